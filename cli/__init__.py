@@ -1,0 +1,1 @@
+"""The command `hgedge`: one file a command."""

@@ -1,0 +1,38 @@
+"""`hgedge cache`: what fit keeps so that the next one is fast."""
+
+from __future__ import annotations
+
+import typer
+
+from hgprompt_edge.cli import options
+from hgprompt_edge.cli.console import out, print_json, reports_errors
+
+app = typer.Typer(help="Features that fit keeps on disk.", no_args_is_help=True)
+
+
+@app.command()
+@reports_errors
+def clear(json: options.Json = False) -> None:
+    """Delete all cached features; the next fit computes them again."""
+    from hgprompt_edge.transfer.features import clear_cache
+
+    files, size = clear_cache()
+    if json:
+        print_json({"files": files, "bytes": size})
+    else:
+        out.print(f"removed {files} files, {size / 1e6:.1f} MB")
+
+
+@app.command()
+@reports_errors
+def show(json: options.Json = False) -> None:
+    """Print where the cache is and how much it holds."""
+    from hgprompt_edge.transfer.features import cache_size
+
+    from hgprompt_edge.files import cache_folder
+
+    files, size = cache_size()
+    if json:
+        print_json({"folder": str(cache_folder()), "files": files, "bytes": size})
+    else:
+        out.print(f"{cache_folder()}: {files} files, {size / 1e6:.1f} MB", soft_wrap=True)

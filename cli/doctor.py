@@ -1,0 +1,72 @@
+"""`hgedge doctor`: what is installed, what runs here, what is missing for what."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rich.table import Table
+
+from hgprompt_edge.cli import options
+from hgprompt_edge.cli.console import out, print_json, reports_errors
+
+NEEDS = {
+    "numpy": "everything",
+    "onnxruntime": "predict",
+    "pillow": "predict",
+    "torch": "fit, export, prompt train",
+    "torchvision": "fit, export, prompt train",
+    "timm": "fit, export, prompt train",
+    "onnx": "export",
+    "onnxscript": "export",
+    "scikit-learn": "fit with --task digits",
+    "scipy": "banks of several init seeds, --task svhn",
+    "matplotlib": "the figure of fit",
+}
+CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd")
+
+
+@reports_errors
+def doctor(json: options.Json = False) -> None:
+    """Print what is installed, what this machine can do, and what is missing for what."""
+    packages = {name: _version(name) for name in NEEDS}
+    machine = {
+        "hgprompt-edge": version("hgprompt-edge"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "cpu_features": _cpu_features(),
+    }
+    if json:
+        print_json({**machine, "packages": packages})
+        return
+    for name, value in machine.items():
+        text = " ".join(value) if isinstance(value, list) else str(value)
+        out.print(f"{name}: {text}", soft_wrap=True)
+    table = Table("package", "version", "needed for", box=None, pad_edge=False)
+    for name, found in packages.items():
+        table.add_row(name, found or "missing", NEEDS[name])
+    out.print(table)
+    if None in packages.values():
+        out.print("missing parts come with: pip install 'hgprompt-edge[server]'", markup=False)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_features() -> list[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return []
+    flags: set[str] = set()
+    for line in text.splitlines():
+        if line.startswith(("flags", "Features")):
+            flags.update(line.split(":", 1)[1].split())
+    return [name for name in CPU_FEATURES if name in flags]

@@ -1,0 +1,66 @@
+"""`hgedge export`: fold a bundle into one model file, proven equal to PyTorch."""
+
+from __future__ import annotations
+
+import time
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hgprompt_edge.cli import options
+from hgprompt_edge.cli.console import note, out, print_json, reports_errors
+from hgprompt_edge.cli.server import needs_server
+
+
+class Format(str, Enum):
+    """File formats of exported models."""
+
+    ONNX = "onnx"
+
+
+@reports_errors
+@needs_server
+def export(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Bundle that fit wrote (default: the newest one here).", show_default=False
+        ),
+    ] = None,
+    file_format: Annotated[Format, typer.Option("--format", help="File format.")] = Format.ONNX,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Model file (default: TASK.onnx).", show_default=False),
+    ] = None,
+    checkpoint: options.Checkpoint = None,
+    json: options.Json = False,
+) -> None:
+    """Fold prompt and head into the frozen ViT and write one verified model file."""
+    from hgprompt_edge.bundle import newest_bundle, read_bundle
+    from hgprompt_edge.export.onnx_file import export_onnx
+    from hgprompt_edge.files import check_writable
+    from hgprompt_edge.vit.backbone import load_backbone
+
+    start = time.perf_counter()
+    if bundle is None:
+        bundle = newest_bundle(Path())
+        note(f"exporting {bundle}, the newest bundle here")
+    content = read_bundle(bundle)
+    path = output or bundle.with_suffix(f".{file_format.value}")
+    check_writable(path.parent, "--output")
+    size = content.preprocessing.image_size
+    backbone = load_backbone(content.backbone, checkpoint=checkpoint, image_size=size)
+    checked = export_onnx(content, backbone, path)
+    seconds = time.perf_counter() - start
+    if json:
+        print_json({"model": str(path), "seconds": round(seconds, 2), **vars(checked)})
+        return
+    size_mb = path.stat().st_size / 1e6
+    out.print(
+        f"{path}: {size_mb:.1f} MB, equal to PyTorch on {checked.images} images "
+        f"(largest difference {checked.max_abs_diff:.1e}, bound {checked.bound:.1e})",
+        soft_wrap=True,
+    )
+    out.print(f"next: hgedge predict --model {path} IMAGE...", soft_wrap=True)

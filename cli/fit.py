@@ -1,0 +1,203 @@
+"""`hgedge fit`: learn how to mix the source prompts for a task."""
+
+from __future__ import annotations
+
+import time
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from hgprompt_edge.cli import options
+from hgprompt_edge.cli.console import note, out, print_json, progress_bar, reports_errors
+from hgprompt_edge.cli.server import needs_server
+
+if TYPE_CHECKING:
+    from hgprompt_edge.transfer.fit import HGPrompt
+
+    from hgprompt_edge.bundle import Bundle, Row
+    from hgprompt_edge.tasks import Task
+
+METHODS = {
+    "none": "no prompt",
+    "best_source": "best source",
+    "uniform": "uniform",
+    "learned": "learned",
+}
+
+
+class Space(str, Enum):
+    """Where gradients of the sources are compared."""
+
+    HEAD = "head"
+    PROMPT = "prompt"
+    COSINE = "cosine"
+
+
+class HeadKind(str, Enum):
+    """Classifier on the features."""
+
+    LDA = "lda"
+    LOGISTIC = "logistic"
+
+
+@reports_errors
+@needs_server
+def fit(
+    sources: Annotated[
+        str, typer.Option(help="Folder of source prompts, or `bundled`.")
+    ] = "bundled",
+    task: options.Task = None,
+    data: options.Data = None,
+    download: options.Download = False,
+    backbone: options.BackboneName = None,
+    checkpoint: options.Checkpoint = None,
+    lam: Annotated[
+        float, typer.Option("--lambda", min=0.0, help="Weight of the gradient conflict.")
+    ] = 1.0,
+    steps: Annotated[int, typer.Option(min=0, help="Steps on cached features.")] = 300,
+    refine: Annotated[int, typer.Option(min=0, help="Exact steps through the ViT.")] = 3,
+    space: Annotated[Space, typer.Option(help="Where gradients are compared.")] = Space.HEAD,
+    head: Annotated[HeadKind, typer.Option(help="Classifier.")] = HeadKind.LDA,
+    seed: options.Seed = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Bundle file (default: TASK.hgbundle).", show_default=False
+        ),
+    ] = None,
+    keep_sources: Annotated[
+        bool, typer.Option(help="Keep the source prompts in the bundle, for the device.")
+    ] = True,
+    json: options.Json = False,
+) -> None:
+    """Learn one weight for each source prompt, fit a head, write one bundle and a figure."""
+    from hgprompt_edge.bundle import SUFFIX, write_bundle
+    from hgprompt_edge.errors import UserError
+    from hgprompt_edge.files import check_writable
+    from hgprompt_edge.prompts import read_bank
+
+    start = time.perf_counter()
+    if task is None and data is None:
+        raise UserError("--task: name a data set, or give your own images with --data FOLDER")
+    check_writable(output.parent if output else Path(), "--output")
+    bank = read_bank(sources)
+    for name in bank.matched:
+        note(f"{name}: another init_seed; its tokens were matched to {bank.names[0]}'s")
+
+    from hgprompt_edge.transfer.fit import HGPrompt
+
+    from hgprompt_edge.tasks import load_task
+    from hgprompt_edge.transfer.figure import draw_fit
+    from hgprompt_edge.vit.backbone import load_backbone
+
+    vit = load_backbone(
+        backbone or bank.backbone, checkpoint=checkpoint, image_size=bank.image_size
+    )
+    with progress_bar() as report:
+        images = load_task(
+            task,
+            vit.preprocessing,
+            data=data,
+            seed=seed,
+            download=download,
+            progress=lambda done, total: report("reading images", done, total),
+        )
+        mixer = HGPrompt(
+            lam=lam,
+            steps=steps,
+            refine=refine,
+            space=space.value,
+            head=head.value,
+            seed=seed,
+            keep_sources=keep_sources,
+        ).fit(bank, vit, images, progress=report)
+    path = output or Path(f"{images.name}{SUFFIX}")
+    write_bundle(path, mixer.bundle_)
+    figure = path.with_suffix(".png")
+    draw_fit(mixer.bundle_, mixer.history_, figure)
+    seconds = time.perf_counter() - start
+    if json:
+        print_json(_document(mixer, images, path, figure, seconds))
+    else:
+        _print_result(mixer, images, path, figure, seconds)
+
+
+def _document(
+    mixer: HGPrompt, images: Task, path: Path, figure: Path, seconds: float
+) -> dict[str, Any]:
+    bundle = mixer.bundle_
+    names = [source["name"] for source in bundle.sources]
+    return {
+        "task": images.name,
+        "images": _counts(images),
+        "unreadable": list(images.unreadable),
+        "left_out": list(mixer.left_out_),
+        "learned_weights": dict(zip(names, map(float, bundle.learned_weights), strict=True)),
+        "weights": dict(zip(names, map(float, bundle.weights), strict=True)),
+        "objective": bundle.objective,
+        "table": [vars(row) for row in bundle.table],
+        "choice": bundle.choice,
+        "bundle": str(path),
+        "figure": str(figure),
+        "seconds": round(seconds, 2),
+    }
+
+
+def _print_result(mixer: HGPrompt, images: Task, path: Path, figure: Path, seconds: float) -> None:
+    bundle = mixer.bundle_
+    counts = ", ".join(f"{count} {name}" for name, count in _counts(images).items())
+    out.print(f"{images.name}: {len(images.classes)} classes; {counts} images", soft_wrap=True)
+    for name in images.unreadable:
+        note(f"skipped {name}")
+    if mixer.left_out_:
+        out.print(f"left out, same family as the target: {', '.join(mixer.left_out_)}")
+    out.print(_weights_table(bundle))
+    out.print(_objective_line(bundle.objective), soft_wrap=True)
+    out.print(_never_worse_table(bundle))
+    chosen = METHODS[bundle.choice]
+    out.print(f"chosen on validation: {chosen}", soft_wrap=True)
+    out.print(f"{path}, {figure} ({seconds:.0f} s)", soft_wrap=True)
+    out.print(f"next: hgedge export {path} --format onnx", soft_wrap=True)
+
+
+def _counts(images: Task) -> dict[str, int]:
+    return {
+        "train": len(images.train),
+        "validation": len(images.validation),
+        "test": len(images.test),
+    }
+
+
+def _weights_table(bundle: Bundle) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("source")
+    table.add_column("learned weight", justify="right")
+    table.add_column("")
+    for source, weight in zip(bundle.sources, bundle.learned_weights, strict=True):
+        table.add_row(source["name"], f"{weight:.3f}", "━" * round(30 * float(weight)))
+    return table
+
+
+def _objective_line(objective: dict[str, Any]) -> str:
+    return (
+        f"H-score {objective['H']:.2f} (noise floor {objective['floor']:.2f}), "
+        f"conflict R {objective['R']:.3f}, "
+        f"effective sources {objective['effective_sources']:.1f} of {objective['sources']}"
+    )
+
+
+def _never_worse_table(bundle: Bundle) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("method", "validation", "log-loss", "test"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for row in bundle.table:
+        table.add_row(*_cells(row), style="bold" if row.method == bundle.choice else None)
+    return table
+
+
+def _cells(row: Row) -> tuple[str, str, str, str]:
+    test = "" if row.test_accuracy is None else f"{100 * row.test_accuracy:.1f} %"
+    return METHODS[row.method], f"{100 * row.val_accuracy:.1f} %", f"{row.val_log_loss:.3f}", test

@@ -1,0 +1,55 @@
+"""The command `hgedge`. Each command lives in its own file; heavy imports happen inside it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from hgprompt_edge.cli import cache, prompt
+from hgprompt_edge.cli.doctor import doctor
+from hgprompt_edge.cli.export import export
+from hgprompt_edge.cli.fit import fit
+from hgprompt_edge.cli.predict import predict
+
+app = typer.Typer(
+    name="hgedge",
+    help="Mix visual prompts for a frozen ViT, fold them into one model, run it on the edge.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(fit)
+app.command()(export)
+app.command()(predict)
+app.add_typer(prompt.app, name="prompt")
+app.add_typer(cache.app, name="cache")
+app.command()(doctor)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"hgedge {version('hgprompt-edge')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Mix visual prompts for a frozen ViT, fold them into one model, run it on the edge."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

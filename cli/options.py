@@ -1,0 +1,39 @@
+"""Options that several commands take, declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Task = Annotated[
+    str | None,
+    typer.Option(
+        help="Known data set (pets, flowers, dtd, cifar100, svhn, caltech101, eurosat, digits, "
+        "generated-orientation, generated-count, generated-location) or a name for --data.",
+        show_default=False,
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of class folders, or images.zip with labels.csv; for a known data set the "
+        "folder that holds it (default: ./data).",
+        show_default=False,
+    ),
+]
+Download = Annotated[bool, typer.Option("--download", help="Fetch a known data set if missing.")]
+BackboneName = Annotated[
+    str | None,
+    typer.Option("--backbone", help="timm id or `bundled`.", show_default=False),
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        help="Local safetensors file with the backbone's weights, instead of the hub.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]

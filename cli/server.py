@@ -1,0 +1,31 @@
+"""Commands that need the server extra say so before they fail deep inside an import."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import ParamSpec, TypeVar
+
+from hgprompt_edge.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SERVER_PACKAGES = ("torch", "torchvision", "timm", "onnx", "sklearn", "scipy", "matplotlib")
+
+
+def needs_server(command: Callable[P, R]) -> Callable[P, R]:
+    """Refuse with one sentence where the server extra is not installed."""
+
+    @functools.wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        missing = [name for name in SERVER_PACKAGES if find_spec(name) is None]
+        if missing:
+            raise UserError(
+                f"`{command.__name__}` needs {', '.join(missing)}, which this device install "
+                "leaves out; run `pip install 'hgprompt-edge[server]'`"
+            )
+        return command(*args, **kwargs)
+
+    return wrapper

@@ -1,0 +1,172 @@
+"""Bundle to ONNX: written under a temporary name, checked, and only then named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from hgprompt_edge.bundle import Bundle
+from hgprompt_edge.device.metadata import (
+    FORMAT,
+    PREFIX,
+    pack_images,
+    parse_metadata,
+    probe_count,
+)
+from hgprompt_edge.errors import CheckError, UserError
+from hgprompt_edge.export.graph import build_graph
+from hgprompt_edge.export.verify import Verification, verify_onnx
+from hgprompt_edge.files import atomic_path
+from hgprompt_edge.preprocess import Preprocessing
+from hgprompt_edge.vit.backbone import Backbone
+
+MAX_MODEL_BYTES = 2**31 - 2**24
+"""Largest model that one protobuf file holds, with room for the metadata."""
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def export_onnx(
+    bundle: Bundle, backbone: Backbone, path: Path, *, images: Pixels | None = None
+) -> Verification:
+    """Fold prompt and head into the ViT, write one ONNX file, prove it equal to PyTorch.
+
+    Parameters
+    ----------
+    images
+        Real images `[n, S, S, 3]` uint8 to verify on; None: the bundle's probe images.
+
+    Raises
+    ------
+    UserError
+        The bundle belongs to another backbone or is inconsistent, the model is too large for one
+        file, or `path` cannot be written.
+    CheckError
+        The model is not equal to PyTorch (METHOD 8). No file is written, an old one stays.
+    """
+    images = bundle.probe_images if images is None else images
+    _check_fits(bundle, backbone, images)
+    with atomic_path(path) as temporary:
+        model = build_graph(bundle, backbone)
+        _check_size(model, path)
+        entries = describe(bundle)
+        model.metadata_props.update(entries)
+        ir.save(model, temporary)
+        try:
+            onnx.checker.check_model(temporary, full_check=True)
+            verification = verify_onnx(temporary, bundle, backbone, images)
+        except (CheckError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
+            raise CheckError(f"{path}: {_brief(e)}; nothing was written") from e
+        if not verification.ok:
+            raise CheckError(
+                f"{path}: the model is not equal to PyTorch ({verification}); nothing was written"
+            )
+        last = {f"{PREFIX}verification": json.dumps(asdict(verification), sort_keys=True)}
+        _append_metadata(temporary, last)
+        parse_metadata(path, {**entries, **last})
+    return verification
+
+
+def describe(bundle: Bundle) -> dict[str, str]:
+    """Metadata of an exported model except its verification, as `Metadata` reads it."""
+    count = probe_count(bundle.probe_images)
+    fields = {
+        "format": FORMAT,
+        "task": bundle.task,
+        "classes": json.dumps(bundle.classes),
+        "preprocessing": bundle.preprocessing.to_json(),
+        "image_size": str(bundle.preprocessing.image_size),
+        "resize": resize_rule(bundle.preprocessing),
+        "backbone": bundle.backbone,
+        "backbone_sha256": bundle.backbone_sha256,
+        "mode": bundle.mode,
+        "choice": bundle.choice,
+        "weights": json.dumps(bundle.weights.tolist()),
+        "sources": json.dumps(bundle.sources),
+        "objective": json.dumps(bundle.objective, sort_keys=True),
+        "table": json.dumps([vars(row) for row in bundle.table]),
+        "split_digest": bundle.split_digest,
+        "seed": str(bundle.seed),
+        "versions": json.dumps({**bundle.versions, **_versions()}, sort_keys=True),
+        "probe_logits": json.dumps(bundle.probe_logits[:count].tolist()),
+        "probe_images": pack_images(bundle.probe_images[:count]),
+    }
+    return {f"{PREFIX}{name}": text for name, text in fields.items()}
+
+
+def resize_rule(preprocessing: Preprocessing) -> str:
+    """Put the resize rule in words, for whoever feeds the model without this package."""
+    resize, size = preprocessing.resize, preprocessing.image_size
+    what = "both sides" if preprocessing.crop_mode == "squash" else "the shorter side"
+    crop = (
+        "" if resize == size and what == "both sides" else f", then crop {size} x {size} centrally"
+    )
+    return f"RGB; resize {what} to {resize} px ({preprocessing.interpolation}, antialiased){crop}"
+
+
+def _check_fits(bundle: Bundle, backbone: Backbone, images: Pixels) -> None:
+    if bundle.backbone_sha256 != backbone.sha256:
+        raise UserError(
+            f"the bundle of task '{bundle.task}' was fitted on other weights of {bundle.backbone} "
+            f"(sha256 {bundle.backbone_sha256[:12]}..., these have {backbone.sha256[:12]}...); "
+            "give the ones it was fitted on with --checkpoint"
+        )
+    size, depth, width = backbone.image_size, backbone.depth, backbone.embed_dim
+    classes = len(bundle.classes)
+    prompt = () if bundle.prompt is None else bundle.prompt.shape
+    for what, found, fits in (
+        ("image size", bundle.preprocessing.image_size, bundle.preprocessing.image_size == size),
+        ("prompt", prompt, not prompt or (prompt[0] in (1, depth) and prompt[2:] == (width,))),
+        ("head.weight", bundle.head_weight.shape, bundle.head_weight.shape == (classes, width)),
+        ("head.bias", bundle.head_bias.shape, bundle.head_bias.shape == (classes,)),
+        ("images to verify on", images.shape, len(images) and images.shape[1:] == (size, size, 3)),
+    ):
+        if not fits:
+            raise UserError(
+                f"the bundle of task '{bundle.task}' does not fit '{backbone.name}' at {size} px: "
+                f"its {what} is {found}; run `hgedge fit` again"
+            )
+
+
+def _check_size(model: ir.Model, path: Path) -> None:
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    if size > MAX_MODEL_BYTES:
+        raise UserError(
+            f"{path}: the model would have {size / 1e9:.1f} GB and one ONNX file holds 2 GB; "
+            "choose a smaller backbone"
+        )
+
+
+def _append_metadata(path: Path, entries: dict[str, str]) -> None:
+    # Protobuf messages that follow each other are one message, repeated fields are joined. So the
+    # bytes that were verified stay as they are.
+    tail = onnx.ModelProto()
+    onnx.helper.set_model_props(tail, entries)
+    with path.open("ab") as file:
+        file.write(tail.SerializeToString(deterministic=True))
+
+
+def _brief(error: Exception) -> str:
+    return (
+        str(error).strip().splitlines()[0].rstrip(".")
+        if str(error).strip()
+        else type(error).__name__
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("hgprompt-edge", "torch", "timm", "onnx", "onnx-ir", "onnxruntime", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            continue
+    return found

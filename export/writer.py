@@ -1,0 +1,73 @@
+"""Writes the nodes and constants of an ONNX graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+from torch import Tensor, nn
+
+Doubles = npt.NDArray[np.float64]
+
+
+class Writer:
+    """Collects nodes and constants; names say where in the network a value comes from."""
+
+    def __init__(self) -> None:
+        self.tape = Tape()
+        self._constants: dict[str, ir.Value] = {}
+
+    def op(self, kind: str, name: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        """Write one node of operator `kind`; its only output has the node's name."""
+        output = ir.Value(name=name)
+        return self.tape.op(kind, inputs, attributes, name=name, output=output)
+
+    def constant(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
+        """Store an array, once a name."""
+        if name not in self._constants:
+            tensor = ir.Tensor(np.ascontiguousarray(array), name=name)
+            self._constants[name] = self.tape.initializer(tensor)
+        return self._constants[name]
+
+    def floats(self, name: str, array: Tensor | npt.NDArray[Any]) -> ir.Value:
+        """Store float32 weights."""
+        return self.constant(name, np.asarray(array, dtype=np.float32))
+
+    def integers(self, *values: int) -> ir.Value:
+        """Store shapes, axes and indices as an int64 vector, once for equal ones."""
+        return self.constant("int64." + ".".join(map(str, values)), np.array(values, np.int64))
+
+    def reshape(self, name: str, x: ir.Value, *shape: int) -> ir.Value:
+        """Reshape; 0 keeps a dimension, one -1 takes what is left."""
+        return self.op("Reshape", name, x, self.integers(*shape))
+
+    def tokens(self, name: str, x: ir.Value, start: int, stop: int) -> ir.Value:
+        """Tokens `start` to `stop` of `x [batch, N, D]`."""
+        return self.op("Slice", name, x, *(self.integers(i) for i in (start, stop, 1)))
+
+    def linear(self, name: str, x: ir.Value, weight: Doubles, bias: Doubles | None) -> ir.Value:
+        """`x [batch, N, D]` times `weight [D, E]` plus `bias`, `[E]` or `[N, E]`."""
+        product = self.op("MatMul", f"{name}.matmul", x, self.floats(f"{name}.weight", weight))
+        if bias is None:
+            return product
+        return self.op("Add", name, product, self.floats(f"{name}.bias", bias))
+
+    def norm(self, name: str, x: ir.Value, norm: nn.Module, factor: float = 1.0) -> ir.Value:
+        """LayerNorm over the last axis, times `factor`; nothing for an Identity."""
+        if not isinstance(norm, nn.LayerNorm):
+            return x
+        width = norm.normalized_shape[-1]
+        gamma = np.ones(width) if norm.weight is None else to_array(norm.weight)
+        scale = self.floats(f"{name}.weight", gamma * factor)
+        bias = None
+        if norm.bias is not None:
+            bias = self.floats(f"{name}.bias", to_array(norm.bias) * factor)
+        return self.op("LayerNormalization", name, x, scale, bias, axis=-1, epsilon=norm.eps)
+
+
+def to_array(tensor: Tensor) -> Doubles:
+    """Weights in float64, in which they are folded before they are rounded once."""
+    return tensor.detach().cpu().double().numpy()

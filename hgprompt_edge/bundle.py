@@ -1,0 +1,175 @@
+"""What `fit` produces and everything else consumes: one `TASK.hgbundle` file (safetensors).
+
+Tensors: the folded `prompt [L, T, D]` (absent where no prompt was the best choice), the mix
+`weights [N]`, `learned_weights [N]`, `head.weight [K, D]`, `head.bias [K]`, `probe.images`,
+`probe.logits`, and with kept sources `sources [N, L, T, D]` float16.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import read_safetensors, write_safetensors
+from hgprompt_edge.preprocess import Preprocessing
+
+FORMAT = "hgprompt.bundle/1"
+SUFFIX = ".hgbundle"
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the never-worse table: a way to use the sources and what it is worth.
+
+    `test_accuracy` is None where the task has no test part.
+    """
+
+    method: str
+    val_accuracy: float
+    val_log_loss: float
+    test_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A fitted task: the folded prompt, the head, and where both come from.
+
+    Attributes
+    ----------
+    prompt
+        `[L, T, D]` float32, or None where the frozen backbone alone was the best choice.
+    choice
+        The method of `table` that was chosen on validation: `none`, `best_source`, `uniform`
+        or `learned`.
+    weights, learned_weights
+        `[N]` float32: the chosen mix (all zero for `none`), and what the objective learned.
+    head_weight, head_bias
+        `[K, D]`, `[K]` float32, calibrated: softmax of the logits are probabilities.
+    sources
+        For each source a dict with `name`, `sha256`, `family`.
+    source_tokens
+        `[N, L, T, D]` float16 for the device's bank, or None.
+    probe_images, probe_logits
+        Up to 16 validation images `[p, H, W, 3]` uint8 and PyTorch's logits `[p, K]` on them.
+    objective
+        `H`, `floor`, `R`, `lambda`, `shrinkage`, `steps`, ... as printed by fit.
+    """
+
+    task: str
+    classes: tuple[str, ...]
+    backbone: str
+    backbone_sha256: str
+    preprocessing: Preprocessing
+    mode: str
+    choice: str
+    prompt: Floats | None
+    weights: Floats
+    learned_weights: Floats
+    head_weight: Floats
+    head_bias: Floats
+    sources: tuple[dict[str, str], ...]
+    table: tuple[Row, ...]
+    objective: dict[str, Any]
+    probe_images: npt.NDArray[np.uint8]
+    probe_logits: Floats
+    source_tokens: npt.NDArray[np.float16] | None = None
+    split_digest: str = ""
+    seed: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def write_bundle(path: Path, bundle: Bundle) -> None:
+    """Write a bundle, whole or not at all. Same bundle, same bytes."""
+    tensors: dict[str, npt.NDArray[np.generic]] = {
+        "weights": bundle.weights.astype(np.float32),
+        "learned_weights": bundle.learned_weights.astype(np.float32),
+        "head.weight": bundle.head_weight.astype(np.float32),
+        "head.bias": bundle.head_bias.astype(np.float32),
+        "probe.images": bundle.probe_images,
+        "probe.logits": bundle.probe_logits.astype(np.float32),
+    }
+    if bundle.prompt is not None:
+        tensors["prompt"] = bundle.prompt.astype(np.float32)
+    if bundle.source_tokens is not None:
+        tensors["sources"] = bundle.source_tokens.astype(np.float16)
+    metadata = {
+        "format": FORMAT,
+        "task": bundle.task,
+        "classes": json.dumps(bundle.classes),
+        "backbone": bundle.backbone,
+        "backbone_sha256": bundle.backbone_sha256,
+        "preprocessing": bundle.preprocessing.to_json(),
+        "mode": bundle.mode,
+        "choice": bundle.choice,
+        "sources": json.dumps(bundle.sources),
+        "table": json.dumps([vars(row) for row in bundle.table]),
+        "objective": json.dumps(bundle.objective, sort_keys=True),
+        "split_digest": bundle.split_digest,
+        "seed": str(bundle.seed),
+        "versions": json.dumps(bundle.versions, sort_keys=True),
+    }
+    write_safetensors(path, tensors, metadata)
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Read and check a bundle.
+
+    Raises
+    ------
+    UserError
+        Missing, damaged, another format, or numbers that are not finite.
+    """
+    tensors, metadata = read_safetensors(path)
+    if metadata.get("format") != FORMAT:
+        found = metadata.get("format", "missing")
+        raise UserError(f"{path}: not a bundle of this version (format '{found}', not '{FORMAT}')")
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+            raise UserError(f"{path}: '{name}' holds NaN or inf; run `hgedge fit` again")
+    try:
+        return Bundle(
+            task=metadata["task"],
+            classes=tuple(json.loads(metadata["classes"])),
+            backbone=metadata["backbone"],
+            backbone_sha256=metadata["backbone_sha256"],
+            preprocessing=Preprocessing.from_json(metadata["preprocessing"]),
+            mode=metadata["mode"],
+            choice=metadata["choice"],
+            prompt=cast("Floats | None", tensors.get("prompt")),
+            weights=cast("Floats", tensors["weights"]),
+            learned_weights=cast("Floats", tensors["learned_weights"]),
+            head_weight=cast("Floats", tensors["head.weight"]),
+            head_bias=cast("Floats", tensors["head.bias"]),
+            sources=tuple(json.loads(metadata["sources"])),
+            table=tuple(Row(**row) for row in json.loads(metadata["table"])),
+            objective=json.loads(metadata["objective"]),
+            probe_images=cast("npt.NDArray[np.uint8]", tensors["probe.images"]),
+            probe_logits=cast("Floats", tensors["probe.logits"]),
+            source_tokens=cast("npt.NDArray[np.float16] | None", tensors.get("sources")),
+            split_digest=metadata["split_digest"],
+            seed=int(metadata["seed"]),
+            versions=json.loads(metadata["versions"]),
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged bundle ({error}); run `hgedge fit` again") from error
+
+
+def newest_bundle(folder: Path) -> Path:
+    """The most recently written bundle in `folder`.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    paths = sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
+    if not paths:
+        raise UserError(f"no *{SUFFIX} file in {folder}; run `hgedge fit` first or name a bundle")
+    return paths[-1]

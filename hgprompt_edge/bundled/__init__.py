@@ -1,0 +1,1 @@
+"""The backbone and the source bank that come with the package."""

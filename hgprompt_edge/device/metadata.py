@@ -1,0 +1,138 @@
+"""What an exported model says about itself: the metadata under `hgprompt.*`.
+
+All values are strings, most of them JSON. The file may come from anywhere, so everything is
+checked before it is used.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, field_validator
+
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.preprocess import RESAMPLING, Preprocessing
+
+FORMAT = "hgprompt.model/1"
+PREFIX = "hgprompt."
+MAX_SIDE = 16_384
+"""No image is resized to more than this many pixels a side, whatever a file says."""
+PROBE_BYTES = 640 * 1024
+"""Raw size of the probe images that a model carries: 16 of 64 pixels, 4 of 224."""
+
+
+class Metadata(BaseModel):
+    """Metadata of an exported model, each field from the key `hgprompt.<field>`.
+
+    Attributes
+    ----------
+    resize
+        The resize rule in words.
+    choice
+        Which mix was chosen on validation, see `Bundle`.
+    verification
+        Figures of the comparison with PyTorch; written last, so a file without it is not whole.
+    probe_logits
+        PyTorch's logits on the probe images, `[p][K]`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    format: str
+    task: str
+    classes: Json[tuple[str, ...]] = Field(min_length=1)
+    preprocessing: Json[Preprocessing]
+    image_size: int
+    resize: str
+    backbone: str
+    backbone_sha256: str
+    mode: str
+    choice: str
+    weights: Json[tuple[float, ...]]
+    sources: Json[tuple[dict[str, str], ...]]
+    objective: Json[dict[str, Any]]
+    table: Json[tuple[dict[str, Any], ...]]
+    split_digest: str
+    seed: int
+    versions: Json[dict[str, str]]
+    verification: Json[dict[str, Any]]
+    probe_logits: Json[tuple[tuple[float, ...], ...]]
+    probe_images: str
+
+    @field_validator("preprocessing")
+    @classmethod
+    def _known_rule(cls, value: Preprocessing) -> Preprocessing:
+        if not (0 < value.image_size <= MAX_SIDE and 0 < value.resize <= MAX_SIDE):
+            raise ValueError(f"sides must be 1 to {MAX_SIDE} pixels")
+        if value.crop_mode not in ("center", "squash") or value.interpolation not in RESAMPLING:
+            raise ValueError(f"unknown rule '{value.crop_mode}', '{value.interpolation}'")
+        return value
+
+    def probe(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        """Images `[p, S, S, 3]` and the logits `[p, K]` that PyTorch gives for them.
+
+        Raises
+        ------
+        ValueError
+            The images do not unpack to that size.
+        """
+        logits = np.array(self.probe_logits, dtype=np.float32).reshape(-1, len(self.classes))
+        side = self.preprocessing.image_size
+        size = len(logits) * side * side * 3
+        packed = zlib.decompressobj()
+        try:
+            raw = packed.decompress(base64.b64decode(self.probe_images), size + 1)
+        except zlib.error as error:
+            raise ValueError(f"probe images are damaged ({error})") from error
+        if len(raw) != size:
+            raise ValueError(f"probe images unpack to {len(raw)} bytes instead of {size}")
+        return np.frombuffer(raw, np.uint8).reshape(-1, side, side, 3), logits
+
+
+def pack_images(images: npt.NDArray[np.uint8]) -> str:
+    """As many of the images `[n, S, S, 3]` as `PROBE_BYTES` hold, at least one, as text."""
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(images).tobytes(), 9)).decode()
+
+
+def probe_count(images: npt.NDArray[np.uint8]) -> int:
+    """How many of the probe images `[n, S, S, 3]` go into a model."""
+    return min(len(images), max(1, PROBE_BYTES // max(1, images[:1].nbytes)))
+
+
+def parse_metadata(path: Path, entries: Mapping[str, str]) -> Metadata:
+    """Check the metadata of a model file.
+
+    Raises
+    ------
+    UserError
+        Not a model of ours, one of a newer format, or damaged.
+    """
+    version = entries.get(f"{PREFIX}format", "")
+    if not version.startswith("hgprompt.model/"):
+        raise UserError(
+            f"{path}: an ONNX model, but not one that `hgedge export` wrote; "
+            "give the file that it printed"
+        )
+    if version != FORMAT:
+        raise UserError(
+            f"{path}: format {version} is not the one that this hgedge reads ({FORMAT}); "
+            "upgrade hgprompt-edge or export the model again"
+        )
+    if f"{PREFIX}verification" not in entries:
+        raise UserError(f"{path}: its last part is missing; copy or export the model again")
+    fields = {key.removeprefix(PREFIX): entries[key] for key in entries if key.startswith(PREFIX)}
+    try:
+        return Metadata.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{path}: '{PREFIX}{where}' is missing or malformed ({first['msg'].lower()}); "
+            "export the model again"
+        ) from error

@@ -1,0 +1,206 @@
+"""Run an exported model: images in, classes with probabilities out. Needs no PyTorch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from hgprompt_edge.device.metadata import Metadata, parse_metadata
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.preprocess import (
+    IMAGE_SUFFIXES,
+    Preprocessing,
+    UnreadableImageError,
+    read_image,
+)
+
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of one image.
+
+    Attributes
+    ----------
+    labels
+        `(class, probability)`, most probable first; empty for an image that cannot be read.
+    error
+        Why it cannot be read, else None.
+    """
+
+    path: Path
+    labels: tuple[tuple[str, float], ...]
+    error: str | None = None
+
+
+class Predictor:
+    """A model file that `hgedge export` wrote, ready to run.
+
+    Parameters
+    ----------
+    path
+        The ONNX file. It may come from anywhere and is checked.
+    threads
+        CPU threads of one run; None: the runtime's default, all cores.
+
+    Attributes
+    ----------
+    metadata : Metadata
+        What the file says about itself.
+
+    Raises
+    ------
+    UserError
+        No such file, not ONNX, truncated, not a model of ours, or the runtime is too old.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        self.path = path
+        self._session = _open(path, threads)
+        entries = self._session.get_modelmeta().custom_metadata_map
+        self.metadata: Metadata = parse_metadata(path, entries)
+        _check_contract(path, self._session, self.metadata)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the logits."""
+        return self.metadata.classes
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the pixels that the model takes."""
+        return self.metadata.preprocessing
+
+    def logits(self, pixels: Pixels) -> Floats:
+        """Logits `[n, K]` float32 of pixels `[n, S, S, 3]` uint8, RGB, resized and cropped."""
+        side = self.preprocessing.image_size
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != (side, side, 3):
+            raise ValueError(
+                f"The 'pixels' must be uint8 [n, {side}, {side}, 3]. "
+                f"Got {pixels.dtype} {list(pixels.shape)} instead."
+            )
+        if len(pixels) == 0:
+            return np.zeros((0, len(self.classes)), np.float32)
+        return cast("Floats", self._session.run(["logits"], {"image": pixels})[0])
+
+    def probabilities(self, pixels: Pixels) -> Floats:
+        """Probabilities `[n, K]` of pixels `[n, S, S, 3]`; each row sums to 1."""
+        return softmax(self.logits(pixels))
+
+    def predict_paths(
+        self, paths: Iterable[Path], top: int = 1, batch_size: int = 16
+    ) -> Iterator[Prediction]:
+        """Classify image files, `batch_size` at a time, in their order; memory stays bounded.
+
+        Parameters
+        ----------
+        top
+            Classes to name for each image; more than there are means all.
+        """
+        remaining = iter(paths)
+        while batch := list(islice(remaining, batch_size)):
+            images = [self._read(path) for path in batch]
+            readable = [image for image in images if not isinstance(image, str)]
+            rows = iter(self.probabilities(np.stack(readable)) if readable else ())
+            for path, image in zip(batch, images, strict=True):
+                if isinstance(image, str):
+                    yield Prediction(path, (), image)
+                else:
+                    yield Prediction(path, self._top(next(rows), top))
+
+    def _read(self, path: Path) -> Pixels | str:
+        try:
+            return read_image(path, self.preprocessing)
+        except UnreadableImageError as error:
+            return error.reason
+
+    def _top(self, probabilities: Floats, top: int) -> tuple[tuple[str, float], ...]:
+        order = np.argsort(-probabilities, kind="stable")[:top]
+        return tuple((self.classes[index], float(probabilities[index])) for index in order)
+
+
+def softmax(logits: Floats) -> Floats:
+    """Softmax over the last axis; safe for logits of any size."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return cast("Floats", exponentials / exponentials.sum(axis=-1, keepdims=True))
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Image files in the order given; a folder stands for the images below it, sorted by path.
+
+    Files that are named are taken whatever their suffix. Hidden files and folders are left out.
+
+    Raises
+    ------
+    UserError
+        A path that does not exist, or a folder without images.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            images = sorted(p for p in path.rglob("*") if _is_image(p.relative_to(path), p))
+            if not images:
+                raise UserError(f"{path}: no images in this folder; name one that holds some")
+            found += images
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UserError(f"{path}: no such file or folder; check the path")
+    return found
+
+
+def _is_image(relative: Path, path: Path) -> bool:
+    hidden = any(part.startswith(".") for part in relative.parts)
+    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def _open(path: Path, threads: int | None) -> ort.InferenceSession:
+    if not path.is_file():
+        raise UserError(f"{path}: no such model file; make it with `hgedge export`")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # errors come as exceptions
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's errors have no common base
+        raise UserError(f"{path}: {_why(str(error))}") from error
+
+
+def _why(message: str) -> str:
+    """One phrase for why the runtime does not load a model."""
+    newer = re.search(r"(IR version: |[Oo]pset )(\d+)(, max| is under)", message)
+    if newer:
+        what = "IR version" if newer[1].startswith("IR") else "opset"
+        return (
+            f"uses ONNX {what} {newer[2]}, which onnxruntime {ort.__version__} does not know; "
+            "upgrade onnxruntime or export the model again"
+        )
+    if "protobuf" in message.lower():
+        return "truncated or not an ONNX file; copy or export it again"
+    reason = message.splitlines()[0].rpartition(" : ")[2][:200]
+    return f"onnxruntime {ort.__version__} does not load it ({reason}); export it again"
+
+
+def _check_contract(path: Path, session: ort.InferenceSession, metadata: Metadata) -> None:
+    """Refuse a file whose graph is not what its metadata says."""
+    side = metadata.preprocessing.image_size
+    inputs = [(i.name, i.type, i.shape[1:]) for i in session.get_inputs()]
+    outputs = [(o.name, o.type, o.shape[1:]) for o in session.get_outputs()]
+    wanted_inputs = [("image", "tensor(uint8)", [side, side, 3])]
+    wanted_outputs = [("logits", "tensor(float)", [len(metadata.classes)])]
+    if inputs != wanted_inputs or outputs != wanted_outputs:
+        raise UserError(
+            f"{path}: takes {inputs} and gives {outputs}, which does not fit its metadata "
+            f"({side} px, {len(metadata.classes)} classes); export it again"
+        )

@@ -1,0 +1,177 @@
+"""Files that are whole or absent: atomic writes, checked reads, digests."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from hgprompt_edge.errors import UserError
+
+Array = npt.NDArray[np.generic]
+
+MAX_HEADER_BYTES = 1 << 20
+"""No file of ours has a header near 1 MiB; a larger one is an attack or an accident."""
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it takes the name, on failure it goes away.
+
+    The file is flushed to disk before the rename and the folder after it, so that a file that has
+    its name is whole, even after a power cut. An old file survives any failure.
+
+    Raises
+    ------
+    UserError
+        The folder does not exist or cannot be written, or the disk is full.
+    """
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise UserError(_write_message(path, error)) from error
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(_write_message(path, error)) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Refuse, before hours of work, a folder that will not take the result."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        message = f"{option}: cannot write to the folder {folder} ({reason}); choose another one"
+        raise UserError(message) from error
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]
+) -> None:
+    """Write named arrays and flat string metadata as one safetensors file, atomically.
+
+    Metadata keys are sorted, so that the same content gives the same bytes.
+    """
+    ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    data = save_safetensors(ordered, metadata=dict(sorted(metadata.items())))
+    write_bytes(path, _sort_header(data))
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
+    """Read a safetensors file that may come from anywhere: `(tensors, metadata)`.
+
+    Raises
+    ------
+    UserError
+        The file is missing, truncated, not safetensors, or claims a header over 1 MiB.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+            size = int.from_bytes(head, "little")
+            if len(head) == 8 and size > MAX_HEADER_BYTES:
+                raise UserError(
+                    f"{path}: the header claims {size:,} bytes, more than {MAX_HEADER_BYTES:,}; "
+                    "this is not a file that hgedge wrote"
+                )
+            data = head + file.read()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({(error.strerror or '').lower()})") from error
+    try:
+        tensors = load_safetensors(data)
+        header = json.loads(data[8 : 8 + size])
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}: truncated or not a safetensors file ({error}); copy or make it again"
+        ) from error
+    return tensors, dict(header.get("__metadata__") or {})
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_arrays(arrays: Mapping[str, Array]) -> str:
+    """Hexadecimal sha256 over names, dtypes, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
+        digest.update(array.data if array.size else b"")
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Folder for what can be computed again: `$HGEDGE_CACHE`, else `~/.cache/hgprompt-edge`."""
+    base = os.environ.get("HGEDGE_CACHE")
+    if base:
+        return Path(base)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hgprompt-edge"
+
+
+def _sort_header(data: bytes) -> bytes:
+    # safetensors keeps metadata in a hash map: the order of its keys changes from run to run.
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    metadata = header.pop("__metadata__", {})
+    ordered = {"__metadata__": dict(sorted(metadata.items())), **header}
+    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write_message(path: Path, error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return f"{path}: the disk is full; nothing was written, free some space and run it again"
+    if error.errno == errno.ENOENT:
+        return f"{path}: the folder {path.parent} does not exist; make it or choose another one"
+    reason = (error.strerror or str(error)).lower()
+    return f"{path}: cannot be written ({reason}); choose another output path"

@@ -1,0 +1,300 @@
+"""Source prompts and banks of them: read, check, match, mix, write.
+
+A prompt file is a safetensors file: tensor `prompt [L, T, D]` float32, optionally `head.weight
+[K, D]` and `head.bias [K]`, and flat string metadata (`format`, `backbone`, ...). A bank is a
+folder of prompt files that fit each other.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import read_safetensors, sha256_file, write_safetensors
+
+FORMAT = "hgprompt.prompt/1"
+DEEP, SHALLOW = "deep", "shallow"
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One source prompt and what is known about it.
+
+    Attributes
+    ----------
+    tokens
+        `[L, T, D]` float32; `L` is the backbone's depth (deep) or 1 (shallow).
+    backbone, backbone_sha256
+        timm id or `bundled`, and the fingerprint of the weights that the prompt was trained on.
+    init_seed
+        Seed of the initialisation. Only tokens that started alike correspond token by token.
+    test_accuracy, test_accuracy_unprompted
+        On the source's own test part with the same closed-form head, in [0, 1].
+    recipe
+        How it was trained, for people.
+    sha256
+        Of the file it was read from, else empty.
+    """
+
+    tokens: Floats
+    name: str
+    backbone: str
+    backbone_sha256: str
+    image_size: int
+    mode: str = DEEP
+    init_seed: int = 0
+    task: str = ""
+    family: str = ""
+    classes: tuple[str, ...] = ()
+    test_accuracy: float | None = None
+    test_accuracy_unprompted: float | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    head_weight: Floats | None = None
+    head_bias: Floats | None = None
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class PromptBank:
+    """Prompts that fit each other: same backbone, shape and mode.
+
+    Attributes
+    ----------
+    prompts
+        In the order of their file names.
+    matched
+        Names of the prompts whose tokens were reordered to correspond to the first prompt's.
+    """
+
+    prompts: tuple[Prompt, ...]
+    matched: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the sources, `N` of them."""
+        return tuple(prompt.name for prompt in self.prompts)
+
+    @property
+    def tokens(self) -> Floats:
+        """All prompts, `[N, L, T, D]` float32."""
+        return np.stack([prompt.tokens for prompt in self.prompts])
+
+    @property
+    def backbone(self) -> str:
+        """The timm id, or `bundled`, that every prompt was trained on."""
+        return self.prompts[0].backbone
+
+    @property
+    def backbone_sha256(self) -> str:
+        """Fingerprint of that backbone's weights."""
+        return self.prompts[0].backbone_sha256
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.prompts[0].image_size
+
+    @property
+    def mode(self) -> str:
+        """`deep` or `shallow`."""
+        return self.prompts[0].mode
+
+    def without_family(self, family: str) -> PromptBank:
+        """Leave out the sources of a target's own family, so that a comparison is honest."""
+        kept = tuple(p for p in self.prompts if not family or p.family != family)
+        return replace(self, prompts=kept)
+
+
+def read_prompt(path: Path) -> Prompt:
+    """Read and check one prompt file.
+
+    Raises
+    ------
+    UserError
+        Damaged file, other format or version, wrong shape or dtype, NaN or inf.
+    """
+    tensors, metadata = read_safetensors(path)
+    version = metadata.get("format", "")
+    if not version.startswith("hgprompt.prompt/"):
+        raise UserError(f"{path}: not a prompt file (its format is '{version or 'missing'}')")
+    if version != FORMAT:
+        raise UserError(f"{path}: format {version} is newer than this hgedge reads ({FORMAT})")
+    _check_tensors(path, tensors)
+    try:
+        prompt = _from_metadata(path, tensors, metadata)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: metadata is missing or malformed ({error})") from error
+    if (prompt.mode == SHALLOW) != (len(prompt.tokens) == 1):
+        raise UserError(
+            f"{path}: mode '{prompt.mode}' does not fit {len(prompt.tokens)} layers of tokens"
+        )
+    return prompt
+
+
+def write_prompt(path: Path, prompt: Prompt) -> None:
+    """Write one prompt file, whole or not at all."""
+    tensors = {"prompt": prompt.tokens.astype(np.float32)}
+    if prompt.head_weight is not None and prompt.head_bias is not None:
+        tensors["head.weight"] = prompt.head_weight.astype(np.float32)
+        tensors["head.bias"] = prompt.head_bias.astype(np.float32)
+    metadata = {
+        "format": FORMAT,
+        "backbone": prompt.backbone,
+        "backbone_sha256": prompt.backbone_sha256,
+        "image_size": str(prompt.image_size),
+        "mode": prompt.mode,
+        "init_seed": str(prompt.init_seed),
+        "task": prompt.task,
+        "family": prompt.family,
+        "classes": json.dumps(prompt.classes),
+        "test_accuracy": json.dumps(prompt.test_accuracy),
+        "test_accuracy_unprompted": json.dumps(prompt.test_accuracy_unprompted),
+        "recipe": json.dumps(prompt.recipe, sort_keys=True),
+    }
+    write_safetensors(path, tensors, metadata)
+
+
+def bundled_bank() -> Path:
+    """Folder of the source bank that comes with the package."""
+    return Path(str(package_files("hgprompt_edge.bundled") / "bank"))
+
+
+def read_bank(source: str | Path = "bundled") -> PromptBank:
+    """Read a folder of prompt files (or `bundled`), check that they fit, match their tokens.
+
+    Raises
+    ------
+    UserError
+        No folder, no prompt in it, a damaged prompt, or prompts that do not fit each other.
+    """
+    folder = bundled_bank() if str(source) == "bundled" else Path(source)
+    if not folder.is_dir():
+        raise UserError(f"--sources {source}: no such folder; name one that holds prompt files")
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise UserError(
+            f"--sources {source}: the bank is empty, no *.safetensors in it; "
+            "train one with `hgedge prompt train` or use `--sources bundled`"
+        )
+    prompts = tuple(read_prompt(path) for path in paths)
+    for path, prompt in zip(paths[1:], prompts[1:], strict=True):
+        _check_fit(paths[0], prompts[0], path, prompt)
+    return match_prompts(PromptBank(prompts))
+
+
+def match_prompts(bank: PromptBank) -> PromptBank:
+    """Reorder the tokens of prompts whose `init_seed` differs from the first prompt's.
+
+    Per layer, the assignment that maximises the summed cosine of LayerNorm-centred tokens
+    (METHOD 1). A shallow prompt has one layer, so one permutation.
+    """
+    reference = bank.prompts[0]
+    matched = [
+        prompt
+        if prompt.init_seed == reference.init_seed
+        else replace(prompt, tokens=match_tokens(reference.tokens, prompt.tokens))
+        for prompt in bank.prompts
+    ]
+    names = tuple(p.name for p in bank.prompts if p.init_seed != reference.init_seed)
+    return PromptBank(tuple(matched), names)
+
+
+def match_tokens(reference: Floats, tokens: Floats) -> Floats:
+    """Permute `tokens [L, T, D]`, layer by layer, to correspond to `reference [L, T, D]`."""
+    # scipy comes with the server extra; a device never matches.
+    from scipy.optimize import linear_sum_assignment
+
+    result = np.empty_like(tokens)
+    for layer, (target, moving) in enumerate(zip(reference, tokens, strict=True)):
+        cosine = _centred_directions(target) @ _centred_directions(moving).T  # [T, T]
+        _, columns = linear_sum_assignment(cosine, maximize=True)
+        result[layer] = moving[columns]
+    return result
+
+
+def mix(tokens: Floats, weights: npt.ArrayLike) -> Floats:
+    """Fold `tokens [N, L, T, D]` with `weights [N]` into one prompt `[L, T, D]` (METHOD eq. 1)."""
+    weights = np.asarray(weights, dtype=np.float64)
+    return np.tensordot(weights, tokens.astype(np.float64), axes=1).astype(np.float32)
+
+
+def effective_sources(weights: npt.ArrayLike) -> float:
+    """Effective number of sources: the exponential of the entropy of the weights `[N]`."""
+    weights = np.asarray(weights, dtype=np.float64)
+    positive = weights[weights > 0]
+    return float(np.exp(-np.sum(positive * np.log(positive))))
+
+
+def _centred_directions(tokens: Floats) -> npt.NDArray[np.float64]:
+    centred = tokens.astype(np.float64) - tokens.mean(axis=-1, keepdims=True)
+    norms = np.linalg.norm(centred, axis=-1, keepdims=True)
+    return cast("npt.NDArray[np.float64]", centred / np.maximum(norms, 1e-12))
+
+
+def _check_tensors(path: Path, tensors: dict[str, npt.NDArray[np.generic]]) -> None:
+    if "prompt" not in tensors:
+        raise UserError(f"{path}: has no tensor named 'prompt'")
+    unknown = sorted(set(tensors) - {"prompt", "head.weight", "head.bias"})
+    if unknown:
+        raise UserError(f"{path}: unknown tensor '{unknown[0]}'; a prompt file holds one prompt")
+    if tensors["prompt"].ndim != 3 or 0 in tensors["prompt"].shape:
+        shape = list(tensors["prompt"].shape)
+        raise UserError(f"{path}: 'prompt' must be [layers, tokens, width], got {shape}")
+    for name, tensor in tensors.items():
+        if tensor.dtype != np.float32:
+            raise UserError(f"{path}: '{name}' must be float32, got {tensor.dtype}")
+        if not np.isfinite(tensor).all():
+            raise UserError(f"{path}: '{name}' holds NaN or inf; train the prompt again")
+
+
+def _from_metadata(
+    path: Path, tensors: dict[str, npt.NDArray[np.generic]], metadata: dict[str, str]
+) -> Prompt:
+    mode = metadata["mode"]
+    if mode not in (DEEP, SHALLOW):
+        raise ValueError(f"mode is '{mode}'")
+    return Prompt(
+        tokens=cast("Floats", tensors["prompt"]),
+        name=path.stem,
+        backbone=metadata["backbone"],
+        backbone_sha256=metadata["backbone_sha256"],
+        image_size=int(metadata["image_size"]),
+        mode=mode,
+        init_seed=int(metadata["init_seed"]),
+        task=metadata.get("task", ""),
+        family=metadata.get("family", ""),
+        classes=tuple(json.loads(metadata.get("classes", "[]"))),
+        test_accuracy=json.loads(metadata.get("test_accuracy", "null")),
+        test_accuracy_unprompted=json.loads(metadata.get("test_accuracy_unprompted", "null")),
+        recipe=json.loads(metadata.get("recipe", "{}")),
+        head_weight=cast("Floats | None", tensors.get("head.weight")),
+        head_bias=cast("Floats | None", tensors.get("head.bias")),
+        sha256=sha256_file(path),
+    )
+
+
+def _check_fit(first_path: Path, first: Prompt, path: Path, prompt: Prompt) -> None:
+    if prompt.backbone_sha256 != first.backbone_sha256:
+        raise UserError(
+            f"{path}: made for another backbone ({prompt.backbone}) than {first_path.name} "
+            f"({first.backbone}); keep one bank a backbone"
+        )
+    if prompt.image_size != first.image_size:
+        raise UserError(
+            f"{path}: made for {prompt.image_size} px, {first_path.name} for {first.image_size} px"
+        )
+    for axis, what in enumerate(("layers", "tokens", "width")):
+        mine, theirs = prompt.tokens.shape[axis], first.tokens.shape[axis]
+        if mine != theirs:
+            raise UserError(
+                f"{path}: {what} {mine} differs from {first_path.name}'s {theirs}; "
+                "prompts of one bank have one shape"
+            )

@@ -1,0 +1,217 @@
+"""`load_task`: from a name, a folder or a zip file to a task."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.preprocess import Preprocessing
+from hgprompt_edge.tasks import generated, vtab
+from hgprompt_edge.tasks.folder import is_class_folder, read_folder
+from hgprompt_edge.tasks.split import split
+from hgprompt_edge.tasks.task import (
+    Entry,
+    Parts,
+    Progress,
+    Task,
+    build_task,
+    make_task,
+    parts_without_test,
+)
+from hgprompt_edge.tasks.zipped import is_zipped, read_zip
+
+FAMILIES = {
+    "caltech101": "objects",
+    "cifar10": "cifar",
+    "cifar100": "cifar",
+    "digits": "digits",
+    "dtd": "texture",
+    "dtd10": "texture",
+    "eurosat": "satellite",
+    "fashion-mnist": "clothing",
+    "flowers": "flowers",
+    "flowers17": "flowers",
+    "gtsrb": "signs",
+    "pets": "pets",
+    "rsscn7": "aerial",
+    "sign-language-digits": "digits",
+    "svhn": "digits",
+    "weather4": "weather",
+    **dict.fromkeys(generated.KINDS, "generated"),
+}
+"""Tasks of one family never serve each other as source and target."""
+
+NO_FLIPS = {
+    "digits",
+    "gtsrb",
+    "sign-language-digits",
+    "svhn",
+    *(kind for kind, description in generated.KINDS.items() if not description.flips),
+}
+"""A mirrored sign, digit or position is another one, or none."""
+
+DIGITS_TEST_SHARE = 797 / 1797
+"""Of scikit-learn's 1,797 digits 1,000 train."""
+
+GENERATED_IMAGES = 1000
+"""A generated task has as many for training (fewer under a lower limit) and for the test."""
+
+
+def load_task(
+    name: str | None,
+    preprocessing: Preprocessing,
+    *,
+    data: Path | None = None,
+    seed: int = 0,
+    download: bool = False,
+    limit: int | None = 1000,
+    progress: Progress | None = None,
+) -> Task:
+    """Load images and split them: of `limit` images 80 % train and 20 % validate; a test part.
+
+    `name` is resolved in this order:
+
+    1. a generated task (`generated-count`, ...), which takes no `data`;
+    2. one of torchvision's (`vtab.LAYOUTS`), if `data` (default `./data`) is laid out as its
+       archive is;
+    3. with `data`: `images.zip` with `labels.csv`, else a folder of class folders; the name is a
+       label, and where it or the folder's name is a key of `FAMILIES` it gives family and flips;
+    4. `digits`, scikit-learn's.
+
+    Parameters
+    ----------
+    name
+        None: the name of the data folder.
+    seed
+        Of the sample of `limit` training images and of the validation split. Test parts do not
+        depend on it.
+    download
+        Fetch a data set of torchvision's into `data` if it is not there.
+    limit
+        Most images for training and validation together; None: all.
+    progress
+        Called with (images decoded, images in all).
+
+    Raises
+    ------
+    UserError
+        The name is unknown, the data is missing or not usable; see the readers and `build_task`.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit must be at least 1, or None for all images, got {limit}")
+    if data is not None and not data.exists() and not download:
+        raise UserError(
+            f"--data {data}: no such file or folder; name the folder that holds the images"
+        )
+    label = name if name is not None else _name_of(data)
+    if label in generated.KINDS:
+        return _generated(label, preprocessing, data, seed, limit)
+    known = label if label in FAMILIES or data is None else _name_of(data)
+    return build_task(
+        _read(label, data, download),
+        preprocessing,
+        name=label,
+        family=FAMILIES.get(known, ""),
+        flips=known not in NO_FLIPS,
+        seed=seed,
+        limit=limit,
+        progress=progress,
+    )
+
+
+def _name_of(data: Path | None) -> str:
+    if data is None:
+        raise UserError("--task: name a task, or the folder of your images with --data DIR")
+    path = data.resolve()
+    folder = path.parent if path.name == "images.zip" else path
+    for task, layout in vtab.LAYOUTS.items():
+        if layout.folder and folder.name == layout.folder:
+            return task
+    return folder.stem if folder.is_file() else folder.name
+
+
+def _read(name: str, data: Path | None, download: bool) -> Parts:
+    if name in vtab.LAYOUTS and (data is None or vtab.find_root(name, data) is not None):
+        return vtab.read_torchvision(name, data, download=download)
+    if data is not None and is_zipped(data):
+        return read_zip(data)
+    if data is not None and is_class_folder(data):
+        return read_folder(data)
+    if name in vtab.LAYOUTS:
+        return vtab.read_torchvision(name, data, download=download)
+    if data is not None:
+        if not data.is_dir():
+            raise UserError(
+                f"--data {data}: neither a folder nor a zip file; name a folder of class folders, "
+                "or a zip file with labels.csv"
+            )
+        return read_folder(data)
+    if name == "digits":
+        return _digits()
+    raise UserError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    if name in FAMILIES:
+        return (
+            f"--task {name}: its images are not installed; name the folder that holds images.zip "
+            "and labels.csv, or class folders, with --data DIR"
+        )
+    near = get_close_matches(name.lower(), FAMILIES, n=3, cutoff=0.5)
+    names = near or ["digits", *vtab.LAYOUTS, *generated.KINDS]
+    return (
+        f"--task {name}: no such task ({'near' if near else 'known'}: {', '.join(names)}); for "
+        "images of your own name their folder with --data DIR"
+    )
+
+
+def _digits() -> Parts:
+    """scikit-learn's handwritten digits, 8 x 8: 1,000 train, 797 test."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UserError(
+            "--task digits needs scikit-learn; install hgprompt-edge[server]"
+        ) from error
+    found = load_digits()
+    pixels = np.round(found.images * (255.0 / 16.0)).astype(np.uint8)
+    entries = [
+        Entry(f"digits/{i:04d}", str(label), partial(_grey, pixels[i]))
+        for i, label in enumerate(found.target)
+    ]
+    return parts_without_test("digits", entries, share=DIGITS_TEST_SHARE)
+
+
+def _grey(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(pixels).convert("RGB")
+
+
+def _generated(
+    name: str, preprocessing: Preprocessing, data: Path | None, seed: int, limit: int | None
+) -> Task:
+    if data is not None:
+        raise UserError(
+            f"--data {data}: {name} is generated and reads no files; leave --data out or choose "
+            "another name for the task"
+        )
+    size = preprocessing.image_size
+    count = GENERATED_IMAGES if limit is None else limit
+    images = generated.generate(name, count, size, seed, "train")
+    train, validation = split(images.labels, seed)
+    return make_task(
+        name=name,
+        family=FAMILIES[name],
+        classes=generated.KINDS[name].classes,
+        splits=(
+            images.subset(train),
+            images.subset(validation),
+            generated.generate(name, GENERATED_IMAGES, size, 0, "test"),
+        ),
+        flips=name not in NO_FLIPS,
+    )

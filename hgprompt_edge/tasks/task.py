@@ -1,0 +1,297 @@
+"""A task: decoded images in three splits, and how it is made from files of any layout."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import Array, sha256_arrays
+from hgprompt_edge.preprocess import Preprocessing, UnreadableImageError, to_array
+from hgprompt_edge.tasks.split import VALIDATION_SHARE, Indices, carve_test, sample, split
+
+Progress = Callable[[int, int], None]
+"""Called with (images decoded, images in all)."""
+
+UNREADABLE_SHARE = 0.01
+"""Up to this part of the images may be unreadable; they are skipped and named."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """The decoded images of one split.
+
+    Attributes
+    ----------
+    pixels
+        `[n, H, W, 3]` uint8, RGB, after resize and crop.
+    labels
+        `[n]` int64, indices into the task's classes.
+    names
+        Where each came from: a path below the data folder, or a split name and a number.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: npt.ArrayLike) -> Images:
+        """Those images, in the order of `indices [m]` (int64)."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return Images(
+            self.pixels[chosen], self.labels[chosen], tuple(self.names[i] for i in chosen)
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to adapt to.
+
+    Attributes
+    ----------
+    family
+        Tasks of one family never serve each other as source and target; empty: none known.
+    train, validation
+        At most 1,000 images in all by default, 80 % and 20 %.
+    test
+        Touched once, at the end; empty where the data has no images to spare.
+    flips
+        Whether a horizontal flip keeps the class.
+    unreadable
+        `name: reason` of images that were skipped.
+    digest
+        sha256 over classes and the names, labels and pixels of all splits.
+    """
+
+    name: str
+    family: str
+    classes: tuple[str, ...]
+    train: Images
+    validation: Images
+    test: Images
+    flips: bool
+    unreadable: tuple[str, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image that is not decoded yet: `open` returns it upright in RGB or raises."""
+
+    name: str
+    label: str
+    open: Callable[[], Image.Image]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a reader of one layout found.
+
+    Attributes
+    ----------
+    origin
+        The file or folder, for messages.
+    validation
+        Empty: 20 % of the training images.
+    official
+        The splits are the data set's own. A class with one training image is then no error.
+    """
+
+    origin: str
+    train: Sequence[Entry]
+    validation: Sequence[Entry] = ()
+    test: Sequence[Entry] = ()
+    official: bool = False
+
+
+def parts_without_test(
+    origin: str,
+    entries: Sequence[Entry],
+    *,
+    share: float | None = None,
+    train_per_class: int | None = None,
+) -> Parts:
+    """Split off a test part as `split.carve_test` does: stratified, the same for every seed.
+
+    Raises
+    ------
+    UserError
+        A single class, or a class with one image.
+    """
+    labels, classes = _encode(entries)
+    _check_classes(origin, labels, classes, official=False)
+    rest, test = carve_test(labels, share=share, train_per_class=train_per_class)
+    return Parts(origin, [entries[i] for i in rest], test=[entries[i] for i in test])
+
+
+def build_task(
+    parts: Parts,
+    preprocessing: Preprocessing,
+    *,
+    name: str,
+    family: str = "",
+    flips: bool = True,
+    seed: int = 0,
+    limit: int | None = 1000,
+    progress: Progress | None = None,
+) -> Task:
+    """Choose, decode and split the images of `parts`.
+
+    Raises
+    ------
+    UserError
+        A single class; a class with one image (a warning where the splits are official); a class
+        of the test part without training images; an image in two splits; more than 1 % of the
+        images unreadable.
+    """
+    train, classes = _encode(parts.train)
+    _check_classes(parts.origin, train, classes, parts.official)
+    _check_splits(parts, classes)
+    validation, _ = _encode(parts.validation, classes)
+    test, _ = _encode(parts.test, classes)
+    if limit is not None:
+        held = round(VALIDATION_SHARE * limit) if parts.validation else 0
+        chosen = sample(train, limit - held, seed, least=1 if parts.validation else 2)
+        used = sample(validation, held, seed, least=1)
+    else:
+        chosen, used = np.arange(len(train)), np.arange(len(validation))
+    decoder = _Decoder(preprocessing, len(chosen) + len(used) + len(test), progress)
+    train_images = decoder.decode([parts.train[i] for i in chosen], train[chosen])
+    validation_images = decoder.decode([parts.validation[i] for i in used], validation[used])
+    test_images = decoder.decode(parts.test, test)
+    decoder.check(parts.origin)
+    if not parts.validation:
+        if decoder.unreadable:
+            _check_classes(parts.origin, train_images.labels, classes, parts.official)
+        kept, held_out = split(train_images.labels, seed)
+        train_images, validation_images = train_images.subset(kept), train_images.subset(held_out)
+    return make_task(
+        name=name,
+        family=family,
+        classes=classes,
+        splits=(train_images, validation_images, test_images),
+        flips=flips,
+        unreadable=tuple(decoder.unreadable),
+    )
+
+
+def make_task(
+    *,
+    name: str,
+    family: str,
+    classes: tuple[str, ...],
+    splits: tuple[Images, Images, Images],
+    flips: bool,
+    unreadable: tuple[str, ...] = (),
+) -> Task:
+    """Make a task of decoded splits (train, validation, test), with its digest."""
+    arrays: dict[str, Array] = {"classes": _text(classes)}
+    for key, images in zip(("train", "validation", "test"), splits, strict=True):
+        arrays[f"{key}.pixels"] = images.pixels
+        arrays[f"{key}.labels"] = images.labels
+        arrays[f"{key}.names"] = _text(images.names)
+    return Task(name, family, classes, *splits, flips, unreadable, sha256_arrays(arrays))
+
+
+class _Decoder:
+    """Decodes entries to arrays and keeps count of those that cannot be read."""
+
+    def __init__(self, preprocessing: Preprocessing, total: int, progress: Progress | None) -> None:
+        self.preprocessing = preprocessing
+        self.total = total
+        self.progress = progress
+        self.done = 0
+        self.unreadable: list[str] = []
+
+    def decode(self, entries: Sequence[Entry], labels: Indices) -> Images:
+        size = self.preprocessing.image_size
+        pixels = np.empty((len(entries), size, size, 3), np.uint8)
+        good: list[int] = []
+        for index, entry in enumerate(entries):
+            try:
+                pixels[len(good)] = to_array(entry.open(), self.preprocessing, entry.name)
+                good.append(index)
+            except UnreadableImageError as error:
+                self.unreadable.append(f"{entry.name}: {error.reason}")
+            self.done += 1
+            if self.progress is not None:
+                self.progress(self.done, self.total)
+        names = tuple(entries[i].name for i in good)
+        return Images(pixels[: len(good)], labels[np.asarray(good, np.int64)], names)
+
+    def check(self, origin: str) -> None:
+        count = len(self.unreadable)
+        if count > UNREADABLE_SHARE * self.total:
+            some = "; ".join(self.unreadable[:3]) + ("; ..." if count > 3 else "")
+            raise UserError(
+                f"{origin}: {count:,} of {self.total:,} images cannot be read, more than 1 % "
+                f"({some}); repair or remove them"
+            )
+
+
+def _encode(
+    entries: Sequence[Entry], classes: tuple[str, ...] | None = None
+) -> tuple[Indices, tuple[str, ...]]:
+    found = classes or tuple(sorted({entry.label for entry in entries}))
+    index = {label: i for i, label in enumerate(found)}
+    return np.array([index[entry.label] for entry in entries], np.int64), found
+
+
+def _check_classes(origin: str, labels: Indices, classes: tuple[str, ...], official: bool) -> None:
+    if len(classes) < 2:
+        what = f"only one class ({classes[0]})" if classes else "no training images"
+        raise UserError(f"{origin}: {what}; a task needs images of two classes at least")
+    counts = np.bincount(labels, minlength=len(classes))
+    empty = [classes[i] for i in np.flatnonzero(counts == 0)]
+    if empty:
+        raise UserError(
+            f"{origin}: no readable training image of {_some(empty)}; add some or remove the class"
+        )
+    single = [classes[i] for i in np.flatnonzero(counts == 1)]
+    if single and not official:
+        raise UserError(
+            f"{origin}: only one image of {_some(single)}; a class needs two at least, one to "
+            "train and one to validate"
+        )
+    if single:
+        warnings.warn(
+            f"{origin}: the official training split has only one image of {_some(single)}, so "
+            "nothing of that class validates",
+            stacklevel=4,
+        )
+
+
+def _check_splits(parts: Parts, classes: tuple[str, ...]) -> None:
+    for key, entries in (("validation", parts.validation), ("test", parts.test)):
+        unknown = sorted({entry.label for entry in entries} - set(classes))
+        if unknown:
+            raise UserError(
+                f"{parts.origin}: the {key} part holds {_some(unknown)}, of which the training "
+                "part has no image; add some or remove the class"
+            )
+    counts = Counter(e.name for part in (parts.train, parts.validation, parts.test) for e in part)
+    double = sorted(name for name, count in counts.items() if count > 1)
+    if double:
+        raise UserError(
+            f"{parts.origin}: {_some(double)} listed more than once; an image belongs to one split "
+            "and one class"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3:,} more"
+
+
+def _text(strings: Sequence[str]) -> npt.NDArray[np.uint8]:
+    # surrogateescape: names of files need not be UTF-8.
+    return np.frombuffer("\0".join(strings).encode("utf-8", "surrogateescape"), np.uint8)

@@ -1,0 +1,1 @@
+"""The HGPrompt objective and its optimisation (torch, numpy)."""

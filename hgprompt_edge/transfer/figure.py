@@ -1,0 +1,79 @@
+"""The figure of a fit: weights, the two terms over the steps, and what each choice is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hgprompt_edge.bundle import Bundle
+from hgprompt_edge.files import atomic_path
+
+LABELS = {
+    "none": "no prompt",
+    "best_source": "best source",
+    "uniform": "uniform mix",
+    "learned": "learned mix",
+}
+BLUE, ORANGE, GREY = "#2a6f97", "#e07a1f", "#9aa5b1"
+
+
+def draw_fit(bundle: Bundle, history: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write a PNG: three panels that a person understands without the text."""
+    figure = Figure(figsize=(12, 3.8), dpi=110, layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    _draw_weights(left, bundle)
+    _draw_terms(middle, history)
+    _draw_table(right, bundle)
+    figure.suptitle(f"{bundle.task}: chosen on validation: {LABELS[bundle.choice]}")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _draw_weights(axes: Axes, bundle: Bundle) -> None:
+    names = [source["name"] for source in bundle.sources]
+    weights = bundle.learned_weights
+    axes.barh(names, weights, color=BLUE)
+    axes.axvline(1 / len(names), color=GREY, linestyle=":", label="uniform")
+    for row, weight in enumerate(weights):
+        axes.text(weight, row, f" {weight:.2f}", va="center", fontsize=8)
+    axes.set_xlim(0, max(1.15 * float(weights.max()), 1.3 / len(names)))
+    axes.invert_yaxis()
+    axes.set_title("learned weight of each source prompt")
+    axes.legend(loc="lower right", fontsize=8)
+
+
+def _draw_terms(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
+    steps = range(len(history))
+    axes.plot(steps, [row["H"] for row in history], color=BLUE)
+    axes.set_ylabel("H-score (more is better)", color=BLUE)
+    axes.set_xlabel("step")
+    other = axes.twinx()
+    other.plot(steps, [row["R"] for row in history], color=ORANGE)
+    other.set_ylabel("gradient conflict R (less is better)", color=ORANGE)
+    exact = [step for step, row in enumerate(history) if row["stage"] == "exact"]
+    if exact:
+        axes.axvspan(exact[0], exact[-1] + 1e-9, color=GREY, alpha=0.3, label="exact steps")
+        axes.legend(loc="lower right", fontsize=8)
+    axes.set_title("the two terms of the objective")
+
+
+def _draw_table(axes: Axes, bundle: Bundle) -> None:
+    positions = range(len(bundle.table))
+    validation = [100 * row.val_accuracy for row in bundle.table]
+    bars = axes.bar([p - 0.2 for p in positions], validation, 0.4, color=GREY, label="validation")
+    axes.bar_label(bars, fmt="%.1f", fontsize=8)
+    values = list(validation)
+    if all(row.test_accuracy is not None for row in bundle.table):
+        test = [100 * (row.test_accuracy or 0.0) for row in bundle.table]
+        bars = axes.bar([p + 0.2 for p in positions], test, 0.4, color=BLUE, label="test")
+        axes.bar_label(bars, fmt="%.1f", fontsize=8)
+        values += test
+    # Differences of a few points are what matters here, so the axis does not start at zero.
+    axes.set_ylim(max(0.0, min(values) - 10), min(105.0, max(values) + 6))
+    axes.set_xticks(list(positions), [LABELS[row.method] for row in bundle.table], fontsize=9)
+    axes.set_title("accuracy in %, same head for all")
+    axes.legend(loc="lower right", fontsize=8)

@@ -1,0 +1,126 @@
+"""A source prompt from end to end: train it for a task, measure what it is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hgprompt_edge.prompts import Prompt
+from hgprompt_edge.tasks import Task
+from hgprompt_edge.tasks.generated import KINDS, generate
+from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.forward import extract_features
+from hgprompt_edge.vit.heads import Head, fit_lda
+from hgprompt_edge.vit.train import Draw, PromptTrainer, Recipe, Trained
+
+Report = Callable[[int, int], None]
+
+
+def train_source(
+    backbone: Backbone,
+    task: Task,
+    recipe: Recipe,
+    *,
+    state: Path | None = None,
+    report: Report | None = None,
+) -> tuple[Prompt, Trained]:
+    """Train a prompt for `task` and measure it on the test part, beside no prompt.
+
+    Both figures use the same closed-form head, fitted on training and validation images. The
+    test part is touched once, after the epoch was chosen on validation. Generated tasks draw
+    fresh images each epoch.
+
+    Parameters
+    ----------
+    state
+        File that an interrupted training resumes from; removed at the end by the caller.
+    """
+    recipe = replace(recipe, flips=recipe.flips and task.flips)
+    trained = PromptTrainer(
+        backbone,
+        recipe,
+        len(task.classes),
+        _draw(task, backbone, recipe),
+        (task.train.pixels, task.train.labels),
+        (task.validation.pixels, task.validation.labels),
+        state,
+    ).run(report)
+    head, correct = _judge(backbone, task, trained.tokens)
+    _, correct_unprompted = _judge(backbone, task, None)
+    details = {
+        **asdict(recipe),
+        "epoch": trained.epoch,
+        "seconds": round(trained.seconds),
+        "test_images": len(task.test),
+        "test_standard_error": paired_standard_error(correct, correct_unprompted),
+        "split_digest": task.digest,
+        "history": [
+            {key: round(value, 4) for key, value in row.items() if np.isfinite(value)}
+            for row in trained.history
+        ],
+    }
+    prompt = Prompt(
+        tokens=trained.tokens,
+        name=task.name,
+        backbone=backbone.name,
+        backbone_sha256=backbone.sha256,
+        image_size=backbone.image_size,
+        mode=recipe.mode,
+        init_seed=recipe.init_seed,
+        task=task.name,
+        family=task.family,
+        classes=task.classes,
+        test_accuracy=_mean(correct),
+        test_accuracy_unprompted=_mean(correct_unprompted),
+        recipe=details,
+        head_weight=head.weight.float().numpy(),
+        head_bias=head.bias.float().numpy(),
+    )
+    return prompt, trained
+
+
+def paired_standard_error(
+    correct: npt.NDArray[np.bool_], reference: npt.NDArray[np.bool_]
+) -> float | None:
+    """Standard error of the mean difference of two classifiers on the same images."""
+    if len(correct) < 2:
+        return None
+    difference = correct.astype(np.float64) - reference.astype(np.float64)
+    return float(difference.std(ddof=1) / np.sqrt(len(difference)))
+
+
+def _draw(task: Task, backbone: Backbone, recipe: Recipe) -> Draw:
+    if task.name in KINDS:
+
+        def fresh(epoch: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+            # Seed 0 made the task's own training images.
+            seed = 1 + recipe.seed * recipe.epochs + epoch
+            images = generate(task.name, len(task.train), backbone.image_size, seed, "train")
+            return images.pixels, images.labels
+
+        return fresh
+    return lambda _: (task.train.pixels, task.train.labels)
+
+
+def _judge(
+    backbone: Backbone, task: Task, tokens: npt.NDArray[np.float32] | None
+) -> tuple[Head, npt.NDArray[np.bool_]]:
+    """Head fitted on training and validation images, and which test images it gets right."""
+    train, validation, test = (
+        extract_features(backbone, images.pixels, tokens)
+        for images in (task.train, task.validation, task.test)
+    )
+    labels = np.concatenate([task.train.labels, task.validation.labels])
+    head = fit_lda(torch.cat([train, validation]), labels, len(task.classes))
+    if not len(task.test):
+        return head, np.zeros(0, dtype=bool)
+    return head, head.logits(test).argmax(1).numpy() == task.test.labels
+
+
+def _mean(correct: npt.NDArray[np.bool_]) -> float | None:
+    return float(correct.mean()) if len(correct) else None

@@ -1,0 +1,1 @@
+"""Prompted forward passes, backbones, heads and prompt training (torch, timm)."""

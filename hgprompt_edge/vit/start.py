@@ -1,0 +1,144 @@
+"""Where all prompts of a bank start: one deterministic initialisation that changes nothing yet.
+
+VPT's uniform start costs a small backbone up to 4 points before training begins, since every
+random token draws attention. Two steps mend that, and neither needs a data set: an offset turns
+all tokens away from the mean query of each block, then a short optimisation on seeded noise
+images brings the prompted features back to the unprompted ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torch.nn import functional
+
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import cache_folder, read_safetensors, sha256_arrays, write_safetensors
+from hgprompt_edge.prompts import DEEP
+from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.forward import features_prefix, prepare_tokens
+
+NOISE_CELLS = (2, 4, 8, 16, 32)
+"""Cells a side of the noise of each scale; their sum looks like a blurred photograph."""
+NEUTRAL_STEPS, NEUTRAL_BATCH, NEUTRAL_RATE = 200, 64, 1e-2
+
+
+def initial_tokens(backbone: Backbone, num_tokens: int, mode: str, init_seed: int) -> Tensor:
+    """VPT's uniform tokens plus the offset that few queries attend to: `[L, T, D]` float32.
+
+    Uniform in +-sqrt(6 / (3 p^2 + D)) with `p` the patch size (Jia et al. 2022). The same seed
+    and backbone give the same tokens.
+    """
+    generator = torch.Generator().manual_seed(init_seed)
+    layers = backbone.depth if mode == DEEP else 1
+    bound = math.sqrt(6 / (3 * backbone.patch_size**2 + backbone.embed_dim))
+    shape = (layers, num_tokens, backbone.embed_dim)
+    tokens = (torch.rand(shape, generator=generator) * 2 - 1) * bound
+    length = bound / math.sqrt(3) * math.sqrt(backbone.embed_dim)  # expected norm of a token
+    with torch.no_grad():
+        x = prepare_tokens(backbone.model, noise_images(64, backbone.image_size, generator))
+        for layer, block in zip(range(layers), backbone.model.blocks, strict=False):
+            tokens[layer] += length * _away_from_queries(block, x)
+            x = block(x)
+    return tokens
+
+
+def neutral_tokens(
+    backbone: Backbone,
+    num_tokens: int,
+    mode: str,
+    init_seed: int,
+    *,
+    model: VisionTransformer | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """`initial_tokens`, then optimised until the prompt hardly changes a feature: `[L, T, D]`.
+
+    Minimises the squared distance of prompted and unprompted features, in units of their standard
+    deviation, on fresh noise images. Kept in the cache: all prompts of a bank share it.
+
+    Parameters
+    ----------
+    model
+        The backbone's model in another dtype, to train faster.
+    """
+    model = model or backbone.model
+    dtype = model.patch_embed.proj.weight.dtype
+    start = initial_tokens(backbone, num_tokens, mode, init_seed)
+    key = sha256_arrays({f"{backbone.sha256} {dtype} {NEUTRAL_STEPS}": start.numpy()})
+    path = cache_folder() / "starts" / f"{key}.safetensors"
+    try:
+        return torch.from_numpy(read_safetensors(path)[0]["prompt"])
+    except (UserError, KeyError):
+        tokens = _neutralise(model, dtype, start, backbone.image_size, init_seed, report)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_safetensors(path, {"prompt": tokens.numpy()}, {})
+    except (OSError, UserError):
+        pass  # it is computed again next time
+    return tokens
+
+
+def noise_images(count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Smooth colour noise `[count, 3, size, size]` in [-1, 1] with structure at every scale."""
+    total = torch.zeros(count, 3, size, size)
+    for octave, cells in enumerate(NOISE_CELLS):
+        colour = 0.7 * torch.randn(count, 3, cells, cells, generator=generator)
+        grey = torch.randn(count, 1, cells, cells, generator=generator)
+        share = torch.rand(count, 1, 1, 1, generator=generator) / (1 + 0.3 * octave)
+        total += share * functional.interpolate(colour + grey, size=size, mode="bicubic")
+    contrast = total.flatten(1).std(1)[:, None, None, None]
+    tint = 0.3 * torch.randn(count, 3, 1, 1, generator=generator)
+    return (0.5 * total / contrast + tint).clamp(-1, 1)
+
+
+def _neutralise(
+    model: VisionTransformer,
+    dtype: torch.dtype,
+    start: Tensor,
+    size: int,
+    init_seed: int,
+    report: Callable[[int, int], None] | None,
+) -> Tensor:
+    generator = torch.Generator().manual_seed(init_seed)
+    prompt = start.clone().requires_grad_()
+    optimizer = torch.optim.AdamW([prompt], lr=NEUTRAL_RATE, betas=(0.9, 0.98), weight_decay=0.0)
+    spread = _unprompted(model, noise_images(256, size, generator).to(dtype)).std(0)
+    for step in range(NEUTRAL_STEPS):
+        warm = min(1.0, (step + 1) / 10)
+        cosine = 0.5 * (1 + math.cos(math.pi * step / NEUTRAL_STEPS))
+        optimizer.param_groups[0]["lr"] = NEUTRAL_RATE * warm * cosine
+        images = noise_images(NEUTRAL_BATCH, size, generator).to(dtype)
+        prompted = features_prefix(model, images, prompt.to(dtype)).float()
+        loss = ((prompted - _unprompted(model, images)) / spread).square().mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if report:
+            report(step + 1, NEUTRAL_STEPS)
+    return prompt.detach()
+
+
+@torch.no_grad()
+def _unprompted(model: VisionTransformer, images: Tensor) -> Tensor:
+    return features_prefix(model, images, None).float()
+
+
+def _away_from_queries(block: Any, x: Tensor) -> Tensor:
+    """Return the unit direction `[D]` whose key has the lowest score with the mean query of each head."""
+    attention, norm = block.attn, block.norm1
+    width = x.shape[-1]
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    normed = norm(x).mean((0, 1))
+    query = weight[:width] @ normed + (bias[:width] if bias is not None else 0)  # [D], all heads
+    per_head = query.reshape(attention.num_heads, -1)
+    keys = weight[width : 2 * width].reshape(attention.num_heads, -1, width)
+    scale = norm.weight if getattr(norm, "weight", None) is not None else 1.0
+    toward = torch.einsum("hd,hdw->hw", per_head, keys) * scale  # [H, D]
+    direction = -functional.normalize(toward, dim=1).sum(0)
+    return functional.normalize(direction - direction.mean(), dim=0)

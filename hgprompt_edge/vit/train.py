@@ -1,0 +1,341 @@
+"""Visual prompt tuning for the head that is used later: a closed-form LDA, cross-fitted.
+
+A linear head trained by gradient descent flatters a prompt; what counts is the closed-form head
+on the prompted features. So each batch is cut into folds, the LDA of the other folds scores each
+fold, and the log-loss is differentiated through the solve (Bertinetto et al. 2019, "Meta-learning
+with differentiable closed-form solvers", for the idea). Prompt: VPT (Jia et al. 2022).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from hgprompt_edge.files import atomic_path
+from hgprompt_edge.prompts import DEEP
+from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.forward import extract_features, features_prefix, normalize
+from hgprompt_edge.vit.heads import accuracy, fit_lda, lda, log_loss
+from hgprompt_edge.vit.start import neutral_tokens
+
+Pixels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+Draw = Callable[[int], tuple[Pixels, Labels]]
+"""Training images of an epoch: the same array each time, or fresh ones without end."""
+
+MICRO_BATCH = 128
+GRAPH_TOKENS = 100_000
+"""Up to this many tokens in a batch, activations are kept; above, they are computed again."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a prompt is trained.
+
+    Attributes
+    ----------
+    tokens
+        Prompt tokens a layer.
+    epochs, batch_size, learning_rate, warmup
+        AdamW without weight decay, cosine schedule, `warmup` as a share of all steps.
+    folds
+        Parts of a batch; each is scored by the LDA of the others.
+    min_crop
+        Smallest area of a random crop, as a share of the image.
+    clean
+        Share of a batch that stays as it is, since the head is fitted on such images.
+    jitter
+        Brightness, contrast and saturation vary by this much.
+    average
+        Decay of the running average of the prompt, which is what is validated and kept.
+    precision
+        `float32` or `bfloat16` for the training passes; all figures are measured in float32.
+    """
+
+    tokens: int = 50
+    mode: str = DEEP
+    epochs: int = 120
+    batch_size: int = 400
+    learning_rate: float = 1e-2
+    warmup: float = 0.05
+    folds: int = 4
+    min_crop: float = 0.6
+    clean: float = 0.25
+    jitter: float = 0.3
+    flips: bool = True
+    average: float = 0.98
+    validate_every: int = 5
+    init_seed: int = 0
+    seed: int = 0
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The best prompt by validation and how it was reached.
+
+    Attributes
+    ----------
+    tokens
+        `[L, T, D]` float32.
+    epoch
+        Epochs of training behind it; 0 is the start itself.
+    history
+        One dict an evaluation: `epoch`, `loss` (training), `val_accuracy`, `val_log_loss`.
+    """
+
+    tokens: npt.NDArray[np.float32]
+    epoch: int
+    history: tuple[dict[str, float], ...]
+    seconds: float
+
+
+class PromptTrainer:
+    """Trains one prompt; its state goes to a file after each evaluation, so a kill costs little.
+
+    Parameters
+    ----------
+    draw
+        Training images `[n, S, S, 3]` uint8 and labels `[n]` for an epoch.
+    head_images
+        Images and labels on which the validated head is fitted.
+    validation
+        Images and labels that choose the epoch.
+    state
+        File for resuming; None: none is kept.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        recipe: Recipe,
+        num_classes: int,
+        draw: Draw,
+        head_images: tuple[Pixels, Labels],
+        validation: tuple[Pixels, Labels],
+        state: Path | None = None,
+    ) -> None:
+        self.backbone, self.recipe, self.num_classes = backbone, recipe, num_classes
+        self.draw, self.head_images, self.validation = draw, head_images, validation
+        self.state_path = state
+        self.dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
+        self.model = backbone.model
+        if self.dtype != torch.float32:
+            self.model = _copy_as(backbone.model, self.dtype)
+        start = neutral_tokens(
+            backbone, recipe.tokens, recipe.mode, recipe.init_seed, model=self.model
+        )
+        self.prompt = nn.Parameter(start.clone())
+        self.log_scale = nn.Parameter(torch.tensor(math.log(0.3)))  # temperature of the LDA
+        self.averaged = start.clone()
+        self.optimizer = torch.optim.AdamW(
+            [self.prompt, self.log_scale],
+            lr=recipe.learning_rate,
+            betas=(0.9, 0.98),
+            weight_decay=0.0,
+        )
+        self.best, self.best_epoch = start.clone(), 0
+        self.history: list[dict[str, float]] = []
+        self.epoch, self.step = 0, 0
+
+    def run(self, report: Callable[[int, int], None] | None = None) -> Trained:
+        """Train to the end of the recipe, from the state file where there is one."""
+        began = time.perf_counter()
+        self._load_state()
+        if self.epoch == 0 and not self.history:
+            self._evaluate(float("nan"))
+        while self.epoch < self.recipe.epochs:
+            loss = self._train_epoch()
+            self.epoch += 1
+            if self.epoch % self.recipe.validate_every == 0 or self.epoch == self.recipe.epochs:
+                self._evaluate(loss)
+                self._save_state()
+            if report:
+                report(self.epoch, self.recipe.epochs)
+        return Trained(
+            tokens=self.best.numpy().astype(np.float32),
+            epoch=self.best_epoch,
+            history=tuple(self.history),
+            seconds=time.perf_counter() - began,
+        )
+
+    def _train_epoch(self) -> float:
+        # All randomness comes from (seed, epoch): a resumed run equals an uninterrupted one.
+        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.epoch)
+        pixels, labels = self.draw(self.epoch)
+        order = torch.randperm(len(labels), generator=generator).numpy()
+        batches = max(1, len(labels) // self.recipe.batch_size)
+        losses = []
+        for rows in np.array_split(order, batches):
+            self._set_learning_rate(batches * self.recipe.epochs)
+            images = normalize(torch.from_numpy(pixels[rows]), self.backbone.preprocessing)
+            loss = self._loss(self._augment(images, generator), torch.from_numpy(labels[rows]))
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.step += 1
+            decay = min(self.recipe.average, (self.step + 1) / (self.step + 10))
+            self.averaged.lerp_(self.prompt.detach(), 1 - decay)
+            losses.append(float(loss.detach()))
+        return float(np.mean(losses))
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Cross-fitted log-loss of the LDA on a batch `[n, 3, S, S]`."""
+        features = self._features(images).float()
+        folds = torch.arange(len(labels)) % self.recipe.folds
+        total = torch.zeros((), dtype=torch.float64)
+        for fold in range(self.recipe.folds):
+            inside, outside = folds == fold, folds != fold
+            weight, bias = lda(features[outside], labels[outside], self.num_classes)
+            logits = (features[inside].double() @ weight.T + bias) * self.log_scale.exp()
+            total = total + functional.cross_entropy(logits, labels[inside], reduction="sum")
+        return total / len(labels)
+
+    def _features(self, images: Tensor) -> Tensor:
+        tokens = len(images) * (images.shape[-1] // self.backbone.patch_size) ** 2
+        prompt = self.prompt.to(self.dtype)
+
+        def forward(part: Tensor, prompt: Tensor) -> Tensor:
+            return features_prefix(self.model, part.to(self.dtype), prompt)
+
+        if tokens <= GRAPH_TOKENS:
+            parts = [forward(part, prompt) for part in images.split(MICRO_BATCH)]
+        else:
+            parts = [
+                cast("Tensor", checkpoint(forward, part, prompt, use_reentrant=False))
+                for part in images.split(MICRO_BATCH)
+            ]
+        return torch.cat(parts)
+
+    def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        recipe, preprocessing = self.recipe, self.backbone.preprocessing
+        clean, images = images.split([(n := round(recipe.clean * len(images))), len(images) - n])
+        images = random_crops(images, recipe.min_crop, recipe.flips, generator)
+        mean = torch.tensor(preprocessing.mean)[:, None, None]
+        std = torch.tensor(preprocessing.std)[:, None, None]
+        images = colour_jitter(images * std + mean, recipe.jitter, generator)
+        return torch.cat([clean, (images - mean) / std])
+
+    def _set_learning_rate(self, total: int) -> None:
+        warm = min(1.0, (self.step + 1) / max(1.0, self.recipe.warmup * total))
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / total)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate * warm * cosine
+
+    def _evaluate(self, loss: float) -> None:
+        features, held_out = (
+            extract_features(self.backbone, pixels, self.averaged)
+            for pixels in (self.head_images[0], self.validation[0])
+        )
+        head = fit_lda(features, self.head_images[1], self.num_classes, seed=self.recipe.seed)
+        logits = head.logits(held_out)
+        row = {
+            "epoch": float(self.epoch),
+            "loss": loss,
+            "val_accuracy": accuracy(logits, self.validation[1]),
+            "val_log_loss": log_loss(logits, self.validation[1]),
+        }
+        self.history.append(row)
+        # Accuracy on 200 images is coarse; the log-loss sees small steps.
+        if row["val_log_loss"] <= min(past["val_log_loss"] for past in self.history):
+            self.best, self.best_epoch = self.averaged.clone(), self.epoch
+
+    def _save_state(self) -> None:
+        if self.state_path is None:
+            return
+        state = {
+            "recipe": asdict(self.recipe),
+            "backbone": self.backbone.sha256,
+            "prompt": self.prompt.detach(),
+            "log_scale": self.log_scale.detach(),
+            "averaged": self.averaged,
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "history": self.history,
+            "epoch": self.epoch,
+            "step": self.step,
+        }
+        with atomic_path(self.state_path) as temporary:
+            torch.save(state, temporary)
+
+    def _load_state(self) -> None:
+        """Take over a state file of the same recipe and backbone; ignore any other."""
+        if self.state_path is None or not self.state_path.exists():
+            return
+        try:
+            state: dict[str, Any] = torch.load(self.state_path, weights_only=True)
+        except (RuntimeError, EOFError, ValueError, OSError):
+            return  # a damaged state costs the time spent, no more
+        if state["recipe"] != asdict(self.recipe) or state["backbone"] != self.backbone.sha256:
+            return
+        with torch.no_grad():
+            self.prompt.copy_(state["prompt"])
+            self.log_scale.copy_(state["log_scale"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.averaged, self.best = state["averaged"], state["best"]
+        self.best_epoch, self.history = state["best_epoch"], state["history"]
+        self.epoch, self.step = state["epoch"], state["step"]
+
+
+def random_crops(
+    images: Tensor, min_area: float, flips: bool, generator: torch.Generator
+) -> Tensor:
+    """Crop images `[n, 3, S, S]` at random, back to `S`; with `flips` mirror half of them."""
+    count = len(images)
+    side = torch.empty(count).uniform_(min_area, 1, generator=generator).sqrt()
+    shift = (torch.rand(2, count, generator=generator) * 2 - 1) * (1 - side)
+    mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0] = side * mirror if flips else side
+    theta[:, 1, 1] = side
+    theta[:, :, 2] = shift.T
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def colour_jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Vary brightness, contrast and saturation of images `[n, 3, S, S]` in [0, 1]."""
+
+    def factor() -> Tensor:
+        return 1 + (torch.rand(len(images), 1, 1, 1, generator=generator) * 2 - 1) * strength
+
+    images = images * factor()
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = (images - mean) * factor() + mean
+    grey = images.mean(1, keepdim=True)
+    return ((images - grey) * factor() + grey).clamp(0, 1)
+
+
+def fastest_precision() -> str:
+    """Return `bfloat16` where this CPU multiplies matrices clearly faster in it, else `float32`.
+
+    CPUs without bfloat16 units emulate it, at a loss, and the flags alone do not tell, so a
+    matrix product of a ViT's size is timed both ways.
+    """
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(4096, 192, dtype=dtype), torch.ones(192, 768, dtype=dtype)
+        times = []
+        for _ in range(8):
+            began = time.perf_counter()
+            _ = a @ b
+            times.append(time.perf_counter() - began)
+        seconds[dtype] = min(times)
+    return "bfloat16" if seconds[torch.bfloat16] < 0.67 * seconds[torch.float32] else "float32"
+
+
+def _copy_as(model: nn.Module, dtype: torch.dtype) -> Any:
+    return copy.deepcopy(model).to(dtype)

@@ -1,0 +1,26 @@
+"""Fixtures that many tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data sets beside the checkout; tests that need it skip without it."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not (folder / "assets" / "datasets").is_dir():
+        pytest.skip("needs ../shared/assets (real data sets), which is not here")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def private_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Keep every test's cache to itself."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("HGEDGE_CACHE", str(folder))
+    return folder

@@ -1,0 +1,119 @@
+"""The hand-written graph in onnxruntime = PyTorch's token form, over the families of ViTs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from small_vits import FAMILIES, make_backbone, make_bundle, token_logits
+
+from hgprompt_edge.export.graph import IR_VERSION, OPSET, build_graph
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+@pytest.mark.parametrize("mode", ["deep", "shallow", "none"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_graph_equals_the_token_form_at_every_batch_size(family: str, mode: str) -> None:
+    backbone = make_backbone(family)
+    bundle = make_bundle(backbone, mode)
+    model = build_graph(bundle, backbone)
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    for batch in (1, 2, 7):
+        images, expected = bundle.probe_images[-batch:], bundle.probe_logits[-batch:]
+        logits = session.run(["logits"], {"image": images})[0]
+        assert logits.shape == (batch, 4)
+        assert logits.dtype == np.float32
+        # Tighter than METHOD 8 asks, so that its bound hides no small mistake.
+        assert relative(logits, expected) < 2e-5
+    if mode != "none":
+        without = make_bundle(backbone, "none")
+        plain = token_logits(without, backbone, bundle.probe_images)
+        assert relative(plain, bundle.probe_logits) > 1e-2, "the prompt does nothing"
+
+
+def test_contract_of_the_graph() -> None:
+    backbone = make_backbone("registers")
+    proto = ir.to_proto(build_graph(make_bundle(backbone), backbone))
+    assert proto.ir_version == IR_VERSION == 10
+    assert [(o.domain, o.version) for o in proto.opset_import] == [("", OPSET)]
+    described = {
+        value.name: (
+            value.type.tensor_type.elem_type,
+            [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim],
+        )
+        for value in (*proto.graph.input, *proto.graph.output)
+    }
+    assert described == {
+        "image": (onnx.TensorProto.UINT8, ["batch", 56, 56, 3]),
+        "logits": (onnx.TensorProto.FLOAT, ["batch", 4]),
+    }
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    assert inferred.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_prompt_costs_no_tokens_and_the_last_block_one_row() -> None:
+    backbone = make_backbone("plain")
+    counts = {}
+    for mode in ("deep", "none"):
+        proto = ir.to_proto(build_graph(make_bundle(backbone, mode), backbone))
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        shapes = {
+            value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+            for value in inferred.graph.value_info
+        }
+        counts[mode] = {node.op_type: 0 for node in proto.graph.node}
+        for node in proto.graph.node:
+            counts[mode][node.op_type] += 1
+        assert shapes["blocks.0.mlp.fc1"][1] == 17
+        assert shapes["blocks.1.mlp.fc1"][1] == 1
+        assert shapes["blocks.1.attn.scores"][2:] == [1, 17 + (5 if mode == "deep" else 0)]
+    # Beyond the plain model: keys and values of each block, repeated and joined.
+    extra = {kind: counts["deep"][kind] - counts["none"].get(kind, 0) for kind in counts["deep"]}
+    assert {kind: n for kind, n in extra.items() if n} == {"Expand": 4, "Concat": 8}
+
+
+def test_building_twice_gives_the_same_bytes() -> None:
+    backbone = make_backbone()
+    bundle = make_bundle(backbone)
+    first, second = (
+        ir.to_proto(build_graph(bundle, backbone)).SerializeToString(deterministic=True)
+        for _ in range(2)
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("level", ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_ALL"])
+def test_result_does_not_depend_on_the_runtimes_optimiser(tmp_path: Path, level: str) -> None:
+    backbone = make_backbone("clip quick-gelu")
+    bundle = make_bundle(backbone)
+    ir.save(build_graph(bundle, backbone), tmp_path / "m.onnx")
+    options = ort.SessionOptions()
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+    session = ort.InferenceSession(tmp_path / "m.onnx", options)
+    logits = session.run(None, {"image": bundle.probe_images})[0]
+    assert relative(logits, bundle.probe_logits) < 2e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_small_patch16_224", "vit_small_patch14_reg4_dinov2"])
+def test_graph_equals_the_token_form_at_full_depth_and_size(name: str) -> None:
+    import timm
+    from small_vits import randomize
+
+    from hgprompt_edge.vit.backbone import wrap_backbone
+
+    backbone = wrap_backbone(name, randomize(timm.create_model(name, img_size=224), 0))
+    bundle = make_bundle(backbone)
+    data = ir.to_proto(build_graph(bundle, backbone)).SerializeToString()
+    session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
+    logits = session.run(None, {"image": bundle.probe_images})[0]
+    assert relative(logits, bundle.probe_logits) < 2e-5

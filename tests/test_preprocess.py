@@ -1,0 +1,197 @@
+"""The one image rule: timm's evaluation transform, and what a decoder may meet."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from hgprompt_edge.preprocess import (
+    MAX_PIXELS,
+    RESAMPLING,
+    Preprocessing,
+    UnreadableImageError,
+    open_image,
+    read_image,
+    to_array,
+)
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def packed(image: Image.Image, kind: str, **options: object) -> io.BytesIO:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    file.seek(0)
+    return file
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    width=st.integers(1, 150),
+    height=st.integers(1, 150),
+    size=st.integers(2, 80),
+    crop_pct=st.sampled_from([0.5, 0.875, 0.9, 0.95, 1.0, 1.15]),
+    mode=st.sampled_from(["center", "squash"]),
+    interpolation=st.sampled_from(sorted(RESAMPLING)),
+)
+def test_equals_timm_pixel_for_pixel(
+    width: int, height: int, size: int, crop_pct: float, mode: str, interpolation: str
+) -> None:
+    data = pytest.importorskip("timm.data")
+    transform = data.create_transform(
+        (3, size, size),
+        is_training=False,
+        interpolation=interpolation,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        crop_pct=crop_pct,
+        crop_mode=mode,
+    )
+    image = noise(width, height, seed=width * 1000 + height)
+    expected = (transform(image).permute(1, 2, 0) * 255).round().byte().numpy()
+    rule = Preprocessing(size, math.floor(size / crop_pct), mode, interpolation)
+    np.testing.assert_array_equal(to_array(image, rule), expected)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (333, 1000), (224, 224), (225, 231), (50, 61)])
+def test_equals_timm_at_224(size: tuple[int, int]) -> None:
+    data = pytest.importorskip("timm.data")
+    transform = data.create_transform(
+        (3, 224, 224), is_training=False, mean=(0,) * 3, std=(1,) * 3, crop_pct=0.9,
+        interpolation="bicubic",
+    )  # fmt: skip
+    expected = (transform(noise(*size)).permute(1, 2, 0) * 255).round().byte().numpy()
+    np.testing.assert_array_equal(to_array(noise(*size), Preprocessing(224, 248)), expected)
+
+
+def test_preprocessing_survives_json() -> None:
+    rule = Preprocessing(224, 248, "squash", "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert Preprocessing.from_json(rule.to_json()) == rule
+
+
+TURNS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", sorted(TURNS))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_exif_orientation(orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = noise(7, 5)
+    upright = np.asarray(open_image(packed(image, kind, exif=exif)))
+    np.testing.assert_array_equal(upright, TURNS[orientation](np.asarray(image)))
+
+
+def test_grey_palette_cmyk_and_alpha_become_rgb() -> None:
+    image = noise(9, 6)
+    grey = np.asarray(image.convert("L"))
+    np.testing.assert_array_equal(
+        np.asarray(open_image(packed(image.convert("L"), "PNG"))), np.stack([grey] * 3, -1)
+    )
+    bilevel = np.asarray(open_image(packed(image.convert("1"), "PNG")))
+    assert set(np.unique(bilevel)) <= {0, 255}
+    palette = image.convert("P", palette=Image.Palette.ADAPTIVE)
+    np.testing.assert_array_equal(
+        np.asarray(open_image(packed(palette, "PNG", transparency=0))),
+        np.asarray(palette.convert("RGB")),
+    )
+    alpha = image.copy()
+    alpha.putalpha(Image.fromarray(grey))
+    np.testing.assert_array_equal(np.asarray(open_image(packed(alpha, "PNG"))), np.asarray(image))
+    cmyk = open_image(packed(image.convert("CMYK"), "TIFF"))
+    assert np.abs(np.asarray(cmyk).astype(int) - np.asarray(image)).max() <= 2
+    assert open_image(packed(image.convert("CMYK"), "JPEG")).mode == "RGB"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_not_cut_off(kind: str) -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16)
+    image = Image.fromarray(np.tile(ramp, (4, 1)))
+    pixels = np.asarray(open_image(packed(image, kind)))
+    np.testing.assert_array_equal(pixels[0, :, 0], np.arange(256))
+
+
+def test_floating_point_is_refused() -> None:
+    with pytest.raises(UnreadableImageError, match="floating-point pixels; save it with 8 bits"):
+        open_image(packed(Image.new("F", (4, 4), 0.5), "TIFF"), "depth.tif")
+
+
+def png_claiming(width: int, height: int) -> io.BytesIO:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + body)
+
+
+@pytest.mark.parametrize(("width", "height"), [(10_001, 10_000), (60_000, 60_000)])
+def test_decompression_bombs_are_refused_undecoded(width: int, height: int) -> None:
+    assert width * height > MAX_PIXELS
+    with pytest.raises(UnreadableImageError, match="bomb"):
+        open_image(png_claiming(width, height), "bomb.png")
+
+
+def test_thin_image_that_resizing_would_blow_up_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "thin.png"
+    Image.new("RGB", (1, 60_000)).save(path)
+    with pytest.raises(UnreadableImageError, match=r"thin\.png: too long and thin \(1 x 60000\)"):
+        read_image(path, Preprocessing(64, 64))
+    assert read_image(path, Preprocessing(64, 64, "squash")).shape == (64, 64, 3)
+
+
+def test_messages_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImageError, match=r"none\.jpg: no such file"):
+        open_image(tmp_path / "none.jpg")
+    text = tmp_path / "text.jpg"
+    text.write_text("not an image")
+    with pytest.raises(UnreadableImageError, match=r"text\.jpg: not a readable image \(unknown"):
+        open_image(text)
+    with pytest.raises(UnreadableImageError, match="not a readable image"):
+        open_image(tmp_path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damaged_files_read_or_are_unreadable_nothing_else(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(["PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM"]))
+    damaged = bytearray(packed(noise(20, 16), kind).getvalue())
+    for _ in range(data.draw(st.integers(0, 4))):
+        at = data.draw(st.integers(0, min(len(damaged), 400) - 1))
+        damaged[at] = data.draw(st.integers(0, 255))
+    length = data.draw(st.integers(0, len(damaged)))
+    try:
+        assert open_image(io.BytesIO(bytes(damaged[:length])), "x").mode == "RGB"
+    except UnreadableImageError as error:
+        assert str(error).startswith("x: ")  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
+def test_truncated_files_are_unreadable(kind: str) -> None:
+    whole = packed(noise(60, 60), kind).getvalue()
+    with pytest.raises(UnreadableImageError):
+        open_image(io.BytesIO(whole[: len(whole) // 2]), f"half.{kind.lower()}")
