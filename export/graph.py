@@ -27,7 +27,7 @@ from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import project_prefix
 
 OPSET = 20
-"""The first with Gelu; every onnxruntime from 1.17 on runs it."""
+"""The first with Gelu. Pinned, as the IR version, so that older runtimes load the file."""
 IR_VERSION = 10
 INPUT, OUTPUT = "image", "logits"
 

@@ -162,7 +162,7 @@ def read_bundle(path: Path) -> Bundle:
 
 
 def newest_bundle(folder: Path) -> Path:
-    """The most recently written bundle in `folder`.
+    """Return the most recently written bundle in `folder`.
 
     Raises
     ------

@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Shared machines stall for seconds: an example may take as long as it takes.
+settings.register_profile("product", deadline=None)
+settings.load_profile("product")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ CUSTOM: dict[str, dict[str, Any]] = {
     "layer scale, pre-norm, qk-norm": {"init_values": 0.1, "pre_norm": True, "qk_norm": True},
     "image larger than its patches": {"img_size": 29},
     "one block": {"depth": 1},
+    # Epsilons that show: with the usual ones nobody notices a wrong one.
+    "large epsilon": {"norm_layer": partial(nn.LayerNorm, eps=0.1), "qk_norm": True},
 }
 FAMILIES = [*TIMM, *CUSTOM]
 TOKENS = 5

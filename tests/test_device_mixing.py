@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +75,7 @@ class Case:
 
 PLAIN = Case(make_backbone("tanh gelu"))
 QK_NORM = Case(make_backbone("layer scale, pre-norm, qk-norm"))
+LARGE_EPS = Case(make_backbone("large epsilon"))
 NO_BIAS = Case(make_backbone("qk-norm"))
 SHALLOW = Case(make_backbone("tanh gelu"), layers=1)
 
@@ -89,7 +92,7 @@ simplex = st.lists(st.floats(1e-12, 1), min_size=SOURCES, max_size=SOURCES).map(
 @example(weights=np.array([1e-8, 1 - 3e-8, 1e-8, 1e-8]))
 @settings(max_examples=40, deadline=None)
 def test_mixing_equals_projecting_the_mix(weights: np.ndarray) -> None:
-    for case in (PLAIN, QK_NORM, NO_BIAS, SHALLOW):
+    for case in (PLAIN, QK_NORM, LARGE_EPS, NO_BIAS, SHALLOW):
         case.check(weights)
 
 
@@ -121,6 +124,17 @@ def test_sources_that_cancel_stay_finite() -> None:
     blocks = [weights_of(block) for block in PLAIN.backbone.model.blocks]
     bank = BankKeysValues(tokens, blocks, PLAIN.backbone.num_heads)
     for array in bank.keys_values([0.5, 0.5]):
+        assert np.isfinite(array).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rounding_never_makes_a_variance_negative(seed: int) -> None:
+    block = weights_of(PLAIN.backbone.model.blocks[0])
+    block = replace(block, norm=replace(block.norm, eps=1e-12))
+    rng = np.random.default_rng(seed)
+    first, second = 1e4 * rng.normal(size=(2, 1, 50, 32)).astype(np.float32)
+    bank = BankKeysValues(np.stack([first, second, -first - second]), [block], 2)
+    for array in bank.keys_values(np.full(3, 1 / 3)):
         assert np.isfinite(array).all()
 
 

@@ -18,7 +18,7 @@ from small_vits import make_backbone, make_bundle
 from hgprompt_edge.bundle import Bundle, read_bundle, write_bundle
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.errors import CheckError, UserError
-from hgprompt_edge.export import onnx_file
+from hgprompt_edge.export import onnx_file, verify
 from hgprompt_edge.export.onnx_file import export_onnx, resize_rule
 from hgprompt_edge.export.verify import compare, verify_onnx
 from hgprompt_edge.preprocess import Preprocessing
@@ -197,6 +197,26 @@ def test_a_file_of_another_bundle_does_not_verify(
     assert verify_onnx(path, bundle, backbone, bundle.probe_images[:3]).ok
     other = make_bundle(backbone, seed=1)
     assert not verify_onnx(path, other, backbone, other.probe_images).ok
+
+
+@pytest.mark.parametrize("row", [0, 8])
+def test_every_image_counts(
+    tmp_path: Path,
+    bundle: Bundle,
+    backbone: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+    row: int,
+) -> None:
+    honest = verify.reference_logits
+
+    def one_row_off(*arguments: Any) -> np.ndarray:
+        logits = honest(*arguments)
+        logits[row] += 0.01
+        return logits
+
+    monkeypatch.setattr(verify, "reference_logits", one_row_off)
+    with pytest.raises(CheckError, match=r"from PyTorch 0\.01"):
+        export_onnx(bundle, backbone, tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize(

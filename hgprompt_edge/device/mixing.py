@@ -106,7 +106,8 @@ class BankKeysValues:
     def _split(self, x: Floats) -> Floats:
         """`[L, T, E]` to `[L, H, T, d]`."""
         layers, tokens, _ = x.shape
-        return x.reshape(layers, tokens, self.heads, -1).transpose(0, 2, 1, 3).copy()
+        heads = x.reshape(layers, tokens, self.heads, -1).transpose(0, 2, 1, 3)
+        return np.ascontiguousarray(heads)
 
 
 def _project(centred: Doubles, norm: Norm, weight: Floats) -> Floats:

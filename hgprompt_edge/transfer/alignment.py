@@ -131,9 +131,7 @@ def prompt_gradient_variance(
         feature = features_prefix(backbone.model, image[None], prompt)
         return functional.cross_entropy(feature @ weight.T + bias, label[None])
 
-    per_sample: Callable[..., Tensor] = torch.func.vmap(
-        torch.func.grad(loss), in_dims=(None, 0, 0)
-    )
+    per_sample: Callable[..., Tensor] = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
     total = torch.zeros(prompt.shape, dtype=torch.float64)
     squares = torch.zeros_like(total)
     for start in range(0, len(pixels), batch_size):

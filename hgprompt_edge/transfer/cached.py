@@ -7,6 +7,7 @@ step does not depend on the number of images.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ START_WEIGHT = 0.9
 MAX_VERTEX_STARTS = 32
 PRUNE_AT, SURVIVORS = 20, 2
 """After so many steps only the best so many starts go on."""
-PATIENCE, TOLERANCE = 20, 1e-5
+PATIENCE, TOLERANCE = 20, 1e-4
 """Stop where J has risen by less than this share over so many steps."""
 MAX_PRODUCTS_BYTES = 400 << 20
 
@@ -116,6 +117,30 @@ class DirectMixedFeatures:
         return torch.stack(scores), torch.stack(gradients)
 
 
+class _Paths:
+    """What each start has seen: every step's terms, and its best weights."""
+
+    def __init__(self, starts: int, count: int) -> None:
+        self.terms: list[list[Terms]] = [[] for _ in range(starts)]
+        self.best = torch.full((starts,), -torch.inf, dtype=torch.float64)
+        self.weights = torch.zeros(starts, count, dtype=torch.float64)
+
+    def add(self, alive: Tensor, weights: Tensor, J: Tensor, H: Tensor, R: Tensor) -> None:
+        for start, *values in zip(*(x.tolist() for x in (alive, J, H, R)), strict=True):
+            self.terms[start].append(Terms(*values))
+        better = self.best[alive] < J
+        self.best[alive[better]] = J[better]
+        self.weights[alive[better]] = weights[better]
+
+    def result(self, steps: int) -> Climb:
+        # Among starts that end equally well the first, uniform, wins.
+        top = float(self.best.max())
+        winner = int((self.best >= top - 1e-9 * abs(top)).nonzero()[0])
+        path = self.terms[winner]
+        end = max(range(len(path)), key=lambda i: path[i].J)
+        return Climb(self.weights[winner], tuple(path[: end + 1]), steps)
+
+
 def climb(features: Tensor, objective: Objective, steps: int) -> Climb:
     """Adam on `theta`, `a = softmax(theta)`, from uniform and from near each vertex (METHOD 5.1).
 
@@ -131,38 +156,42 @@ def climb(features: Tensor, objective: Objective, steps: int) -> Climb:
     kind = MixedFeatures if needed <= MAX_PRODUCTS_BYTES else DirectMixedFeatures
     mixed = kind(features, objective.labels, objective.shrinkage)
     theta = start_logits(count)
-    optimizer = torch.optim.Adam([theta], lr=LEARNING_RATE, maximize=True)
+    mean, square = torch.zeros_like(theta), torch.zeros_like(theta)
     alive = torch.arange(len(theta))
-    paths: list[list[Terms]] = [[] for _ in theta]
-    best = torch.full((len(theta),), -torch.inf, dtype=torch.float64)
-    best_weights = theta.softmax(1)
-    record: list[float] = []
-    step = 0
+    paths, record = _Paths(len(theta), count), []
     for step in range(steps + 1):
         weights = theta.softmax(1)
-        values, slope = _evaluate(mixed, objective, weights, [paths[i] for i in alive])
-        better = values > best[alive]
-        best[alive[better]] = values[better]
-        best_weights[alive[better]] = weights[better]
-        record.append(float(best.max()))
-        if step == steps or (step > PRUNE_AT + PATIENCE and _settled(record)):
+        H, slope = mixed.h_scores(weights)
+        R = objective.alignment.conflict(weights)
+        J = H / objective.h_scale - objective.lam * R
+        paths.add(alive, weights, J, H, R)
+        record.append(float(paths.best.max()))
+        if step == steps or _settled(record):
             break
-        theta.grad = weights * (slope - (weights * slope).sum(1, keepdim=True))
-        optimizer.step()
-        if step == PRUNE_AT and len(alive) > SURVIVORS:
-            keep = values.argsort(descending=True, stable=True)[:SURVIVORS]
-            alive, theta, optimizer = alive[keep], theta[keep].clone(), None or optimizer
-            optimizer = _continued(optimizer, theta, keep)
-    winner = _first_best(best)
-    path = paths[winner]
-    end = max(range(len(path)), key=lambda i: path[i].J)
-    return Climb(best_weights[winner], tuple(path[: end + 1]), step)
+        slope = slope / objective.h_scale
+        slope = slope - objective.lam * objective.alignment.gradient(weights)
+        slope = weights * (slope - (weights * slope).sum(1, keepdim=True))
+        mean = mean.lerp(slope, 0.1)
+        square = square.lerp(slope.square(), 0.01)
+        size = (square / (1 - 0.99 ** (step + 1))).sqrt() + 1e-10
+        theta = theta + LEARNING_RATE * mean / (1 - 0.9 ** (step + 1)) / size
+        if step == PRUNE_AT:
+            keep = J.argsort(descending=True, stable=True)[:SURVIVORS]
+            alive, theta, mean, square = alive[keep], theta[keep], mean[keep], square[keep]
+    return paths.result(step)
 
 
 def start_logits(count: int) -> Tensor:
-    """Starts `[S, N]` float64: uniform, then near each vertex where there are not too many."""
-    theta = torch.zeros(1, count, dtype=torch.float64)
-    if 1 < count <= MAX_VERTEX_STARTS:
-        lead = torch.tensor(START_WEIGHT * (count - 1) / (1 - START_WEIGHT)).log()
-        theta = torch.cat([theta, lead * torch.eye(count, dtype=torch.float64)])
-    return theta
+    """Return starts `[S, N]` float64: uniform, then near each vertex if there are not too many."""
+    uniform = torch.zeros(1, count, dtype=torch.float64)
+    if not 1 < count <= MAX_VERTEX_STARTS:
+        return uniform
+    lead = math.log(START_WEIGHT * (count - 1) / (1 - START_WEIGHT))
+    return torch.cat([uniform, lead * torch.eye(count, dtype=torch.float64)])
+
+
+def _settled(record: list[float]) -> bool:
+    """Whether the best J has stopped rising, some time after the starts were pruned."""
+    if len(record) <= PRUNE_AT + PATIENCE:
+        return False
+    return record[-1] - record[-1 - PATIENCE] <= TOLERANCE * abs(record[-1])

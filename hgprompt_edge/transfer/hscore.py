@@ -19,9 +19,14 @@ PERMUTATIONS = 20
 
 
 def feature_shrinkage(features: Tensor) -> float:
-    """Ledoit-Wolf's `rho` in [0, 1] for the covariance of features `[n, D]`."""
+    """Ledoit-Wolf's `rho` in [0, 1] for the covariance of features `[n, D]`.
+
+    At least 0.01 where there are too few rows to fill the space: chance symmetries can bring the
+    estimate to zero, and the covariance is singular then.
+    """
     x = features.detach().double()
-    return ledoit_wolf(x - x.mean(0))
+    n, width = x.shape
+    return max(ledoit_wolf(x - x.mean(0)), 0.01 if n <= width else 0.0)
 
 
 def h_score(features: Tensor, labels: Labels, shrinkage: float) -> Tensor:
@@ -34,7 +39,8 @@ def h_score(features: Tensor, labels: Labels, shrinkage: float) -> Tensor:
     centred = _centre(features)
     scatter = class_scatter(centred, labels)
     factor = torch.linalg.cholesky(shrunk_covariance(centred.T @ centred / len(centred), shrinkage))
-    return torch.linalg.solve_triangular(factor, scatter, upper=False).square().sum()
+    whitened: Tensor = torch.linalg.solve_triangular(factor, scatter, upper=False)
+    return whitened.square().sum()
 
 
 def noise_floor(

@@ -87,7 +87,7 @@ def train_source(
 def paired_standard_error(
     correct: npt.NDArray[np.bool_], reference: npt.NDArray[np.bool_]
 ) -> float | None:
-    """Standard error of the mean difference of two classifiers on the same images."""
+    """Return the standard error of the mean difference of two classifiers on one test part."""
     if len(correct) < 2:
         return None
     difference = correct.astype(np.float64) - reference.astype(np.float64)

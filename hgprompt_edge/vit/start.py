@@ -130,7 +130,7 @@ def _unprompted(model: VisionTransformer, images: Tensor) -> Tensor:
 
 
 def _away_from_queries(block: Any, x: Tensor) -> Tensor:
-    """Return the unit direction `[D]` whose key has the lowest score with the mean query of each head."""
+    """Return the unit direction `[D]` whose key scores lowest with the heads' mean queries."""
     attention, norm = block.attn, block.norm1
     width = x.shape[-1]
     weight, bias = attention.qkv.weight, attention.qkv.bias

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -211,17 +212,18 @@ class PromptTrainer:
             return features_prefix(self.model, part.to(self.dtype), prompt)
 
         if tokens <= GRAPH_TOKENS:
-            parts = [forward(part, prompt) for part in images.split(MICRO_BATCH)]
+            parts = [forward(part, prompt) for part in torch.split(images, MICRO_BATCH)]
         else:
             parts = [
-                cast("Tensor", checkpoint(forward, part, prompt, use_reentrant=False))
-                for part in images.split(MICRO_BATCH)
+                checkpoint(forward, part, prompt, use_reentrant=False)
+                for part in torch.split(images, MICRO_BATCH)
             ]
         return torch.cat(parts)
 
     def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         recipe, preprocessing = self.recipe, self.backbone.preprocessing
-        clean, images = images.split([(n := round(recipe.clean * len(images))), len(images) - n])
+        count = round(recipe.clean * len(images))
+        clean, images = images[:count], images[count:]
         images = random_crops(images, recipe.min_crop, recipe.flips, generator)
         mean = torch.tensor(preprocessing.mean)[:, None, None]
         std = torch.tensor(preprocessing.std)[:, None, None]
@@ -277,7 +279,7 @@ class PromptTrainer:
             return
         try:
             state: dict[str, Any] = torch.load(self.state_path, weights_only=True)
-        except (RuntimeError, EOFError, ValueError, OSError):
+        except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError):
             return  # a damaged state costs the time spent, no more
         if state["recipe"] != asdict(self.recipe) or state["backbone"] != self.backbone.sha256:
             return

@@ -1,0 +1,91 @@
+"""From what fit found to the bundle that everything else consumes."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hgprompt_edge.bundle import Bundle, Row
+from hgprompt_edge.prompts import Floats, PromptBank
+from hgprompt_edge.tasks import Task
+from hgprompt_edge.transfer.choice import Candidate
+from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.forward import features_token, normalize
+from hgprompt_edge.vit.heads import Head
+
+PROBE_IMAGES = 16
+PACKAGES = ("torch", "timm", "numpy", "hgprompt-edge")
+
+
+def make_bundle(
+    backbone: Backbone,
+    task: Task,
+    bank: PromptBank,
+    chosen: Candidate,
+    learned_weights: npt.NDArray[np.float64],
+    head: Head,
+    table: tuple[Row, ...],
+    objective: dict[str, Any],
+    seed: int,
+    keep_sources: bool,
+) -> Bundle:
+    """Assemble a bundle: float32 numbers, a probe, provenance.
+
+    The probe's logits come from the token form, the definition, so that the exported graph is
+    checked against that. The kept sources are float16.
+    """
+    weight = head.weight.float().numpy()
+    bias = head.bias.float().numpy()
+    rows = np.random.default_rng(seed).permutation(len(task.validation))[:PROBE_IMAGES]
+    images = task.validation.pixels[np.sort(rows)]
+    return Bundle(
+        task=task.name,
+        classes=task.classes,
+        backbone=backbone.name,
+        backbone_sha256=backbone.sha256,
+        preprocessing=backbone.preprocessing,
+        mode=bank.mode,
+        choice=chosen.method,
+        prompt=chosen.tokens,
+        weights=chosen.weights.astype(np.float32),
+        learned_weights=learned_weights.astype(np.float32),
+        head_weight=weight,
+        head_bias=bias,
+        sources=tuple(
+            {"name": p.name, "sha256": p.sha256, "family": p.family} for p in bank.prompts
+        ),
+        table=table,
+        objective=objective,
+        probe_images=images,
+        probe_logits=_token_logits(backbone, images, chosen.tokens, weight, bias),
+        source_tokens=bank.tokens.astype(np.float16) if keep_sources else None,
+        split_digest=task.digest,
+        seed=seed,
+        versions={name: _version(name) for name in PACKAGES},
+    )
+
+
+def _token_logits(
+    backbone: Backbone,
+    images: npt.NDArray[np.uint8],
+    tokens: Floats | None,
+    weight: Floats,
+    bias: Floats,
+) -> Floats:
+    with torch.inference_mode():
+        x = normalize(torch.from_numpy(images), backbone.preprocessing)
+        prompt = None if tokens is None else torch.from_numpy(tokens)
+        features: Floats = features_token(backbone.model, x, prompt).numpy()
+    logits: Floats = features @ weight.T + bias
+    return logits
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"

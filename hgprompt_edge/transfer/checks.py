@@ -1,0 +1,60 @@
+"""Does a bank fit the backbone and the task? Asked before any work is done."""
+
+from __future__ import annotations
+
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.prompts import PromptBank
+from hgprompt_edge.tasks import Task
+from hgprompt_edge.vit.backbone import Backbone
+
+
+def check_bank(bank: PromptBank, backbone: Backbone) -> None:
+    """Refuse a bank that was not made for `backbone`.
+
+    Raises
+    ------
+    UserError
+        Empty bank, other weights, image size, width or depth.
+    """
+    if not bank.prompts:
+        raise UserError("--sources: the bank is empty; name a folder that holds prompt files")
+    layers, _, width = bank.prompts[0].tokens.shape
+    if bank.image_size != backbone.image_size:
+        raise UserError(
+            f"--sources: the prompts are for images of {bank.image_size} px, --backbone "
+            f"{backbone.name} takes {backbone.image_size} px; load it at {bank.image_size} px"
+        )
+    if width != backbone.embed_dim:
+        raise UserError(
+            f"--sources: the prompts are {width} wide, --backbone {backbone.name} is "
+            f"{backbone.embed_dim} wide; use the backbone {bank.backbone}"
+        )
+    if layers not in (1, backbone.depth):
+        raise UserError(
+            f"--sources: the prompts have {layers} layers, --backbone {backbone.name} has "
+            f"{backbone.depth} blocks; use the backbone {bank.backbone}"
+        )
+    if bank.backbone_sha256 != backbone.sha256:
+        raise UserError(
+            f"--sources: the prompts were trained on other weights ({bank.backbone}, "
+            f"{bank.backbone_sha256[:12]}) than those of --backbone {backbone.name} "
+            f"({backbone.sha256[:12]}); use that backbone or train prompts for this one"
+        )
+
+
+def leave_out_family(bank: PromptBank, task: Task) -> tuple[PromptBank, tuple[str, ...]]:
+    """Split off the sources of the task's family: `(the others, their names)`.
+
+    Raises
+    ------
+    UserError
+        No source is left.
+    """
+    kept = bank.without_family(task.family)
+    left_out = tuple(name for name in bank.names if name not in kept.names)
+    if not kept.prompts:
+        raise UserError(
+            f"--sources: every prompt is of the family '{task.family}', as the task {task.name} "
+            "is; add a source of another family"
+        )
+    return kept, left_out

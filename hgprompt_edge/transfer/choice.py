@@ -1,0 +1,96 @@
+"""Never worse: one kind of head for all ways to use the sources, and validation decides (METHOD 6).
+
+No prompt, the best single source, the uniform mix, the learned mix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hgprompt_edge.bundle import Row
+from hgprompt_edge.tasks import Task
+from hgprompt_edge.transfer.features import FeatureStore, Tokens
+from hgprompt_edge.vit.heads import Head, Labels, accuracy, fit_lda, fit_logistic, log_loss
+
+METHODS = ("none", "best_source", "uniform", "learned")
+"""From the simplest to the most involved; of equals the simpler is chosen."""
+
+FitHead = Callable[[Tensor, Labels, int, int], Head]
+HEADS: dict[str, FitHead] = {"lda": fit_lda, "logistic": fit_logistic}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to use the sources.
+
+    Attributes
+    ----------
+    method
+        One of `METHODS`.
+    tokens
+        The folded prompt `[L, T, D]` float32; None: no prompt.
+    weights
+        `[N]` float64 of the mix; all zero without a prompt.
+    """
+
+    method: str
+    tokens: Tokens | None
+    weights: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Fits heads on a task's features and measures them.
+
+    Attributes
+    ----------
+    head
+        A key of `HEADS`.
+    """
+
+    store: FeatureStore
+    task: Task
+    head: str = "lda"
+    seed: int = 0
+
+    def on_validation(self, candidate: Candidate) -> Row:
+        """Accuracy and log-loss on validation of a head fitted on the training part."""
+        task = self.task
+        head = self._fit(
+            self.store.features(task.train.pixels, candidate.tokens), task.train.labels
+        )
+        logits = head.logits(self.store.features(task.validation.pixels, candidate.tokens))
+        labels = task.validation.labels
+        return Row(candidate.method, accuracy(logits, labels), log_loss(logits, labels))
+
+    def final_head(self, candidate: Candidate) -> Head:
+        """Head on training and validation images together."""
+        parts = (self.task.train, self.task.validation)
+        features = [self.store.features(part.pixels, candidate.tokens) for part in parts]
+        return self._fit(torch.cat(features), np.concatenate([part.labels for part in parts]))
+
+    def on_test(self, row: Row, candidate: Candidate, head: Head | None = None) -> Row:
+        """Complete the row with the test accuracy of its final head, if there is a test part.
+
+        `head` is that head, where it has been fitted before.
+        """
+        test = self.task.test
+        if not len(test):
+            return row
+        head = head or self.final_head(candidate)
+        logits = head.logits(self.store.features(test.pixels, candidate.tokens))
+        return replace(row, test_accuracy=accuracy(logits, test.labels))
+
+    def _fit(self, features: Tensor, labels: Labels) -> Head:
+        return HEADS[self.head](features, labels, len(self.task.classes), self.seed)
+
+
+def choose(rows: Sequence[Row]) -> int:
+    """Index of the row that is best on validation: accuracy, then log-loss, then the first."""
+    return min(range(len(rows)), key=lambda i: (-rows[i].val_accuracy, rows[i].val_log_loss, i))

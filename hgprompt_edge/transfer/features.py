@@ -1,0 +1,222 @@
+"""Features and pull-backs of a frozen backbone, kept on disk so that no pass is run twice.
+
+One safetensors file a result. Its name is the sha256 of everything it depends on, so an entry is
+never out of date; the least recently used ones go when the cache exceeds its bound.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import cache_folder, read_safetensors, write_safetensors
+from hgprompt_edge.transfer.alignment import prompt_gradient_variance
+from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.forward import extract_features, features_prefix, normalize
+from hgprompt_edge.vit.heads import Head
+
+Pixels = npt.NDArray[np.uint8]
+Tokens = npt.NDArray[np.float32]
+
+FORM_VERSION = 1
+"""Raise it whenever the forward pass changes what it computes."""
+DEFAULT_MEGABYTES = 2048
+MICRO_BATCH = 64
+
+
+def clear_cache() -> tuple[int, int]:
+    """Delete all entries: `(files, bytes)` that were freed."""
+    entries = _entries()
+    for path, _, _ in entries:
+        path.unlink(missing_ok=True)
+    return len(entries), sum(size for _, size, _ in entries)
+
+
+def cache_size() -> tuple[int, int]:
+    """Count what the cache holds: `(files, bytes)`."""
+    entries = _entries()
+    return len(entries), sum(size for _, size, _ in entries)
+
+
+class FeatureStore:
+    """Features and pull-backs of one backbone.
+
+    Parameters
+    ----------
+    enabled
+        False: neither reads nor writes the disk.
+    """
+
+    def __init__(self, backbone: Backbone, *, enabled: bool = True) -> None:
+        self.backbone, self.enabled = backbone, enabled
+        self._limit = _limit_bytes()
+        self._fingerprint = _fingerprint(backbone)
+        self._memory: dict[str, Tensor] = {}
+        self._digests: dict[int, tuple[Pixels, str]] = {}
+
+    def features(self, pixels: Pixels, tokens: Tokens | None) -> Tensor:
+        """Features `[n, D]` float32 of pixels `[n, S, S, 3]` under a prompt `[L, T, D]`."""
+
+        def compute() -> Tensor:
+            return extract_features(self.backbone, pixels, tokens, MICRO_BATCH)
+
+        shape = (len(pixels), self.backbone.embed_dim)
+        return self.cached(("features", self._digest(pixels), _digest(tokens)), shape, compute)
+
+    def pull_back(self, pixels: Pixels, tokens: Tokens, cotangent: Tensor) -> Tensor:
+        """`dJ / dP [L, T, D]` for a `dJ / df [n, D]` at the prompt `tokens` (METHOD 5.2)."""
+
+        def compute() -> Tensor:
+            return pull_back(self.backbone, pixels, tokens, cotangent)
+
+        key = ("pull-back", self._digest(pixels), _digest(tokens), _digest(cotangent.numpy()))
+        return self.cached(key, tokens.shape, compute)
+
+    def gradient_variance(
+        self, pixels: Pixels, labels: npt.NDArray[np.int64], tokens: Tokens, head: Head
+    ) -> Tensor:
+        """Variance `[L, T, D]` float32 over images of the gradients at `tokens` (METHOD 4)."""
+
+        def compute() -> Tensor:
+            found = prompt_gradient_variance(self.backbone, pixels, labels, tokens, head)
+            return found.float()
+
+        rest = (labels, tokens, head.weight.numpy(), head.bias.numpy())
+        key = ("variance", self._digest(pixels), *(_digest(array) for array in rest))
+        return self.cached(key, tokens.shape, compute)
+
+    def cached(
+        self, key: tuple[str, ...], shape: tuple[int, ...], compute: Callable[[], Tensor]
+    ) -> Tensor:
+        """Value of `shape` stored under `key` and this backbone, computed where it is missing."""
+        name = hashlib.sha256("|".join((self._fingerprint, *key)).encode()).hexdigest()
+        if name not in self._memory:
+            path = _folder() / f"{name}.safetensors"
+            found = _read(path, shape) if self.enabled else None
+            if found is None:
+                found = compute()
+                if self.enabled:
+                    self._write(path, found)
+            self._memory[name] = found
+        return self._memory[name]
+
+    def _write(self, path: Path, value: Tensor) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_safetensors(path, {"value": value.detach().numpy()}, {})
+            _evict(self._limit)
+        except (OSError, UserError) as error:
+            self.enabled = False
+            warnings.warn(
+                f"features are not kept, the cache cannot be written ({error}); "
+                "set HGEDGE_CACHE to a folder that can",
+                stacklevel=2,
+            )
+
+    def _digest(self, pixels: Pixels) -> str:
+        # A split is digested once: fit passes the same few arrays again and again.
+        known = self._digests.get(id(pixels))
+        if known is None or known[0] is not pixels:
+            known = self._digests[id(pixels)] = (pixels, _digest(pixels))
+        return known[1]
+
+
+def pull_back(
+    backbone: Backbone,
+    pixels: Pixels,
+    tokens: Tokens | Tensor,
+    cotangent: Tensor,
+    batch_size: int = MICRO_BATCH,
+) -> Tensor:
+    """`dJ / dP [L, T, D]` by vector-Jacobian products in micro-batches (METHOD 5.2).
+
+    `cotangent` is `dJ / df [n, D]`. Memory depends on `batch_size`, not on `n`. The result has the
+    dtype of the model; the sum over micro-batches is float64.
+    """
+    parameter = next(backbone.model.parameters())
+    total = torch.zeros(tuple(tokens.shape), dtype=torch.float64)
+    for start in range(0, len(pixels), batch_size):
+        rows = slice(start, start + batch_size)
+        x = normalize(torch.from_numpy(np.array(pixels[rows])), backbone.preprocessing)
+        with torch.enable_grad():
+            prompt = torch.as_tensor(tokens).to(parameter).detach().clone().requires_grad_(True)
+            features = features_prefix(backbone.model, x, prompt)
+            product = (features * cotangent[rows].to(features)).sum()
+            total += torch.autograd.grad(product, prompt)[0].double()
+    return total.to(parameter.dtype)
+
+
+def _fingerprint(backbone: Backbone) -> str:
+    # Weights alone say nothing about activations, pooling or heads.
+    model = backbone.model
+    form = f"{model!r}|{backbone.num_heads}|{model.global_pool}|{backbone.image_size}"
+    parts = (backbone.sha256, backbone.preprocessing.to_json(), form, torch.__version__)
+    return hashlib.sha256("|".join((str(FORM_VERSION), *parts)).encode()).hexdigest()
+
+
+def _digest(array: npt.NDArray[np.generic] | None) -> str:
+    if array is None:
+        return "none"
+    data = np.ascontiguousarray(array)
+    digest = hashlib.sha256(f"{data.dtype.str}|{data.shape}|".encode())
+    digest.update(data.data if data.size else b"")
+    return digest.hexdigest()
+
+
+def _folder() -> Path:
+    return cache_folder() / "features"
+
+
+def _limit_bytes() -> int:
+    text = os.environ.get("HGEDGE_CACHE_SIZE") or str(DEFAULT_MEGABYTES)
+    if not text.isdecimal():
+        raise UserError(f"HGEDGE_CACHE_SIZE: '{text}' is not a number of megabytes; give one")
+    return int(text) * 1_000_000
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """Read a stored value; None where there is none or it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        value = read_safetensors(path)[0].get("value")
+        if value is None or value.dtype != np.float32 or value.shape != shape:
+            return None
+        os.utime(path)
+    except (OSError, UserError):
+        return None
+    array = cast("npt.NDArray[np.float32]", value)
+    return torch.from_numpy(array.copy()) if np.isfinite(array).all() else None
+
+
+def _entries() -> list[tuple[Path, int, int]]:
+    """`(path, bytes, time of last use)` of every entry, the least recently used first."""
+    entries = []
+    folder = _folder()
+    for path in folder.glob("*.safetensors") if folder.is_dir() else ():
+        try:
+            status = path.stat()
+        except OSError:  # another process evicted it
+            continue
+        entries.append((path, status.st_size, status.st_mtime_ns))
+    return sorted(entries, key=lambda entry: (entry[2], entry[0].name))
+
+
+def _evict(limit: int) -> None:
+    entries = _entries()
+    total = sum(size for _, size, _ in entries)
+    for path, size, _ in entries:
+        if total <= limit:
+            return
+        path.unlink(missing_ok=True)
+        total -= size

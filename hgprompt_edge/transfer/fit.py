@@ -1,0 +1,300 @@
+"""`HGPrompt`: learn how to mix the source prompts of a bank for a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hgprompt_edge.bundle import Bundle, Row
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.prompts import Floats, PromptBank, effective_sources, mix
+from hgprompt_edge.tasks import Task
+from hgprompt_edge.transfer.alignment import (
+    Alignment,
+    common_head,
+    cosine_alignment,
+    head_alignment,
+    prompt_alignment,
+)
+from hgprompt_edge.transfer.assemble import make_bundle
+from hgprompt_edge.transfer.cached import Climb, climb
+from hgprompt_edge.transfer.checks import check_bank, leave_out_family
+from hgprompt_edge.transfer.choice import HEADS, Candidate, Judge, choose
+from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.transfer.hscore import noise_floor
+from hgprompt_edge.transfer.objective import Objective, Terms, make_objective
+from hgprompt_edge.transfer.refine import ExactObjective, Refined, refine, starting_points
+from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.heads import Head
+
+Space = Literal["head", "prompt", "cosine"]
+HeadKind = Literal["lda", "logistic"]
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, steps done, steps in all)."""
+
+LAMBDA = 0.003
+"""R is 1 at uniform and 0 at vertices whatever its absolute size, and the mixes of one bank differ
+by some hundredths in H / H_scale: from 0.01 on, one source took all where a mix had scored better.
+"""
+
+
+class HGPrompt:
+    """Mix source prompts so that the target's features separate and the sources agree.
+
+    Maximises `J = H / H_scale - lambda R` over weights on the simplex (METHOD eq. 5), first on
+    cached features, then exactly through the frozen backbone. No prompt, the best source, the
+    uniform mix and the learned mix are compared on the validation part, and the best is kept.
+
+    Parameters
+    ----------
+    lam
+        `lambda`, the price of gradient conflict.
+    steps
+        Most steps on cached features.
+    refine
+        Most exact steps through the backbone.
+    space
+        Where gradients are compared: `head`, `prompt` (slower) or `cosine`.
+    head
+        Classifier on the features: `lda` or `logistic`.
+    seed
+        Of the permutations behind the noise floor, of folds and of the probe images.
+    cache
+        Keep features on disk, so that an interrupted or repeated fit does not compute them again.
+    keep_sources
+        Put the source prompts into the bundle, for mixing on the device.
+
+    Attributes
+    ----------
+    weights_ : ndarray [N] float64
+        The learned mix, chosen or not.
+    choice_ : str
+        Row of the table that validation chose.
+    best_source_ : str
+        The source that is best on validation.
+    left_out_ : tuple of str
+        Sources of the task's own family.
+    table_ : tuple of Row
+        No prompt, best source, uniform, learned.
+    head_ : Head
+        Of the chosen row, fitted on training and validation images.
+    objective_ : dict
+        H with its noise floor, R, lambda, rho, steps, effective number of sources.
+    history_ : list of dict
+        `stage` (`cached` or `exact`), `J`, `H` and `R` of each step.
+    bundle_ : Bundle
+        All of it, ready for `write_bundle`.
+
+    Examples
+    --------
+    >>> bank = read_bank("bundled")  # doctest: +SKIP
+    >>> backbone = load_backbone(bank.backbone)  # doctest: +SKIP
+    >>> task = load_task("digits", backbone.preprocessing)  # doctest: +SKIP
+    >>> HGPrompt(refine=3).fit(bank, backbone, task).choice_  # doctest: +SKIP
+    'learned'
+    """
+
+    weights_: npt.NDArray[np.float64]
+    choice_: str
+    best_source_: str
+    left_out_: tuple[str, ...]
+    table_: tuple[Row, ...]
+    head_: Head
+    objective_: dict[str, Any]
+    history_: list[dict[str, Any]]
+    bundle_: Bundle
+
+    def __init__(
+        self,
+        *,
+        lam: float = LAMBDA,
+        steps: int = 300,
+        refine: int = 3,
+        space: Space = "head",
+        head: HeadKind = "lda",
+        seed: int = 0,
+        cache: bool = True,
+        keep_sources: bool = True,
+    ) -> None:
+        _check_choice("space", space, get_args(Space))
+        _check_choice("head", head, tuple(HEADS))
+        if not (np.isfinite(lam) and lam >= 0):
+            raise ValueError(f"The 'lam' must be finite and not negative. Got {lam} instead.")
+        if steps < 0 or refine < 0:
+            raise ValueError(f"'steps' and 'refine' must be >= 0. Got {steps}, {refine} instead.")
+        self.lam, self.steps, self.refine = lam, steps, refine
+        self.space, self.head, self.seed = space, head, seed
+        self.cache, self.keep_sources = cache, keep_sources
+
+    def fit(
+        self, bank: PromptBank, backbone: Backbone, task: Task, progress: Progress | None = None
+    ) -> HGPrompt:
+        """Learn the weights, choose, fit the head.
+
+        Sources of the task's own family are left out. Interrupted, it leaves the features it has
+        computed in the cache, so that the same call goes on from there.
+
+        Raises
+        ------
+        UserError
+            The bank was made for another backbone, holds no source of another family than the
+            task's, or the task has no validation images.
+        """
+        report = progress or _silent
+        check_bank(bank, backbone)
+        if not len(task.validation):
+            raise UserError(f"--task {task.name}: no validation images to choose by; add some")
+        bank, self.left_out_ = leave_out_family(bank, task)
+        store = FeatureStore(backbone, enabled=self.cache)
+        tokens = bank.tokens
+        features = _extract(store, task, tokens, report)
+        objective = self._objective(store, task, tokens, features, report)
+        climbed = climb(features, objective, self.steps)
+        report("weights", 1, 1)
+        exact = ExactObjective(store, task.train.pixels, tokens, objective)
+        starts = starting_points(features, objective, climbed.weights)
+        refined = refine(exact, starts, self.refine, lambda *done: report("exact steps", *done))
+        self.weights_ = refined.weights.numpy()
+        self.history_ = _history(climbed, refined)
+        self._choose(Judge(store, task, self.head, self.seed), bank, tokens, report)
+        self.objective_ = self._summary(bank, objective, climbed, refined)
+        self.bundle_ = make_bundle(
+            backbone,
+            task,
+            bank,
+            self._chosen,
+            self.weights_,
+            self.head_,
+            self.table_,
+            self.objective_,
+            self.seed,
+            self.keep_sources,
+        )
+        return self
+
+    def _objective(
+        self,
+        store: FeatureStore,
+        task: Task,
+        tokens: Floats,
+        features: Tensor,
+        report: Progress,
+    ) -> Objective:
+        uniform = store.features(task.train.pixels, mix(tokens, _uniform(len(tokens))))
+        alignment = self._alignment(store, task, tokens, features, report)
+        return make_objective(uniform, task.train.labels, alignment, self.lam, self.seed)
+
+    def _alignment(
+        self,
+        store: FeatureStore,
+        task: Task,
+        tokens: Floats,
+        features: Tensor,
+        report: Progress,
+    ) -> Alignment:
+        labels = task.train.labels
+        head = common_head(features, labels, len(task.classes), self.seed)
+        if self.space == "head":
+            return head_alignment(features, labels, head)
+        if self.space == "cosine":
+            return cosine_alignment(features, labels, head)
+        variances = []
+        for done, source in enumerate(tokens):
+            report("gradients", done, len(tokens))
+            variances.append(store.gradient_variance(task.train.pixels, labels, source, head))
+        report("gradients", len(tokens), len(tokens))
+        return prompt_alignment(variances)
+
+    def _choose(self, judge: Judge, bank: PromptBank, tokens: Floats, report: Progress) -> None:
+        """Make the never-worse table; the test part is touched after the choice (METHOD 6)."""
+        sources = [
+            Candidate("best_source", source, _vertex(i, len(tokens)))
+            for i, source in enumerate(tokens)
+        ]
+        source_rows = [judge.on_validation(source) for source in sources]
+        best = choose(source_rows)
+        self.best_source_ = bank.names[best]
+        uniform = _uniform(len(tokens))
+        candidates = (
+            Candidate("none", None, np.zeros(len(tokens))),
+            sources[best],
+            Candidate("uniform", mix(tokens, uniform), uniform),
+            Candidate("learned", mix(tokens, self.weights_), self.weights_),
+        )
+        rows = [
+            source_rows[best] if candidate is sources[best] else judge.on_validation(candidate)
+            for candidate in candidates
+        ]
+        chosen = choose(rows)
+        self._chosen = candidates[chosen]
+        self.choice_ = rows[chosen].method
+        self.head_ = judge.final_head(self._chosen)
+        for index, candidate in enumerate(candidates):
+            head = self.head_ if index == chosen else None
+            rows[index] = judge.on_test(rows[index], candidate, head)
+            report("test images", index + 1, len(candidates))
+        self.table_ = tuple(rows)
+
+    def _summary(
+        self, bank: PromptBank, objective: Objective, climbed: Climb, refined: Refined
+    ) -> dict[str, Any]:
+        terms = refined.path[-1]
+        floor = noise_floor(refined.features, objective.labels, objective.shrinkage, self.seed)
+        return {
+            **asdict(terms),
+            "floor": floor,
+            "H_scale": objective.h_scale,
+            "lambda": self.lam,
+            "shrinkage": objective.shrinkage,
+            "space": self.space,
+            "head": self.head,
+            "steps": climbed.steps,
+            "refine_steps": refined.steps,
+            "effective_sources": effective_sources(self.weights_),
+            "sources": len(bank.prompts),
+            "best_source": self.best_source_,
+        }
+
+
+def _extract(store: FeatureStore, task: Task, tokens: Floats, report: Progress) -> Tensor:
+    """Features `[N, n, D]` of the sources on the training images; all else is put in the store."""
+    prompts = [*tokens, mix(tokens, _uniform(len(tokens))), None]
+    features = []
+    for done, prompt in enumerate(prompts):
+        report("features", done, len(prompts))
+        features.append(store.features(task.train.pixels, prompt))
+        store.features(task.validation.pixels, prompt)
+    report("features", len(prompts), len(prompts))
+    return torch.stack(features[: len(tokens)])
+
+
+def _history(climbed: Climb, refined: Refined) -> list[dict[str, Any]]:
+    def rows(stage: str, path: tuple[Terms, ...]) -> list[dict[str, Any]]:
+        return [{"stage": stage, **asdict(terms)} for terms in path]
+
+    return rows("cached", climbed.path) + rows("exact", refined.path)
+
+
+def _silent(_stage: str, _done: int, _total: int) -> None:
+    """Report to nobody."""
+
+
+def _uniform(count: int) -> npt.NDArray[np.float64]:
+    return np.full(count, 1 / count)
+
+
+def _vertex(index: int, count: int) -> npt.NDArray[np.float64]:
+    weights = np.zeros(count)
+    weights[index] = 1.0
+    return weights
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"The '{name}' must be one of {', '.join(known)}. Got '{value}' instead.")

@@ -1,0 +1,99 @@
+"""Files are whole or absent, and hostile ones are refused by a sentence."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from hgprompt_edge import files
+from hgprompt_edge.errors import UserError
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"old")
+
+    def write_and_fail() -> None:
+        with files.atomic_path(path) as temporary:
+            temporary.write_bytes(b"new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_and_fail()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_sentence_and_the_old_file_survives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "pets.hgbundle"
+    path.write_bytes(b"old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        files.write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the folder .*nowhere does not exist"):
+        files.write_bytes(tmp_path / "nowhere" / "a.onnx", b"")
+
+
+@given(
+    values=hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=4)),
+    note=st.text(max_size=30),
+)
+def test_round_trip_and_same_content_same_bytes(
+    tmp_path_factory: pytest.TempPathFactory, values: np.ndarray, note: str
+) -> None:
+    folder = tmp_path_factory.mktemp("roundtrip")
+    metadata = {f"key{i}": note for i in range(6)}
+    for name in ("a", "b"):
+        files.write_safetensors(folder / name, {"x": values, "y": values}, metadata)
+    assert (folder / "a").read_bytes() == (folder / "b").read_bytes()
+    tensors, found = files.read_safetensors(folder / "a")
+    np.testing.assert_array_equal(tensors["x"], values)
+    assert found == metadata
+
+
+HOSTILE = {
+    "empty": b"",
+    "short": b"\x08\x00",
+    "text": b"this is not a tensor file at all",
+    "gigabyte header": struct.pack("<Q", 5 << 30) + b"{}",
+    "header past the end": struct.pack("<Q", 1000) + b"{}",
+    "not json": struct.pack("<Q", 8) + b"{{{{{{{{",
+    "a list": struct.pack("<Q", 8) + b"[1,2,3] ",
+    "offsets past the end": (lambda header: struct.pack("<Q", len(header)) + header)(
+        b'{"prompt":{"dtype":"F32","shape":[9,9],"data_offsets":[0,324]}}'
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "hostile.safetensors"
+    path.write_bytes(HOSTILE[name])
+    with pytest.raises(UserError, match=r"hostile\.safetensors") as caught:
+        files.read_safetensors(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unwritable_folder_is_refused_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match="--output: cannot write to the folder"):
+        files.check_writable(tmp_path / "file", "--output")

@@ -1,0 +1,159 @@
+"""Prompts and banks: what is read back, what is refused, how tokens are matched and mixed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import write_safetensors
+from hgprompt_edge.prompts import (
+    Prompt,
+    PromptBank,
+    effective_sources,
+    match_prompts,
+    match_tokens,
+    mix,
+    read_bank,
+    read_prompt,
+    write_prompt,
+)
+
+
+def make_prompt(name: str = "pets", shape: tuple[int, int, int] = (3, 4, 8), **changes: object):
+    tokens = np.random.default_rng(len(name)).normal(size=shape).astype(np.float32)
+    prompt = Prompt(
+        tokens=tokens,
+        name=name,
+        backbone="bundled",
+        backbone_sha256="ab" * 32,
+        image_size=64,
+        mode="deep" if shape[0] > 1 else "shallow",
+        task=name,
+        family="pets",
+        classes=("cat", "dog"),
+        test_accuracy=0.5,
+        test_accuracy_unprompted=0.4,
+        recipe={"epochs": 3},
+        head_weight=np.ones((2, shape[2]), np.float32),
+        head_bias=np.zeros(2, np.float32),
+    )
+    return replace(prompt, **changes)
+
+
+def write_bank(folder: Path, *prompts: Prompt) -> Path:
+    for prompt in prompts:
+        write_prompt(folder / f"{prompt.name}.safetensors", prompt)
+    return folder
+
+
+def test_a_prompt_survives_the_round_trip(tmp_path: Path) -> None:
+    prompt = make_prompt()
+    write_prompt(tmp_path / "pets.safetensors", prompt)
+    found = read_prompt(tmp_path / "pets.safetensors")
+    np.testing.assert_array_equal(found.tokens, prompt.tokens)
+    np.testing.assert_array_equal(found.head_weight, prompt.head_weight)
+    for field in ("name", "backbone", "classes", "test_accuracy", "recipe", "family", "init_seed"):
+        assert getattr(found, field) == getattr(prompt, field)
+    assert len(found.sha256) == 64
+
+
+BAD_TENSORS = {
+    "NaN": (np.full((3, 4, 8), np.nan, np.float32), "NaN or inf"),
+    "inf": (np.full((3, 4, 8), np.inf, np.float32), "NaN or inf"),
+    "flat": (np.ones((4, 8), np.float32), r"must be \[layers, tokens, width\]"),
+    "no tokens": (np.ones((3, 0, 8), np.float32), r"must be \[layers, tokens, width\]"),
+    "double": (np.ones((3, 4, 8), np.float64), "must be float32"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TENSORS)
+def test_bad_tensors_are_refused(tmp_path: Path, name: str) -> None:
+    tensor, message = BAD_TENSORS[name]
+    path = tmp_path / "bad.safetensors"
+    write_safetensors(path, {"prompt": tensor}, {"format": "hgprompt.prompt/1"})
+    with pytest.raises(UserError, match=message):
+        read_prompt(path)
+
+
+BAD_METADATA = {
+    "another file": ({}, "not a prompt file"),
+    "newer": ({"format": "hgprompt.prompt/2"}, "newer than this hgedge reads"),
+    "nothing else": ({"format": "hgprompt.prompt/1"}, "metadata is missing or malformed"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_METADATA)
+def test_bad_metadata_is_refused(tmp_path: Path, name: str) -> None:
+    metadata, message = BAD_METADATA[name]
+    path = tmp_path / "bad.safetensors"
+    write_safetensors(path, {"prompt": np.ones((3, 4, 8), np.float32)}, metadata)
+    with pytest.raises(UserError, match=message):
+        read_prompt(path)
+
+
+MISFITS = {
+    "backbone": ({"backbone_sha256": "cd" * 32}, "made for another backbone"),
+    "image size": ({"image_size": 224}, "made for 224 px"),
+    "depth": ({"shape": (5, 4, 8)}, "layers 5 differs"),
+    "tokens": ({"shape": (3, 6, 8)}, "tokens 6 differs"),
+    "width": ({"shape": (3, 4, 16)}, "width 16 differs"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_prompts_of_a_bank_must_fit_each_other(tmp_path: Path, name: str) -> None:
+    changes, message = MISFITS[name]
+    bank = write_bank(tmp_path, make_prompt("a"), make_prompt("b", **changes))
+    with pytest.raises(UserError, match=message):
+        read_bank(bank)
+
+
+def test_an_empty_or_missing_bank_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the bank is empty"):
+        read_bank(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        read_bank(tmp_path / "nowhere")
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=20)
+def test_a_shuffled_copy_is_matched_back_exactly(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    tokens = rng.normal(size=(3, 6, 16)).astype(np.float32)
+    shuffled = np.stack([layer[rng.permutation(6)] for layer in tokens])
+    np.testing.assert_array_equal(match_tokens(tokens, shuffled), tokens)
+
+
+def test_only_prompts_of_another_seed_are_matched(tmp_path: Path) -> None:
+    first = make_prompt("a")
+    shuffled = replace(first, name="b", tokens=first.tokens[:, ::-1].copy(), init_seed=1)
+    same_seed = replace(first, name="c", tokens=first.tokens[:, ::-1].copy())
+    bank = match_prompts(PromptBank((first, shuffled, same_seed)))
+    assert bank.matched == ("b",)
+    np.testing.assert_array_equal(bank.prompts[1].tokens, first.tokens)
+    np.testing.assert_array_equal(bank.prompts[2].tokens, same_seed.tokens)
+
+
+def test_a_mix_is_the_weighted_sum() -> None:
+    tokens = np.random.default_rng(0).normal(size=(3, 2, 4, 8)).astype(np.float32)
+    weights = np.array([0.2, 0.5, 0.3])
+    expected = sum(w * t.astype(np.float64) for w, t in zip(weights, tokens, strict=True))
+    np.testing.assert_allclose(mix(tokens, weights), expected, rtol=1e-6)
+    np.testing.assert_array_equal(mix(tokens, [0, 1, 0]), tokens[1])
+
+
+def test_effective_sources() -> None:
+    assert effective_sources([1, 0, 0, 0]) == pytest.approx(1)
+    assert effective_sources([0.25] * 4) == pytest.approx(4)
+
+
+def test_sources_of_the_targets_family_are_left_out() -> None:
+    bank = PromptBank((make_prompt("a"), make_prompt("b", family="signs")))
+    assert bank.without_family("pets").names == ("b",)
+    assert bank.without_family("").names == ("a", "b")

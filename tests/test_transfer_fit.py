@@ -1,0 +1,350 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from small_vits import TOKENS, make_backbone, token_logits
+
+import hgprompt_edge.transfer.features as features_module
+from hgprompt_edge.bundle import Row, read_bundle, write_bundle
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.prompts import Prompt, PromptBank, mix
+from hgprompt_edge.tasks import Images, Task
+from hgprompt_edge.transfer.alignment import variance_alignment
+from hgprompt_edge.transfer.choice import choose
+from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.transfer.fit import HGPrompt
+from hgprompt_edge.transfer.hscore import h_score
+from hgprompt_edge.transfer.objective import Terms, make_objective
+from hgprompt_edge.transfer.refine import HALVINGS, ExactObjective, refine
+from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.forward import extract_features, features_token, normalize
+
+CLASSES = 3
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return make_backbone()
+
+
+def noise_tokens(count: int, layers: int = 2, seed: int = 0) -> npt.NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(count, layers, TOKENS, 32)).astype(np.float32)
+
+
+def make_bank(backbone: Backbone, tokens: npt.NDArray[np.float32], **options) -> PromptBank:
+    return PromptBank(
+        tuple(
+            Prompt(
+                prompt,
+                f"source{i}",
+                backbone.name,
+                backbone.sha256,
+                backbone.image_size,
+                mode="shallow" if len(prompt) == 1 else "deep",
+                family=f"family{i}",
+                sha256=f"{i:064}",
+                **options,
+            )
+            for i, prompt in enumerate(tokens)
+        )
+    )
+
+
+def pixels_of(count: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (count, 24, 24, 3), dtype=np.uint8)
+
+
+def seen_through(
+    backbone: Backbone, pixels: npt.NDArray[np.uint8], prompt: npt.NDArray[np.float32] | None
+) -> npt.NDArray[np.int64]:
+    """Label images, in equal parts, by what shows under a prompt and hardly under others.
+
+    Random prompts leave a random ViT most of its view, so the direction in which images vary most
+    would be seen through all of them: what other prompts explain is taken out first.
+    """
+    features = extract_features(backbone, pixels, prompt).double()
+    others = [extract_features(backbone, pixels, p).double() for p in noise_tokens(2, seed=99)]
+    views = torch.cat([*others, torch.ones(len(pixels), 1).double()], dim=1)
+    features = features - views @ torch.linalg.lstsq(views, features).solution
+    projection = torch.linalg.svd(features)[0][:, 0]
+    ranks = projection.argsort().argsort()
+    return (ranks * CLASSES // len(ranks)).numpy()
+
+
+def make_task(
+    backbone: Backbone,
+    prompt: npt.NDArray[np.float32] | None = None,
+    sizes: tuple[int, int, int] = (150, 45, 60),
+    family: str = "target",
+) -> Task:
+    pixels = pixels_of(sum(sizes))
+    labels = seen_through(backbone, pixels, prompt)
+    names = tuple(str(i) for i in range(len(pixels)))
+    whole = Images(pixels, labels, names)
+    ends = np.cumsum(sizes)
+    parts = (np.arange(e - s, e) for s, e in zip(sizes, ends, strict=True))
+    train, validation, test = (whole.subset(part) for part in parts)
+    classes = tuple(f"class{i}" for i in range(CLASSES))
+    return Task("toy", family, classes, train, validation, test, True, (), "digest")
+
+
+def exact_objective(backbone: Backbone, tokens: npt.NDArray[np.float32], lam: float = 0.1):
+    task = make_task(backbone, tokens[0])
+    store = FeatureStore(backbone, enabled=False)
+    uniform = store.features(task.train.pixels, mix(tokens, np.full(len(tokens), 1 / len(tokens))))
+    alignment = variance_alignment(torch.rand(len(tokens), 4, dtype=torch.float64))
+    objective = make_objective(uniform, task.train.labels, alignment, lam)
+    return ExactObjective(store, task.train.pixels, tokens, objective)
+
+
+@pytest.mark.parametrize("layers", [2, 1])
+def test_two_passes_equal_full_batch_autograd(layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = make_backbone()
+    backbone.model.double()
+    tokens = noise_tokens(3, layers)
+    exact = exact_objective(backbone, tokens)
+    weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    largest = 0
+
+    def watched(model, x, prompt):
+        nonlocal largest
+        largest = max(largest, len(x))
+        return features_token(model, x, prompt)
+
+    monkeypatch.setattr(features_module, "features_prefix", watched)
+    features, terms = exact.evaluate(weights)
+    found = exact.gradient(weights, features)
+    assert largest == features_module.MICRO_BATCH < len(exact.pixels)
+
+    a = weights.clone().requires_grad_(True)
+    x = normalize(torch.from_numpy(exact.pixels), backbone.preprocessing).double()
+    prompt = torch.tensordot(a, torch.from_numpy(tokens).double(), dims=1)
+    objective = exact.objective
+    score = h_score(
+        features_token(backbone.model, x, prompt), objective.labels, objective.shrinkage
+    )
+    value = score / objective.h_scale - objective.lam * objective.alignment.conflict(a)
+    (expected,) = torch.autograd.grad(value, a)
+    assert abs(terms.J - float(value.detach())) < 1e-5
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_exact_gradient_equals_finite_differences(backbone: Backbone) -> None:
+    exact = exact_objective(backbone, noise_tokens(3))
+    weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    direction = torch.tensor([0.7, -0.2, -0.5], dtype=torch.float64)
+    features, _ = exact.evaluate(weights)
+    inner = float(exact.gradient(weights, features) @ direction)
+    step = 1e-2
+    up, down = (exact.evaluate(weights + s * step * direction)[1].J for s in (1, -1))
+    assert (up - down) / (2 * step) == pytest.approx(inner, rel=0.02)
+
+
+def test_refinement_never_lowers_j_and_starts_from_the_best(backbone: Backbone) -> None:
+    exact = exact_objective(backbone, noise_tokens(4))
+    starts = [torch.full((4,), 0.25, dtype=torch.float64), torch.eye(4, dtype=torch.float64)[1]]
+    refined = refine(exact, starts, 4)
+    values = [terms.J for terms in refined.path]
+    assert values == sorted(values)
+    assert values[0] == max(exact.evaluate(start)[1].J for start in starts)
+    assert exact.evaluate(refined.weights)[1] == refined.path[-1]
+    assert float(refined.weights.sum()) == pytest.approx(1)
+    assert refine(exact, starts[:1], 4).steps > 0
+
+
+@pytest.mark.parametrize("halvings_needed", [0, 2, 99])
+def test_a_step_that_lowers_j_is_halved_then_dropped(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch, halvings_needed: int
+) -> None:
+    exact = exact_objective(backbone, noise_tokens(2))
+    start = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    tried: list[float] = []
+
+    def evaluate(weights: torch.Tensor) -> tuple[torch.Tensor, Terms]:
+        better = len(tried) == halvings_needed + 1
+        tried.append(float((weights - start).abs().max()))
+        return torch.zeros(1), Terms(1.0 if better else 0.0, 0.0, 0.0)
+
+    monkeypatch.setattr(exact, "evaluate", evaluate)
+    monkeypatch.setattr(exact, "gradient", lambda *_: torch.tensor([1.0, 0.0]).double())
+    refined = refine(exact, [start], 1)
+    assert refined.steps == (0 if halvings_needed == 99 else 1)
+    assert torch.equal(refined.weights, start) == (halvings_needed == 99)
+    assert len(tried) == 1 + min(halvings_needed, HALVINGS) + 1
+    sizes = tried[1:]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_targets_own_prompt_wins_among_noise_prompts(backbone: Backbone, seed: int) -> None:
+    tokens = noise_tokens(8, seed=seed)
+    task = make_task(backbone, tokens[3])
+    fitted = HGPrompt(refine=2).fit(make_bank(backbone, tokens), backbone, task)
+    assert fitted.weights_[3] > 0.8
+
+
+def test_copies_of_one_source_give_the_result_of_one(backbone: Backbone) -> None:
+    tokens = noise_tokens(1)
+    task = make_task(backbone, tokens[0])
+    one = HGPrompt().fit(make_bank(backbone, tokens), backbone, task)
+    many = HGPrompt().fit(make_bank(backbone, np.repeat(tokens, 4, axis=0)), backbone, task)
+    assert many.choice_ == one.choice_
+    np.testing.assert_allclose(many.bundle_.prompt, one.bundle_.prompt, rtol=1e-6)
+    assert many.objective_["H"] == pytest.approx(one.objective_["H"], rel=1e-5)
+    assert many.objective_["R"] == 0
+    for row, expected in zip(many.table_, one.table_, strict=True):
+        assert row.val_accuracy == expected.val_accuracy
+        assert row.val_log_loss == pytest.approx(expected.val_log_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("space", ["head", "prompt", "cosine"])
+@pytest.mark.parametrize("layers", [2, 1])
+def test_fit_leaves_a_whole_and_true_bundle(
+    backbone: Backbone, tmp_path: Path, space, layers: int
+) -> None:
+    tokens = noise_tokens(3, layers)
+    task = make_task(backbone, tokens[2])
+    head = "logistic" if (space, layers) == ("cosine", 2) else "lda"
+    fitted = HGPrompt(refine=1, steps=30, space=space, head=head).fit(
+        make_bank(backbone, tokens), backbone, task
+    )
+    write_bundle(tmp_path / "toy.hgbundle", fitted.bundle_)
+    bundle = read_bundle(tmp_path / "toy.hgbundle")
+    assert bundle.mode == ("shallow" if layers == 1 else "deep")
+    assert [row.method for row in bundle.table] == ["none", "best_source", "uniform", "learned"]
+    assert bundle.choice == fitted.choice_ == fitted.table_[choose(fitted.table_)].method
+    assert all(row.test_accuracy is not None for row in bundle.table)
+    assert fitted.weights_.sum() == pytest.approx(1)
+    assert bundle.objective == fitted.objective_
+    assert bundle.objective["H"] > bundle.objective["floor"] > 0
+    assert {row["stage"] for row in fitted.history_} == {"cached", "exact"}
+    assert bundle.probe_images.shape == (16, 24, 24, 3)
+    assert bundle.source_tokens is not None
+    assert bundle.source_tokens.dtype == np.float16
+    expected = token_logits(bundle, backbone, bundle.probe_images)
+    np.testing.assert_allclose(bundle.probe_logits, expected, rtol=1e-4, atol=1e-4)
+    if bundle.prompt is not None:
+        np.testing.assert_allclose(bundle.prompt, mix(tokens, bundle.weights), atol=1e-6)
+
+
+def test_same_seed_same_bytes_with_and_without_cache(backbone: Backbone, tmp_path: Path) -> None:
+    tokens = noise_tokens(3)
+    bank, task = make_bank(backbone, tokens), make_task(backbone, tokens[1])
+    for name, cache in (("cold", True), ("warm", True), ("none", False)):
+        fitted = HGPrompt(refine=2, seed=3, cache=cache).fit(bank, backbone, task)
+        write_bundle(tmp_path / name, fitted.bundle_)
+    cold = (tmp_path / "cold").read_bytes()
+    assert (tmp_path / "warm").read_bytes() == cold
+    assert (tmp_path / "none").read_bytes() == cold
+
+
+@pytest.mark.parametrize("space", ["head", "prompt"])
+def test_a_repeated_fit_runs_the_backbone_for_the_probe_alone(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch, space
+) -> None:
+    tokens = noise_tokens(3)
+    bank, task = make_bank(backbone, tokens), make_task(backbone, tokens[1])
+    HGPrompt(refine=2, space=space).fit(bank, backbone, task)
+    for name in ("extract_features", "features_prefix", "prompt_gradient_variance"):
+        monkeypatch.setattr(features_module, name, lambda *_: pytest.fail("ran again"))
+    HGPrompt(refine=2, space=space).fit(bank, backbone, task)
+
+
+def test_an_interrupted_fit_goes_on_from_its_features(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = noise_tokens(4)
+    bank, task = make_bank(backbone, tokens), make_task(backbone, tokens[1])
+    runs: list[int] = []
+    interrupt = True
+
+    def interrupted(*args, **kwargs):
+        runs.append(1)
+        if interrupt and len(runs) == 6:
+            raise KeyboardInterrupt
+        return extract_features(*args, **kwargs)
+
+    monkeypatch.setattr(features_module, "extract_features", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        HGPrompt(refine=0).fit(bank, backbone, task)
+    HGPrompt(refine=0).fit(bank, backbone, task)
+    total = len(runs)
+    runs.clear()
+    interrupt = False
+    HGPrompt(refine=0, cache=False).fit(bank, backbone, task)
+    assert len(runs) + 1 == total  # one was cut off, none ran twice
+
+
+def test_the_test_part_is_optional_and_progress_ends(backbone: Backbone) -> None:
+    tokens = noise_tokens(2)
+    task = make_task(backbone, None)
+    task = replace(task, test=task.test.subset([]))
+    seen: dict[str, tuple[int, int]] = {}
+    fitted = HGPrompt(refine=1, keep_sources=False).fit(
+        make_bank(backbone, tokens),
+        backbone,
+        task,
+        progress=lambda stage, done, total: seen.__setitem__(stage, (done, total)),
+    )
+    assert all(row.test_accuracy is None for row in fitted.table_)
+    assert fitted.bundle_.source_tokens is None
+    assert {"features", "weights", "exact steps"} <= seen.keys()
+    assert all(done == total for done, total in seen.values())
+
+
+def test_sources_of_the_targets_family_are_left_out(backbone: Backbone) -> None:
+    tokens = noise_tokens(3)
+    bank, task = make_bank(backbone, tokens), make_task(backbone, family="family1")
+    fitted = HGPrompt(refine=0).fit(bank, backbone, task)
+    assert fitted.left_out_ == ("source1",)
+    assert [source["name"] for source in fitted.bundle_.sources] == ["source0", "source2"]
+    alone = PromptBank(bank.prompts[1:2])
+    with pytest.raises(UserError, match="family1"):
+        HGPrompt().fit(alone, backbone, task)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"backbone_sha256": "0" * 64}, "other weights"),
+        ({"image_size": 32}, "32 px"),
+        ({"tokens": np.zeros((2, 3, 16), np.float32)}, "16 wide"),
+        ({"tokens": np.zeros((3, 3, 32), np.float32)}, "3 layers"),
+    ],
+)
+def test_a_bank_for_another_backbone_is_refused(backbone: Backbone, change, words: str) -> None:
+    prompt = replace(make_bank(backbone, noise_tokens(1)).prompts[0], **change)
+    with pytest.raises(UserError, match=words) as caught:
+        HGPrompt().fit(PromptBank((prompt,)), backbone, make_task(backbone))
+    assert "--sources" in str(caught.value)
+    assert "--backbone" in str(caught.value)
+
+
+def test_no_bank_and_no_validation_are_refused(backbone: Backbone) -> None:
+    task = make_task(backbone)
+    with pytest.raises(UserError, match="empty"):
+        HGPrompt().fit(PromptBank(()), backbone, task)
+    bank = make_bank(backbone, noise_tokens(1))
+    with pytest.raises(UserError, match="validation"):
+        HGPrompt().fit(bank, backbone, replace(task, validation=task.validation.subset([])))
+
+
+@pytest.mark.parametrize(
+    "options", [{"lam": -1}, {"lam": float("nan")}, {"steps": -1}, {"space": "x"}, {"head": "x"}]
+)
+def test_parameters_are_checked(options) -> None:
+    with pytest.raises(ValueError):
+        HGPrompt(**options)
+
+
+def test_choice_by_accuracy_then_log_loss_then_simplicity() -> None:
+    rows = [Row("none", 0.5, 1.0), Row("best_source", 0.6, 2.0), Row("uniform", 0.6, 1.5)]
+    assert choose(rows) == 2
+    assert choose([*rows, Row("learned", 0.6, 1.5, 0.9)]) == 2
+    assert choose([*rows, Row("learned", 0.7, 9.0)]) == 3

@@ -1,0 +1,152 @@
+"""Prompt training: the start, resuming, and that a prompt learns what the backbone cannot see."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from hgprompt_edge.tasks import load_task
+from hgprompt_edge.transfer.source import paired_standard_error, train_source
+from hgprompt_edge.vit.backbone import Backbone, load_backbone, wrap_backbone
+from hgprompt_edge.vit.forward import extract_features
+from hgprompt_edge.vit.start import initial_tokens, neutral_tokens, noise_images
+from hgprompt_edge.vit.train import PromptTrainer, Recipe, colour_jitter, random_crops
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Backbone:
+    return load_backbone("bundled")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Backbone:
+    torch.manual_seed(0)
+    model = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=0
+    )
+    model.pretrained_cfg = {"mean": [0.5] * 3, "std": [0.5] * 3, "input_size": (3, 32, 32)}
+    return wrap_backbone("tiny", model)
+
+
+def make_trainer(backbone: Backbone, state: Path | None, **changes: object) -> PromptTrainer:
+    recipe = Recipe(tokens=3, epochs=4, batch_size=20, validate_every=1)
+    task = load_task("generated-orientation", backbone.preprocessing, limit=100)
+    part = (task.train.pixels, task.train.labels)
+    return PromptTrainer(
+        backbone,
+        replace(recipe, **changes),
+        8,
+        lambda _: part,
+        part,
+        (task.validation.pixels, task.validation.labels),
+        state,
+    )
+
+
+def test_the_start_is_deterministic_and_shared_by_seed(tiny: Backbone) -> None:
+    first, again = (initial_tokens(tiny, 4, "deep", 7) for _ in range(2))
+    assert first.shape == (2, 4, 24)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, initial_tokens(tiny, 4, "deep", 8))
+    assert initial_tokens(tiny, 4, "shallow", 7).shape == (1, 4, 24)
+
+
+@pytest.mark.slow
+def test_the_neutral_start_hardly_changes_features(bundled: Backbone) -> None:
+    """Measured on images that the optimisation has not seen, against VPT's uniform start."""
+    images = noise_images(64, 64, torch.Generator().manual_seed(99))
+    pixels = ((images.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
+    plain = extract_features(bundled, pixels, None)
+    uniform = torch.rand((8, 4, 192), generator=torch.Generator().manual_seed(0))
+    uniform = (uniform * 2 - 1) * (6 / (3 * 8**2 + 192)) ** 0.5
+
+    def change(prompt: torch.Tensor) -> float:
+        difference = extract_features(bundled, pixels, prompt) - plain
+        return float((difference / plain.std(0)).square().mean())
+
+    neutral = neutral_tokens(bundled, 4, "deep", 0)
+    assert change(neutral) < 0.5 * change(uniform)
+    assert torch.equal(neutral, neutral_tokens(bundled, 4, "deep", 0))
+
+
+class KilledError(Exception):
+    """Stands for a kill between two epochs."""
+
+
+def test_a_resumed_training_equals_an_uninterrupted_one(tiny: Backbone, tmp_path: Path) -> None:
+    whole = make_trainer(tiny, None).run()
+
+    def kill(epoch: int, _: int) -> None:
+        if epoch == 2:
+            raise KilledError
+
+    state = tmp_path / "state"
+    with pytest.raises(KilledError):
+        make_trainer(tiny, state).run(kill)
+    seen: list[int] = []
+    resumed = make_trainer(tiny, state).run(lambda epoch, _: seen.append(epoch))
+    assert seen == [3, 4]
+    np.testing.assert_array_equal(resumed.tokens, whole.tokens)
+    assert resumed.epoch == whole.epoch
+
+
+@pytest.mark.parametrize("content", [b"", b"not a state file", b"PK\x03\x04 truncated"])
+def test_a_damaged_or_foreign_state_starts_over(
+    tiny: Backbone, tmp_path: Path, content: bytes
+) -> None:
+    state = tmp_path / "state"
+    state.write_bytes(content)
+    trainer = make_trainer(tiny, state, epochs=1)
+    assert len(trainer.run().history) == 2
+    other = make_trainer(tiny, state, epochs=2)  # the state of another recipe
+    assert len(other.run().history) == 3
+
+
+def test_recomputed_activations_give_the_same_prompt(
+    tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = make_trainer(tiny, None, epochs=1).run()
+    monkeypatch.setattr("hgprompt_edge.vit.train.GRAPH_TOKENS", 0)
+    monkeypatch.setattr("hgprompt_edge.vit.train.MICRO_BATCH", 7)
+    recomputed = make_trainer(tiny, None, epochs=1).run()
+    np.testing.assert_allclose(recomputed.tokens, kept.tokens, atol=2e-3)
+
+
+def test_augmentation_keeps_shape_range_and_direction() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ramp = torch.linspace(0, 1, 16).expand(40, 3, 16, 16)
+    crops = random_crops(ramp, 0.5, False, generator)
+    assert crops.shape == ramp.shape
+    assert bool((crops[..., -1] >= crops[..., 0]).all())  # without flips left stays left
+    mirrored = random_crops(ramp, 0.5, True, generator)
+    share = float((mirrored[:, 0, 0, -1] < mirrored[:, 0, 0, 0]).float().mean())
+    assert 0.2 < share < 0.8
+    jittered = colour_jitter(ramp, 0.3, generator)
+    assert float(jittered.min()) >= 0
+    assert float(jittered.max()) <= 1
+
+
+def test_paired_standard_error() -> None:
+    a, b = np.array([1, 1, 0, 1], dtype=bool), np.array([1, 0, 0, 1], dtype=bool)
+    assert paired_standard_error(a, a) == 0
+    assert paired_standard_error(a, b) == pytest.approx(0.25)
+    assert paired_standard_error(a[:1], b[:1]) is None
+
+
+@pytest.mark.slow
+def test_a_short_training_beats_no_prompt_on_generated_images(bundled: Backbone) -> None:
+    """Orientation of bars: the frozen features hardly hold it, a prompt brings it out."""
+    task = load_task("generated-orientation", bundled.preprocessing)
+    prompt, trained = train_source(bundled, task, Recipe(tokens=20, epochs=20, validate_every=5))
+    assert prompt.test_accuracy is not None
+    assert prompt.test_accuracy_unprompted is not None
+    gain = prompt.test_accuracy - prompt.test_accuracy_unprompted
+    assert gain > 2 * prompt.recipe["test_standard_error"]
+    assert trained.tokens.shape == (8, 20, 192)
+    assert prompt.family == "generated"
+    assert not prompt.recipe["flips"]
