@@ -27,9 +27,8 @@ def clear(json: options.Json = False) -> None:
 @reports_errors
 def show(json: options.Json = False) -> None:
     """Print where the cache is and how much it holds."""
-    from hgprompt_edge.transfer.features import cache_size
-
     from hgprompt_edge.files import cache_folder
+    from hgprompt_edge.transfer.features import cache_size
 
     files, size = cache_size()
     if json:

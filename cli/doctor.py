@@ -20,7 +20,7 @@ NEEDS = {
     "torchvision": "fit, export, prompt train",
     "timm": "fit, export, prompt train",
     "onnx": "export",
-    "onnxscript": "export",
+    "onnx-ir": "export",
     "scikit-learn": "fit with --task digits",
     "scipy": "banks of several init seeds, --task svhn",
     "matplotlib": "the figure of fit",

@@ -15,10 +15,9 @@ from hgprompt_edge.cli.console import note, out, print_json, progress_bar, repor
 from hgprompt_edge.cli.server import needs_server
 
 if TYPE_CHECKING:
-    from hgprompt_edge.transfer.fit import HGPrompt
-
     from hgprompt_edge.bundle import Bundle, Row
     from hgprompt_edge.tasks import Task
+    from hgprompt_edge.transfer.fit import HGPrompt
 
 METHODS = {
     "none": "no prompt",
@@ -56,7 +55,7 @@ def fit(
     checkpoint: options.Checkpoint = None,
     lam: Annotated[
         float, typer.Option("--lambda", min=0.0, help="Weight of the gradient conflict.")
-    ] = 1.0,
+    ] = 0.003,
     steps: Annotated[int, typer.Option(min=0, help="Steps on cached features.")] = 300,
     refine: Annotated[int, typer.Option(min=0, help="Exact steps through the ViT.")] = 3,
     space: Annotated[Space, typer.Option(help="Where gradients are compared.")] = Space.HEAD,
@@ -87,10 +86,9 @@ def fit(
     for name in bank.matched:
         note(f"{name}: another init_seed; its tokens were matched to {bank.names[0]}'s")
 
-    from hgprompt_edge.transfer.fit import HGPrompt
-
     from hgprompt_edge.tasks import load_task
     from hgprompt_edge.transfer.figure import draw_fit
+    from hgprompt_edge.transfer.fit import HGPrompt
     from hgprompt_edge.vit.backbone import load_backbone
 
     vit = load_backbone(

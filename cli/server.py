@@ -12,7 +12,16 @@ from hgprompt_edge.errors import UserError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-SERVER_PACKAGES = ("torch", "torchvision", "timm", "onnx", "sklearn", "scipy", "matplotlib")
+SERVER_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnx_ir",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+)
 
 
 def needs_server(command: Callable[P, R]) -> Callable[P, R]:

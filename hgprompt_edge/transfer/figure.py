@@ -37,6 +37,7 @@ def _draw_weights(axes: Axes, bundle: Bundle) -> None:
     names = [source["name"] for source in bundle.sources]
     weights = bundle.learned_weights
     axes.barh(names, weights, color=BLUE)
+    axes.set_xlabel("weight (they sum to 1)")
     axes.axvline(1 / len(names), color=GREY, linestyle=":", label="uniform")
     for row, weight in enumerate(weights):
         axes.text(weight, row, f" {weight:.2f}", va="center", fontsize=8)
@@ -57,7 +58,7 @@ def _draw_terms(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
     exact = [step for step, row in enumerate(history) if row["stage"] == "exact"]
     if exact:
         axes.axvspan(exact[0], exact[-1] + 1e-9, color=GREY, alpha=0.3, label="exact steps")
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc="center right", fontsize=8)
     axes.set_title("the two terms of the objective")
 
 
@@ -73,7 +74,8 @@ def _draw_table(axes: Axes, bundle: Bundle) -> None:
         axes.bar_label(bars, fmt="%.1f", fontsize=8)
         values += test
     # Differences of a few points are what matters here, so the axis does not start at zero.
-    axes.set_ylim(max(0.0, min(values) - 10), min(105.0, max(values) + 6))
-    axes.set_xticks(list(positions), [LABELS[row.method] for row in bundle.table], fontsize=9)
+    axes.set_ylim(max(0.0, min(values) - 10), min(112.0, max(values) + 8))
+    names = [LABELS[row.method].replace(" ", "\n") for row in bundle.table]
+    axes.set_xticks(list(positions), names)
     axes.set_title("accuracy in %, same head for all")
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="upper left", ncols=2, fontsize=8)
