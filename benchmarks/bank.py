@@ -26,7 +26,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "generated-orientation": {"epochs": 80, "validate_every": 10},
     "generated-count": {"epochs": 80, "validate_every": 10},
     "generated-location": {"epochs": 60, "validate_every": 10},
-    "gtsrb": {"epochs": 60, "validate_every": 10},
+    # Frames of one sign stand on both sides of the validation split, so validation lies here.
+    "gtsrb": {"epochs": 60, "validate_every": 10, "keep_last": True},
     "fashion-mnist": {"epochs": 60, "validate_every": 10},
     # Close to what the backbone was trained on: smaller steps, or the prompt only does harm.
     "rsscn7": {"epochs": 100, "learning_rate": 4e-3},
@@ -43,8 +44,10 @@ images or, for the generated tasks, on fresh images in each epoch. All share one
 
 **Worth.** Accuracy on the source's own test part, with and without the prompt, under the same
 closed-form head (LDA, fitted on training and validation images). The epoch was chosen on
-validation, the test part was touched once. ± is the standard error of the paired difference over
-the test images; one training seed each.
+validation (gtsrb: the last one, since its validation images show the signs of its training
+images). ± is the standard error of the paired difference over the test images; one training seed
+each. Be warned that the training method was developed on these very sets, test parts included, so
+the gains are somewhat optimistic; the targets (flowers17, dtd10, weather4, digits) were not used.
 
 | source | family | classes | test images | unprompted | prompted | gain (points) | seed |
 | --- | --- | --- | --- | --- | --- | --- | --- |

@@ -37,7 +37,7 @@ def doctor(json: options.Json = False) -> None:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
-        "cpu_features": _cpu_features(),
+        "cpu_features": cpu_features(),
     }
     if json:
         print_json({**machine, "packages": packages})
@@ -60,7 +60,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _cpu_features() -> list[str]:
+def cpu_features() -> list[str]:
+    """Return the instruction sets of this CPU that decide how fast models run."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -43,6 +43,14 @@ def train(
     init_seed: Annotated[
         int, typer.Option(help="Seed of the start; keep one for all prompts of a bank.")
     ] = 0,
+    keep_last: Annotated[
+        bool,
+        typer.Option(
+            "--keep-last",
+            help="Keep the last epoch, not the best by validation: for frames of one video, "
+            "where validation lies.",
+        ),
+    ] = False,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
@@ -70,6 +78,7 @@ def train(
         learning_rate=learning_rate,
         init_seed=init_seed,
         seed=seed,
+        keep_last=keep_last,
         precision=fastest_precision(),
     )
     with progress_bar() as report:

@@ -61,6 +61,9 @@ class Recipe:
         Brightness, contrast and saturation vary by this much.
     average
         Decay of the running average of the prompt, which is what is validated and kept.
+    keep_last
+        Keep the last epoch rather than the best by validation: for data whose validation images
+        are near-duplicates of training images (frames of one video), where validation lies.
     precision
         `float32` or `bfloat16` for the training passes; all figures are measured in float32.
     """
@@ -80,6 +83,7 @@ class Recipe:
     validate_every: int = 5
     init_seed: int = 0
     seed: int = 0
+    keep_last: bool = False
     precision: str = "float32"
 
 
@@ -165,6 +169,8 @@ class PromptTrainer:
                 self._save_state()
             if report:
                 report(self.epoch, self.recipe.epochs)
+        if self.recipe.keep_last:
+            self.best, self.best_epoch = self.averaged.clone(), self.epoch
         return Trained(
             tokens=self.best.numpy().astype(np.float32),
             epoch=self.best_epoch,

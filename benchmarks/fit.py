@@ -1,0 +1,130 @@
+"""Time and memory of fit and export with the bundled backbone, by number of sources.
+
+    python benchmarks/fit.py            # what `make bench` prints
+    python benchmarks/fit.py --json benchmarks/results/fit.json
+
+Each row runs in a process of its own, so that peak memory is its own. 800 generated images (640
+train, 160 validation) and no test part; sources beyond the bundled ones are made by mixing them.
+Seconds depend on the machine, so the CPU's features are printed, and ratios to the first row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SOURCES = (2, 4, 8, 16, 32)
+IMAGES = 800
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--sources", type=int, nargs="*", default=list(SOURCES))
+    parser.add_argument("--row", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.row is not None:
+        print(json.dumps(measure(options.row)))
+        return
+    rows = [run_alone(count) for count in options.sources]
+    show(rows)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def run_alone(count: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--row", str(count)]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    row: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    print(f"{count} sources: {row['cold_s']:.1f} s", file=sys.stderr, flush=True)
+    return row
+
+
+def measure(count: int) -> dict[str, Any]:
+    """Fit with an empty cache, then from a warm one, then export."""
+    import os
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HGEDGE_CACHE"] = folder
+        began = time.perf_counter()
+        from hgprompt_edge import HGPrompt, export_onnx, load_backbone, load_task, read_bank
+        from hgprompt_edge.tasks.task import Task
+
+        backbone = load_backbone("bundled")
+        bank = enlarge(read_bank("bundled"), count)
+        task: Task = load_task("generated-orientation", backbone.preprocessing, limit=IMAGES)
+        task = replace(task, test=task.test.subset([]), family="")
+        imported = time.perf_counter() - began
+        row: dict[str, Any] = {"sources": count, "images": IMAGES, "import_and_load_s": imported}
+        stages = Stages()
+        row["cold_s"] = timed(lambda: HGPrompt().fit(bank, backbone, task, stages))
+        row["optimisation_s"] = stages.seconds("weights")
+        row["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        mixer = HGPrompt()
+        row["warm_s"] = timed(lambda: mixer.fit(bank, backbone, task))
+        path = Path(folder) / "model.onnx"
+        row["export_s"] = timed(lambda: export_onnx(mixer.bundle_, backbone, path))
+        return row
+
+
+class Stages:
+    """Progress callback that notes when each stage ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[tuple[str, float]] = []
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if done == total:
+            self.ends.append((stage, time.perf_counter()))
+
+    def seconds(self, stage: str) -> float:
+        """Seconds between the end of the stage before and the end of `stage`."""
+        names = [name for name, _ in self.ends]
+        index = names.index(stage)
+        return self.ends[index][1] - self.ends[index - 1][1]
+
+
+def timed(action: Any) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def enlarge(bank: Any, count: int) -> Any:
+    """Return `count` sources: the bundled ones, then seeded random mixes of them."""
+    rng = np.random.default_rng(0)
+    prompts = list(bank.prompts[:count])
+    while len(prompts) < count:
+        weights = rng.dirichlet(np.ones(len(bank.prompts)))
+        tokens = np.tensordot(weights, bank.tokens, axes=1).astype(np.float32)
+        name = f"mix-{len(prompts)}"
+        prompts.append(replace(bank.prompts[0], tokens=tokens, name=name, sha256=name))
+    return replace(bank, prompts=tuple(prompts))
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    from hgprompt_edge.cli.doctor import cpu_features
+
+    print(f"cpu: {' '.join(cpu_features())}")
+    print("sources  fit, empty cache  a source  fit, warm  optimisation  export  peak memory")
+    for row in rows:
+        print(
+            f"{row['sources']:7d}  {row['cold_s']:14.1f} s  {row['cold_s'] / row['sources']:6.2f} s"
+            f"  {row['warm_s']:7.1f} s  {row['optimisation_s']:10.2f} s  {row['export_s']:4.1f} s"
+            f"  {row['peak_mb']:8.0f} MB"
+        )
+
+
+if __name__ == "__main__":
+    main()
