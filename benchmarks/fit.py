@@ -85,6 +85,7 @@ class Stages:
         self.ends: list[tuple[str, float]] = []
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        """Take a report of `HGPrompt.fit`."""
         if done == total:
             self.ends.append((stage, time.perf_counter()))
 

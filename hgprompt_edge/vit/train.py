@@ -37,6 +37,8 @@ Draw = Callable[[int], tuple[Pixels, Labels]]
 """Training images of an epoch: the same array each time, or fresh ones without end."""
 
 MICRO_BATCH = 128
+SCALES = tuple(0.01 * 1.25**step for step in range(27))
+"""Inverse temperatures from 0.01 to 3.3."""
 GRAPH_TOKENS = 100_000
 """Up to this many tokens in a batch, activations are kept; above, they are computed again."""
 
@@ -143,10 +145,9 @@ class PromptTrainer:
             backbone, recipe.tokens, recipe.mode, recipe.init_seed, model=self.model
         )
         self.prompt = nn.Parameter(start.clone())
-        self.log_scale = nn.Parameter(torch.tensor(math.log(0.3)))  # temperature of the LDA
         self.averaged = start.clone()
         self.optimizer = torch.optim.AdamW(
-            [self.prompt, self.log_scale],
+            [self.prompt],
             lr=recipe.learning_rate,
             betas=(0.9, 0.98),
             weight_decay=0.0,
@@ -202,13 +203,12 @@ class PromptTrainer:
         """Cross-fitted log-loss of the LDA on a batch `[n, 3, S, S]`."""
         features = self._features(images).float()
         folds = torch.arange(len(labels)) % self.recipe.folds
-        total = torch.zeros((), dtype=torch.float64)
+        logits = torch.zeros(len(labels), self.num_classes, dtype=torch.float64)
         for fold in range(self.recipe.folds):
             inside, outside = folds == fold, folds != fold
             weight, bias = lda(features[outside], labels[outside], self.num_classes)
-            logits = (features[inside].double() @ weight.T + bias) * self.log_scale.exp()
-            total = total + functional.cross_entropy(logits, labels[inside], reduction="sum")
-        return total / len(labels)
+            logits[inside] = features[inside].double() @ weight.T + bias
+        return functional.cross_entropy(logits * best_scale(logits, labels), labels)
 
     def _features(self, images: Tensor) -> Tensor:
         tokens = len(images) * (images.shape[-1] // self.backbone.patch_size) ** 2
@@ -267,7 +267,6 @@ class PromptTrainer:
             "recipe": asdict(self.recipe),
             "backbone": self.backbone.sha256,
             "prompt": self.prompt.detach(),
-            "log_scale": self.log_scale.detach(),
             "averaged": self.averaged,
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
@@ -291,11 +290,21 @@ class PromptTrainer:
             return
         with torch.no_grad():
             self.prompt.copy_(state["prompt"])
-            self.log_scale.copy_(state["log_scale"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.averaged, self.best = state["averaged"], state["best"]
         self.best_epoch, self.history = state["best_epoch"], state["history"]
         self.epoch, self.step = state["epoch"], state["step"]
+
+
+@torch.no_grad()
+def best_scale(logits: Tensor, labels: Tensor) -> float:
+    """Return the inverse temperature with the lowest log-loss of `logits [n, K]`.
+
+    A few images a class make LDA far too confident; without this the loss of a batch lies above
+    chance and its gradient is that of a handful of outliers.
+    """
+    losses = [functional.cross_entropy(logits * scale, labels) for scale in SCALES]
+    return SCALES[int(torch.stack(losses).argmin())]
 
 
 def random_crops(
