@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Threads that wait asleep: on shared cores, spinning ones cost a fit several times its time.
+export OMP_WAIT_POLICY ?= passive
 
 .PHONY: demo test test-slow check bench clean
 

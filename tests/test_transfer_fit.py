@@ -202,9 +202,10 @@ def test_copies_of_one_source_give_the_result_of_one(backbone: Backbone) -> None
     tokens = noise_tokens(1)
     task = make_task(backbone, tokens[0])
     one = HGPrompt().fit(make_bank(backbone, tokens), backbone, task)
-    many = HGPrompt().fit(make_bank(backbone, np.repeat(tokens, 4, axis=0)), backbone, task)
+    copies = np.repeat(tokens, 4, axis=0)
+    many = HGPrompt().fit(make_bank(backbone, copies), backbone, task)
     assert many.choice_ == one.choice_
-    np.testing.assert_allclose(many.bundle_.prompt, one.bundle_.prompt, rtol=1e-6)
+    np.testing.assert_allclose(mix(copies, many.weights_), mix(tokens, one.weights_), rtol=1e-6)
     assert many.objective_["H"] == pytest.approx(one.objective_["H"], rel=1e-5)
     assert many.objective_["R"] == 0
     for row, expected in zip(many.table_, one.table_, strict=True):
@@ -352,8 +353,10 @@ def test_parameters_are_checked(options) -> None:
         HGPrompt(**options)
 
 
-def test_choice_by_accuracy_then_log_loss_then_simplicity() -> None:
+def test_choice_by_log_loss_then_accuracy_then_simplicity() -> None:
     rows = [Row("none", 0.5, 1.0), Row("best_source", 0.6, 2.0), Row("uniform", 0.6, 1.5)]
-    assert choose(rows) == 2
-    assert choose([*rows, Row("learned", 0.6, 1.5, 0.9)]) == 2
-    assert choose([*rows, Row("learned", 0.7, 9.0)]) == 3
+    assert choose(rows) == 0
+    assert choose([*rows, Row("learned", 0.6, 0.9)]) == 3
+    assert choose([*rows, Row("learned", 0.4, 1.0)]) == 0
+    assert choose([Row("none", 0.5, 1.0), Row("learned", 0.6, 1.0)]) == 1
+    assert choose([Row("none", 0.5, 1.0), Row("learned", 0.5, 1.0)]) == 0

@@ -92,5 +92,8 @@ class Judge:
 
 
 def choose(rows: Sequence[Row]) -> int:
-    """Index of the row that is best on validation: accuracy, then log-loss, then the first."""
-    return min(range(len(rows)), key=lambda i: (-rows[i].val_accuracy, rows[i].val_log_loss, i))
+    """Index of the row that is best on validation: log-loss, then accuracy, then the first.
+
+    Accuracy on some 160 images moves by a point with one or two of them and chose worse.
+    """
+    return min(range(len(rows)), key=lambda i: (rows[i].val_log_loss, -rows[i].val_accuracy, i))
