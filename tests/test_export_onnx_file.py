@@ -52,7 +52,8 @@ def test_exported_file_is_verified_and_says_what_it_is(tmp_path: Path, mode: str
     assert verification.batches == (1, 2, 7)
     assert verification.images == 9
     assert verification.max_abs_diff < verification.bound
-    assert verification.bound == pytest.approx(1e-4 * np.abs(bundle.probe_logits).max(), rel=1e-3)
+    # The bound is that of the batch with the largest difference, which rounding decides.
+    assert 1e-4 <= verification.bound <= 1.001e-4 * np.abs(bundle.probe_logits).max()
     assert verification.top1_agreement == 1
     assert verification.runtime.startswith("onnxruntime ")
     assert {p.name for p in tmp_path.iterdir()} == {"pets.hgbundle", "pets.onnx"}
