@@ -20,6 +20,8 @@ from hgprompt_edge.vit.train import Draw, PromptTrainer, Recipe, Trained
 
 Report = Callable[[int, int], None]
 
+GENERATED_TEST_IMAGES = 4000
+
 
 def train_source(
     backbone: Backbone,
@@ -50,6 +52,7 @@ def train_source(
         (task.validation.pixels, task.validation.labels),
         state,
     ).run(report)
+    task = _with_enough_test(task, backbone)
     head, correct = _judge(backbone, task, trained.tokens)
     _, correct_unprompted = _judge(backbone, task, None)
     details = {
@@ -105,6 +108,14 @@ def _draw(task: Task, backbone: Backbone, recipe: Recipe) -> Draw:
 
         return fresh
     return lambda _: (task.train.pixels, task.train.labels)
+
+
+def _with_enough_test(task: Task, backbone: Backbone) -> Task:
+    """Test images of a generated task cost nothing: take enough to see a gain of a point."""
+    if task.name not in KINDS:
+        return task
+    images = generate(task.name, GENERATED_TEST_IMAGES, backbone.image_size, 0, "test")
+    return replace(task, test=images)
 
 
 def _judge(
