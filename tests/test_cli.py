@@ -172,7 +172,7 @@ def test_prompt_train_writes_a_prompt_that_fit_takes(
     monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
     monkeypatch.chdir(tmp_path)
     data = class_folders(tmp_path / "mine", 20)
-    words = f"prompt train --data {data} --tokens 2 --epochs 1 --batch-size 16"
+    words = f"prompt train --data {data} --tokens 2 --epochs 1 --batch-size 16 --all-images"
     result = run(*words.split())
     assert result.exit_code == 0, result.stderr
     assert "unprompted" in result.stdout

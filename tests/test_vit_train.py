@@ -10,8 +10,8 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from hgprompt_edge.tasks import load_task
-from hgprompt_edge.transfer.source import paired_standard_error, train_source
+from hgprompt_edge.tasks import images_beyond, load_task
+from hgprompt_edge.transfer.source import draw_from, paired_standard_error, train_source
 from hgprompt_edge.vit.backbone import Backbone, load_backbone, wrap_backbone
 from hgprompt_edge.vit.forward import extract_features
 from hgprompt_edge.vit.start import initial_tokens, neutral_tokens, noise_images
@@ -129,6 +129,31 @@ def test_augmentation_keeps_shape_range_and_direction() -> None:
     jittered = colour_jitter(ramp, 0.3, generator)
     assert float(jittered.min()) >= 0
     assert float(jittered.max()) <= 1
+
+
+def test_many_images_come_in_passes_and_again_in_another_order() -> None:
+    labels = np.arange(23)
+    pixels = np.repeat(labels[:, None, None, None], 3, axis=-1).astype(np.uint8)
+    draw = draw_from(pixels, labels, count=5, seed=1)
+    epochs = [draw(epoch)[1] for epoch in range(8)]
+    first, second = np.concatenate(epochs[:4]), np.concatenate(epochs[4:])
+    assert len(set(first)) == len(set(second)) == 20
+    assert list(first) != list(second)
+    images, drawn = draw(3)
+    np.testing.assert_array_equal(images[:, 0, 0, 0], drawn)
+    np.testing.assert_array_equal(drawn, epochs[3])
+
+
+def test_all_images_train_the_prompt_and_none_of_the_test(
+    tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    task, everything = (load_task("digits", tiny.preprocessing, limit=n) for n in (100, None))
+    more = images_beyond(task, everything)
+    assert len(more) == 900
+    assert not {*more.names} & {*task.train.names, *task.validation.names, *task.test.names}
+    prompt, _ = train_source(tiny, task, Recipe(tokens=2, epochs=2, batch_size=40), more=more)
+    assert prompt.recipe["images"] == 80 + 900
 
 
 def test_paired_standard_error() -> None:

@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hgprompt_edge.tasks.load import load_task
-    from hgprompt_edge.tasks.task import Images, Task
+    from hgprompt_edge.tasks.task import Images, Task, images_beyond
 
-__all__ = ["Images", "Task", "load_task"]
+__all__ = ["Images", "Task", "images_beyond", "load_task"]
 
-_HOMES = {"Images": "task", "Task": "task", "load_task": "load"}
+_HOMES = {
+    "Images": "task",
+    "Task": "task",
+    "images_beyond": "task",
+    "load_task": "load",
+}
 
 
 def __getattr__(name: str) -> Any:

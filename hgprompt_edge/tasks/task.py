@@ -202,6 +202,16 @@ def make_task(
     return Task(name, family, classes, *splits, flips, unreadable, sha256_arrays(arrays))
 
 
+def images_beyond(task: Task, everything: Task) -> Images:
+    """Training images of `everything` that `task`, a sample of the same data, does not use."""
+    used = {*task.train.names, *task.validation.names}
+    names = everything.train.names + everything.validation.names
+    rows = [i for i, name in enumerate(names) if name not in used]
+    pixels = np.concatenate([everything.train.pixels, everything.validation.pixels])
+    labels = np.concatenate([everything.train.labels, everything.validation.labels])
+    return Images(pixels, labels, names).subset(rows)
+
+
 class _Decoder:
     """Decodes entries to arrays and keeps count of those that cannot be read."""
 

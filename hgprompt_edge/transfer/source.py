@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from hgprompt_edge.prompts import Prompt
-from hgprompt_edge.tasks import Task
+from hgprompt_edge.tasks import Images, Task
 from hgprompt_edge.tasks.generated import KINDS, generate
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import extract_features
@@ -28,17 +28,22 @@ def train_source(
     task: Task,
     recipe: Recipe,
     *,
+    more: Images | None = None,
     state: Path | None = None,
     report: Report | None = None,
 ) -> tuple[Prompt, Trained]:
     """Train a prompt for `task` and measure it on the test part, beside no prompt.
 
     Both figures use the same closed-form head, fitted on training and validation images. The
-    test part is touched once, after the epoch was chosen on validation. Generated tasks draw
-    fresh images each epoch.
+    test part is touched once, after the epoch was chosen on validation. An epoch passes over as
+    many images as `task.train` has: those, or fresh ones for a generated task or where there are
+    `more`.
 
     Parameters
     ----------
+    more
+        Further training images of the task's classes: the prompt is trained on all of them, the
+        heads are fitted on the task's own, so that figures compare.
     state
         File that an interrupted training resumes from; removed at the end by the caller.
     """
@@ -47,7 +52,7 @@ def train_source(
         backbone,
         recipe,
         len(task.classes),
-        _draw(task, backbone, recipe),
+        _draw(task, more, backbone, recipe),
         (task.train.pixels, task.train.labels),
         (task.validation.pixels, task.validation.labels),
         state,
@@ -59,6 +64,7 @@ def train_source(
         **asdict(recipe),
         "epoch": trained.epoch,
         "seconds": round(trained.seconds),
+        "images": None if task.name in KINDS else len(task.train) + (len(more) if more else 0),
         "test_images": len(task.test),
         "test_standard_error": paired_standard_error(correct, correct_unprompted),
         "split_digest": task.digest,
@@ -97,7 +103,7 @@ def paired_standard_error(
     return float(difference.std(ddof=1) / np.sqrt(len(difference)))
 
 
-def _draw(task: Task, backbone: Backbone, recipe: Recipe) -> Draw:
+def _draw(task: Task, more: Images | None, backbone: Backbone, recipe: Recipe) -> Draw:
     if task.name in KINDS:
 
         def fresh(epoch: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -107,7 +113,29 @@ def _draw(task: Task, backbone: Backbone, recipe: Recipe) -> Draw:
             return images.pixels, images.labels
 
         return fresh
-    return lambda _: (task.train.pixels, task.train.labels)
+    if more is None or not len(more):
+        return lambda _: (task.train.pixels, task.train.labels)
+    return draw_from(
+        np.concatenate([task.train.pixels, more.pixels]),
+        np.concatenate([task.train.labels, more.labels]),
+        count=len(task.train),
+        seed=recipe.seed,
+    )
+
+
+def draw_from(
+    pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], count: int, seed: int
+) -> Draw:
+    """Draw `count` other images each epoch, in passes: each comes once at most in a pass."""
+
+    def draw(epoch: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        per_pass = len(labels) // count
+        order = np.random.default_rng((seed, epoch // per_pass)).permutation(len(labels))
+        start = (epoch % per_pass) * count
+        rows = order[start : start + count]
+        return pixels[rows], labels[rows]
+
+    return draw
 
 
 def _with_enough_test(task: Task, backbone: Backbone) -> Task:
