@@ -63,7 +63,8 @@ def export_onnx(
             onnx.checker.check_model(temporary, full_check=True)
             verification = verify_onnx(temporary, bundle, backbone, images)
         except (CheckError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
-            raise CheckError(f"{path}: {_brief(e)}; nothing was written") from e
+            reason = _brief(e).replace(str(temporary), path.name)
+            raise CheckError(f"{path}: {reason}; nothing was written") from e
         if not verification.ok:
             raise CheckError(
                 f"{path}: the model is not equal to PyTorch ({verification}); nothing was written"
