@@ -24,6 +24,7 @@ METHODS = {
     "best_source": "best source",
     "uniform": "uniform",
     "learned": "learned",
+    "tuned": "tuned",
 }
 
 
@@ -154,7 +155,7 @@ def _print_result(mixer: HGPrompt, images: Task, path: Path, figure: Path, secon
         out.print(f"left out, same family as the target: {', '.join(mixer.left_out_)}")
     out.print(_weights_table(bundle))
     out.print(_objective_line(bundle.objective), soft_wrap=True)
-    out.print(_never_worse_table(bundle))
+    out.print(never_worse_table(bundle))
     chosen = METHODS[bundle.choice]
     out.print(f"chosen on validation: {chosen}", soft_wrap=True)
     out.print(f"{path}, {figure} ({seconds:.0f} s)", soft_wrap=True)
@@ -187,7 +188,8 @@ def _objective_line(objective: dict[str, Any]) -> str:
     )
 
 
-def _never_worse_table(bundle: Bundle) -> Table:
+def never_worse_table(bundle: Bundle) -> Table:
+    """Ways to use the sources and what each is worth; the chosen one in bold."""
     table = Table(box=None, pad_edge=False)
     for name in ("method", "validation", "log-loss", "test"):
         table.add_column(name, justify="left" if name == "method" else "right")

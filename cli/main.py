@@ -13,6 +13,7 @@ from hgprompt_edge.cli.doctor import doctor
 from hgprompt_edge.cli.export import export
 from hgprompt_edge.cli.fit import fit
 from hgprompt_edge.cli.predict import predict
+from hgprompt_edge.cli.tune import tune
 
 app = typer.Typer(
     name="hgedge",
@@ -22,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(fit)
+app.command()(tune)
 app.command()(export)
 app.command()(predict)
 app.add_typer(prompt.app, name="prompt")

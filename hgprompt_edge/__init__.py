@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hgprompt_edge.tasks import load_task
     from hgprompt_edge.transfer.fit import HGPrompt
     from hgprompt_edge.transfer.source import train_source
+    from hgprompt_edge.transfer.tune import tune
     from hgprompt_edge.vit.backbone import load_backbone
 
 _HOMES = {
@@ -34,6 +35,7 @@ _HOMES = {
     "read_bundle": "bundle",
     "read_prompt": "prompts",
     "train_source": "transfer.source",
+    "tune": "transfer.tune",
     "write_bundle": "bundle",
     "write_prompt": "prompts",
 }
@@ -53,6 +55,7 @@ __all__ = [
     "read_bundle",
     "read_prompt",
     "train_source",
+    "tune",
     "write_bundle",
     "write_prompt",
 ]

@@ -46,10 +46,11 @@ class Bundle:
     prompt
         `[L, T, D]` float32, or None where the frozen backbone alone was the best choice.
     choice
-        The method of `table` that was chosen on validation: `none`, `best_source`, `uniform`
-        or `learned`.
+        The method of `table` that was chosen on validation: `none`, `best_source`, `uniform`,
+        `learned` or `tuned`.
     weights, learned_weights
-        `[N]` float32: the chosen mix (all zero for `none`), and what the objective learned.
+        `[N]` float32: the chosen mix (all zero for `none`; where `tuned` started), and what the
+        objective learned.
     head_weight, head_bias
         `[K, D]`, `[K]` float32, calibrated: softmax of the logits are probabilities.
     sources

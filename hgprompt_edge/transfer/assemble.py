@@ -61,7 +61,7 @@ def make_bundle(
         table=table,
         objective=objective,
         probe_images=images,
-        probe_logits=_token_logits(backbone, images, chosen.tokens, weight, bias),
+        probe_logits=token_logits(backbone, images, chosen.tokens, weight, bias),
         source_tokens=bank.tokens.astype(np.float16) if keep_sources else None,
         split_digest=task.digest,
         seed=seed,
@@ -69,13 +69,14 @@ def make_bundle(
     )
 
 
-def _token_logits(
+def token_logits(
     backbone: Backbone,
     images: npt.NDArray[np.uint8],
     tokens: Floats | None,
     weight: Floats,
     bias: Floats,
 ) -> Floats:
+    """Logits `[n, K]` of images under a head, by the token form."""
     with torch.inference_mode():
         x = normalize(torch.from_numpy(images), backbone.preprocessing)
         prompt = None if tokens is None else torch.from_numpy(tokens)

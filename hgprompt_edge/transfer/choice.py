@@ -18,7 +18,7 @@ from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.features import FeatureStore, Tokens
 from hgprompt_edge.vit.heads import Head, Labels, accuracy, fit_lda, fit_logistic, log_loss
 
-METHODS = ("none", "best_source", "uniform", "learned")
+METHODS = ("none", "best_source", "uniform", "learned", "tuned")
 """From the simplest to the most involved; of equals the simpler is chosen."""
 
 FitHead = Callable[[Tensor, Labels, int, int], Head]

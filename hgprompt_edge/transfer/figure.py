@@ -17,6 +17,7 @@ LABELS = {
     "best_source": "best source",
     "uniform": "uniform mix",
     "learned": "learned mix",
+    "tuned": "tuned mix",
 }
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a1f", "#9aa5b1"
 

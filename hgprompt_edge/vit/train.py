@@ -122,6 +122,8 @@ class PromptTrainer:
         Images and labels that choose the epoch.
     state
         File for resuming; None: none is kept.
+    start
+        Tokens `[L, T, D]` to start from; None: the neutral start of the recipe's `init_seed`.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class PromptTrainer:
         head_images: tuple[Pixels, Labels],
         validation: tuple[Pixels, Labels],
         state: Path | None = None,
+        start: npt.NDArray[np.float32] | None = None,
     ) -> None:
         self.backbone, self.recipe, self.num_classes = backbone, recipe, num_classes
         self.draw, self.head_images, self.validation = draw, head_images, validation
@@ -141,18 +144,20 @@ class PromptTrainer:
         self.model = backbone.model
         if self.dtype != torch.float32:
             self.model = _copy_as(backbone.model, self.dtype)
-        start = neutral_tokens(
-            backbone, recipe.tokens, recipe.mode, recipe.init_seed, model=self.model
+        self.start = (
+            neutral_tokens(backbone, recipe.tokens, recipe.mode, recipe.init_seed, model=self.model)
+            if start is None
+            else torch.from_numpy(start)
         )
-        self.prompt = nn.Parameter(start.clone())
-        self.averaged = start.clone()
+        self.prompt = nn.Parameter(self.start.clone())
+        self.averaged = self.start.clone()
         self.optimizer = torch.optim.AdamW(
             [self.prompt],
             lr=recipe.learning_rate,
             betas=(0.9, 0.98),
             weight_decay=0.0,
         )
-        self.best, self.best_epoch = start.clone(), 0
+        self.best, self.best_epoch = self.start.clone(), 0
         self.history: list[dict[str, float]] = []
         self.epoch, self.step = 0, 0
 
@@ -266,6 +271,7 @@ class PromptTrainer:
         state = {
             "recipe": asdict(self.recipe),
             "backbone": self.backbone.sha256,
+            "start": self.start,
             "prompt": self.prompt.detach(),
             "averaged": self.averaged,
             "optimizer": self.optimizer.state_dict(),
@@ -279,7 +285,7 @@ class PromptTrainer:
             torch.save(state, temporary)
 
     def _load_state(self) -> None:
-        """Take over a state file of the same recipe and backbone; ignore any other."""
+        """Take over a state file of the same recipe, backbone and start; ignore any other."""
         if self.state_path is None or not self.state_path.exists():
             return
         try:
@@ -287,6 +293,8 @@ class PromptTrainer:
         except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError):
             return  # a damaged state costs the time spent, no more
         if state["recipe"] != asdict(self.recipe) or state["backbone"] != self.backbone.sha256:
+            return
+        if not torch.equal(state["start"], self.start):
             return
         with torch.no_grad():
             self.prompt.copy_(state["prompt"])

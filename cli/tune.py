@@ -1,0 +1,104 @@
+"""`hgedge tune`: train the folded prompt on the task itself."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hgprompt_edge.cli import options
+from hgprompt_edge.cli.console import note, out, print_json, progress_bar, reports_errors
+from hgprompt_edge.cli.fit import METHODS, never_worse_table
+from hgprompt_edge.cli.server import needs_server
+
+
+@reports_errors
+@needs_server
+def tune(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Bundle that fit wrote (default: the newest one here).", show_default=False
+        ),
+    ] = None,
+    task: options.Task = None,
+    data: options.Data = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 60,
+    batch_size: Annotated[int, typer.Option(min=16, help="Images a step.")] = 400,
+    learning_rate: Annotated[float, typer.Option(min=1e-6, help="AdamW's step size.")] = 5e-3,
+    checkpoint: options.Checkpoint = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Bundle file (default: TASK.tuned.hgbundle).", show_default=False
+        ),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Train the prompt of a bundle on the task, from the mix on; run it again to resume."""
+    from hgprompt_edge.bundle import SUFFIX, newest_bundle, read_bundle, write_bundle
+    from hgprompt_edge.files import check_writable
+
+    began = time.perf_counter()
+    if bundle is None:
+        bundle = newest_bundle(Path())
+        note(f"tuning {bundle}, the newest bundle here")
+    fitted = read_bundle(bundle)
+    path = output or bundle.with_name(f"{fitted.task}.tuned{SUFFIX}")
+    check_writable(path.parent, "--output")
+
+    from hgprompt_edge.tasks import load_task
+    from hgprompt_edge.transfer.tune import epochs_for
+    from hgprompt_edge.transfer.tune import tune as tune_bundle
+    from hgprompt_edge.vit.backbone import load_backbone
+    from hgprompt_edge.vit.train import Recipe, fastest_precision
+
+    size = fitted.preprocessing.image_size
+    backbone = load_backbone(fitted.backbone, checkpoint=checkpoint, image_size=size)
+    with progress_bar() as report:
+        images = load_task(
+            task or fitted.task,
+            backbone.preprocessing,
+            data=data,
+            seed=fitted.seed,
+            progress=lambda done, total: report("reading images", done, total),
+        )
+        recipe = Recipe(
+            epochs=epochs_for(steps, len(images.train), batch_size),
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=fitted.seed,
+            precision=fastest_precision(),
+        )
+        state = path.parent / f".{fitted.task}.tuning"
+        tuned, trained = tune_bundle(
+            fitted,
+            backbone,
+            images,
+            recipe,
+            state=state,
+            report=lambda done, total: report("epochs", done, total),
+        )
+    write_bundle(path, tuned)
+    state.unlink(missing_ok=True)
+    seconds = time.perf_counter() - began
+    if json:
+        print_json(
+            {
+                "bundle": str(path),
+                "choice": tuned.choice,
+                "table": [vars(row) for row in tuned.table],
+                "epoch": trained.epoch,
+                "epochs": recipe.epochs,
+                "history": list(trained.history),
+                "seconds": round(seconds, 2),
+            }
+        )
+        return
+    out.print(never_worse_table(tuned))
+    kept = f"best after {trained.epoch} of {recipe.epochs} epochs"
+    out.print(f"chosen on validation: {METHODS[tuned.choice]} ({kept})", soft_wrap=True)
+    out.print(f"{path} ({seconds:.0f} s)", soft_wrap=True)
+    out.print(f"next: hgedge export {path} --format onnx", soft_wrap=True)

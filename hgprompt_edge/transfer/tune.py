@@ -1,0 +1,137 @@
+"""The paper's last step: the folded mix is where the target's own prompt starts (METHOD 6)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from hgprompt_edge.bundle import Bundle
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.prompts import Floats, mix
+from hgprompt_edge.tasks import Task
+from hgprompt_edge.transfer.assemble import token_logits
+from hgprompt_edge.transfer.choice import Candidate, Judge, choose
+from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.train import PromptTrainer, Recipe, Trained
+
+TUNED = "tuned"
+
+
+def tune(
+    bundle: Bundle,
+    backbone: Backbone,
+    task: Task,
+    recipe: Recipe,
+    *,
+    state: Path | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> tuple[Bundle, Trained]:
+    """Train the bundle's prompt on the task; the bundle that comes back has one more row.
+
+    The new row is chosen if validation prefers it to the bundle's own choice; else that stays.
+
+    Parameters
+    ----------
+    recipe
+        Its `mode`, `tokens` and `flips` are overruled by the bundle and the task.
+    state
+        File that an interrupted training resumes from; removed at the end by the caller.
+
+    Raises
+    ------
+    UserError
+        The bundle belongs to another backbone or other images, or holds nothing to start from.
+    """
+    _check_same(bundle, backbone, task)
+    start = starting_prompt(bundle)
+    trained = train_from(start, backbone, task, recipe, state=state, report=report)
+    judge = Judge(FeatureStore(backbone), task, bundle.objective.get("head", "lda"), bundle.seed)
+    weights = bundle.weights if bundle.prompt is not None else bundle.learned_weights
+    candidate = Candidate(TUNED, trained.tokens, weights.astype(np.float64))
+    row = judge.on_validation(candidate)
+    head = judge.final_head(candidate)
+    row = judge.on_test(row, candidate, head)
+    fitted = [r for r in bundle.table if r.method != TUNED]
+    table = (*fitted, row)
+    if table[choose(table)].method != TUNED:
+        return replace(bundle, table=table), trained
+    weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
+    tuned = replace(
+        bundle,
+        table=table,
+        choice=TUNED,
+        prompt=trained.tokens,
+        weights=weights,
+        head_weight=weight,
+        head_bias=bias,
+        probe_logits=token_logits(backbone, bundle.probe_images, trained.tokens, weight, bias),
+    )
+    return tuned, trained
+
+
+def train_from(
+    start: Floats | None,
+    backbone: Backbone,
+    task: Task,
+    recipe: Recipe,
+    *,
+    state: Path | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> Trained:
+    """Train a prompt for `task` from `start [L, T, D]`; None: from scratch, as VPT does."""
+    if start is not None:
+        mode = "deep" if len(start) == backbone.depth else "shallow"
+        recipe = replace(recipe, mode=mode, tokens=start.shape[1])
+    part = (task.train.pixels, task.train.labels)
+    return PromptTrainer(
+        backbone,
+        replace(recipe, flips=recipe.flips and task.flips),
+        len(task.classes),
+        lambda _: part,
+        part,
+        (task.validation.pixels, task.validation.labels),
+        state,
+        start,
+    ).run(report)
+
+
+def epochs_for(steps: int, images: int, batch_size: int) -> int:
+    """Epochs over so many images that make at least `steps` optimiser steps."""
+    return math.ceil(steps / max(1, images // batch_size))
+
+
+def starting_prompt(bundle: Bundle) -> Floats:
+    """Folded prompt `[L, T, D]` of a bundle; the learned mix where no prompt was chosen.
+
+    Raises
+    ------
+    UserError
+        No prompt was chosen and the bundle does not hold its sources.
+    """
+    if bundle.prompt is not None:
+        return bundle.prompt
+    if bundle.source_tokens is None:
+        raise UserError(
+            f"the bundle of {bundle.task} holds neither a prompt nor its sources, so there is "
+            "nothing to start from; run `hgedge fit` with --keep-sources"
+        )
+    return mix(bundle.source_tokens.astype(np.float32), bundle.learned_weights.astype(np.float64))
+
+
+def _check_same(bundle: Bundle, backbone: Backbone, task: Task) -> None:
+    if bundle.backbone_sha256 != backbone.sha256:
+        raise UserError(
+            f"the bundle of {bundle.task} was fitted on the backbone {bundle.backbone} "
+            f"({bundle.backbone_sha256[:12]}), not on {backbone.name} ({backbone.sha256[:12]}); "
+            "give its weights with --checkpoint"
+        )
+    if bundle.split_digest != task.digest:
+        raise UserError(
+            f"--data: these are not the images that the bundle of {bundle.task} was fitted on, so "
+            "its validation images could be trained on; run `hgedge fit` on them first"
+        )
