@@ -46,9 +46,7 @@ class HeadKind(str, Enum):
 @reports_errors
 @needs_server
 def fit(
-    sources: Annotated[
-        str, typer.Option(help="Folder of source prompts, or `bundled`.")
-    ] = "bundled",
+    sources: options.Sources = "bundled",
     task: options.Task = None,
     data: options.Data = None,
     download: options.Download = False,

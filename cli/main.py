@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hgprompt_edge.cli import cache, prompt
+from hgprompt_edge.cli.compare import compare
 from hgprompt_edge.cli.doctor import doctor
 from hgprompt_edge.cli.export import export
 from hgprompt_edge.cli.fit import fit
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command()(fit)
 app.command()(tune)
+app.command()(compare)
 app.command()(export)
 app.command()(predict)
 app.add_typer(prompt.app, name="prompt")

@@ -15,6 +15,7 @@ Task = Annotated[
         show_default=False,
     ),
 ]
+Sources = Annotated[str, typer.Option(help="Folder of source prompts, or `bundled`.")]
 Data = Annotated[
     Path | None,
     typer.Option(

@@ -181,6 +181,33 @@ def test_prompt_train_writes_a_prompt_that_fit_takes(
     assert fit.exit_code == 0, fit.stderr
 
 
+def test_compare_and_tune(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HGEDGE_CACHE", str(workplace / "cache"))
+    data = class_folders(tmp_path / "mine", 20)
+    images = f"--sources {workplace / 'prompts'} --data {data}".split()
+    methods = "none,uniform,soup,hgprompt,tune"
+    compared = run("compare", *images, "--methods", methods, "--tune-steps", "1")
+    assert compared.exit_code == 0, compared.stderr
+    assert "HGPrompt, then tuned" in compared.stdout
+    document = json.loads((tmp_path / "mine.compare.json").read_text())
+    assert [row["method"] for row in document["rows"]] == methods.split(",")
+    assert (tmp_path / "mine.compare.png").read_bytes().startswith(b"\x89PNG")
+    assert run("fit", *images, "--refine", "0", "--steps", "5").exit_code == 0
+    tuned = run("tune", "--data", str(data), "--steps", "1", "--batch-size", "16", "--json")
+    assert tuned.exit_code == 0, tuned.stderr
+    result = json.loads(tuned.stdout)
+    assert [row["method"] for row in result["table"]][-1] == "tuned"
+    assert sorted(path.name for path in tmp_path.glob("*.hgbundle")) == [
+        "mine.hgbundle",
+        "mine.tuned.hgbundle",
+    ]
+    assert not list(tmp_path.glob(".*.tuning"))
+    exported = run("export", "mine.tuned.hgbundle", "--output", "mine.onnx")
+    assert exported.exit_code == 0, exported.stderr
+
+
 def empty(tmp_path: Path) -> str:
     (tmp_path / "empty").mkdir()
     return "--sources empty --task digits"
@@ -278,6 +305,9 @@ BAD_CALLS = {
     "export of a foreign file": "export foreign.hgbundle",
     "show of nothing": "prompt show nowhere",
     "prompt train without a task": "prompt train",
+    "compare without a task": "compare",
+    "compare with an unknown method": "compare --task digits --methods none,best",
+    "tune without a bundle": "tune --task digits",
     "unknown option": "fit --tasks digits",
 }
 

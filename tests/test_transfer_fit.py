@@ -7,13 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from small_vits import TOKENS, make_backbone, token_logits
+from small_vits import make_backbone, token_logits
+from toys import make_bank, make_task, noise_tokens
 
 import hgprompt_edge.transfer.features as features_module
 from hgprompt_edge.bundle import Row, read_bundle, write_bundle
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.prompts import Prompt, PromptBank, mix
-from hgprompt_edge.tasks import Images, Task
+from hgprompt_edge.prompts import PromptBank, mix
+from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.alignment import variance_alignment
 from hgprompt_edge.transfer.choice import choose
 from hgprompt_edge.transfer.features import FeatureStore
@@ -24,67 +25,10 @@ from hgprompt_edge.transfer.refine import HALVINGS, ExactObjective, refine
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import extract_features, features_token, normalize
 
-CLASSES = 3
-
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
     return make_backbone()
-
-
-def noise_tokens(count: int, layers: int = 2, seed: int = 0) -> npt.NDArray[np.float32]:
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=(count, layers, TOKENS, 32)).astype(np.float32)
-
-
-def make_bank(backbone: Backbone, tokens: npt.NDArray[np.float32], **options) -> PromptBank:
-    return PromptBank(
-        tuple(
-            Prompt(
-                prompt,
-                f"source{i}",
-                backbone.name,
-                backbone.sha256,
-                backbone.image_size,
-                mode="shallow" if len(prompt) == 1 else "deep",
-                family=f"family{i}",
-                sha256=f"{i:064}",
-                **options,
-            )
-            for i, prompt in enumerate(tokens)
-        )
-    )
-
-
-def pixels_of(count: int, seed: int = 0) -> npt.NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (count, 24, 24, 3), dtype=np.uint8)
-
-
-def seen_through(
-    backbone: Backbone, pixels: npt.NDArray[np.uint8], prompt: npt.NDArray[np.float32] | None
-) -> npt.NDArray[np.int64]:
-    """Label images by a direction in which they vary under a prompt, in equal parts."""
-    features = extract_features(backbone, pixels, prompt).double()
-    projection = torch.pca_lowrank(features, 6, niter=20)[0][:, 5]
-    ranks = projection.argsort().argsort()
-    return (ranks * CLASSES // len(ranks)).numpy()
-
-
-def make_task(
-    backbone: Backbone,
-    prompt: npt.NDArray[np.float32] | None = None,
-    sizes: tuple[int, int, int] = (150, 45, 60),
-    family: str = "target",
-) -> Task:
-    pixels = pixels_of(sum(sizes))
-    labels = seen_through(backbone, pixels, prompt)
-    names = tuple(str(i) for i in range(len(pixels)))
-    whole = Images(pixels, labels, names)
-    ends = np.cumsum(sizes)
-    parts = (np.arange(e - s, e) for s, e in zip(sizes, ends, strict=True))
-    train, validation, test = (whole.subset(part) for part in parts)
-    classes = tuple(f"class{i}" for i in range(CLASSES))
-    return Task("toy", family, classes, train, validation, test, True, (), "digest")
 
 
 def exact_objective(backbone: Backbone, tokens: npt.NDArray[np.float32], lam: float = 0.1):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -63,6 +64,36 @@ class FeatureStore:
         self._fingerprint = _fingerprint(backbone)
         self._memory: dict[str, Tensor] = {}
         self._digests: dict[int, tuple[Pixels, str]] = {}
+        self._asked: dict[str, int] | None = None
+
+    @contextmanager
+    def counting(self) -> Iterator[dict[str, int]]:
+        """Note what is asked for, cached or not: image passes by the name of the result.
+
+        A pull-back or a variance of gradients counts three passes, one forward and two back.
+        """
+        asked: dict[str, int] = {}
+        outer = self._asked
+        self._asked = asked
+        try:
+            yield asked
+        finally:
+            self._asked = outer
+            self.note(asked)
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Do not note what is asked for in here."""
+        outer, self._asked = self._asked, None
+        try:
+            yield
+        finally:
+            self._asked = outer
+
+    def note(self, asked: dict[str, int]) -> None:
+        """Count these results as asked for too."""
+        if self._asked is not None:
+            self._asked.update(asked)
 
     def features(self, pixels: Pixels, tokens: Tokens | None) -> Tensor:
         """Features `[n, D]` float32 of pixels `[n, S, S, 3]` under a prompt `[L, T, D]`."""
@@ -71,7 +102,8 @@ class FeatureStore:
             return extract_features(self.backbone, pixels, tokens, MICRO_BATCH)
 
         shape = (len(pixels), self.backbone.embed_dim)
-        return self.cached(("features", self._digest(pixels), _digest(tokens)), shape, compute)
+        key = ("features", self._digest(pixels), _digest(tokens))
+        return self.cached(key, shape, compute, passes=len(pixels))
 
     def pull_back(self, pixels: Pixels, tokens: Tokens, cotangent: Tensor) -> Tensor:
         """`dJ / dP [L, T, D]` for a `dJ / df [n, D]` at the prompt `tokens` (METHOD 5.2)."""
@@ -80,7 +112,7 @@ class FeatureStore:
             return pull_back(self.backbone, pixels, tokens, cotangent)
 
         key = ("pull-back", self._digest(pixels), _digest(tokens), _digest(cotangent.numpy()))
-        return self.cached(key, tokens.shape, compute)
+        return self.cached(key, tokens.shape, compute, passes=3 * len(pixels))
 
     def gradient_variance(
         self, pixels: Pixels, labels: npt.NDArray[np.int64], tokens: Tokens, head: Head
@@ -93,13 +125,18 @@ class FeatureStore:
 
         rest = (labels, tokens, head.weight.numpy(), head.bias.numpy())
         key = ("variance", self._digest(pixels), *(_digest(array) for array in rest))
-        return self.cached(key, tokens.shape, compute)
+        return self.cached(key, tokens.shape, compute, passes=3 * len(pixels))
 
     def cached(
-        self, key: tuple[str, ...], shape: tuple[int, ...], compute: Callable[[], Tensor]
+        self,
+        key: tuple[str, ...],
+        shape: tuple[int, ...],
+        compute: Callable[[], Tensor],
+        passes: int = 0,
     ) -> Tensor:
         """Value of `shape` stored under `key` and this backbone, computed where it is missing."""
         name = hashlib.sha256("|".join((self._fingerprint, *key)).encode()).hexdigest()
+        self.note({name: passes})
         if name not in self._memory:
             path = _folder() / f"{name}.safetensors"
             found = _read(path, shape) if self.enabled else None

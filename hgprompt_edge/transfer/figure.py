@@ -27,7 +27,7 @@ def draw_fit(bundle: Bundle, history: Sequence[dict[str, Any]], path: Path) -> N
     figure = Figure(figsize=(12, 3.8), dpi=110, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     _draw_weights(left, bundle)
-    _draw_terms(middle, history)
+    draw_terms(middle, history)
     _draw_table(right, bundle)
     figure.suptitle(f"{bundle.task}: chosen on validation: {LABELS[bundle.choice]}")
     with atomic_path(path) as temporary:
@@ -48,7 +48,8 @@ def _draw_weights(axes: Axes, bundle: Bundle) -> None:
     axes.legend(loc="lower right", fontsize=8)
 
 
-def _draw_terms(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
+def draw_terms(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
+    """Draw H and R over the steps, with the exact ones shaded."""
     steps = range(len(history))
     axes.plot(steps, [row["H"] for row in history], color=BLUE)
     axes.set_ylabel("H-score (more is better)", color=BLUE)

@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from hgprompt_edge.bundle import Bundle, Row
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import Floats, PromptBank, effective_sources, mix
 from hgprompt_edge.tasks import Task
-from hgprompt_edge.transfer.alignment import (
-    Alignment,
-    common_head,
-    cosine_alignment,
-    head_alignment,
-    prompt_alignment,
-)
 from hgprompt_edge.transfer.assemble import make_bundle
-from hgprompt_edge.transfer.cached import Climb, climb
 from hgprompt_edge.transfer.checks import check_bank, leave_out_family
 from hgprompt_edge.transfer.choice import HEADS, Candidate, Judge, choose
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.hscore import noise_floor
-from hgprompt_edge.transfer.objective import Objective, Terms, make_objective
-from hgprompt_edge.transfer.refine import ExactObjective, Refined, refine, starting_points
+from hgprompt_edge.transfer.learn import Learned, Progress, Space, learn_weights, uniform_weights
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.heads import Head
 
-Space = Literal["head", "prompt", "cosine"]
 HeadKind = Literal["lda", "logistic"]
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, steps done, steps in all)."""
 
 LAMBDA = 0.003
 """R is 1 at uniform and 0 at vertices whatever its absolute size, and the mixes of one bank differ
@@ -153,17 +138,22 @@ class HGPrompt:
         bank, self.left_out_ = leave_out_family(bank, task)
         store = FeatureStore(backbone, enabled=self.cache)
         tokens = bank.tokens
-        features = _extract(store, task, tokens, report)
-        objective = self._objective(store, task, tokens, features, report)
-        climbed = climb(features, objective, self.steps)
-        report("weights", 1, 1)
-        exact = ExactObjective(store, task.train.pixels, tokens, objective)
-        starts = starting_points(features, objective, climbed.weights)
-        refined = refine(exact, starts, self.refine, lambda *done: report("exact steps", *done))
-        self.weights_ = refined.weights.numpy()
-        self.history_ = _history(climbed, refined)
+        _extract(store, task, tokens, report)
+        learned = learn_weights(
+            store,
+            task,
+            tokens,
+            lam=self.lam,
+            steps=self.steps,
+            refine_steps=self.refine,
+            space=self.space,
+            seed=self.seed,
+            report=report,
+        )
+        self.weights_ = learned.weights
+        self.history_ = learned.history
         self._choose(Judge(store, task, self.head, self.seed), bank, tokens, report)
-        self.objective_ = self._summary(bank, objective, climbed, refined)
+        self.objective_ = self._summary(bank, learned)
         self.bundle_ = make_bundle(
             backbone,
             task,
@@ -178,39 +168,6 @@ class HGPrompt:
         )
         return self
 
-    def _objective(
-        self,
-        store: FeatureStore,
-        task: Task,
-        tokens: Floats,
-        features: Tensor,
-        report: Progress,
-    ) -> Objective:
-        uniform = store.features(task.train.pixels, mix(tokens, _uniform(len(tokens))))
-        alignment = self._alignment(store, task, tokens, features, report)
-        return make_objective(uniform, task.train.labels, alignment, self.lam, self.seed)
-
-    def _alignment(
-        self,
-        store: FeatureStore,
-        task: Task,
-        tokens: Floats,
-        features: Tensor,
-        report: Progress,
-    ) -> Alignment:
-        labels = task.train.labels
-        head = common_head(features, labels, len(task.classes), self.seed)
-        if self.space == "head":
-            return head_alignment(features, labels, head)
-        if self.space == "cosine":
-            return cosine_alignment(features, labels, head)
-        variances = []
-        for done, source in enumerate(tokens):
-            report("gradients", done, len(tokens))
-            variances.append(store.gradient_variance(task.train.pixels, labels, source, head))
-        report("gradients", len(tokens), len(tokens))
-        return prompt_alignment(variances)
-
     def _choose(self, judge: Judge, bank: PromptBank, tokens: Floats, report: Progress) -> None:
         """Make the never-worse table; the test part is touched after the choice (METHOD 6)."""
         sources = [
@@ -220,7 +177,7 @@ class HGPrompt:
         source_rows = [judge.on_validation(source) for source in sources]
         best = choose(source_rows)
         self.best_source_ = bank.names[best]
-        uniform = _uniform(len(tokens))
+        uniform = uniform_weights(len(tokens))
         candidates = (
             Candidate("none", None, np.zeros(len(tokens))),
             sources[best],
@@ -241,20 +198,18 @@ class HGPrompt:
             report("test images", index + 1, len(candidates))
         self.table_ = tuple(rows)
 
-    def _summary(
-        self, bank: PromptBank, objective: Objective, climbed: Climb, refined: Refined
-    ) -> dict[str, Any]:
-        terms = refined.path[-1]
+    def _summary(self, bank: PromptBank, learned: Learned) -> dict[str, Any]:
+        objective, refined = learned.objective, learned.refined
         floor = noise_floor(refined.features, objective.labels, objective.shrinkage, self.seed)
         return {
-            **asdict(terms),
+            **asdict(refined.path[-1]),
             "floor": floor,
             "H_scale": objective.h_scale,
             "lambda": self.lam,
             "shrinkage": objective.shrinkage,
             "space": self.space,
             "head": self.head,
-            "steps": climbed.steps,
+            "steps": learned.climbed.steps,
             "refine_steps": refined.steps,
             "effective_sources": effective_sources(self.weights_),
             "sources": len(bank.prompts),
@@ -262,31 +217,18 @@ class HGPrompt:
         }
 
 
-def _extract(store: FeatureStore, task: Task, tokens: Floats, report: Progress) -> Tensor:
-    """Features `[N, n, D]` of the sources on the training images; all else is put in the store."""
-    prompts = [*tokens, mix(tokens, _uniform(len(tokens))), None]
-    features = []
+def _extract(store: FeatureStore, task: Task, tokens: Floats, report: Progress) -> None:
+    """Put the features of the sources, of their uniform mix and of no prompt into the store."""
+    prompts = [*tokens, mix(tokens, uniform_weights(len(tokens))), None]
     for done, prompt in enumerate(prompts):
         report("features", done, len(prompts))
-        features.append(store.features(task.train.pixels, prompt))
+        store.features(task.train.pixels, prompt)
         store.features(task.validation.pixels, prompt)
     report("features", len(prompts), len(prompts))
-    return torch.stack(features[: len(tokens)])
-
-
-def _history(climbed: Climb, refined: Refined) -> list[dict[str, Any]]:
-    def rows(stage: str, path: tuple[Terms, ...]) -> list[dict[str, Any]]:
-        return [{"stage": stage, **asdict(terms)} for terms in path]
-
-    return rows("cached", climbed.path) + rows("exact", refined.path)
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:
     """Report to nobody."""
-
-
-def _uniform(count: int) -> npt.NDArray[np.float64]:
-    return np.full(count, 1 / count)
 
 
 def _vertex(index: int, count: int) -> npt.NDArray[np.float64]:

@@ -135,6 +135,22 @@ def fit_logistic(features: Tensor, labels: Labels, num_classes: int, seed: int =
     return Head(*_sink_absent(weight * best_scale, bias * best_scale, present))
 
 
+def cross_fitted_log_loss(
+    features: Tensor, labels: Labels, num_classes: int, seed: int = 0
+) -> float:
+    """Log-loss in nats of the LDA, each fold of the features `[n, D]` scored by the others' head.
+
+    At the temperature that is best for it.
+    """
+    x, y = features.detach().double(), _as_labels(labels, features)
+
+    def fit(rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        return lda(rows, classes, num_classes)
+
+    logits, held_out = _held_out_logits(x, y, fit, seed)
+    return log_loss(logits * _best_scale(logits, held_out), held_out)
+
+
 def log_loss(logits: Tensor, labels: Labels) -> float:
     """Mean negative log-likelihood in nats of labels `[n]` under logits `[n, K]`."""
     return float(functional.cross_entropy(logits.detach().double(), _as_labels(labels, logits)))

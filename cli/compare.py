@@ -1,0 +1,157 @@
+"""`hgedge compare`: the learned mix beside what one would do otherwise."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from hgprompt_edge.cli import options
+from hgprompt_edge.cli.console import note, out, print_json, progress_bar, reports_errors
+from hgprompt_edge.cli.server import needs_server
+
+if TYPE_CHECKING:
+    from hgprompt_edge.transfer.compare import Result
+
+
+@reports_errors
+@needs_server
+def compare(
+    sources: options.Sources = "bundled",
+    task: options.Task = None,
+    data: options.Data = None,
+    download: options.Download = False,
+    backbone: options.BackboneName = None,
+    checkpoint: options.Checkpoint = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Only these, such as none,uniform,hgprompt.", show_default=False),
+    ] = None,
+    tune_steps: Annotated[int, typer.Option(min=1, help="Training steps of tune.")] = 20,
+    seed: options.Seed = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="JSON file (default: TASK.compare.json).", show_default=False
+        ),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Compare ways to use the sources on one task: a table, a JSON file and a figure."""
+    from hgprompt_edge.errors import UserError
+    from hgprompt_edge.files import check_writable, write_bytes
+    from hgprompt_edge.prompts import read_bank
+
+    began = time.perf_counter()
+    if task is None and data is None:
+        raise UserError("--task: name a data set, or give your own images with --data FOLDER")
+    check_writable(output.parent if output else Path(), "--output")
+    bank = read_bank(sources)
+    for name in bank.matched:
+        note(f"{name}: another init_seed; its tokens were matched to {bank.names[0]}'s")
+
+    from hgprompt_edge.tasks import load_task
+    from hgprompt_edge.transfer.baselines import METHODS, Budget, learn
+    from hgprompt_edge.transfer.compare import compare as run
+    from hgprompt_edge.transfer.compare_figure import draw_comparison
+    from hgprompt_edge.vit.backbone import load_backbone
+    from hgprompt_edge.vit.train import fastest_precision
+
+    chosen = _chosen(methods, tuple(METHODS))
+    vit = load_backbone(
+        backbone or bank.backbone, checkpoint=checkpoint, image_size=bank.image_size
+    )
+    with progress_bar() as report:
+        images = load_task(
+            task,
+            vit.preprocessing,
+            data=data,
+            seed=seed,
+            download=download,
+            progress=lambda done, total: report("reading images", done, total),
+        )
+        contest, results = run(
+            bank,
+            vit,
+            images,
+            methods=chosen,
+            budget=Budget(tune_steps=tune_steps, precision=fastest_precision()),
+            seed=seed,
+            progress=lambda _, done, total: report("methods", done, total),
+        )
+    path = output or Path(f"{images.name}.compare.json")
+    document = {
+        "task": images.name,
+        "seed": seed,
+        "sources": list(contest.bank.names),
+        "rows": [_row(result) for result in results],
+    }
+    write_bytes(path, _dumps(document))
+    figure = path.with_suffix(".png")
+    history = learn(contest, contest.budget.lam).history if "hgprompt" in chosen else []
+    draw_comparison(images.name, contest.bank.names, results, history, figure)
+    if json:
+        print_json({**document, "figure": str(figure)})
+        return
+    out.print(_table(results))
+    out.print(f"{path}, {figure} ({time.perf_counter() - began:.0f} s)", soft_wrap=True)
+
+
+def _chosen(methods: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    from hgprompt_edge.errors import UserError
+
+    if methods is None:
+        return known
+    names = tuple(name.strip() for name in methods.split(",") if name.strip())
+    for name in names:
+        if name not in known:
+            raise UserError(f"--methods {name}: no such method (known: {', '.join(known)})")
+    return names
+
+
+def _row(result: Result) -> dict[str, Any]:
+    return {
+        "method": result.method,
+        "val_accuracy": result.val_accuracy,
+        "accuracy": result.accuracy,
+        "low": result.low,
+        "high": result.high,
+        "weights": [round(float(weight), 6) for weight in result.weights],
+        "effective_sources": round(result.effective_sources, 3),
+        "image_passes": result.image_passes,
+        "inference_passes": result.inference_passes,
+        "seconds": round(result.seconds, 2),
+    }
+
+
+def _dumps(document: dict[str, Any]) -> bytes:
+    from json import dumps
+
+    return (dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _table(results: tuple[Result, ...]) -> Table:
+    from hgprompt_edge.transfer.compare_figure import TITLES
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("method", "validation", "test", "95 % interval", "sources", "passes"):
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    for result in results:
+        at_inference = result.inference_passes
+        table.add_row(
+            TITLES[result.method] + (f", {at_inference} passes" if at_inference > 1 else ""),
+            f"{100 * result.val_accuracy:.1f} %",
+            *_tested(result),
+            f"{result.effective_sources:.1f}",
+            f"{result.image_passes:,}",
+        )
+    return table
+
+
+def _tested(result: Result) -> tuple[str, str]:
+    if result.accuracy is None or result.low is None or result.high is None:
+        return "", ""
+    return f"{100 * result.accuracy:.1f} %", f"{100 * result.low:.1f} to {100 * result.high:.1f}"

@@ -1,0 +1,334 @@
+"""What a user would do otherwise: one function a method, all on the same data, head and cache.
+
+Each function takes a `Contest` and returns a `Plan`: which prompts run at inference.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from cmaes import CMA
+from torch.nn import functional
+
+from hgprompt_edge.prompts import Floats, PromptBank, mix
+from hgprompt_edge.tasks import Task
+from hgprompt_edge.transfer.choice import Candidate, Judge, choose
+from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.transfer.learn import (
+    Learned,
+    align,
+    learn_weights,
+    source_features,
+    uniform_weights,
+)
+from hgprompt_edge.transfer.tune import epochs_for, train_from
+from hgprompt_edge.vit.heads import cross_fitted_log_loss
+from hgprompt_edge.vit.train import Recipe
+
+Weights = npt.NDArray[np.float64]
+
+LORAHUB_BOUND, LORAHUB_L1 = 1.5, 0.05
+DESCENT_STEPS, DESCENT_RATE = 300, 0.1
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the methods may spend; one for all tasks of a comparison.
+
+    Attributes
+    ----------
+    lam, steps, refine
+        As in `HGPrompt`.
+    evaluations
+        Mixes that the gradient-free search may try, a pass over the training images each.
+    spot_steps
+        Steps of the short target-trained prompt that SPoT compares the sources with.
+    tune_steps
+        Steps of tune.
+    """
+
+    lam: float = 0.003
+    steps: int = 300
+    refine: int = 3
+    evaluations: int = 40
+    spot_steps: int = 10
+    tune_steps: int = 20
+    batch_size: int = 400
+    learning_rate: float = 5e-3
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method came up with.
+
+    Attributes
+    ----------
+    candidates
+        Prompts whose predictions are averaged; one, except for `prediction_average`.
+    trained_passes
+        Image passes of training, beside what the feature store was asked for; one forward and
+        two back for each image of a step.
+    """
+
+    candidates: tuple[Candidate, ...]
+    trained_passes: int = 0
+
+
+@dataclass(frozen=True)
+class Done:
+    """A plan and what it cost.
+
+    Attributes
+    ----------
+    asked
+        What the feature store was asked for, as `FeatureStore.counting` notes it.
+    seconds
+        Wall time, without what the cache held already.
+    """
+
+    plan: Plan
+    asked: dict[str, int]
+    seconds: float
+
+    @property
+    def image_passes(self) -> int:
+        """Forward passes of single images, a backward pass counting as two."""
+        return sum(self.asked.values()) + self.plan.trained_passes
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A task, the sources (none of its family) and the budget."""
+
+    store: FeatureStore
+    task: Task
+    bank: PromptBank
+    judge: Judge
+    budget: Budget
+    seed: int = 0
+    done: dict[str, Done] = field(default_factory=dict)
+
+    def run(self, method: str) -> Done:
+        """Plan of a key of `METHODS`, made once; its passes count wherever it is used."""
+        if method not in self.done:
+            began = time.perf_counter()
+            with self.store.counting() as asked:
+                plan = METHODS[method](self)
+            self.done[method] = Done(plan, asked, time.perf_counter() - began)
+        else:
+            self.store.note(self.done[method].asked)
+        return self.done[method]
+
+    @property
+    def tokens(self) -> Floats:
+        """The sources, `[N, L, T, D]`."""
+        return self.bank.tokens
+
+    @property
+    def recipe(self) -> Recipe:
+        """How prompts of the target are trained; `epochs` is up to the method."""
+        budget = self.budget
+        return Recipe(
+            batch_size=budget.batch_size,
+            learning_rate=budget.learning_rate,
+            init_seed=self.bank.prompts[0].init_seed,
+            tokens=self.bank.tokens.shape[2],
+            mode=self.bank.mode,
+            validate_every=1,
+            seed=self.seed,
+            precision=budget.precision,
+        )
+
+    def folded(self, weights: Weights) -> tuple[Candidate, ...]:
+        """One prompt: the mix with `weights [N]`, which need not sum to 1."""
+        return (Candidate("", mix(self.tokens, weights), weights),)
+
+
+def none(contest: Contest) -> Plan:
+    """Run the frozen backbone alone."""
+    return Plan((Candidate("", None, np.zeros(len(contest.bank.prompts))),))
+
+
+def best_source(contest: Contest) -> Plan:
+    """Take the one source that validation prefers."""
+    count = len(contest.bank.prompts)
+    candidates = [contest.folded(weights)[0] for weights in np.eye(count)]
+    rows = [contest.judge.on_validation(candidate) for candidate in candidates]
+    return Plan((candidates[choose(rows)],))
+
+
+def uniform(contest: Contest) -> Plan:
+    """All sources alike."""
+    return Plan(contest.folded(uniform_weights(len(contest.bank.prompts))))
+
+
+def spot(contest: Contest) -> Plan:
+    """Weights by similarity to a short target-trained prompt (Vu et al. 2022, "SPoT").
+
+    Similarity is the cosine of prompts averaged over their tokens; negative ones count as zero.
+    """
+    images = len(contest.task.train)
+    epochs = epochs_for(contest.budget.spot_steps, images, contest.budget.batch_size)
+    recipe = replace(contest.recipe, epochs=epochs, keep_last=True, validate_every=epochs)
+    target = train_from(None, contest.store.backbone, contest.task, recipe).tokens
+    pooled = torch.from_numpy(contest.tokens).double().mean(2).flatten(1)  # [N, L D]
+    reference = torch.from_numpy(target).double().mean(1).flatten()
+    similar = functional.cosine_similarity(pooled, reference[None]).clamp(min=0).numpy()
+    weights = similar / similar.sum() if similar.sum() > 0 else uniform_weights(len(similar))
+    return Plan(contest.folded(weights), 3 * epochs * images)
+
+
+def h_only(contest: Contest) -> Plan:
+    """Transferability without the price of conflict: `lambda = 0`."""
+    return Plan(contest.folded(learn(contest, lam=0.0).weights))
+
+
+def alignment_only(contest: Contest) -> Plan:
+    """Least conflict, reached from uniform by descent on R.
+
+    R is concave with its zeros at the vertices, so this ends at one source: the most central.
+    """
+    features = source_features(contest.store, contest.task, contest.tokens)
+    alignment = align(
+        contest.store, contest.task, contest.tokens, features, "head", contest.seed, _silent
+    )
+    theta = torch.zeros(len(features), dtype=torch.float64)
+    for _ in range(DESCENT_STEPS):
+        weights = theta.softmax(0)
+        slope = alignment.gradient(weights)
+        slope = weights * (slope - weights @ slope)
+        largest = float(slope.abs().max())
+        if largest < 1e-12:
+            break
+        theta = theta - DESCENT_RATE * slope / largest
+    return Plan(contest.folded(theta.softmax(0).numpy()))
+
+
+def gradient_free(contest: Contest) -> Plan:
+    """Signed weights by CMA-ES on the training log-loss plus L1 (Huang et al. 2023, "LoraHub").
+
+    The log-loss is cross-fitted: a head that has seen an image says little about it.
+    """
+    task, count = contest.task, len(contest.bank.prompts)
+    search = CMA(
+        mean=uniform_weights(count),
+        sigma=0.3,
+        bounds=np.tile([-LORAHUB_BOUND, LORAHUB_BOUND], (count, 1)),
+        seed=contest.seed,
+    )
+    best, best_value = uniform_weights(count), np.inf
+    left = contest.budget.evaluations
+    while left > 0:
+        solutions = []
+        for _ in range(search.population_size):
+            weights = search.ask()
+            prompt = mix(contest.tokens, weights)
+            features = contest.store.features(task.train.pixels, prompt)
+            loss = cross_fitted_log_loss(
+                features, task.train.labels, len(task.classes), contest.seed
+            )
+            value = loss + LORAHUB_L1 * float(np.abs(weights).mean())
+            solutions.append((weights, value))
+            if value < best_value:
+                best, best_value = weights, value
+            left -= 1
+        search.tell(solutions)
+    return Plan(contest.folded(best))
+
+
+def soup(contest: Contest) -> Plan:
+    """Greedy soup: sources by validation, each kept if it helps (Wortsman et al. 2022)."""
+    count = len(contest.bank.prompts)
+    rows = [contest.judge.on_validation(contest.folded(weights)[0]) for weights in np.eye(count)]
+    order = sorted(range(count), key=lambda i: (rows[i].val_log_loss, i))
+    taken, row = [order[0]], rows[order[0]]
+    for source in order[1:]:
+        weights = np.eye(count)[[*taken, source]].mean(0)
+        grown = contest.judge.on_validation(contest.folded(weights)[0])
+        if choose([row, grown]) == 1:
+            taken, row = [*taken, source], grown
+    return Plan(contest.folded(np.eye(count)[taken].mean(0)))
+
+
+def prediction_average(contest: Contest) -> Plan:
+    """Mean of the probabilities of all sources: N passes at inference."""
+    count = len(contest.bank.prompts)
+    return Plan(tuple(contest.folded(weights)[0] for weights in np.eye(count)))
+
+
+def hgprompt(contest: Contest) -> Plan:
+    """Take the learned weights, whatever validation says of them."""
+    return Plan(contest.folded(learn(contest, lam=contest.budget.lam).weights))
+
+
+def hgprompt_guarded(contest: Contest) -> Plan:
+    """Do as `fit`: of no prompt, best source, uniform and learned the one that validates."""
+    plans = [contest.run(name).plan for name in ("none", "best_source", "uniform", "hgprompt")]
+    rows = [contest.judge.on_validation(plan.candidates[0]) for plan in plans]
+    return plans[choose(rows)]
+
+
+def tune(contest: Contest) -> Plan:
+    """Train the target's own prompt from the learned mix on."""
+    (mixed,) = contest.run("hgprompt").plan.candidates
+    epochs = epochs_for(
+        contest.budget.tune_steps, len(contest.task.train), contest.budget.batch_size
+    )
+    recipe = replace(contest.recipe, epochs=epochs)
+    trained = train_from(mixed.tokens, contest.store.backbone, contest.task, recipe)
+    candidate = replace(mixed, tokens=trained.tokens)
+    return Plan((candidate,), 3 * epochs * len(contest.task.train))
+
+
+def vpt_scratch(contest: Contest) -> Plan:
+    """Train the target's own prompt from scratch, for the passes of fit and tune together."""
+    images = len(contest.task.train)
+    with contest.store.uncounted():
+        spent = contest.run("tune").image_passes
+    epochs = max(1, round(spent / (3 * images)))
+    recipe = replace(contest.recipe, epochs=epochs)
+    trained = train_from(None, contest.store.backbone, contest.task, recipe)
+    weights = np.zeros(len(contest.bank.prompts))
+    return Plan((Candidate("", trained.tokens, weights),), 3 * epochs * images)
+
+
+METHODS: dict[str, Callable[[Contest], Plan]] = {
+    "none": none,
+    "best_source": best_source,
+    "uniform": uniform,
+    "spot": spot,
+    "h_only": h_only,
+    "alignment_only": alignment_only,
+    "gradient_free": gradient_free,
+    "soup": soup,
+    "prediction_average": prediction_average,
+    "hgprompt": hgprompt,
+    "hgprompt_guarded": hgprompt_guarded,
+    "tune": tune,
+    "vpt_scratch": vpt_scratch,
+}
+
+
+def learn(contest: Contest, lam: float) -> Learned:
+    """Maximise J for the contest's task with that `lambda`."""
+    budget = contest.budget
+    return learn_weights(
+        contest.store,
+        contest.task,
+        contest.tokens,
+        lam=lam,
+        steps=budget.steps,
+        refine_steps=budget.refine,
+        seed=contest.seed,
+        report=_silent,
+    )
+
+
+def _silent(_stage: str, _done: int, _total: int) -> None:
+    """Report to nobody."""

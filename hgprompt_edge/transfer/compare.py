@@ -1,0 +1,156 @@
+"""Run the methods on one task and say what each is worth, with an interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hgprompt_edge.prompts import PromptBank, effective_sources
+from hgprompt_edge.tasks import Images, Task
+from hgprompt_edge.transfer.baselines import METHODS, Budget, Contest, Done
+from hgprompt_edge.transfer.checks import check_bank, leave_out_family
+from hgprompt_edge.transfer.choice import Judge
+from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.transfer.learn import Progress
+from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.heads import Labels, fit_lda
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method on one task.
+
+    Attributes
+    ----------
+    val_accuracy
+        Of a head fitted on the training part.
+    accuracy, low, high
+        On the test part, of a head fitted on training and validation images, and its 95 %
+        bootstrap interval over the test images; None without a test part.
+    correct
+        `[n]` bool: which test images it gets right, for paired comparisons.
+    weights
+        `[N]` of the mix; zeros where there is none.
+    image_passes
+        Forward passes of single images that the method itself needed, a backward pass as two;
+        fitting the head and testing, the same for all, are left out.
+    inference_passes
+        Passes for each image on the device.
+    seconds
+        Wall time of the method itself, with the features of the sources at hand.
+    """
+
+    method: str
+    val_accuracy: float
+    accuracy: float | None
+    low: float | None
+    high: float | None
+    correct: npt.NDArray[np.bool_]
+    weights: npt.NDArray[np.float64]
+    effective_sources: float
+    image_passes: int
+    inference_passes: int
+    seconds: float
+
+
+def compare(
+    bank: PromptBank,
+    backbone: Backbone,
+    task: Task,
+    *,
+    methods: Sequence[str] = tuple(METHODS),
+    budget: Budget | None = None,
+    seed: int = 0,
+    cache: bool = True,
+    progress: Progress | None = None,
+) -> tuple[Contest, tuple[Result, ...]]:
+    """Run `methods` on the sources of other families than the task's.
+
+    Raises
+    ------
+    UserError
+        As `HGPrompt.fit`.
+    """
+    check_bank(bank, backbone)
+    bank, _ = leave_out_family(bank, task)
+    store = FeatureStore(backbone, enabled=cache)
+    contest = Contest(store, task, bank, Judge(store, task, seed=seed), budget or Budget(), seed)
+    for source in contest.tokens:
+        store.features(task.train.pixels, source)
+    results = []
+    for index, method in enumerate(methods):
+        if progress:
+            progress(method, index, len(methods))
+        results.append(measure(contest, method, contest.run(method)))
+        if progress:
+            progress(method, index + 1, len(methods))
+    return contest, tuple(results)
+
+
+def measure(contest: Contest, method: str, done: Done) -> Result:
+    """Accuracy of a plan on validation and test images, and its cost."""
+    task, candidates = contest.task, done.plan.candidates
+    validation = _probabilities(contest, done, (task.train,), task.validation)
+    correct = np.zeros(0, dtype=bool)
+    if len(task.test):
+        both = _probabilities(contest, done, (task.train, task.validation), task.test)
+        correct = _correct(both, task.test.labels)
+    accuracy, low, high = bootstrap(correct, contest.seed)
+    weights = candidates[0].weights if len(candidates) == 1 else _mean_weights(done)
+    share = np.abs(weights) / max(np.abs(weights).sum(), 1e-12)
+    return Result(
+        method,
+        float(_correct(validation, task.validation.labels).mean()),
+        accuracy,
+        low,
+        high,
+        correct,
+        weights,
+        effective_sources(share) if share.any() else 0.0,
+        done.image_passes,
+        len(candidates),
+        done.seconds,
+    )
+
+
+def bootstrap(
+    values: npt.NDArray[np.bool_] | npt.NDArray[np.float64], seed: int = 0
+) -> tuple[float | None, float | None, float | None]:
+    """Mean of `values [n]` and its 95 % percentile interval over resamples; None without any."""
+    if not len(values):
+        return None, None, None
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, len(values), (RESAMPLES, len(values)))
+    means = values.astype(np.float64)[rows].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def _probabilities(
+    contest: Contest, done: Done, fitted_on: tuple[Images, ...], part: Images
+) -> Tensor:
+    """Mean class probabilities `[n, K]` over the plan's candidates."""
+    total = torch.zeros(len(part), len(contest.task.classes), dtype=torch.float64)
+    labels = np.concatenate([images.labels for images in fitted_on])
+    for candidate in done.plan.candidates:
+        features = [contest.store.features(i.pixels, candidate.tokens) for i in fitted_on]
+        head = fit_lda(torch.cat(features), labels, total.shape[1], contest.seed)
+        total += head.logits(contest.store.features(part.pixels, candidate.tokens)).softmax(1)
+    return total / len(done.plan.candidates)
+
+
+def _correct(probabilities: Tensor, labels: Labels) -> npt.NDArray[np.bool_]:
+    right: npt.NDArray[np.bool_] = (probabilities.argmax(1) == torch.as_tensor(labels)).numpy()
+    return right
+
+
+def _mean_weights(done: Done) -> npt.NDArray[np.float64]:
+    mean: npt.NDArray[np.float64] = np.mean([c.weights for c in done.plan.candidates], axis=0)
+    return mean
