@@ -84,7 +84,11 @@ def fit(
     check_writable(output.parent if output else Path(), "--output")
     bank = read_bank(sources)
     for name in bank.matched:
-        note(f"{name}: another init_seed; its tokens were matched to {bank.names[0]}'s")
+        note(
+            f"{name}: not known to share {bank.names[0]}'s init_seed; its tokens were matched to it"
+        )
+    if bank.normalization is not None:
+        note(f"pixels are normalised as for these prompts: {bank.normalization}")
 
     from hgprompt_edge.tasks import load_task
     from hgprompt_edge.transfer.figure import draw_fit
