@@ -9,13 +9,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hgprompt_edge.errors import CheckError, UserError
+
+if TYPE_CHECKING:
+    from hgprompt_edge.prompts import PromptBank
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -62,6 +65,16 @@ def fail(message: str, code: int) -> NoReturn:
 def note(message: str) -> None:
     """Print prose on stderr, so that stdout holds results alone."""
     err.print(_plain(message), soft_wrap=True)
+
+
+def note_bank(bank: PromptBank) -> None:
+    """Say what was done to the prompts of a bank to make them fit each other."""
+    for name in bank.matched:
+        note(
+            f"{name}: not known to share {bank.names[0]}'s init_seed; its tokens were matched to it"
+        )
+    if bank.normalization is not None:
+        note(f"pixels are normalised as for these prompts: {bank.normalization}")
 
 
 def print_json(document: object) -> None:

@@ -11,7 +11,14 @@ import typer
 from rich.table import Table
 
 from hgprompt_edge.cli import options
-from hgprompt_edge.cli.console import note, out, print_json, progress_bar, reports_errors
+from hgprompt_edge.cli.console import (
+    note,
+    note_bank,
+    out,
+    print_json,
+    progress_bar,
+    reports_errors,
+)
 from hgprompt_edge.cli.server import needs_server
 
 if TYPE_CHECKING:
@@ -82,8 +89,7 @@ def fit(
         raise UserError("--task: name a data set, or give your own images with --data FOLDER")
     check_writable(output.parent if output else Path(), "--output")
     bank = read_bank(sources)
-    for name in bank.matched:
-        note(f"{name}: another init_seed; its tokens were matched to {bank.names[0]}'s")
+    note_bank(bank)
 
     from hgprompt_edge.tasks import load_task
     from hgprompt_edge.transfer.figure import draw_fit

@@ -1,7 +1,8 @@
-"""`hgedge prompt`: train source prompts and look at them."""
+"""`hgedge prompt`: train source prompts, import those of others and look at them."""
 
 from __future__ import annotations
 
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,15 @@ from hgprompt_edge.cli.server import needs_server
 if TYPE_CHECKING:
     from hgprompt_edge.prompts import Prompt
 
-app = typer.Typer(help="Train source prompts and look at them.", no_args_is_help=True)
+app = typer.Typer(help="Train, import and show source prompts.", no_args_is_help=True)
+
+
+class Pixels(str, Enum):
+    """Normalisation of the pixels that a prompt was trained on."""
+
+    IMAGENET = "imagenet"
+    INCEPTION = "inception"
+    BACKBONE = "backbone"
 
 
 @app.command()
@@ -123,6 +132,82 @@ def train(
     out.print(f"next: hgedge fit --sources {output} --task NAME", soft_wrap=True)
 
 
+@app.command("import")
+@reports_errors
+@needs_server
+def import_(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="prompt_ep*.pth of the VPT code, or safetensors with one tensor a layer.",
+            show_default=False,
+        ),
+    ],
+    backbone: Annotated[
+        str,
+        typer.Option(
+            help="timm id of the ViT that the prompt was trained on, or `bundled`.",
+            show_default=False,
+        ),
+    ],
+    preprocessing: Annotated[
+        Pixels,
+        typer.Option(
+            help="Pixels that the prompt was trained on: `imagenet` has mean 0.485 0.456 0.406 (as "
+            "the VPT code), `inception` 0.5 (as most ViTs of timm), `backbone` its own.",
+            show_default=False,
+        ),
+    ],
+    name: Annotated[str, typer.Option(help="Name of the prompt.", show_default=False)],
+    checkpoint: options.Checkpoint = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the images, if not the backbone's own.")
+    ] = None,
+    task: Annotated[str, typer.Option(help="What it was trained for (default: its name).")] = "",
+    family: Annotated[
+        str,
+        typer.Option(help="Tasks of this family leave it out (default: that of a known task)."),
+    ] = "",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the bank that takes the prompt.")
+    ] = Path("prompts"),
+    json: options.Json = False,
+) -> None:
+    """Import a prompt of the VPT code or of a safetensors file into a bank."""
+    from hgprompt_edge.errors import UserError
+    from hgprompt_edge.files import check_writable
+    from hgprompt_edge.prompts import write_prompt
+
+    if not name or Path(name).name != name:
+        raise UserError(f"--name '{name}': must be a file's name; give one without folders")
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; name the one that holds the prompt")
+
+    from hgprompt_edge.tasks.load import FAMILIES
+    from hgprompt_edge.vit.backbone import load_backbone
+    from hgprompt_edge.vit.imported import NORMALIZATIONS, import_prompt
+
+    prompt = import_prompt(
+        file,
+        load_backbone(backbone, checkpoint=checkpoint, image_size=image_size),
+        NORMALIZATIONS.get(preprocessing.value),
+        name=name,
+        task=task or name,
+        family=family or FAMILIES.get(task or name, ""),
+    )
+    _make_folder(output)
+    check_writable(output, "--output")
+    path = output / f"{name}.safetensors"
+    write_prompt(path, prompt)
+    if json:
+        print_json({"prompt": str(path), **_facts(prompt)})
+        return
+    out.print(_outline(prompt), soft_wrap=True)
+    out.print(f"{path}", soft_wrap=True)
+    weights = f" --checkpoint {checkpoint}" if checkpoint else ""
+    out.print(f"next: hgedge fit --sources {output}{weights} --task NAME", soft_wrap=True)
+
+
 @app.command()
 @reports_errors
 def show(
@@ -137,13 +222,7 @@ def show(
     if json:
         print_json([_facts(prompt) for prompt in prompts])
         return
-    first = prompts[0]
-    layers, tokens, width = first.tokens.shape
-    out.print(
-        f"backbone {first.backbone} ({first.backbone_sha256[:12]}), {first.image_size} px, "
-        f"{first.mode}: {layers} layers x {tokens} tokens x {width}",
-        soft_wrap=True,
-    )
+    out.print(_outline(prompts[0]), soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     for name in ("prompt", "family", "classes", "unprompted", "prompted", "gain", "init seed"):
         table.add_column(name, justify="left" if name in ("prompt", "family") else "right")
@@ -155,7 +234,7 @@ def show(
             _percent(prompt.test_accuracy_unprompted),
             _percent(prompt.test_accuracy),
             _gain(prompt),
-            str(prompt.init_seed),
+            "" if prompt.init_seed is None else str(prompt.init_seed),
         )
     out.print(table)
 
@@ -169,6 +248,7 @@ def _facts(prompt: Prompt) -> dict[str, Any]:
         "mode": prompt.mode,
         "shape": list(prompt.tokens.shape),
         "init_seed": prompt.init_seed,
+        "normalization": prompt.normalization and prompt.normalization._asdict(),
         "task": prompt.task,
         "family": prompt.family,
         "classes": list(prompt.classes),
@@ -177,6 +257,15 @@ def _facts(prompt: Prompt) -> dict[str, Any]:
         "sha256": prompt.sha256,
         "recipe": prompt.recipe,
     }
+
+
+def _outline(prompt: Prompt) -> str:
+    layers, tokens, width = prompt.tokens.shape
+    pixels = f"; pixels: {prompt.normalization}" if prompt.normalization else ""
+    return (
+        f"backbone {prompt.backbone} ({prompt.backbone_sha256[:12]}), {prompt.image_size} px, "
+        f"{prompt.mode}: {layers} layers x {tokens} tokens x {width}{pixels}"
+    )
 
 
 def _worth(prompt: Prompt) -> str:

@@ -21,6 +21,7 @@ SERVER_PACKAGES = (
     "sklearn",
     "scipy",
     "matplotlib",
+    "cmaes",
 )
 
 
@@ -31,8 +32,9 @@ def needs_server(command: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         missing = [name for name in SERVER_PACKAGES if find_spec(name) is None]
         if missing:
+            name = command.__name__.strip("_")  # import is Python's own word
             raise UserError(
-                f"`{command.__name__}` needs {', '.join(missing)}, which this device install "
+                f"`{name}` needs {', '.join(missing)}, which this device install "
                 "leaves out; run `pip install 'hgprompt-edge[server]'`"
             )
         return command(*args, **kwargs)

@@ -8,10 +8,11 @@ folder of prompt files that fit each other.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,18 @@ from hgprompt_edge.files import read_safetensors, sha256_file, write_safetensors
 FORMAT = "hgprompt.prompt/1"
 DEEP, SHALLOW = "deep", "shallow"
 Floats = npt.NDArray[np.float32]
+Triple = tuple[float, float, float]
+
+
+class Normalization(NamedTuple):
+    """What is subtracted from pixels in [0, 1] and what they are divided by, per channel."""
+
+    mean: Triple
+    std: Triple
+
+    def __str__(self) -> str:
+        mean, std = (" ".join(f"{value:.3g}" for value in triple) for triple in self)
+        return f"mean {mean}, std {std}"
 
 
 @dataclass(frozen=True)
@@ -35,11 +48,14 @@ class Prompt:
     backbone, backbone_sha256
         timm id or `bundled`, and the fingerprint of the weights that the prompt was trained on.
     init_seed
-        Seed of the initialisation. Only tokens that started alike correspond token by token.
+        Seed of the initialisation, None where nobody knows it. Only tokens that started alike
+        correspond token by token.
     test_accuracy, test_accuracy_unprompted
         On the source's own test part with the same closed-form head, in [0, 1].
     recipe
         How it was trained, for people.
+    normalization
+        Of the pixels that it was trained on; None: the backbone's own.
     sha256
         Of the file it was read from, else empty.
     """
@@ -50,7 +66,7 @@ class Prompt:
     backbone_sha256: str
     image_size: int
     mode: str = DEEP
-    init_seed: int = 0
+    init_seed: int | None = 0
     task: str = ""
     family: str = ""
     classes: tuple[str, ...] = ()
@@ -59,12 +75,13 @@ class Prompt:
     recipe: dict[str, Any] = field(default_factory=dict)
     head_weight: Floats | None = None
     head_bias: Floats | None = None
+    normalization: Normalization | None = None
     sha256: str = ""
 
 
 @dataclass(frozen=True)
 class PromptBank:
-    """Prompts that fit each other: same backbone, shape and mode.
+    """Prompts that fit each other: same backbone, shape, mode and normalisation.
 
     Attributes
     ----------
@@ -106,6 +123,11 @@ class PromptBank:
     def mode(self) -> str:
         """`deep` or `shallow`."""
         return self.prompts[0].mode
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """Of the pixels that every prompt was trained on; None: the backbone's own."""
+        return self.prompts[0].normalization
 
     def without_family(self, family: str) -> PromptBank:
         """Leave out the sources of a target's own family, so that a comparison is honest."""
@@ -151,7 +173,7 @@ def write_prompt(path: Path, prompt: Prompt) -> None:
         "backbone_sha256": prompt.backbone_sha256,
         "image_size": str(prompt.image_size),
         "mode": prompt.mode,
-        "init_seed": str(prompt.init_seed),
+        "init_seed": json.dumps(prompt.init_seed),
         "task": prompt.task,
         "family": prompt.family,
         "classes": json.dumps(prompt.classes),
@@ -159,6 +181,8 @@ def write_prompt(path: Path, prompt: Prompt) -> None:
         "test_accuracy_unprompted": json.dumps(prompt.test_accuracy_unprompted),
         "recipe": json.dumps(prompt.recipe, sort_keys=True),
     }
+    if prompt.normalization is not None:
+        metadata["normalization"] = json.dumps(prompt.normalization._asdict())
     write_safetensors(path, tensors, metadata)
 
 
@@ -191,20 +215,19 @@ def read_bank(source: str | Path = "bundled") -> PromptBank:
 
 
 def match_prompts(bank: PromptBank) -> PromptBank:
-    """Reorder the tokens of prompts whose `init_seed` differs from the first prompt's.
+    """Reorder the tokens of prompts that are not known to have the first one's `init_seed`.
 
     Per layer, the assignment that maximises the summed cosine of LayerNorm-centred tokens
     (METHOD 1). A shallow prompt has one layer, so one permutation.
     """
-    reference = bank.prompts[0]
-    matched = [
-        prompt
-        if prompt.init_seed == reference.init_seed
-        else replace(prompt, tokens=match_tokens(reference.tokens, prompt.tokens))
-        for prompt in bank.prompts
-    ]
-    names = tuple(p.name for p in bank.prompts if p.init_seed != reference.init_seed)
-    return PromptBank(tuple(matched), names)
+    reference, *others = bank.prompts
+    prompts, names = [reference], []
+    for prompt in others:
+        if prompt.init_seed is None or prompt.init_seed != reference.init_seed:
+            names.append(prompt.name)
+            prompt = replace(prompt, tokens=match_tokens(reference.tokens, prompt.tokens))
+        prompts.append(prompt)
+    return PromptBank(tuple(prompts), tuple(names))
 
 
 def match_tokens(reference: Floats, tokens: Floats) -> Floats:
@@ -268,7 +291,7 @@ def _from_metadata(
         backbone_sha256=metadata["backbone_sha256"],
         image_size=int(metadata["image_size"]),
         mode=mode,
-        init_seed=int(metadata["init_seed"]),
+        init_seed=None if metadata["init_seed"] == "null" else int(metadata["init_seed"]),
         task=metadata.get("task", ""),
         family=metadata.get("family", ""),
         classes=tuple(json.loads(metadata.get("classes", "[]"))),
@@ -277,8 +300,19 @@ def _from_metadata(
         recipe=json.loads(metadata.get("recipe", "{}")),
         head_weight=cast("Floats | None", tensors.get("head.weight")),
         head_bias=cast("Floats | None", tensors.get("head.bias")),
+        normalization=_normalization(metadata.get("normalization", "null")),
         sha256=sha256_file(path),
     )
+
+
+def _normalization(text: str) -> Normalization | None:
+    fields = json.loads(text)
+    if fields is None:
+        return None
+    mean, std = ([float(value) for value in fields[name]] for name in ("mean", "std"))
+    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        raise ValueError(f"normalization is {text}")
+    return Normalization((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
 def _check_fit(first_path: Path, first: Prompt, path: Path, prompt: Prompt) -> None:
@@ -290,6 +324,12 @@ def _check_fit(first_path: Path, first: Prompt, path: Path, prompt: Prompt) -> N
     if prompt.image_size != first.image_size:
         raise UserError(
             f"{path}: made for {prompt.image_size} px, {first_path.name} for {first.image_size} px"
+        )
+    if prompt.normalization != first.normalization:
+        mine, theirs = (p.normalization or "the backbone's own" for p in (prompt, first))
+        raise UserError(
+            f"{path}: trained on pixels normalised by {mine}, {first_path.name} by {theirs}; "
+            "keep one bank a normalisation"
         )
     for axis, what in enumerate(("layers", "tokens", "width")):
         mine, theirs = prompt.tokens.shape[axis], first.tokens.shape[axis]

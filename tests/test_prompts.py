@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import write_safetensors
+from hgprompt_edge.files import read_safetensors, write_safetensors
 from hgprompt_edge.prompts import (
+    Normalization,
     Prompt,
     PromptBank,
     effective_sources,
@@ -63,6 +64,16 @@ def test_a_prompt_survives_the_round_trip(tmp_path: Path) -> None:
     assert len(found.sha256) == 64
 
 
+def test_what_an_imported_prompt_has_and_lacks_survives_the_round_trip(tmp_path: Path) -> None:
+    normalization = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    prompt = make_prompt(init_seed=None, normalization=normalization)
+    write_prompt(tmp_path / "pets.safetensors", prompt)
+    found = read_prompt(tmp_path / "pets.safetensors")
+    assert (found.init_seed, found.normalization) == (None, normalization)
+    write_prompt(tmp_path / "pets.safetensors", make_prompt())
+    assert read_prompt(tmp_path / "pets.safetensors").normalization is None
+
+
 BAD_TENSORS = {
     "NaN": (np.full((3, 4, 8), np.nan, np.float32), "NaN or inf"),
     "inf": (np.full((3, 4, 8), np.inf, np.float32), "NaN or inf"),
@@ -97,12 +108,35 @@ def test_bad_metadata_is_refused(tmp_path: Path, name: str) -> None:
         read_prompt(path)
 
 
+BAD_NORMALIZATIONS = {
+    "no std": '{"mean": [0.5, 0.5, 0.5]}',
+    "two channels": '{"mean": [0.5, 0.5], "std": [0.5, 0.5]}',
+    "zero": '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0, 0.5]}',
+    "NaN": '{"mean": [NaN, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}',
+    "a number": "0.5",
+}
+
+
+@pytest.mark.parametrize("name", BAD_NORMALIZATIONS)
+def test_a_bad_normalization_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "pets.safetensors"
+    write_prompt(path, make_prompt())
+    tensors, metadata = read_safetensors(path)
+    write_safetensors(path, tensors, {**metadata, "normalization": BAD_NORMALIZATIONS[name]})
+    with pytest.raises(UserError, match="metadata is missing or malformed"):
+        read_prompt(path)
+
+
 MISFITS = {
     "backbone": ({"backbone_sha256": "cd" * 32}, "made for another backbone"),
     "image size": ({"image_size": 224}, "made for 224 px"),
     "depth": ({"shape": (5, 4, 8)}, "layers 5 differs"),
     "tokens": ({"shape": (3, 6, 8)}, "tokens 6 differs"),
     "width": ({"shape": (3, 4, 16)}, "width 16 differs"),
+    "normalization": (
+        {"normalization": Normalization((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))},
+        "by mean 0.1 0.2 0.3, std 1 1 1, a.safetensors by the backbone's own",
+    ),
 }
 
 
@@ -138,6 +172,14 @@ def test_only_prompts_of_another_seed_are_matched(tmp_path: Path) -> None:
     assert bank.matched == ("b",)
     np.testing.assert_array_equal(bank.prompts[1].tokens, first.tokens)
     np.testing.assert_array_equal(bank.prompts[2].tokens, same_seed.tokens)
+
+
+def test_prompts_of_unknown_seed_are_always_matched() -> None:
+    first = make_prompt("a", init_seed=None)
+    shuffled = replace(first, name="b", tokens=first.tokens[:, ::-1].copy())
+    bank = match_prompts(PromptBank((first, shuffled)))
+    assert bank.matched == ("b",)
+    np.testing.assert_array_equal(bank.prompts[1].tokens, first.tokens)
 
 
 def test_a_mix_is_the_weighted_sum() -> None:

@@ -13,7 +13,7 @@ from toys import make_bank, make_task, noise_tokens
 import hgprompt_edge.transfer.features as features_module
 from hgprompt_edge.bundle import Row, read_bundle, write_bundle
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.prompts import PromptBank, mix
+from hgprompt_edge.prompts import Normalization, PromptBank, mix
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.alignment import variance_alignment
 from hgprompt_edge.transfer.choice import choose
@@ -185,6 +185,28 @@ def test_fit_leaves_a_whole_and_true_bundle(
     np.testing.assert_allclose(bundle.probe_logits, expected, rtol=1e-4, atol=1e-4)
     if bundle.prompt is not None:
         np.testing.assert_allclose(bundle.prompt, mix(tokens, bundle.weights), atol=1e-6)
+
+
+def test_the_banks_normalization_reaches_features_and_bundle(backbone: Backbone) -> None:
+    tokens = noise_tokens(2)
+    other = Normalization((0.2, 0.3, 0.4), (0.5, 0.6, 0.7))
+    task = make_task(backbone)
+    fitted, expected, plain = (
+        HGPrompt(refine=0).fit(make_bank(form, tokens, normalization=named), form, task)
+        for form, named in (
+            (backbone, other),
+            (backbone.normalized(other), None),
+            (backbone, None),
+        )
+    )
+    assert fitted.bundle_.preprocessing == backbone.normalized(other).preprocessing
+    assert fitted.bundle_.preprocessing != backbone.preprocessing
+    for name in ("head_weight", "probe_logits", "table", "weights"):
+        np.testing.assert_equal(getattr(fitted.bundle_, name), getattr(expected.bundle_, name))
+    assert not np.allclose(fitted.bundle_.probe_logits, plain.bundle_.probe_logits)
+    images = fitted.bundle_.probe_images
+    logits = token_logits(fitted.bundle_, backbone, images)
+    np.testing.assert_allclose(fitted.bundle_.probe_logits, logits, rtol=1e-4, atol=1e-4)
 
 
 def test_same_seed_same_bytes_with_and_without_cache(backbone: Backbone, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ class Contest:
         return Recipe(
             batch_size=budget.batch_size,
             learning_rate=budget.learning_rate,
-            init_seed=self.bank.prompts[0].init_seed,
+            init_seed=self.bank.prompts[0].init_seed or 0,
             tokens=self.bank.tokens.shape[2],
             mode=self.bank.mode,
             validate_every=1,

@@ -80,7 +80,7 @@ def compare(
     """
     check_bank(bank, backbone)
     bank, _ = leave_out_family(bank, task)
-    store = FeatureStore(backbone, enabled=cache)
+    store = FeatureStore(backbone.normalized(bank.normalization), enabled=cache)
     contest = Contest(store, task, bank, Judge(store, task, seed=seed), budget or Budget(), seed)
     for source in contest.tokens:
         store.features(task.train.pixels, source)

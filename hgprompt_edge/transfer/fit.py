@@ -122,7 +122,8 @@ class HGPrompt:
     ) -> HGPrompt:
         """Learn the weights, choose, fit the head.
 
-        Sources of the task's own family are left out. Interrupted, it leaves the features it has
+        Sources of the task's own family are left out. Images are normalised as those that the
+        bank was trained on, for no prompt, too. Interrupted, it leaves the features it has
         computed in the cache, so that the same call goes on from there.
 
         Raises
@@ -136,6 +137,7 @@ class HGPrompt:
         if not len(task.validation):
             raise UserError(f"--task {task.name}: no validation images to choose by; add some")
         bank, self.left_out_ = leave_out_family(bank, task)
+        backbone = backbone.normalized(bank.normalization)
         store = FeatureStore(backbone, enabled=self.cache)
         tokens = bank.tokens
         _extract(store, task, tokens, report)

@@ -11,7 +11,7 @@ import numpy as np
 
 from hgprompt_edge.bundle import Bundle
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.prompts import Floats, mix
+from hgprompt_edge.prompts import Floats, Normalization, mix
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.assemble import token_logits
 from hgprompt_edge.transfer.choice import Candidate, Judge, choose
@@ -48,6 +48,8 @@ def tune(
         The bundle belongs to another backbone or other images, or holds nothing to start from.
     """
     _check_same(bundle, backbone, task)
+    own = bundle.preprocessing
+    backbone = backbone.normalized(Normalization(own.mean, own.std))
     start = starting_prompt(bundle)
     trained = train_from(start, backbone, task, recipe, state=state, report=report)
     judge = Judge(FeatureStore(backbone), task, bundle.objective.get("head", "lda"), bundle.seed)

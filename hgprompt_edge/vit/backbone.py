@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import sha256_arrays
 from hgprompt_edge.preprocess import RESAMPLING, Preprocessing
+from hgprompt_edge.prompts import Normalization
 from hgprompt_edge.vit.support import check_supported
 
 __all__ = ["BUNDLED", "Backbone", "check_supported", "load_backbone", "wrap_backbone"]
@@ -85,6 +86,18 @@ class Backbone:
     def patch_size(self) -> int:
         """Side of a patch in pixels."""
         return int(self.model.patch_embed.patch_size[0])
+
+    @property
+    def normalization(self) -> Normalization:
+        """Mean and standard deviation that its input is normalised by."""
+        return Normalization(self.preprocessing.mean, self.preprocessing.std)
+
+    def normalized(self, normalization: Normalization | None) -> Backbone:
+        """Return the same backbone for input that is normalised otherwise; None: as it is."""
+        if normalization is None:
+            return self
+        mean, std = normalization
+        return replace(self, preprocessing=replace(self.preprocessing, mean=mean, std=std))
 
 
 def load_backbone(
