@@ -170,3 +170,18 @@ def test_pull_backs_are_kept_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "pull_back", lambda *_: pytest.fail("ran again"))
     again = FeatureStore(backbone).pull_back(images(), tokens(), cotangent)
     assert torch.equal(once, again)
+
+
+def test_bfloat16_is_close_to_float32_and_kept_apart_from_it() -> None:
+    backbone = make_backbone()
+    half = backbone.in_precision("bfloat16")
+    assert backbone.in_precision("float32") is backbone
+    assert half.sha256 == backbone.sha256
+    cotangent = torch.ones(5, 32)
+    exact, rough = FeatureStore(backbone), FeatureStore(half)
+    for name in ("features", "pull_back"):
+        rest = (cotangent,) if name == "pull_back" else ()
+        a, b = (getattr(store, name)(images(), tokens(), *rest) for store in (exact, rough))
+        assert a.dtype == b.dtype == torch.float32
+        assert not torch.equal(a, b)
+        assert float((a - b).norm() / a.norm()) < 0.05

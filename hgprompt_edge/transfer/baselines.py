@@ -50,6 +50,8 @@ class Budget:
         Steps of the short target-trained prompt that SPoT compares the sources with.
     tune_steps
         Steps of tune.
+    precision
+        `float32` or `bfloat16`, of all passes through the backbone.
     """
 
     lam: float = 0.003

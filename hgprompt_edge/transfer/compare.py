@@ -80,8 +80,10 @@ def compare(
     """
     check_bank(bank, backbone)
     bank, _ = leave_out_family(bank, task)
-    store = FeatureStore(backbone.normalized(bank.normalization), enabled=cache)
-    contest = Contest(store, task, bank, Judge(store, task, seed=seed), budget or Budget(), seed)
+    budget = budget or Budget()
+    own = backbone.normalized(bank.normalization).in_precision(budget.precision)
+    store = FeatureStore(own, enabled=cache)
+    contest = Contest(store, task, bank, Judge(store, task, seed=seed), budget, seed)
     for source in contest.tokens:
         store.features(task.train.pixels, source)
     results = []

@@ -178,25 +178,27 @@ def pull_back(
     """`dJ / dP [L, T, D]` by vector-Jacobian products in micro-batches (METHOD 5.2).
 
     `cotangent` is `dJ / df [n, D]`. Memory depends on `batch_size`, not on `n`. The result has the
-    dtype of the model; the sum over micro-batches is float64.
+    dtype of the model, at least float32; the sum over micro-batches is float64.
     """
     parameter = next(backbone.model.parameters())
     total = torch.zeros(tuple(tokens.shape), dtype=torch.float64)
     for start in range(0, len(pixels), batch_size):
         rows = slice(start, start + batch_size)
         x = normalize(torch.from_numpy(np.array(pixels[rows])), backbone.preprocessing)
+        x = x.to(parameter)
         with torch.enable_grad():
             prompt = torch.as_tensor(tokens).to(parameter).detach().clone().requires_grad_(True)
             features = features_prefix(backbone.model, x, prompt)
             product = (features * cotangent[rows].to(features)).sum()
             total += torch.autograd.grad(product, prompt)[0].double()
-    return total.to(parameter.dtype)
+    return total.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
 def _fingerprint(backbone: Backbone) -> str:
     # Weights alone say nothing about activations, pooling or heads.
     model = backbone.model
-    form = f"{model!r}|{backbone.num_heads}|{model.global_pool}|{backbone.image_size}"
+    dtype = next(model.parameters()).dtype
+    form = f"{model!r}|{backbone.num_heads}|{model.global_pool}|{backbone.image_size}|{dtype}"
     parts = (backbone.sha256, backbone.preprocessing.to_json(), form, torch.__version__)
     return hashlib.sha256("|".join((str(FORM_VERSION), *parts)).encode()).hexdigest()
 

@@ -6,6 +6,7 @@ or average pooling, LayerScale, qk-norm, register tokens, a norm before the bloc
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import math
@@ -98,6 +99,13 @@ class Backbone:
             return self
         mean, std = normalization
         return replace(self, preprocessing=replace(self.preprocessing, mean=mean, std=std))
+
+    def in_precision(self, name: str) -> Backbone:
+        """Return the same backbone computing in `float32` or `bfloat16`; its fingerprint stays."""
+        dtype: torch.dtype = getattr(torch, name)
+        if next(self.model.parameters()).dtype == dtype:
+            return self
+        return replace(self, model=copy.deepcopy(self.model).to(dtype))
 
 
 def load_backbone(

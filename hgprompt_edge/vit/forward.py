@@ -127,12 +127,13 @@ def extract_features(
     batch_size: int = 64,
 ) -> Tensor:
     """Features `[n, D]` float32 of pixels `[n, S, S, 3]`, in batches and without gradients."""
-    tokens = None if prompt is None else torch.as_tensor(prompt)
+    dtype = next(backbone.model.parameters()).dtype
+    tokens = None if prompt is None else torch.as_tensor(prompt).to(dtype)
     features = torch.empty(len(pixels), backbone.embed_dim)
     with torch.inference_mode():
         for start in range(0, len(pixels), batch_size):
             images = torch.from_numpy(np.array(pixels[start : start + batch_size]))
-            x = normalize(images, backbone.preprocessing)
+            x = normalize(images, backbone.preprocessing).to(dtype)
             features[start : start + len(x)] = features_prefix(backbone.model, x, tokens).float()
     return features
 

@@ -8,7 +8,6 @@ with differentiable closed-form solvers", for the idea). Prompt: VPT (Jia et al.
 
 from __future__ import annotations
 
-import copy
 import math
 import pickle
 import time
@@ -141,9 +140,7 @@ class PromptTrainer:
         self.draw, self.head_images, self.validation = draw, head_images, validation
         self.state_path = state
         self.dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
-        self.model = backbone.model
-        if self.dtype != torch.float32:
-            self.model = _copy_as(backbone.model, self.dtype)
+        self.model = backbone.in_precision(recipe.precision).model
         self.start = (
             neutral_tokens(backbone, recipe.tokens, recipe.mode, recipe.init_seed, model=self.model)
             if start is None
@@ -360,7 +357,3 @@ def fastest_precision() -> str:
             times.append(time.perf_counter() - began)
         seconds[dtype] = min(times)
     return "bfloat16" if seconds[torch.bfloat16] < 0.67 * seconds[torch.float32] else "float32"
-
-
-def _copy_as(model: nn.Module, dtype: torch.dtype) -> Any:
-    return copy.deepcopy(model).to(dtype)
