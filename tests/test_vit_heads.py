@@ -20,6 +20,7 @@ from torch.nn import functional
 from hgprompt_edge.vit.heads import (
     Head,
     accuracy,
+    cross_fitted_logits,
     fit_lda,
     fit_logistic,
     lda,
@@ -236,3 +237,23 @@ def test_log_loss_and_accuracy_equal_scikit_learns() -> None:
     expected = sklearn_log_loss(y, logits.double().softmax(1), labels=range(4))
     assert log_loss(logits, y) == pytest.approx(expected)
     assert accuracy(logits, y) == pytest.approx(float((logits.argmax(1) == y).float().mean()))
+
+
+def test_cross_fitted_logits_pass_a_gradient_to_the_features(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Ledoit-Wolf's estimate is a constant in the gradient and would move in the difference.
+    monkeypatch.setattr("hgprompt_edge.vit.heads.ledoit_wolf", lambda _: 0.1)
+    rng = np.random.default_rng(0)
+    labels = torch.arange(60) % 4
+    features = torch.from_numpy(rng.normal(size=(60, 5)) + rng.normal(size=(4, 5))[labels])
+
+    def loss(x: Tensor) -> Tensor:
+        return functional.cross_entropy(*cross_fitted_logits(x, labels, 4, seed=1))
+
+    leaf = features.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(leaf), leaf)
+    for _ in range(3):
+        step = 1e-5 * torch.from_numpy(rng.normal(size=features.shape))
+        difference = float(loss(features + step) - loss(features - step)) / 2
+        assert float((gradient * step).sum()) == pytest.approx(difference, rel=1e-5)

@@ -102,12 +102,8 @@ def fit_lda(features: Tensor, labels: Labels, num_classes: int, seed: int = 0) -
     cross-validated log-loss, mends that.
     """
     x, y = features.detach().double(), _as_labels(labels, features)
-
-    def fit(rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-        return lda(rows, classes, num_classes)
-
-    scale = _best_scale(*_held_out_logits(x, y, fit, seed))
-    weight, bias = fit(x, y)
+    scale = calibration_scale(*cross_fitted_logits(x, y, num_classes, seed))
+    weight, bias = lda(x, y, num_classes)
     present = functional.one_hot(y, num_classes).sum(0) > 0
     return Head(*_sink_absent(weight * scale, bias * scale, present))
 
@@ -125,7 +121,7 @@ def fit_logistic(features: Tensor, labels: Labels, num_classes: int, seed: int =
             return _logistic(rows, classes, num_classes, strength)
 
         logits, held_out = _held_out_logits(x, y, fit, seed)
-        scale = _best_scale(logits, held_out)
+        scale = calibration_scale(logits, held_out)
         loss = log_loss(logits * scale, held_out) if len(held_out) else 0.0
         if loss >= best_loss:  # it falls with a weaker penalty, then rises
             break
@@ -135,20 +131,28 @@ def fit_logistic(features: Tensor, labels: Labels, num_classes: int, seed: int =
     return Head(*_sink_absent(weight * best_scale, bias * best_scale, present))
 
 
-def cross_fitted_log_loss(
+def cross_fitted_logits(
     features: Tensor, labels: Labels, num_classes: int, seed: int = 0
-) -> float:
-    """Log-loss in nats of the LDA, each fold of the features `[n, D]` scored by the others' head.
+) -> tuple[Tensor, Tensor]:
+    """Logits `[m, K]` of the LDA, each fold of the features `[n, D]` scored by the others' head.
 
-    At the temperature that is best for it.
+    With them the labels `[m]`, in the order of the folds; rows whose class has no row in another
+    fold are left out. Float64, not calibrated, differentiable with respect to the features.
     """
-    x, y = features.detach().double(), _as_labels(labels, features)
+    x, y = features.double(), _as_labels(labels, features)
 
     def fit(rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         return lda(rows, classes, num_classes)
 
-    logits, held_out = _held_out_logits(x, y, fit, seed)
-    return log_loss(logits * _best_scale(logits, held_out), held_out)
+    return _held_out_logits(x, y, fit, seed)
+
+
+def cross_fitted_log_loss(
+    features: Tensor, labels: Labels, num_classes: int, seed: int = 0
+) -> float:
+    """Log-loss in nats of `cross_fitted_logits`, at the temperature that is best for it."""
+    logits, held_out = cross_fitted_logits(features.detach(), labels, num_classes, seed)
+    return log_loss(logits * calibration_scale(logits, held_out), held_out)
 
 
 def log_loss(logits: Tensor, labels: Labels) -> float:
@@ -242,7 +246,7 @@ def _stratified_folds(y: Tensor, seed: int) -> Iterator[Tensor]:
         yield torch.from_numpy(fold == index).to(y.device)
 
 
-def _best_scale(logits: Tensor, labels: Tensor) -> float:
+def calibration_scale(logits: Tensor, labels: Tensor) -> float:
     """Inverse temperature that minimises the log-loss of `scale * logits`; 1 without rows.
 
     The loss is convex in the scale, so its slope is bisected. One pseudo-observation spread over
