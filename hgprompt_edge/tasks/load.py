@@ -12,7 +12,7 @@ from PIL import Image
 
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.preprocess import Preprocessing
-from hgprompt_edge.tasks import generated, vtab
+from hgprompt_edge.tasks import archives, generated
 from hgprompt_edge.tasks.folder import is_class_folder, read_folder
 from hgprompt_edge.tasks.split import split
 from hgprompt_edge.tasks.task import (
@@ -78,7 +78,7 @@ def load_task(
     `name` is resolved in this order:
 
     1. a generated task (`generated-count`, ...), which takes no `data`;
-    2. one of torchvision's (`vtab.LAYOUTS`), if `data` (default `./data`) is laid out as its
+    2. one of torchvision's (`archives.LAYOUTS`), if `data` (default `./data`) is laid out as its
        archive is;
     3. with `data`: `images.zip` with `labels.csv`, else a folder of class folders; the name is a
        label, and where it or the folder's name is a key of `FAMILIES` it gives family and flips;
@@ -130,21 +130,21 @@ def _name_of(data: Path | None) -> str:
         raise UserError("--task: name a task, or the folder of your images with --data DIR")
     path = data.resolve()
     folder = path.parent if path.name == "images.zip" else path
-    for task, layout in vtab.LAYOUTS.items():
+    for task, layout in archives.LAYOUTS.items():
         if layout.folder and folder.name == layout.folder:
             return task
     return folder.stem if folder.is_file() else folder.name
 
 
 def _read(name: str, data: Path | None, download: bool) -> Parts:
-    if name in vtab.LAYOUTS and (data is None or vtab.find_root(name, data) is not None):
-        return vtab.read_torchvision(name, data, download=download)
+    if name in archives.LAYOUTS and (data is None or archives.find_root(name, data) is not None):
+        return archives.read_torchvision(name, data, download=download)
     if data is not None and is_zipped(data):
         return read_zip(data)
     if data is not None and is_class_folder(data):
         return read_folder(data)
-    if name in vtab.LAYOUTS:
-        return vtab.read_torchvision(name, data, download=download)
+    if name in archives.LAYOUTS:
+        return archives.read_torchvision(name, data, download=download)
     if data is not None:
         if not data.is_dir():
             raise UserError(
@@ -164,7 +164,7 @@ def _unknown(name: str) -> str:
             "and labels.csv, or class folders, with --data DIR"
         )
     near = get_close_matches(name.lower(), FAMILIES, n=3, cutoff=0.5)
-    names = near or ["digits", *vtab.LAYOUTS, *generated.KINDS]
+    names = near or ["digits", *archives.LAYOUTS, *generated.KINDS]
     return (
         f"--task {name}: no such task ({'near' if near else 'known'}: {', '.join(names)}); for "
         "images of your own name their folder with --data DIR"

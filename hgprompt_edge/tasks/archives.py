@@ -1,4 +1,4 @@
-"""Data sets in the layout of torchvision: what VTAB takes of them is what is taken here."""
+"""Data sets in the layout of their archives, read by the classes that torchvision has for them."""
 
 from __future__ import annotations
 

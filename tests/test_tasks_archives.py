@@ -13,7 +13,7 @@ from PIL import Image
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.preprocess import Preprocessing
 from hgprompt_edge.tasks import Task, load_task
-from hgprompt_edge.tasks.vtab import LAYOUTS, find_root
+from hgprompt_edge.tasks.archives import LAYOUTS, find_root
 
 datasets = pytest.importorskip("torchvision.datasets")
 RULE = Preprocessing(8, 8)
