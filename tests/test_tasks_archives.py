@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
+from layouts import listed
 from PIL import Image
 
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.preprocess import Preprocessing
 from hgprompt_edge.tasks import Task, load_task
 from hgprompt_edge.tasks.archives import LAYOUTS, find_root
+from hgprompt_edge.tasks.clevr import count_label, distance_label
+from hgprompt_edge.tasks.vtab import VTAB
 
 datasets = pytest.importorskip("torchvision.datasets")
 RULE = Preprocessing(8, 8)
@@ -95,6 +102,52 @@ def cifar100(root: Path) -> None:
     (base / "meta").write_bytes(pickle.dumps({"fine_label_names": ["apple", "bear"]}))
 
 
+def sun397(root: Path) -> None:
+    base = root / "SUN397"
+    text(base / "ClassName.txt", ["/a/abbey", "/b/bow_window/indoor"])
+    for name in ("a/abbey", "b/bow_window/indoor"):
+        for i in range(10):
+            jpg(base / name / f"sun_{i}.jpg", seed=ord(name[0]))
+
+
+def clevr(root: Path) -> None:
+    base = root / "clevr" / "CLEVR_v1.0"
+    for part, count in (("train", 16), ("val", 8)):
+        scenes = []
+        for i in range(count):
+            name = f"CLEVR_{part}_{i:06d}.png"
+            jpg(base / "images" / part / name)
+            # 3 to 10 objects, the nearest at 7.75 to 10.375
+            things = [
+                {"pixel_coords": [0, 0, 7.75 + k + 0.375 * (i % 8)]} for k in range(3 + i % 8)
+            ]
+            scenes.append({"image_filename": name, "objects": things})
+        path = base / "scenes" / f"CLEVR_{part}_scenes.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"scenes": scenes}))
+
+
+def camelyon(root: Path) -> None:
+    (root / "pcam").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 20), ("valid", 6), ("test", 8)):
+        stem = root / "pcam" / f"camelyonpatch_level_2_split_{part}"
+        for what, key, values in (
+            ("x", "x", rng.integers(0, 256, (count, 12, 12, 3), dtype=np.uint8)),
+            ("y", "y", np.resize([0, 1], (count, 1, 1, 1)).astype(np.uint8)),
+        ):
+            with Path(f"{stem}_{what}.h5").open("wb") as file:
+                np.savez(file, **{key: values})
+
+
+@pytest.fixture
+def arrays_for_h5(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let numpy's archives stand for HDF5 files: h5py is no dependency of ours."""
+    module: Any = ModuleType("h5py")
+    module.File = np.load
+    monkeypatch.setitem(sys.modules, "h5py", module)
+
+
 @pytest.fixture
 def any_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let torchvision take our small files for those whose md5 it knows."""
@@ -116,18 +169,23 @@ BUILDERS: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...] | None, t
     "flowers": (flowers, "flowers", None, (6, 6)),
     "svhn": (svhn, "digits", ("0", "1"), (20, 6)),
     "cifar100": (cifar100, "cifar", ("apple", "bear"), (20, 6)),
+    "sun397": (sun397, "scenes", ("abbey", "bow_window/indoor"), (16, 4)),
+    "camelyon": (camelyon, "histology", ("0", "1"), (26, 8)),
+    "clevr-count": (clevr, "clevr", tuple("3 4 5 6 7 8 9 10".split()), (16, 8)),
+    "clevr-distance": (clevr, "clevr", VTAB["clevr-distance"].class_names, (16, 8)),
 }
 
 
 def check(task: Task, sizes: tuple[int, int]) -> None:
     assert (len(task.train) + len(task.validation), len(task.test)) == sizes
-    assert len(task.validation) == max(len(task.classes), round(0.2 * sizes[0]))
+    counts = np.bincount(np.concatenate([task.train.labels, task.validation.labels]))
+    assert len(task.validation) == max((counts > 1).sum(), round(0.2 * sizes[0]))
     names = [*task.train.names, *task.validation.names, *task.test.names]
     assert len(set(names)) == len(names)
     assert task.unreadable == ()
 
 
-@pytest.mark.usefixtures("any_checksum")
+@pytest.mark.usefixtures("any_checksum", "arrays_for_h5")
 @pytest.mark.parametrize("name", sorted(BUILDERS))
 def test_layout_of_the_archive(tmp_path: Path, name: str) -> None:
     build, family, classes, sizes = BUILDERS[name]
@@ -142,7 +200,8 @@ def test_layout_of_the_archive(tmp_path: Path, name: str) -> None:
         assert task.classes == classes
     folder = tmp_path / LAYOUTS[name].folder
     assert load_task(name, RULE, data=folder).digest == task.digest
-    if LAYOUTS[name].folder:
+    shared = [layout for layout in LAYOUTS.values() if layout.folder == LAYOUTS[name].folder]
+    if LAYOUTS[name].folder and len(shared) == 1:
         assert load_task(None, RULE, data=folder).name == name
 
 
@@ -255,3 +314,48 @@ def test_class_folders_serve_where_the_archive_is_not(tmp_path: Path) -> None:
     dtd(own)
     assert find_root("dtd", own) == own
     check(load_task("dtd", RULE, data=own), (12, 4))
+
+
+def test_every_archive_is_tested() -> None:
+    assert {*BUILDERS} == {*LAYOUTS}
+
+
+def test_clevr_trains_on_train_and_tests_on_val(tmp_path: Path) -> None:
+    clevr(tmp_path)
+    task = load_task("clevr-count", RULE, data=tmp_path)
+    assert task.test.labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert task.test.names[0] == "clevr/CLEVR_v1.0/images/val/CLEVR_val_000000.png"
+    task = load_task("clevr-distance", RULE, data=tmp_path)
+    assert task.test.labels.tolist() == [0, 1, 1, 2, 3, 4, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("nearest", "label"), [(7.0, 0), (8.0, 0), (8.01, 1), (8.5, 1), (9.2, 3), (10.0, 4), (11.0, 5)]
+)
+def test_clevr_labels_are_the_benchmarks(nearest: float, label: int) -> None:
+    objects = [{"pixel_coords": [3, 4, distance]} for distance in (12.0, nearest, 13.0)]
+    assert distance_label(objects) == label
+    assert count_label(objects) == 0
+
+
+def test_a_scene_of_no_class_is_a_damaged_copy(tmp_path: Path) -> None:
+    clevr(tmp_path)
+    scenes = tmp_path / "clevr/CLEVR_v1.0/scenes/CLEVR_val_scenes.json"
+    content = json.loads(scenes.read_text())
+    content["scenes"][0]["objects"] = content["scenes"][0]["objects"][:2]
+    scenes.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"the copy of CLEVR is not usable \(CLEVR_val_000000\.png"):
+        load_task("clevr-count", RULE, data=tmp_path)
+
+
+def test_camelyon_without_h5py_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    camelyon(tmp_path)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UserError, match="--task camelyon needs h5py; install h5py"):
+        load_task("camelyon", RULE, data=tmp_path)
+
+
+def test_the_benchmarks_lists_come_before_the_archive(tmp_path: Path) -> None:
+    dtd(tmp_path)
+    listed(tmp_path / "vtab-1k" / "dtd", 47, per_class=1)
+    assert len(load_task("dtd", RULE, data=tmp_path).classes) == 47

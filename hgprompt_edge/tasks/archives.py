@@ -11,12 +11,27 @@ from typing import Any
 from PIL import Image
 
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.preprocess import open_image
+from hgprompt_edge.preprocess import UnreadableImageError, open_image
+from hgprompt_edge.tasks.clevr import scene_labels
 from hgprompt_edge.tasks.task import Entry, Parts, parts_without_test
+from hgprompt_edge.tasks.vtab import VTAB
 
 CALTECH_TRAIN_PER_CLASS = 30
-EUROSAT_TEST_SHARE = 0.2
+TEST_SHARE = 0.2
+"""Of eurosat and sun397, which have no official test part; the benchmark's is as large."""
 DEFAULT_DATA = Path("data")
+
+
+_CLEVR_FILES = tuple(
+    f"CLEVR_v1.0/{path}"
+    for part in ("train", "val")
+    for path in (f"images/{part}", f"scenes/CLEVR_{part}_scenes.json")
+)
+_PCAM_FILES = tuple(
+    f"camelyonpatch_level_2_split_{part}_{what}.h5"
+    for part in ("train", "valid", "test")
+    for what in "xy"
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,10 @@ LAYOUTS = {
     "svhn": Layout("SVHN", "", ("train_32x32.mat", "test_32x32.mat")),
     "caltech101": Layout("Caltech 101", "caltech101", ("101_ObjectCategories",)),
     "eurosat": Layout("EuroSAT", "eurosat", ("2750",)),
+    "sun397": Layout("SUN397", "SUN397", ("ClassName.txt",)),
+    "camelyon": Layout("PatchCamelyon", "pcam", _PCAM_FILES),
+    "clevr-count": Layout("CLEVR", "clevr", _CLEVR_FILES),
+    "clevr-distance": Layout("CLEVR", "clevr", _CLEVR_FILES),
 }
 
 
@@ -68,9 +87,11 @@ def find_root(name: str, data: Path) -> Path | None:
 def read_torchvision(name: str, data: Path | None, *, download: bool = False) -> Parts:
     """List a data set of `LAYOUTS` by torchvision's class for it.
 
-    pets: trainval and test; flowers, dtd (split 1): train with val, and test; cifar100, svhn: train
-    and test. The other two have no official split: of caltech101 30 images a class train and the
-    rest tests (without the background class), of eurosat 20 % test, seeded and stratified.
+    pets: trainval and test; flowers, dtd (split 1), camelyon: train with val, and test; cifar100,
+    svhn: train and test; clevr-count, clevr-distance: train, and val as test. The other three have
+    no official split: of caltech101 30 images a class train and the rest tests (without the
+    background class, which the benchmark counts as one of 102), of eurosat and sun397 20 % test,
+    seeded and stratified.
 
     Raises
     ------
@@ -91,9 +112,8 @@ def read_torchvision(name: str, data: Path | None, *, download: bool = False) ->
     try:
         return _READERS[name](datasets, root or base, root is None)
     except ImportError as error:
-        raise UserError(
-            f"--task {name} needs {error.name}; install hgprompt-edge[server]"
-        ) from error
+        package = "h5py" if error.name == "h5py" else "hgprompt-edge[server]"
+        raise UserError(f"--task {name} needs {error.name}; install {package}") from error
     except (OSError, RuntimeError, ValueError, LookupError) as error:
         where = (root or base) / layout.folder
         what = "the download of" if root is None else "the copy of"
@@ -105,10 +125,11 @@ def read_torchvision(name: str, data: Path | None, *, download: bool = False) ->
 
 def _missing(name: str, base: Path) -> str:
     layout = LAYOUTS[name]
+    files = [(Path(layout.folder) / file).as_posix() for file in layout.files]
     return (
-        f"--task {name}: {layout.title} is not in {base} (expected "
-        f"{', '.join((Path(layout.folder) / file).as_posix() for file in layout.files)}); name its "
-        "folder with --data DIR or fetch it with --download"
+        f"--task {name}: {layout.title} is not in {base} (expected {', '.join(files)}, or the "
+        f"benchmark's lists in vtab-1k/{VTAB[name].folders[0]}); name its folder with --data DIR "
+        "or fetch it with --download"
     )
 
 
@@ -176,7 +197,46 @@ def _eurosat(datasets: Any, root: Path, download: bool) -> Parts:
     paths = [Path(path) for path, _ in found.samples]
     labels = [found.classes[label] for _, label in found.samples]
     entries = _from_paths(root, paths, labels)
-    return parts_without_test(_origin(root, "eurosat"), entries, share=EUROSAT_TEST_SHARE)
+    return parts_without_test(_origin(root, "eurosat"), entries, share=TEST_SHARE)
+
+
+def _sun397(datasets: Any, root: Path, download: bool) -> Parts:
+    found = datasets.SUN397(root, download=download)
+    # torchvision takes the files in the file system's order, which is not the same everywhere.
+    images = sorted(zip(found._image_files, found._labels, strict=True))
+    labels = [found.classes[label] for _, label in images]
+    entries = _from_paths(root, [path for path, _ in images], labels)
+    return parts_without_test(_origin(root, "sun397"), entries, share=TEST_SHARE)
+
+
+def _camelyon(datasets: Any, root: Path, download: bool) -> Parts:
+    import h5py  # torchvision reports its absence as a damaged copy
+
+    def entries(split: str) -> list[Entry]:
+        found = datasets.PCAM(root, split=split, download=download)
+        with h5py.File(found._base_folder / found._FILES[split]["targets"][0]) as file:
+            labels = file["y"][:].reshape(-1).tolist()
+        names = [f"{split}/{i:06d}" for i in range(len(labels))]
+        return [
+            Entry(name, str(label), partial(_open_item, found, i, name))
+            for i, (name, label) in enumerate(zip(names, labels, strict=True))
+        ]
+
+    train = entries("train") + entries("val")
+    return Parts(_origin(root, "camelyon"), train, (), entries("test"), official=True)
+
+
+def _clevr(name: str, datasets: Any, root: Path, download: bool) -> Parts:
+    def entries(split: str) -> list[Entry]:
+        found = datasets.CLEVRClassification(root, split=split, download=download)
+        scenes = found._data_folder / "scenes" / f"CLEVR_{split}_scenes.json"
+        labels = scene_labels(scenes, name)
+        paths = found._image_files
+        return _from_paths(root, paths, [labels[path.name] for path in paths])
+
+    # The scenes of CLEVR's own test part are not published: val tests, as in the benchmark.
+    classes, train, test = VTAB[name].class_names, entries("train"), entries("val")
+    return Parts(_origin(root, name), train, (), test, official=True, classes=classes)
 
 
 _READERS: dict[str, Callable[[Any, Path, bool], Parts]] = {
@@ -187,6 +247,10 @@ _READERS: dict[str, Callable[[Any, Path, bool], Parts]] = {
     "svhn": _svhn,
     "caltech101": _caltech101,
     "eurosat": _eurosat,
+    "sun397": _sun397,
+    "camelyon": _camelyon,
+    "clevr-count": partial(_clevr, "clevr-count"),
+    "clevr-distance": partial(_clevr, "clevr-distance"),
 }
 
 
@@ -208,6 +272,15 @@ def _from_arrays(split: str, pixels: Any, labels: Sequence[str]) -> list[Entry]:
         Entry(f"{split}/{i:05d}", label, partial(Image.fromarray, pixels[i]))
         for i, label in enumerate(labels)
     ]
+
+
+def _open_item(found: Any, index: int, name: str) -> Image.Image:
+    """Image `index` of a data set of torchvision's that keeps them in one file."""
+    try:
+        image: Image.Image = found[index][0]
+    except (OSError, LookupError) as error:
+        raise UnreadableImageError(name, f"not readable ({_brief(error)})") from error
+    return image
 
 
 def _brief(error: BaseException) -> str:
