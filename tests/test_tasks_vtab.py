@@ -14,6 +14,7 @@ from hgprompt_edge.preprocess import Preprocessing
 from hgprompt_edge.tasks import load_task
 from hgprompt_edge.tasks.archives import LAYOUTS
 from hgprompt_edge.tasks.generated import KINDS
+from hgprompt_edge.tasks.load import FAMILIES
 from hgprompt_edge.tasks.vtab import ALIASES, VTAB
 
 RULE = Preprocessing(8, 8)
@@ -52,6 +53,8 @@ def test_the_table_is_the_benchmark() -> None:
         assert task.like in {"", *KINDS}
         assert task.attribute is None or task.attribute.values >= task.classes
     assert {*LAYOUTS} < {*VTAB}
+    # A prompt of a task, imported under any of its names, is left out for that task.
+    assert all(FAMILIES[alias] == VTAB[name].family for alias, name in ALIASES.items())
 
 
 @pytest.mark.parametrize("name", VTAB)

@@ -40,7 +40,7 @@ FAMILIES = {
     "rsscn7": "aerial",
     "sign-language-digits": "digits",
     "weather4": "weather",
-    **{name: task.family for name, task in VTAB.items()},
+    **{alias: VTAB[name].family for alias, name in ALIASES.items()},
     **dict.fromkeys(generated.KINDS, "generated"),
 }
 """Tasks of one family never serve each other as source and target."""
@@ -206,7 +206,7 @@ def _unknown(name: str) -> str:
             f"--task {name}: its images are not installed; name the folder that holds images.zip "
             "and labels.csv, or class folders, with --data DIR"
         )
-    found = get_close_matches(name.lower(), {**FAMILIES, **ALIASES}, n=6, cutoff=0.5)
+    found = get_close_matches(name.lower(), FAMILIES, n=6, cutoff=0.5)
     near = list(dict.fromkeys(map(_known, found)))[:3]
     names = near or ["digits", *dict.fromkeys([*archives.LAYOUTS, *VTAB]), *generated.KINDS]
     return (
