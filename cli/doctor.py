@@ -24,6 +24,7 @@ NEEDS = {
     "scikit-learn": "fit with --task digits",
     "scipy": "banks of several init seeds, --task svhn",
     "matplotlib": "the figure of fit",
+    "pyarrow": "parquet files",
 }
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd")
 

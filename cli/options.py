@@ -10,8 +10,10 @@ import typer
 Task = Annotated[
     str | None,
     typer.Option(
-        help="Known data set (pets, flowers, dtd, cifar100, svhn, caltech101, eurosat, digits, "
-        "generated-orientation, generated-count, generated-location) or a name for --data.",
+        help="Task of VTAB-1k (caltech101, cifar100, dtd, flowers, pets, svhn, sun397, camelyon, "
+        "eurosat, resisc45, retinopathy, clevr-count, clevr-distance, dmlab, kitti, "
+        "dsprites-location, dsprites-orientation, smallnorb-azimuth, smallnorb-elevation), digits, "
+        "generated-orientation, generated-count, generated-location, or a name for --data.",
         show_default=False,
     ),
 ]
@@ -19,8 +21,9 @@ Sources = Annotated[str, typer.Option(help="Folder of source prompts, or `bundle
 Data = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of class folders, or images.zip with labels.csv; for a known data set the "
-        "folder that holds it (default: ./data).",
+        help="Folder of class folders, of VTAB-1k's lists or of parquet files, images.zip with "
+        "labels.csv, or hf:ORG/NAME of the Hugging Face hub; for a known data set the folder that "
+        "holds it (default: ./data).",
         show_default=False,
     ),
 ]

@@ -14,9 +14,12 @@ from inspect import signature
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
+from layouts import listed, write_parquet
 from PIL import Image
+from pyarrow.parquet import write_table
 from safetensors.numpy import save_file as save_safetensors
 from typer.testing import CliRunner, Result
 
@@ -349,6 +352,38 @@ def unreadable_images(tmp_path: Path) -> str:
     return "--data mine"
 
 
+def list_of_missing_images(tmp_path: Path) -> str:
+    folder = listed(tmp_path / "kitti", 4)
+    (folder / "images" / "test" / "000002.png").unlink()
+    return "--data kitti"
+
+
+def list_with_a_label_outside(tmp_path: Path) -> str:
+    folder = listed(tmp_path / "kitti", 5)
+    return f"--task kitti --data {folder.name}"
+
+
+def list_without_a_test_list(tmp_path: Path) -> str:
+    (listed(tmp_path / "data" / "vtab-1k" / "dmlab", 6) / "test.txt").unlink()
+    return "--task dmlab"
+
+
+def parquet_without_images(tmp_path: Path) -> str:
+    table = pyarrow.table({"text": ["a", "b"] * 9, "label": [0, 1] * 9})
+    (tmp_path / "mine").mkdir()
+    write_table(table, tmp_path / "mine" / "train.parquet")
+    return "--data mine"
+
+
+def parquet_with_a_label_outside(tmp_path: Path) -> str:
+    write_parquet(tmp_path / "mine" / "train.parquet", [0, 1, 2] * 6, names=("a", "b"))
+    return "--data mine"
+
+
+def hub_out_of_reach(_: Path) -> str:
+    return "--task cifar100 --data hf:uoft-cs/cifar100"
+
+
 def output_not_writable(tmp_path: Path) -> str:
     (tmp_path / "file").write_text("")
     return "--task digits --output file/a.hgbundle"
@@ -369,8 +404,21 @@ BAD_FITS = {
     "single class": (single_class, "one"),
     "lonely image": (lonely_image, "lonely"),
     "unreadable": (unreadable_images, "3.jpg"),
+    "list of missing images": (list_of_missing_images, "such as images/test/000002.png"),
+    "list with a label outside": (list_with_a_label_outside, "the class 4 is outside of 0 to 3"),
+    "list without a test list": (list_without_a_test_list, "dmlab: no test.txt beside"),
+    "parquet without images": (parquet_without_images, "no image column among text, label"),
+    "parquet with a label outside": (parquet_with_a_label_outside, "row 2: the label 2 is outside"),
+    "hub out of reach": (hub_out_of_reach, "name their local folder with --data DIR"),
+    "no id of the hub": (lambda _: "--data hf:cifar100", "write hf:ORG/NAME"),
+    "by hand": (lambda _: "--task retinopathy", "into data/vtab-1k/diabetic_retinopathy, or name"),
+    "near a structured task": (lambda _: "--task dsprites-locations", "near: dsprites-location"),
     "not writable": (output_not_writable, "--output: cannot write"),
 }
+
+
+def no_network(*_: object, **__: object) -> None:
+    raise ConnectionError("name or service not known")
 
 
 @pytest.mark.parametrize("name", BAD_FITS)
@@ -378,6 +426,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", no_network)
     make, words = BAD_FITS[name]
     options = make(tmp_path).split()
     before = sorted(tmp_path.rglob("*"))
@@ -388,6 +437,22 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     assert "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_image_in_two_lists_is_told_and_the_fit_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = listed(tmp_path / "data" / "vtab-1k" / "kitti", 4, per_class=6)
+    test = (folder / "test.txt").read_text().splitlines()
+    with (folder / "train800.txt").open("a") as file:
+        file.write("\n".join(test[:2]))
+    bank = small_bank(tmp_path / "prompts")
+    result = run(*f"fit --sources {bank} --task kitti --refine 0 --steps 5".split())
+    assert result.exit_code == 0, result.stderr
+    assert "2 image(s) of test.txt are in the training lists, too" in result.stderr
+    assert "kitti: 4 classes; 24 train, 4 validation, 4 test images" in result.stdout
+    assert (tmp_path / "kitti.hgbundle").exists()
 
 
 BAD_CALLS = {

@@ -25,7 +25,16 @@ LEVELS = {
     "export": 6,
     "cli": 7,
 }
-SERVER_ONLY = {"torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxscript", "sklearn"}
+SERVER_ONLY = {
+    "torch",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "sklearn",
+    "pyarrow",
+}
 DEVICE_SIDE = ("device", "prompts", "bundle", "preprocess", "files", "errors")
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 import hgprompt_edge.tasks as tasks
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.preprocess import Preprocessing
+from hgprompt_edge.tasks.archives import LAYOUTS
 from hgprompt_edge.tasks.load import FAMILIES, NO_FLIPS
-from hgprompt_edge.tasks.vtab import LAYOUTS
 
 RULE = Preprocessing(8, 8)
 

@@ -1,257 +1,124 @@
-"""torchvision's data sets on small folders that are laid out as the archives are."""
+"""The 19 tasks of VTAB-1k by name, each on small lists of the benchmark's layout."""
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from layouts import listed, write_list
 
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.preprocess import Preprocessing
-from hgprompt_edge.tasks import Task, load_task
-from hgprompt_edge.tasks.vtab import LAYOUTS, find_root
+from hgprompt_edge.tasks import load_task
+from hgprompt_edge.tasks.archives import LAYOUTS
+from hgprompt_edge.tasks.generated import KINDS
+from hgprompt_edge.tasks.load import FAMILIES
+from hgprompt_edge.tasks.vtab import ALIASES, VTAB
 
-datasets = pytest.importorskip("torchvision.datasets")
 RULE = Preprocessing(8, 8)
-CLASSES = ("Abyssinian", "american_bulldog", "Birman")
-
-
-def jpg(path: Path, seed: int = 0) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng([seed, *path.name.encode()]).integers(0, 256, (12, 10, 3))
-    Image.fromarray(pixels.astype(np.uint8)).save(path)
-
-
-def text(path: Path, lines: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
-
-
-def pets(root: Path) -> None:
-    base = root / "oxford-iiit-pet"
-    for part, numbers in (("trainval", range(1, 11)), ("test", range(11, 15))):
-        lines = []
-        for index, name in enumerate(CLASSES, 1):
-            for i in numbers:
-                jpg(base / "images" / f"{name}_{i}.jpg")
-                lines.append(f"{name}_{i} {index} {1 + (index == 2)} 1")
-        text(base / "annotations" / f"{part}.txt", lines)
-
-
-def dtd(root: Path) -> None:
-    base = root / "dtd" / "dtd"
-    for part, numbers in (("train1", (1, 2, 3)), ("val1", (4, 5, 6)), ("test1", (7, 8))):
-        files = [f"{c}/{c}_{i:04d}.jpg" for c in ("banded", "dotted") for i in numbers]
-        for file in files:
-            jpg(base / "images" / file)
-        text(base / "labels" / f"{part}.txt", files)
-
-
-def caltech101(root: Path) -> None:
-    base = root / "caltech101" / "101_ObjectCategories"
-    for name, count in (("ant", 33), ("bass", 31), ("BACKGROUND_Google", 3)):
-        for i in range(1, count + 1):
-            jpg(base / name / f"image_{i:04d}.jpg")
-
-
-def eurosat(root: Path) -> None:
-    for name in ("Forest", "River"):
-        for i in range(1, 11):
-            jpg(root / "eurosat" / "2750" / name / f"{name}_{i}.jpg")
-
-
-def flowers(root: Path) -> None:
-    scipy_io = pytest.importorskip("scipy.io")
-    base = root / "flowers-102"
-    for i in range(1, 13):
-        jpg(base / "jpg" / f"image_{i:05d}.jpg")
-    scipy_io.savemat(base / "imagelabels.mat", {"labels": [[1, 2] * 6]})
-    ids = {"trnid": [[1, 2, 3, 4]], "valid": [[5, 6]], "tstid": [[7, 8, 9, 10, 11, 12]]}
-    scipy_io.savemat(base / "setid.mat", ids)
-
-
-def svhn(root: Path) -> None:
-    scipy_io = pytest.importorskip("scipy.io")
-    root.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 20), ("test", 6)):
-        pixels = rng.integers(0, 256, (32, 32, 3, count), dtype=np.uint8)
-        labels = np.resize([10, 1], (count, 1)).astype(np.uint8)
-        scipy_io.savemat(root / f"{part}_32x32.mat", {"X": pixels, "y": labels})
-
-
-def cifar100(root: Path) -> None:
-    base = root / "cifar-100-python"
-    base.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 20), ("test", 6)):
-        pixels = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
-        labels = [i % 2 for i in range(count)]
-        (base / part).write_bytes(pickle.dumps({"data": pixels, "fine_labels": labels}))
-    (base / "meta").write_bytes(pickle.dumps({"fine_label_names": ["apple", "bear"]}))
-
-
-@pytest.fixture
-def any_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let torchvision take our small files for those whose md5 it knows."""
-    none = {key: (file, None) for key, (file, _) in datasets.Flowers102._file_dict.items()}
-    monkeypatch.setattr(datasets.Flowers102, "_file_dict", none)
-    splits = {key: [*entry[:2], None] for key, entry in datasets.SVHN.split_list.items()}
-    monkeypatch.setattr(datasets.SVHN, "split_list", splits)
-    monkeypatch.setattr(datasets.CIFAR100, "train_list", [["train", None]])
-    monkeypatch.setattr(datasets.CIFAR100, "test_list", [["test", None]])
-    meta = {**datasets.CIFAR100.meta, "md5": None}
-    monkeypatch.setattr(datasets.CIFAR100, "meta", meta)
-
-
-BUILDERS: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...] | None, tuple[int, int]]] = {
-    "pets": (pets, "pets", tuple(sorted(CLASSES)), (30, 12)),
-    "dtd": (dtd, "texture", ("banded", "dotted"), (12, 4)),
-    "caltech101": (caltech101, "objects", ("ant", "bass"), (60, 4)),
-    "eurosat": (eurosat, "satellite", ("Forest", "River"), (16, 4)),
-    "flowers": (flowers, "flowers", None, (6, 6)),
-    "svhn": (svhn, "digits", ("0", "1"), (20, 6)),
-    "cifar100": (cifar100, "cifar", ("apple", "bear"), (20, 6)),
+# Zhai et al. 2019, table 1 of the appendix; the counts of the archive's list readers.
+CLASSES = {
+    "caltech101": 102,
+    "cifar": 100,
+    "dtd": 47,
+    "oxford_flowers102": 102,
+    "oxford_iiit_pet": 37,
+    "svhn": 10,
+    "sun397": 397,
+    "patch_camelyon": 2,
+    "eurosat": 10,
+    "resisc45": 45,
+    "diabetic_retinopathy": 5,
+    "clevr_count": 8,
+    "clevr_dist": 6,
+    "dmlab": 6,
+    "kitti": 4,
+    "dsprites_loc": 16,
+    "dsprites_ori": 16,
+    "smallnorb_azi": 18,
+    "smallnorb_ele": 9,
 }
 
 
-def check(task: Task, sizes: tuple[int, int]) -> None:
-    assert (len(task.train) + len(task.validation), len(task.test)) == sizes
-    assert len(task.validation) == max(len(task.classes), round(0.2 * sizes[0]))
-    names = [*task.train.names, *task.validation.names, *task.test.names]
-    assert len(set(names)) == len(names)
-    assert task.unreadable == ()
+def test_the_table_is_the_benchmark() -> None:
+    assert {task.folders[0]: task.classes for task in VTAB.values()} == CLASSES
+    groups = [task.group for task in VTAB.values()]
+    assert [groups.count(group) for group in ("natural", "specialized", "structured")] == [7, 4, 8]
+    folders = [folder for task in VTAB.values() for folder in {task.name, *task.folders}]
+    assert len(folders) == len(set(folders)) == len(ALIASES)
+    for task in VTAB.values():
+        assert len(set(task.class_names)) == task.classes
+        assert task.like in {"", *KINDS}
+        assert task.attribute is None or task.attribute.values >= task.classes
+    assert {*LAYOUTS} < {*VTAB}
+    # A prompt of a task, imported under any of its names, is left out for that task.
+    assert all(FAMILIES[alias] == VTAB[name].family for alias, name in ALIASES.items())
 
 
-@pytest.mark.usefixtures("any_checksum")
-@pytest.mark.parametrize("name", sorted(BUILDERS))
-def test_layout_of_the_archive(tmp_path: Path, name: str) -> None:
-    build, family, classes, sizes = BUILDERS[name]
-    build(tmp_path)
-    task = load_task(name, RULE, data=tmp_path)
-    check(task, sizes)
-    assert task.name == name
-    assert task.family == family
-    assert task.flips == (name != "svhn")
-    assert len(task.classes) == len(classes or ("", ""))
-    if classes is not None:
-        assert task.classes == classes
-    folder = tmp_path / LAYOUTS[name].folder
-    assert load_task(name, RULE, data=folder).digest == task.digest
-    if LAYOUTS[name].folder:
-        assert load_task(None, RULE, data=folder).name == name
+@pytest.mark.parametrize("name", VTAB)
+def test_each_task_reads_its_lists(tmp_path: Path, name: str) -> None:
+    task = VTAB[name]
+    folder = listed(tmp_path / "vtab-1k" / task.folders[0], task.classes, per_class=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = load_task(name, RULE, data=tmp_path)
+    assert (loaded.name, loaded.family, loaded.flips) == (name, task.family, task.flips)
+    assert loaded.classes == task.class_names
+    for images, part in (
+        (loaded.train, "train800"),
+        (loaded.validation, "val200"),
+        (loaded.test, "test"),
+    ):
+        # 10 comes after 9, not after 1: label k is class k of the benchmark.
+        np.testing.assert_array_equal(images.labels, np.arange(task.classes))
+        assert images.names[0] == f"images/{part}/000000.png"
+    for data, asked in ((folder.parent, name), (folder, None), (tmp_path, task.folders[-1])):
+        assert load_task(asked, RULE, data=data).digest == loaded.digest
 
 
-def test_pets_labels_splits_and_default_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pets(tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    task = load_task("pets", RULE)
-    for images in (task.train, task.validation, task.test):
-        for name, label in zip(images.names, images.labels, strict=True):
-            assert name.startswith("oxford-iiit-pet/images/")
-            stem = name.rsplit("/", 1)[1].removesuffix(".jpg")
-            assert stem.rsplit("_", 1)[0] == task.classes[label]
-            assert (int(stem.rsplit("_", 1)[1]) > 10) == (images is task.test)
-
-
-def test_caltech_trains_on_thirty_a_class(tmp_path: Path) -> None:
-    caltech101(tmp_path)
-    task = load_task("caltech101", RULE, data=tmp_path)
-    assert np.bincount(task.test.labels).tolist() == [3, 1]
-    assert "BACKGROUND_Google" not in task.classes
-
-
-@pytest.mark.parametrize("name", sorted(LAYOUTS))
-def test_missing_data_says_what_is_expected_where(
+@pytest.mark.parametrize("name", sorted({*VTAB} - {*LAYOUTS}))
+def test_what_must_be_fetched_by_hand_says_from_whom_and_where_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError) as caught:
-        load_task(name, RULE)
-    message = str(caught.value)
-    first = (Path(LAYOUTS[name].folder) / LAYOUTS[name].files[0]).as_posix()
-    for part in (f"--task {name}", "is not in data", first, "--data DIR", "--download"):
-        assert part in message
-    assert "\n" not in message
+    task = VTAB[name]
     (tmp_path / "else").mkdir()
-    with pytest.raises(UserError, match=r"is not in .*else"):
-        load_task(name, RULE, data=tmp_path / "else")
-    assert list(tmp_path.rglob("*")) == [tmp_path / "else"]
+    for data, base in ((None, "data"), (Path("else"), "else")):
+        with pytest.raises(UserError) as caught:
+            load_task(name, RULE, data=data)
+        message = str(caught.value)
+        assert message.startswith(f"--task {name}: {task.title} is not in {base} and has to be")
+        assert f"into {base}/vtab-1k/{task.folders[0]}," in message
+        assert f"(the images are from {task.owner})" in message
+        assert task.like in message
+        assert "\n" not in message
 
 
-class Trap:
-    """Unpickling it creates a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.path,)
-
-
-def test_pickles_of_others_are_not_unpickled(tmp_path: Path) -> None:
-    trap = tmp_path / "sprung"
-    cifar100(tmp_path)
-    for part in ("train", "test", "meta"):
-        (tmp_path / "cifar-100-python" / part).write_bytes(pickle.dumps(Trap(trap)))
-    with pytest.raises(UserError, match=r"the copy of CIFAR-100 is not usable .*--download"):
-        load_task("cifar100", RULE, data=tmp_path)
-    assert not trap.exists()
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("smallnorb", "near: smallnorb-elevation, smallnorb-azimuth"),
+        ("clevr-cuont", "near: clevr-count"),
+        ("Diabetic_Retinopathy", "near: retinopathy"),
+        ("oxford_flowers", "near: flowers"),
+    ],
+)
+def test_unknown_names_get_near_ones(name: str, near: str) -> None:
+    with pytest.raises(UserError, match=f"--task {name}: no such task .{near}"):
+        load_task(name, RULE)
 
 
-def test_damaged_lists_and_missing_images(tmp_path: Path) -> None:
-    pets(tmp_path)
-    (tmp_path / "oxford-iiit-pet" / "images" / "Birman_3.jpg").unlink()
-    with pytest.raises(UserError, match=r"1 of 42 images.*Birman_3\.jpg: no such file"):
-        load_task("pets", RULE, data=tmp_path)
-    text(tmp_path / "oxford-iiit-pet" / "annotations" / "test.txt", ["Birman_11 x"])
-    with pytest.raises(UserError, match="the copy of Oxford-IIIT Pet is not usable"):
-        load_task("pets", RULE, data=tmp_path)
-
-
-def test_image_in_two_official_splits_is_refused(tmp_path: Path) -> None:
-    pets(tmp_path)
-    folder = tmp_path / "oxford-iiit-pet" / "annotations"
-    (folder / "test.txt").write_text((folder / "trainval.txt").read_text())
-    with pytest.raises(UserError, match=r"_1\.jpg, .* listed more than once"):
-        load_task("pets", RULE, data=tmp_path)
-
-
-def test_official_class_with_one_image_warns(tmp_path: Path) -> None:
-    pets(tmp_path)
-    path = tmp_path / "oxford-iiit-pet" / "annotations" / "trainval.txt"
-    text(path, path.read_text().splitlines()[:21])
-    with pytest.warns(UserWarning, match="only one image of Birman"):
-        load_task("pets", RULE, data=tmp_path)
-
-
-def test_download_is_only_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(self: object) -> None:
-        raise OSError("network is unreachable")
-
-    monkeypatch.setattr(datasets.DTD, "_download", fetch)
-    with pytest.raises(UserError, match="fetch it with --download"):
-        load_task("dtd", RULE, data=tmp_path)
-    with pytest.raises(UserError, match=r"the download of DTD is not usable \(network is unreach"):
-        load_task("dtd", RULE, data=tmp_path / "new", download=True)
-    monkeypatch.setattr(datasets.DTD, "_download", lambda self: dtd(tmp_path / "new"))
-    check(load_task("dtd", RULE, data=tmp_path / "new", download=True), (12, 4))
-
-
-def test_class_folders_serve_where_the_archive_is_not(tmp_path: Path) -> None:
-    own = tmp_path / "photographs"
-    for name in ("banded", "dotted"):
-        for i in range(10):
-            jpg(own / name / f"{i}.jpg")
-    task = load_task("dtd", RULE, data=own)
-    assert (task.name, task.family) == ("dtd", "texture")
-    assert len(task.test) == 4
-    dtd(own)
-    assert find_root("dtd", own) == own
-    check(load_task("dtd", RULE, data=own), (12, 4))
+def test_one_thousand_images_are_used_as_published(tmp_path: Path) -> None:
+    write_list(tmp_path, "train800", [i % 5 for i in range(800)])
+    write_list(tmp_path, "val200", [i % 5 for i in range(200)], first=1000)
+    write_list(tmp_path, "test", [0, 1, 2, 3, 4], first=2000)
+    task = load_task("retinopathy", RULE, data=tmp_path)
+    assert (len(task.train), len(task.validation), len(task.test)) == (800, 200, 5)
+    assert {name.split("/")[1] for name in task.validation.names} == {"val200"}
+    other = load_task("retinopathy", RULE, data=tmp_path, seed=1)
+    assert other.digest == task.digest
+    assert load_task("retinopathy", RULE, data=tmp_path, limit=None).digest == task.digest
+    few = load_task("retinopathy", RULE, data=tmp_path, limit=100)
+    assert (len(few.train), len(few.validation), len(few.test)) == (80, 20, 5)

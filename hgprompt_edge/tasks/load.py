@@ -1,4 +1,4 @@
-"""`load_task`: from a name, a folder or a zip file to a task."""
+"""`load_task`: from a name, a folder, a zip file or the hub to a task."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from PIL import Image
 
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.preprocess import Preprocessing
-from hgprompt_edge.tasks import generated, vtab
+from hgprompt_edge.tasks import archives, generated
 from hgprompt_edge.tasks.folder import is_class_folder, read_folder
+from hgprompt_edge.tasks.hub import fetch_parquet, is_hub_id
+from hgprompt_edge.tasks.lists import is_listed, read_lists
+from hgprompt_edge.tasks.parquet import parquet_files, read_parquet
 from hgprompt_edge.tasks.split import split
 from hgprompt_edge.tasks.task import (
     Entry,
@@ -24,25 +27,20 @@ from hgprompt_edge.tasks.task import (
     make_task,
     parts_without_test,
 )
+from hgprompt_edge.tasks.vtab import ALIASES, VTAB, VtabTask, missing
 from hgprompt_edge.tasks.zipped import is_zipped, read_zip
 
 FAMILIES = {
-    "caltech101": "objects",
     "cifar10": "cifar",
-    "cifar100": "cifar",
     "digits": "digits",
-    "dtd": "texture",
     "dtd10": "texture",
-    "eurosat": "satellite",
     "fashion-mnist": "clothing",
-    "flowers": "flowers",
     "flowers17": "flowers",
     "gtsrb": "signs",
-    "pets": "pets",
     "rsscn7": "aerial",
     "sign-language-digits": "digits",
-    "svhn": "digits",
     "weather4": "weather",
+    **{alias: VTAB[name].family for alias, name in ALIASES.items()},
     **dict.fromkeys(generated.KINDS, "generated"),
 }
 """Tasks of one family never serve each other as source and target."""
@@ -51,7 +49,7 @@ NO_FLIPS = {
     "digits",
     "gtsrb",
     "sign-language-digits",
-    "svhn",
+    *(name for name, task in VTAB.items() if not task.flips),
     *(kind for kind, description in generated.KINDS.items() if not description.flips),
 }
 """A mirrored sign, digit or position is another one, or none."""
@@ -78,11 +76,16 @@ def load_task(
     `name` is resolved in this order:
 
     1. a generated task (`generated-count`, ...), which takes no `data`;
-    2. one of torchvision's (`vtab.LAYOUTS`), if `data` (default `./data`) is laid out as its
-       archive is;
-    3. with `data`: `images.zip` with `labels.csv`, else a folder of class folders; the name is a
-       label, and where it or the folder's name is a key of `FAMILIES` it gives family and flips;
+    2. a task of VTAB-1k by its name or a usual one of its folder (`vtab.ALIASES`), if `data`
+       (default `./data`) or a folder of that name in it, or in its `vtab-1k`, holds the
+       benchmark's lists or parquet files, or if `data` is laid out as its archive is
+       (`archives.LAYOUTS`);
+    3. with `data`: `hf:ORG/NAME` of the hub, lists, `images.zip` with `labels.csv`, parquet files,
+       else a folder of class folders; the name is a label, and where it or the folder's name is a
+       key of `FAMILIES` it gives family and flips;
     4. `digits`, scikit-learn's.
+
+    Lists come with their own training and validation part, which are taken as they are.
 
     Parameters
     ----------
@@ -105,14 +108,14 @@ def load_task(
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, or None for all images, got {limit}")
-    if data is not None and not data.exists() and not download:
+    if data is not None and not (data.exists() or is_hub_id(data) or download):
         raise UserError(
             f"--data {data}: no such file or folder; name the folder that holds the images"
         )
-    label = name if name is not None else _name_of(data)
+    label = _known(name if name is not None else _name_of(data))
     if label in generated.KINDS:
         return _generated(label, preprocessing, data, seed, limit)
-    known = label if label in FAMILIES or data is None else _name_of(data)
+    known = label if label in FAMILIES or data is None else _known(_name_of(data))
     return build_task(
         _read(label, data, download),
         preprocessing,
@@ -128,33 +131,73 @@ def load_task(
 def _name_of(data: Path | None) -> str:
     if data is None:
         raise UserError("--task: name a task, or the folder of your images with --data DIR")
+    if is_hub_id(data):
+        return data.parts[1] if len(data.parts) > 1 else data.name
     path = data.resolve()
     folder = path.parent if path.name == "images.zip" else path
-    for task, layout in vtab.LAYOUTS.items():
+    for task, layout in archives.LAYOUTS.items():
         if layout.folder and folder.name == layout.folder:
             return task
     return folder.stem if folder.is_file() else folder.name
 
 
+def _known(name: str) -> str:
+    """Return the task's own name where `name` is one that its folder goes by, else `name`."""
+    return ALIASES.get(name, name)
+
+
 def _read(name: str, data: Path | None, download: bool) -> Parts:
-    if name in vtab.LAYOUTS and (data is None or vtab.find_root(name, data) is not None):
-        return vtab.read_torchvision(name, data, download=download)
-    if data is not None and is_zipped(data):
-        return read_zip(data)
-    if data is not None and is_class_folder(data):
-        return read_folder(data)
-    if name in vtab.LAYOUTS:
-        return vtab.read_torchvision(name, data, download=download)
+    task = VTAB.get(name)
+    if data is not None and is_hub_id(data):
+        return read_parquet(fetch_parquet(data), task, str(data))
+    if task is not None and (parts := _read_benchmark(task, data)) is not None:
+        return parts
+    if name in archives.LAYOUTS and (data is None or archives.find_root(name, data) is not None):
+        return archives.read_torchvision(name, data, download=download)
+    if data is not None and (parts := _read_own(data, task)) is not None:
+        return parts
+    if name in archives.LAYOUTS:
+        return archives.read_torchvision(name, data, download=download)
+    if task is not None and not (data is not None and data.is_file()):
+        raise UserError(missing(task, str(data or archives.DEFAULT_DATA)))
     if data is not None:
         if not data.is_dir():
             raise UserError(
-                f"--data {data}: neither a folder nor a zip file; name a folder of class folders, "
-                "or a zip file with labels.csv"
+                f"--data {data}: neither a folder nor a zip file; name a folder of class folders "
+                "or of parquet files, or a zip file with labels.csv"
             )
         return read_folder(data)
     if name == "digits":
         return _digits()
     raise UserError(_unknown(name))
+
+
+def _read_own(data: Path, task: VtabTask | None) -> Parts | None:
+    """Read `data` by the layout that it has; None where it has none of ours."""
+    if is_listed(data):
+        return read_lists(data, task)
+    if is_zipped(data):
+        return read_zip(data)
+    if parquet_files(data):
+        return read_parquet(data, task)
+    if listed := [path.name for path in sorted(data.glob("*")) if is_listed(path)]:
+        raise UserError(
+            f"--data {data}: holds the lists of {len(listed):,} task(s), such as {listed[0]}; name "
+            "one with --task"
+        )
+    return read_folder(data) if is_class_folder(data) else None
+
+
+def _read_benchmark(task: VtabTask, data: Path | None) -> Parts | None:
+    """Read a task's own folder below `data`; None where there is none with lists or parquet."""
+    base = archives.DEFAULT_DATA if data is None else data
+    for root in (base / "vtab-1k", base):
+        for folder in (root / name for name in (*task.folders, task.name)):
+            if is_listed(folder):
+                return read_lists(folder, task)
+            if parquet_files(folder):
+                return read_parquet(folder, task)
+    return None
 
 
 def _unknown(name: str) -> str:
@@ -163,8 +206,9 @@ def _unknown(name: str) -> str:
             f"--task {name}: its images are not installed; name the folder that holds images.zip "
             "and labels.csv, or class folders, with --data DIR"
         )
-    near = get_close_matches(name.lower(), FAMILIES, n=3, cutoff=0.5)
-    names = near or ["digits", *vtab.LAYOUTS, *generated.KINDS]
+    found = get_close_matches(name.lower(), FAMILIES, n=6, cutoff=0.5)
+    near = list(dict.fromkeys(map(_known, found)))[:3]
+    names = near or ["digits", *dict.fromkeys([*archives.LAYOUTS, *VTAB]), *generated.KINDS]
     return (
         f"--task {name}: no such task ({'near' if near else 'known'}: {', '.join(names)}); for "
         "images of your own name their folder with --data DIR"

@@ -104,6 +104,9 @@ class Parts:
         Empty: 20 % of the training images.
     official
         The splits are the data set's own. A class with one training image is then no error.
+    classes
+        All classes in their order, where the data set says what they are: one may then have no
+        training image. Empty: the sorted labels of the training part.
     """
 
     origin: str
@@ -111,6 +114,7 @@ class Parts:
     validation: Sequence[Entry] = ()
     test: Sequence[Entry] = ()
     official: bool = False
+    classes: tuple[str, ...] = ()
 
 
 def parts_without_test(
@@ -119,18 +123,22 @@ def parts_without_test(
     *,
     share: float | None = None,
     train_per_class: int | None = None,
+    classes: tuple[str, ...] = (),
 ) -> Parts:
     """Split off a test part as `split.carve_test` does: stratified, the same for every seed.
+
+    `classes` as in `Parts`.
 
     Raises
     ------
     UserError
         A single class, or a class with one image.
     """
-    labels, classes = _encode(entries)
-    _check_classes(origin, labels, classes, official=False)
+    labels, found = _encode(entries, classes)
+    _check_classes(Parts(origin, entries, classes=classes), labels, found)
     rest, test = carve_test(labels, share=share, train_per_class=train_per_class)
-    return Parts(origin, [entries[i] for i in rest], test=[entries[i] for i in test])
+    train = [entries[i] for i in rest]
+    return Parts(origin, train, test=[entries[i] for i in test], classes=classes)
 
 
 def build_task(
@@ -150,11 +158,11 @@ def build_task(
     ------
     UserError
         A single class; a class with one image (a warning where the splits are official); a class
-        of the test part without training images; an image in two splits; more than 1 % of the
-        images unreadable.
+        of the test part without training images (a warning where the classes are given); an image
+        in two splits; more than 1 % of the images unreadable.
     """
-    train, classes = _encode(parts.train)
-    _check_classes(parts.origin, train, classes, parts.official)
+    train, classes = _encode(parts.train, parts.classes)
+    _check_classes(parts, train, classes)
     _check_splits(parts, classes)
     validation, _ = _encode(parts.validation, classes)
     test, _ = _encode(parts.test, classes)
@@ -171,7 +179,7 @@ def build_task(
     decoder.check(parts.origin)
     if not parts.validation:
         if decoder.unreadable:
-            _check_classes(parts.origin, train_images.labels, classes, parts.official)
+            _check_classes(parts, train_images.labels, classes)
         kept, held_out = split(train_images.labels, seed)
         train_images, validation_images = train_images.subset(kept), train_images.subset(held_out)
     return make_task(
@@ -249,30 +257,37 @@ class _Decoder:
 
 
 def _encode(
-    entries: Sequence[Entry], classes: tuple[str, ...] | None = None
+    entries: Sequence[Entry], classes: tuple[str, ...] = ()
 ) -> tuple[Indices, tuple[str, ...]]:
     found = classes or tuple(sorted({entry.label for entry in entries}))
     index = {label: i for i, label in enumerate(found)}
     return np.array([index[entry.label] for entry in entries], np.int64), found
 
 
-def _check_classes(origin: str, labels: Indices, classes: tuple[str, ...], official: bool) -> None:
-    if len(classes) < 2:
-        what = f"only one class ({classes[0]})" if classes else "no training images"
-        raise UserError(f"{origin}: {what}; a task needs images of two classes at least")
+def _check_classes(parts: Parts, labels: Indices, classes: tuple[str, ...]) -> None:
+    origin, given = parts.origin, bool(parts.classes)
     counts = np.bincount(labels, minlength=len(classes))
-    empty = [classes[i] for i in np.flatnonzero(counts == 0)]
-    if empty:
+    empty, single = ([classes[i] for i in np.flatnonzero(counts == n)] for n in (0, 1))
+    if len(classes) - given * len(empty) < 2:
+        here = [label for label in classes if label not in empty]
+        what = f"only one class ({here[0]})" if here else "no training images"
+        raise UserError(f"{origin}: {what}; a task needs images of two classes at least")
+    if empty and not given:
         raise UserError(
             f"{origin}: no readable training image of {_some(empty)}; add some or remove the class"
         )
-    single = [classes[i] for i in np.flatnonzero(counts == 1)]
-    if single and not official:
+    if single and not parts.official:
         raise UserError(
             f"{origin}: only one image of {_some(single)}; a class needs two at least, one to "
             "train and one to validate"
         )
-    if single:
+    if empty:
+        warnings.warn(
+            f"{origin}: no training image of {len(empty):,} of the {len(classes):,} classes "
+            f"({_some(empty)}), so they are never predicted",
+            stacklevel=4,
+        )
+    if single and parts.official and not parts.validation:
         warnings.warn(
             f"{origin}: the official training split has only one image of {_some(single)}, so "
             "nothing of that class validates",

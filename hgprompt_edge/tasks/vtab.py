@@ -1,214 +1,279 @@
-"""Data sets in the layout of torchvision: what VTAB takes of them is what is taken here."""
+"""The 19 tasks of VTAB-1k: names, classes, groups, and who distributes the images.
+
+Zhai et al. 2019, "A large-scale study of representation learning with the visual task adaptation
+benchmark". Of each task 1,000 images train (800 train, 200 choose) and the full test part tests.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
-
-from PIL import Image
-
-from hgprompt_edge.errors import UserError
-from hgprompt_edge.preprocess import open_image
-from hgprompt_edge.tasks.task import Entry, Parts, parts_without_test
-
-CALTECH_TRAIN_PER_CLASS = 30
-EUROSAT_TEST_SHARE = 0.2
-DEFAULT_DATA = Path("data")
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a data set lies on disk: `folder` in the data folder, and the files that must be there.
+class Attribute:
+    """A column of raw data from which the benchmark takes its label.
 
-    An empty `folder`: the files lie in the data folder itself.
+    `values` levels of it are grouped, neighbours together, into the classes of the task.
     """
 
+    column: str
+    values: int
+
+
+@dataclass(frozen=True)
+class VtabTask:
+    """A task of the benchmark.
+
+    Attributes
+    ----------
+    name, title
+        What `--task` takes; what people call it.
+    group
+        `natural`, `specialized` or `structured`.
+    classes
+        How many, whether or not each has an image among the 1,000.
+    family
+        Tasks of one family never serve each other as source and target.
+    folders
+        Names under which people keep it; the first is that of the VTAB-1k archive.
+    owner
+        Who distributes the images.
+    names
+        What the classes 0, 1, ... are; empty: the lists do not say, numbers serve.
+    flips
+        Whether a horizontal flip keeps the class.
+    attribute
+        Where raw data carry the label in an attribute.
+    like
+        A generated task of the same kind, which needs no files.
+    """
+
+    name: str
     title: str
-    folder: str
-    files: tuple[str, ...]
+    group: str
+    classes: int
+    family: str
+    folders: tuple[str, ...]
+    owner: str
+    names: tuple[str, ...] = ()
+    flips: bool = True
+    attribute: Attribute | None = None
+    like: str = ""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes in the benchmark's order, `[classes]`."""
+        return self.names or tuple(str(label) for label in range(self.classes))
 
 
-LAYOUTS = {
-    "pets": Layout(
-        "Oxford-IIIT Pet",
-        "oxford-iiit-pet",
-        ("images", "annotations/trainval.txt", "annotations/test.txt"),
+_TASKS = (
+    VtabTask(
+        name="caltech101",
+        title="Caltech 101",
+        group="natural",
+        classes=102,
+        family="objects",
+        folders=("caltech101", "caltech_101", "caltech_102"),
+        owner="Caltech, CaltechDATA",
     ),
-    "flowers": Layout("Flowers 102", "flowers-102", ("jpg", "imagelabels.mat", "setid.mat")),
-    "dtd": Layout(
-        "DTD",
-        "dtd",
-        ("dtd/images", "dtd/labels/train1.txt", "dtd/labels/val1.txt", "dtd/labels/test1.txt"),
+    VtabTask(
+        name="cifar100",
+        title="CIFAR-100",
+        group="natural",
+        classes=100,
+        family="cifar",
+        folders=("cifar", "cifar100", "cifar_100", "cifar-100"),
+        owner="the University of Toronto",
     ),
-    "cifar100": Layout("CIFAR-100", "cifar-100-python", ("train", "test", "meta")),
-    "svhn": Layout("SVHN", "", ("train_32x32.mat", "test_32x32.mat")),
-    "caltech101": Layout("Caltech 101", "caltech101", ("101_ObjectCategories",)),
-    "eurosat": Layout("EuroSAT", "eurosat", ("2750",)),
-}
+    VtabTask(
+        name="dtd",
+        title="DTD",
+        group="natural",
+        classes=47,
+        family="texture",
+        folders=("dtd", "dtd_47"),
+        owner="Oxford's Visual Geometry Group",
+    ),
+    VtabTask(
+        name="flowers",
+        title="Flowers 102",
+        group="natural",
+        classes=102,
+        family="flowers",
+        folders=("oxford_flowers102", "flowers102", "oxford_flowers_102", "flowers_102"),
+        owner="Oxford's Visual Geometry Group",
+    ),
+    VtabTask(
+        name="pets",
+        title="Oxford-IIIT Pet",
+        group="natural",
+        classes=37,
+        family="pets",
+        folders=("oxford_iiit_pet", "oxford_iiit_pets", "oxford_pets", "oxford-iiit-pet"),
+        owner="Oxford's Visual Geometry Group",
+    ),
+    VtabTask(
+        name="svhn",
+        title="SVHN",
+        group="natural",
+        classes=10,
+        family="digits",
+        folders=("svhn", "svhn_cropped"),
+        owner="Stanford, house numbers",
+        flips=False,
+    ),
+    VtabTask(
+        name="sun397",
+        title="SUN397",
+        group="natural",
+        classes=397,
+        family="scenes",
+        folders=("sun397", "SUN397"),
+        owner="Princeton, the SUN database",
+    ),
+    VtabTask(
+        name="camelyon",
+        title="PatchCamelyon",
+        group="specialized",
+        classes=2,
+        family="histology",
+        folders=("patch_camelyon", "pcam"),
+        owner="its authors, basveeling/pcam on GitHub",
+    ),
+    VtabTask(
+        name="eurosat",
+        title="EuroSAT",
+        group="specialized",
+        classes=10,
+        family="satellite",
+        folders=("eurosat",),
+        owner="its authors, phelber/EuroSAT on GitHub",
+    ),
+    VtabTask(
+        name="resisc45",
+        title="RESISC45",
+        group="specialized",
+        classes=45,
+        family="aerial",
+        folders=("resisc45", "NWPU-RESISC45"),
+        owner="Northwestern Polytechnical University, NWPU-RESISC45",
+    ),
+    VtabTask(
+        name="retinopathy",
+        title="Diabetic Retinopathy",
+        group="specialized",
+        classes=5,
+        family="retina",
+        folders=("diabetic_retinopathy", "diabetic_retinopathy_detection"),
+        owner="Kaggle, Diabetic Retinopathy Detection, to those who sign in",
+    ),
+    VtabTask(
+        name="clevr-count",
+        title="Clevr-Count",
+        group="structured",
+        classes=8,
+        family="clevr",
+        folders=("clevr_count", "clevr_count_all"),
+        owner="Stanford, CLEVR v1.0",
+        names=tuple(str(objects) for objects in range(3, 11)),
+        like="generated-count",
+    ),
+    VtabTask(
+        name="clevr-distance",
+        title="Clevr-Distance",
+        group="structured",
+        classes=6,
+        family="clevr",
+        folders=("clevr_dist", "clevr_distance", "clevr_closest_object_distance"),
+        owner="Stanford, CLEVR v1.0",
+        names=("nearer than 8", "8 to 8.5", "8.5 to 9", "9 to 9.5", "9.5 to 10", "farther than 10"),
+    ),
+    VtabTask(
+        name="dmlab",
+        title="DMLab",
+        group="structured",
+        classes=6,
+        family="dmlab",
+        folders=("dmlab",),
+        owner="the authors of VTAB, dmlab of TensorFlow Datasets",
+    ),
+    VtabTask(
+        name="kitti",
+        title="KITTI-Distance",
+        group="structured",
+        classes=4,
+        family="driving",
+        folders=("kitti", "kitti_distance", "kitti_closest_vehicle_distance"),
+        owner="KIT and TTIC, the KITTI suite, object detection, to those who sign in",
+        names=(
+            "vehicle nearer than 8 m",
+            "vehicle at 8 to 20 m",
+            "vehicle farther than 20 m",
+            "no vehicle",
+        ),
+    ),
+    VtabTask(
+        name="dsprites-location",
+        title="dSprites-Location",
+        group="structured",
+        classes=16,
+        family="dsprites",
+        folders=("dsprites_loc", "dsprites_location", "dsprites_label_x_position"),
+        owner="DeepMind, dsprites-dataset on GitHub",
+        flips=False,
+        attribute=Attribute("label_x_position", 32),
+        like="generated-location",
+    ),
+    VtabTask(
+        name="dsprites-orientation",
+        title="dSprites-Orientation",
+        group="structured",
+        classes=16,
+        family="dsprites",
+        folders=("dsprites_ori", "dsprites_orientation", "dsprites_label_orientation"),
+        owner="DeepMind, dsprites-dataset on GitHub",
+        flips=False,
+        attribute=Attribute("label_orientation", 40),
+        like="generated-orientation",
+    ),
+    VtabTask(
+        name="smallnorb-azimuth",
+        title="SmallNORB-Azimuth",
+        group="structured",
+        classes=18,
+        family="norb",
+        folders=("smallnorb_azi", "smallnorb_azimuth", "smallnorb_label_azimuth"),
+        owner="New York University, the small NORB data set",
+        names=tuple(f"{20 * label} degrees" for label in range(18)),
+        flips=False,
+        attribute=Attribute("label_azimuth", 18),
+    ),
+    VtabTask(
+        name="smallnorb-elevation",
+        title="SmallNORB-Elevation",
+        group="structured",
+        classes=9,
+        family="norb",
+        folders=("smallnorb_ele", "smallnorb_elevation", "smallnorb_label_elevation"),
+        owner="New York University, the small NORB data set",
+        names=tuple(f"{30 + 5 * label} degrees" for label in range(9)),
+        attribute=Attribute("label_elevation", 9),
+    ),
+)
+
+VTAB = {task.name: task for task in _TASKS}
+"""The 19 tasks by name, in the order in which the benchmark lists them."""
+
+ALIASES = {folder: task.name for task in _TASKS for folder in (task.name, *task.folders)}
+"""Every name that a task or its folder goes by, to the task's name."""
 
 
-def find_root(name: str, data: Path) -> Path | None:
-    """Find the folder that torchvision calls root; None where the data set does not lie there.
-
-    `data` may be that folder, or the data set's own folder in it.
-    """
-    layout = LAYOUTS[name]
-    roots = [data]
-    if layout.folder and data.resolve().name == layout.folder:
-        roots.append(data.resolve().parent)
-    for root in roots:
-        if all((root / layout.folder / file).exists() for file in layout.files):
-            return root
-    return None
-
-
-def read_torchvision(name: str, data: Path | None, *, download: bool = False) -> Parts:
-    """List a data set of `LAYOUTS` by torchvision's class for it.
-
-    pets: trainval and test; flowers, dtd (split 1): train with val, and test; cifar100, svhn: train
-    and test. The other two have no official split: of caltech101 30 images a class train and the
-    rest tests (without the background class), of eurosat 20 % test, seeded and stratified.
-
-    Raises
-    ------
-    UserError
-        Not there, damaged, or a download that failed; or torchvision is not installed.
-    """
-    layout = LAYOUTS[name]
-    base = DEFAULT_DATA if data is None else data
-    root = find_root(name, base)
-    if root is None and not download:
-        raise UserError(_missing(name, base))
-    try:
-        from torchvision import datasets
-    except ImportError as error:
-        raise UserError(
-            f"--task {name} needs torchvision; install hgprompt-edge[server]"
-        ) from error
-    try:
-        return _READERS[name](datasets, root or base, root is None)
-    except ImportError as error:
-        raise UserError(
-            f"--task {name} needs {error.name}; install hgprompt-edge[server]"
-        ) from error
-    except (OSError, RuntimeError, ValueError, LookupError) as error:
-        where = (root or base) / layout.folder
-        what = "the download of" if root is None else "the copy of"
-        raise UserError(
-            f"--data {where}: {what} {layout.title} is not usable ({_brief(error)}); remove it and "
-            "fetch it again with --download"
-        ) from error
-
-
-def _missing(name: str, base: Path) -> str:
-    layout = LAYOUTS[name]
+def missing(task: VtabTask, base: str) -> str:
+    """Say, in one sentence, where to get a task by hand and into which folder below `base`."""
+    like = f"; {task.like} is of its kind and needs no files" if task.like else ""
     return (
-        f"--task {name}: {layout.title} is not in {base} (expected "
-        f"{', '.join((Path(layout.folder) / file).as_posix() for file in layout.files)}); name its "
-        "folder with --data DIR or fetch it with --download"
+        f"--task {task.name}: {task.title} is not in {base} and has to be fetched by hand: unpack "
+        "its part of vtab-1k.zip, which luogen1996/RepAdapter on GitHub links to, into "
+        f"{base}/vtab-1k/{task.folders[0]}, or name a folder of parquet files or of class folders "
+        f"with --data DIR (the images are from {task.owner}){like}"
     )
-
-
-def _pets(datasets: Any, root: Path, download: bool) -> Parts:
-    def entries(split: str) -> list[Entry]:
-        found = datasets.OxfordIIITPet(root, split=split, download=download)
-        # The class is the name of the file without its number: Abyssinian_100.jpg.
-        return _from_paths(root, found._images, [p.stem.rsplit("_", 1)[0] for p in found._images])
-
-    return Parts(_origin(root, "pets"), entries("trainval"), (), entries("test"), official=True)
-
-
-def _flowers(datasets: Any, root: Path, download: bool) -> Parts:
-    def entries(split: str) -> list[Entry]:
-        found = datasets.Flowers102(root, split=split, download=download)
-        names = getattr(found, "classes", None) or [f"{i:03d}" for i in range(1, 103)]
-        return _from_paths(root, found._image_files, [names[label] for label in found._labels])
-
-    train = entries("train") + entries("val")
-    return Parts(_origin(root, "flowers"), train, (), entries("test"), official=True)
-
-
-def _dtd(datasets: Any, root: Path, download: bool) -> Parts:
-    def entries(split: str) -> list[Entry]:
-        found = datasets.DTD(root, split=split, partition=1, download=download)
-        return _from_paths(root, found._image_files, [p.parent.name for p in found._image_files])
-
-    train = entries("train") + entries("val")
-    return Parts(_origin(root, "dtd"), train, (), entries("test"), official=True)
-
-
-def _cifar100(datasets: Any, root: Path, download: bool) -> Parts:
-    def entries(split: str) -> list[Entry]:
-        # torchvision checks the md5 of these pickles against the archive's before it loads them.
-        found = datasets.CIFAR100(root, train=split == "train", download=download)
-        return _from_arrays(split, found.data, [found.classes[i] for i in found.targets])
-
-    return Parts(_origin(root, "cifar100"), entries("train"), (), entries("test"), official=True)
-
-
-def _svhn(datasets: Any, root: Path, download: bool) -> Parts:
-    def entries(split: str) -> list[Entry]:
-        found = datasets.SVHN(root, split=split, download=download)
-        pixels = found.data.transpose(0, 2, 3, 1)
-        return _from_arrays(split, pixels, [str(label) for label in found.labels])
-
-    return Parts(_origin(root, "svhn"), entries("train"), (), entries("test"), official=True)
-
-
-def _caltech101(datasets: Any, root: Path, download: bool) -> Parts:
-    found = datasets.Caltech101(root, download=download)
-    folder = Path(found.root) / "101_ObjectCategories"
-    labels = [found.categories[i] for i in found.y]
-    paths = [
-        folder / label / f"image_{i:04d}.jpg" for label, i in zip(labels, found.index, strict=True)
-    ]
-    entries = _from_paths(root, paths, labels)
-    return parts_without_test(
-        _origin(root, "caltech101"), entries, train_per_class=CALTECH_TRAIN_PER_CLASS
-    )
-
-
-def _eurosat(datasets: Any, root: Path, download: bool) -> Parts:
-    found = datasets.EuroSAT(root, download=download)
-    paths = [Path(path) for path, _ in found.samples]
-    labels = [found.classes[label] for _, label in found.samples]
-    entries = _from_paths(root, paths, labels)
-    return parts_without_test(_origin(root, "eurosat"), entries, share=EUROSAT_TEST_SHARE)
-
-
-_READERS: dict[str, Callable[[Any, Path, bool], Parts]] = {
-    "pets": _pets,
-    "flowers": _flowers,
-    "dtd": _dtd,
-    "cifar100": _cifar100,
-    "svhn": _svhn,
-    "caltech101": _caltech101,
-    "eurosat": _eurosat,
-}
-
-
-def _origin(root: Path, name: str) -> str:
-    return str(root / LAYOUTS[name].folder)
-
-
-def _from_paths(root: Path, paths: Sequence[Path], labels: Sequence[str]) -> list[Entry]:
-    entries = []
-    for path, label in zip(paths, labels, strict=True):
-        name = path.relative_to(root).as_posix()
-        entries.append(Entry(name, label, partial(open_image, path, name)))
-    return entries
-
-
-def _from_arrays(split: str, pixels: Any, labels: Sequence[str]) -> list[Entry]:
-    """Entries of `pixels [n, H, W, 3]` uint8."""
-    return [
-        Entry(f"{split}/{i:05d}", label, partial(Image.fromarray, pixels[i]))
-        for i, label in enumerate(labels)
-    ]
-
-
-def _brief(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -59,7 +59,8 @@ def read_zip(data: Path) -> Parts:
             f"{source}: names {len(missing):,} file(s) that {path.name} lacks, such as "
             f"{missing[0]}; correct the table or pack the images again"
         )
-    return Parts(str(data), **listed, official=True)
+    train, validation, test = listed.values()
+    return Parts(str(data), train, validation, test, official=True)
 
 
 def _labels_text(archive: zipfile.ZipFile, path: Path) -> tuple[str, str]:
