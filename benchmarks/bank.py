@@ -28,18 +28,19 @@ from hgprompt_edge.tasks import Images, Task, images_beyond
 from hgprompt_edge.tasks.generated import KINDS
 from hgprompt_edge.vit.train import Recipe, fastest_precision
 
+GENERATED = {"epochs": 400, "learning_rate": 3e-2, "validate_every": 20}
+
 RECIPES: dict[str, dict[str, Any]] = {
     "sign-language-digits": {"epochs": 120},
-    "generated-orientation": {"epochs": 80, "validate_every": 10},
-    "generated-count": {"epochs": 80, "validate_every": 10},
-    "generated-location": {"epochs": 60, "validate_every": 10},
+    "generated-orientation": GENERATED,
+    "generated-count": GENERATED,
+    "generated-location": GENERATED,
     # Frames of one sign stand on both sides of the validation split, so validation lies here.
     "gtsrb": {"epochs": 60, "validate_every": 10, "keep_last": True},
-    "fashion-mnist": {"epochs": 60, "validate_every": 10},
+    "fashion-mnist": {"epochs": 300, "validate_every": 20},
+    "cifar10": {"epochs": 400, "validate_every": 20},
     # Close to what the backbone was trained on: smaller steps, or the prompt only does harm.
     "rsscn7": {"epochs": 100, "learning_rate": 4e-3},
-    "cifar10": {"epochs": 50, "learning_rate": 3e-3},
-    "caltech101": {"epochs": 60, "learning_rate": 3e-3, "batch_size": 800},
 }
 
 MORE_IMAGES = ("cifar10", "fashion-mnist")
@@ -51,9 +52,10 @@ SAME_IMAGE = 7.0
 HEADER = """# The bundled source bank
 
 {count} prompts for the bundled backbone: deep, {tokens} tokens in each of {layers} blocks, trained
-by VPT for the closed-form head (`benchmarks/bank.py` has the recipe of each) on at most 1,000
-images or, for the generated tasks, on fresh images in each epoch. All share one start (`init_seed`
-{init_seed}), so their tokens correspond.
+by VPT for the closed-form head (`benchmarks/bank.py` has the recipe of each): CIFAR-10 and
+Fashion-MNIST on their whole training parts less what is tested on, the generated tasks on fresh
+images in each epoch, the others on 800 images. All share one start (`init_seed` {init_seed}), so
+their tokens correspond.
 
 **Worth.** Accuracy on the source's own test part, with and without the prompt, under the same
 closed-form head (LDA, fitted on training and validation images). The epoch was chosen on
@@ -69,10 +71,16 @@ the gains are somewhat optimistic; the targets (flowers17, dtd10, weather4, digi
 FOOTER = """
 Mean gain over the bank: **{mean:+.1f} points**.
 
-Data: Caltech-101 (Fei-Fei et al. 2004), CIFAR-10 (Krizhevsky 2009), Fashion-MNIST (Xiao et al.
-2017), GTSRB (Stallkamp et al. 2012), RSSCN7 (Zou et al. 2015), Sign Language Digits (Mavi 2017);
-the generated ones are drawn by `hgprompt_edge.tasks.generated`. The images are not part of the
-package.
+**Not in the bank: caltech101.** With 100 classes and eight training images of each, no prompt that
+was trained reached the unprompted 29.9 %. 120 epochs of the default recipe in batches of 800, with
+crops from 40 % on: the training loss fell, validation log-loss rose from 3.43 to 3.57, and the best
+epoch was the start (28.6 %). Trained without labels to give the mean features of 32 crops,
+which alone are worth 33.3 %: validation log-loss 3.42 after 24 epochs, 3.40 unprompted. 16 epochs
+with 10 tokens: 28.1 %.
+
+Data: CIFAR-10 (Krizhevsky 2009), Fashion-MNIST (Xiao et al. 2017), GTSRB (Stallkamp et al. 2012),
+RSSCN7 (Zou et al. 2015), Sign Language Digits (Mavi 2017); the generated ones are drawn by
+`hgprompt_edge.tasks.generated`. The images are not part of the package.
 """
 
 
