@@ -50,7 +50,7 @@ def seen_through(
 ) -> npt.NDArray[np.int64]:
     """Label images by a direction in which they vary under a prompt, in equal parts."""
     features = extract_features(backbone, pixels, prompt).double()
-    projection = torch.pca_lowrank(features, 6, niter=20)[0][:, 5]
+    projection = torch.linalg.svd(features - features.mean(0), full_matrices=False)[0][:, 5]
     ranks = projection.argsort().argsort()
     return (ranks * CLASSES // len(ranks)).numpy()
 
