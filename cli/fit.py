@@ -161,7 +161,7 @@ def _print_result(mixer: HGPrompt, images: Task, path: Path, figure: Path, secon
     out.print(_objective_line(bundle.objective), soft_wrap=True)
     out.print(never_worse_table(bundle))
     chosen = METHODS[bundle.choice]
-    out.print(f"chosen on validation: {chosen}", soft_wrap=True)
+    out.print(f"chosen on held-out images: {chosen}", soft_wrap=True)
     out.print(f"{path}, {figure} ({seconds:.0f} s)", soft_wrap=True)
     out.print(f"next: hgedge export {path} --format onnx", soft_wrap=True)
 
@@ -193,15 +193,20 @@ def _objective_line(objective: dict[str, Any]) -> str:
 
 
 def never_worse_table(bundle: Bundle) -> Table:
-    """Ways to use the sources and what each is worth; the chosen one in bold."""
+    """Ways to use the sources and what each is worth; the chosen one in bold.
+
+    The log-loss is what chose: cross-fitted over training and validation images, else validation's.
+    """
+    crossed = all(row.cross_log_loss is not None for row in bundle.table)
     table = Table(box=None, pad_edge=False)
     for name in ("method", "validation", "log-loss", "test"):
         table.add_column(name, justify="left" if name == "method" else "right")
     for row in bundle.table:
-        table.add_row(*_cells(row), style="bold" if row.method == bundle.choice else None)
+        table.add_row(*_cells(row, crossed), style="bold" if row.method == bundle.choice else None)
     return table
 
 
-def _cells(row: Row) -> tuple[str, str, str, str]:
+def _cells(row: Row, crossed: bool) -> tuple[str, str, str, str]:
     test = "" if row.test_accuracy is None else f"{100 * row.test_accuracy:.1f} %"
-    return METHODS[row.method], f"{100 * row.val_accuracy:.1f} %", f"{row.val_log_loss:.3f}", test
+    loss = row.cross_log_loss if crossed else row.val_log_loss
+    return METHODS[row.method], f"{100 * row.val_accuracy:.1f} %", f"{loss:.3f}", test

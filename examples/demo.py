@@ -48,7 +48,7 @@ def main() -> None:
         test = "" if row.test_accuracy is None else f"{100 * row.test_accuracy:.1f} %"
         table.add_row(LABELS[row.method], f"{100 * row.val_accuracy:.1f} %", test)
     console.print(table)
-    console.print(f"chosen on validation: {LABELS[bundle.choice]}")
+    console.print(f"chosen on held-out images: {LABELS[bundle.choice]}")
 
     model = OUT / "digits.onnx"
     checked = export_onnx(bundle, backbone, model)

@@ -28,13 +28,22 @@ Floats = npt.NDArray[np.float32]
 class Row:
     """One line of the never-worse table: a way to use the sources and what it is worth.
 
-    `test_accuracy` is None where the task has no test part.
+    Attributes
+    ----------
+    val_accuracy, val_log_loss
+        On validation images, of a head fitted on the training images.
+    test_accuracy
+        Of a head fitted on both; None where the task has no test part.
+    cross_log_loss
+        Cross-fitted over training and validation images together; None where the prompt itself
+        was trained on them, or the head has no closed form.
     """
 
     method: str
     val_accuracy: float
     val_log_loss: float
     test_accuracy: float | None = None
+    cross_log_loss: float | None = None
 
 
 @dataclass(frozen=True)

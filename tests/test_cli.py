@@ -97,7 +97,7 @@ def hgedge(folder: Path, *words: str, **environment: str) -> subprocess.Complete
 def test_the_three_commands_letter_for_letter(workplace: Path) -> None:
     fit = hgedge(workplace, *"fit --sources ./prompts --task pets".split())
     assert fit.returncode == 0, fit.stderr
-    assert "chosen on validation" in fit.stdout
+    assert "chosen on held-out images" in fit.stdout
     assert "next: hgedge export" in fit.stdout
     assert (workplace / "pets.hgbundle").exists()
     assert (workplace / "pets.png").read_bytes().startswith(b"\x89PNG")

@@ -14,7 +14,7 @@ import hgprompt_edge.transfer.features as features_module
 from hgprompt_edge.bundle import Row, read_bundle, write_bundle
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import Normalization, PromptBank, mix
-from hgprompt_edge.tasks import Task
+from hgprompt_edge.tasks import Images, Task
 from hgprompt_edge.transfer.alignment import variance_alignment
 from hgprompt_edge.transfer.choice import choose
 from hgprompt_edge.transfer.features import FeatureStore
@@ -24,6 +24,7 @@ from hgprompt_edge.transfer.objective import Terms, make_objective
 from hgprompt_edge.transfer.refine import HALVINGS, ExactObjective, refine
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import extract_features, features_token, normalize
+from hgprompt_edge.vit.heads import cross_fitted_log_loss
 
 
 @pytest.fixture(scope="module")
@@ -326,3 +327,29 @@ def test_choice_by_log_loss_then_accuracy_then_simplicity() -> None:
     assert choose([*rows, Row("learned", 0.4, 1.0)]) == 0
     assert choose([Row("none", 0.5, 1.0), Row("learned", 0.6, 1.0)]) == 1
     assert choose([Row("none", 0.5, 1.0), Row("learned", 0.5, 1.0)]) == 0
+
+
+def test_cross_fitted_log_loss_chooses_where_all_rows_have_it() -> None:
+    none, learned = Row("none", 0.5, 1.0, cross_log_loss=0.8), Row("learned", 0.5, 0.9)
+    assert choose([none, learned]) == 1
+    assert choose([none, replace(learned, cross_log_loss=0.85)]) == 0
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_was_learned_holds_out_no_worse_than_uniform_or_any_source(
+    backbone: Backbone, seed: int
+) -> None:
+    tokens = noise_tokens(4, seed=seed)
+    task = make_task(backbone, tokens[1])
+    fitted = HGPrompt(refine=1, steps=30).fit(make_bank(backbone, tokens), backbone, task)
+
+    def loss(prompt: npt.NDArray[np.float32] | None, *parts: Images) -> float:
+        features = torch.cat([extract_features(backbone, part.pixels, prompt) for part in parts])
+        labels = np.concatenate([part.labels for part in parts])
+        return cross_fitted_log_loss(features, labels, len(task.classes))
+
+    learned = loss(mix(tokens, fitted.weights_), task.train)
+    for weights in (np.full(4, 1 / 4), *np.eye(4)):
+        assert learned <= loss(mix(tokens, weights), task.train) + 1e-5
+    none = next(row for row in fitted.table_ if row.method == "none")
+    assert none.cross_log_loss == pytest.approx(loss(None, task.train, task.validation), rel=1e-5)

@@ -187,8 +187,8 @@ def spot(contest: Contest) -> Plan:
 
 
 def h_only(contest: Contest) -> Plan:
-    """Transferability without the price of conflict: `lambda = 0`."""
-    return Plan(contest.folded(learn(contest, lam=0.0).weights))
+    """Transferability alone: `lambda = 0`, and where J ends is what is taken."""
+    return Plan(contest.folded(learn(contest, lam=0.0).refined.weights.numpy()))
 
 
 def alignment_only(contest: Contest) -> Plan:
@@ -270,10 +270,13 @@ def hgprompt(contest: Contest) -> Plan:
 
 
 def hgprompt_guarded(contest: Contest) -> Plan:
-    """Do as `fit`: of no prompt, best source, uniform and learned the one that validates."""
-    plans = [contest.run(name).plan for name in ("none", "best_source", "uniform", "hgprompt")]
-    rows = [contest.judge.on_validation(plan.candidates[0]) for plan in plans]
-    return plans[choose(rows)]
+    """Do as `fit`: of no prompt, each source, uniform and learned the one that holds out best."""
+    plans = [contest.run(name).plan for name in ("none", "uniform", "hgprompt")]
+    candidates = [plan.candidates[0] for plan in plans]
+    candidates += [contest.folded(weights)[0] for weights in np.eye(len(contest.bank.prompts))]
+    judge = contest.judge
+    rows = [judge.cross_validated(judge.on_validation(c), c) for c in candidates]
+    return Plan((candidates[choose(rows)],))
 
 
 def tune(contest: Contest) -> Plan:

@@ -29,7 +29,7 @@ def draw_fit(bundle: Bundle, history: Sequence[dict[str, Any]], path: Path) -> N
     _draw_weights(left, bundle)
     draw_terms(middle, history)
     _draw_table(right, bundle)
-    figure.suptitle(f"{bundle.task}: chosen on validation: {LABELS[bundle.choice]}")
+    figure.suptitle(f"{bundle.task}: chosen on held-out images: {LABELS[bundle.choice]}")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 

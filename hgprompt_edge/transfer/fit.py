@@ -176,7 +176,11 @@ class HGPrompt:
             Candidate("best_source", source, _vertex(i, len(tokens)))
             for i, source in enumerate(tokens)
         ]
-        source_rows = [judge.on_validation(source) for source in sources]
+
+        def held_out(candidate: Candidate) -> Row:
+            return judge.cross_validated(judge.on_validation(candidate), candidate)
+
+        source_rows = [held_out(source) for source in sources]
         best = choose(source_rows)
         self.best_source_ = bank.names[best]
         uniform = uniform_weights(len(tokens))
@@ -187,7 +191,7 @@ class HGPrompt:
             Candidate("learned", mix(tokens, self.weights_), self.weights_),
         )
         rows = [
-            source_rows[best] if candidate is sources[best] else judge.on_validation(candidate)
+            source_rows[best] if candidate is sources[best] else held_out(candidate)
             for candidate in candidates
         ]
         chosen = choose(rows)
@@ -201,10 +205,10 @@ class HGPrompt:
         self.table_ = tuple(rows)
 
     def _summary(self, bank: PromptBank, learned: Learned) -> dict[str, Any]:
-        objective, refined = learned.objective, learned.refined
-        floor = noise_floor(refined.features, objective.labels, objective.shrinkage, self.seed)
+        objective = learned.objective
+        floor = noise_floor(learned.features, objective.labels, objective.shrinkage, self.seed)
         return {
-            **asdict(refined.path[-1]),
+            **asdict(learned.terms),
             "floor": floor,
             "H_scale": objective.h_scale,
             "lambda": self.lam,
@@ -212,7 +216,7 @@ class HGPrompt:
             "space": self.space,
             "head": self.head,
             "steps": learned.climbed.steps,
-            "refine_steps": refined.steps,
+            "refine_steps": learned.refined.steps,
             "effective_sources": effective_sources(self.weights_),
             "sources": len(bank.prompts),
             "best_source": self.best_source_,

@@ -24,6 +24,7 @@ from hgprompt_edge.transfer.cached import Climb, climb
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.objective import Objective, Terms, make_objective
 from hgprompt_edge.transfer.refine import ExactObjective, Refined, refine, starting_points
+from hgprompt_edge.vit.heads import cross_fitted_log_loss
 
 Space = Literal["head", "prompt", "cosine"]
 Progress = Callable[[str, int, int], None]
@@ -32,17 +33,26 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Learned:
-    """What was maximised, and where each stage ended."""
+    """What was maximised, where each stage ended, and the mix that was taken.
+
+    Attributes
+    ----------
+    weights
+        The learned mix, `[N]`.
+    features
+        `[n, D]` of the training images under it.
+    """
 
     objective: Objective
     climbed: Climb
     refined: Refined
+    weights: npt.NDArray[np.float64]
+    features: Tensor
 
     @property
-    def weights(self) -> npt.NDArray[np.float64]:
-        """The learned mix, `[N]`."""
-        found: npt.NDArray[np.float64] = self.refined.weights.numpy()
-        return found
+    def terms(self) -> Terms:
+        """J, H and R of the learned mix."""
+        return self.objective.terms(self.features, torch.from_numpy(self.weights))
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -68,6 +78,10 @@ def learn_weights(
 ) -> Learned:
     """Maximise J (METHOD eq. 5) over the mixes of `tokens [N, L, T, D]` on the training images.
 
+    J rewards features that fit the images it is measured on. So the mix that it ends at has to
+    beat the uniform one and each source, whose exact features are known, in the cross-fitted
+    log-loss of the head on the same images; the best of them is what was learned (METHOD 5.4).
+
     Parameters
     ----------
     lam
@@ -87,7 +101,10 @@ def learn_weights(
     exact = ExactObjective(store, pixels, tokens, objective)
     starts = starting_points(features, objective, climbed.weights)
     refined = refine(exact, starts, refine_steps, lambda *done: report("exact steps", *done))
-    return Learned(objective, climbed, refined)
+    ends = [(refined.weights.numpy(), refined.features), (uniform_weights(len(tokens)), uniform)]
+    ends += list(zip(np.eye(len(tokens)), features, strict=True))
+    losses = [cross_fitted_log_loss(f, labels, len(task.classes), seed) for _, f in ends]
+    return Learned(objective, climbed, refined, *ends[int(np.argmin(losses))])
 
 
 def source_features(store: FeatureStore, task: Task, tokens: Floats) -> Tensor:

@@ -60,7 +60,9 @@ def tune(
     row = judge.on_test(row, candidate, head)
     fitted = [r for r in bundle.table if r.method != TUNED]
     table = (*fitted, row)
-    if table[choose(table)].method != TUNED:
+    # The prompt has seen the training images, so validation alone can compare it.
+    kept = next(r for r in bundle.table if r.method == bundle.choice)
+    if choose([kept, row]) == 0:
         return replace(bundle, table=table), trained
     weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
     tuned = replace(
