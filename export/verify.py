@@ -12,6 +12,7 @@ import onnxruntime as ort
 import torch
 
 from hgprompt_edge.bundle import Bundle
+from hgprompt_edge.device.runtime import LoadError, open_onnx
 from hgprompt_edge.errors import CheckError
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import features_token, normalize
@@ -143,14 +144,10 @@ def verify_onnx(path: Path, bundle: Bundle, backbone: Backbone, images: Pixels) 
 
 
 def _open(path: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # errors come as exceptions
     try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's errors have no common base
-        raise CheckError(
-            f"onnxruntime {ort.__version__} does not load the model: {error}"
-        ) from error
+        return open_onnx(path)
+    except LoadError as error:
+        raise CheckError(f"the model was written but does not load: it {error}") from error
 
 
 def _run(session: ort.InferenceSession, images: Pixels, batch: int) -> Floats:

@@ -76,6 +76,16 @@ def test_exported_file_is_verified_and_says_what_it_is(tmp_path: Path, mode: str
     np.testing.assert_array_equal(logits, bundle.probe_logits)
 
 
+def test_older_runtimes_get_an_opset_of_their_own(
+    tmp_path: Path, bundle: Bundle, backbone: Backbone
+) -> None:
+    path = tmp_path / "m.onnx"
+    assert export_onnx(bundle, backbone, path, opset=20).ok
+    assert [o.version for o in onnx.load(path).opset_import] == [20]
+    with pytest.raises(UserError, match="--opset 19: there is no such graph; 23 is the fastest"):
+        export_onnx(bundle, backbone, path, opset=19)
+
+
 def test_metadata_is_flat_strings_under_one_prefix(
     tmp_path: Path, bundle: Bundle, backbone: Backbone
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +13,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from hgprompt_edge.device.metadata import Metadata, parse_metadata
+from hgprompt_edge.device.runtime import LoadError, open_onnx
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.preprocess import (
     IMAGE_SUFFIXES,
@@ -167,29 +167,10 @@ def _is_image(relative: Path, path: Path) -> bool:
 def _open(path: Path, threads: int | None) -> ort.InferenceSession:
     if not path.is_file():
         raise UserError(f"{path}: no such model file; make it with `hgedge export`")
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # errors come as exceptions
-    if threads is not None:
-        options.intra_op_num_threads = threads
     try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's errors have no common base
-        raise UserError(f"{path}: {_why(str(error))}") from error
-
-
-def _why(message: str) -> str:
-    """One phrase for why the runtime does not load a model."""
-    newer = re.search(r"(IR version: |[Oo]pset )(\d+)(, max| is under)", message)
-    if newer:
-        what = "IR version" if newer[1].startswith("IR") else "opset"
-        return (
-            f"uses ONNX {what} {newer[2]}, which onnxruntime {ort.__version__} does not know; "
-            "upgrade onnxruntime or export the model again"
-        )
-    if "protobuf" in message.lower():
-        return "truncated or not an ONNX file; copy or export it again"
-    reason = message.splitlines()[0].rpartition(" : ")[2][:200]
-    return f"onnxruntime {ort.__version__} does not load it ({reason}); export it again"
+        return open_onnx(path, threads)
+    except LoadError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _check_contract(path: Path, session: ort.InferenceSession, metadata: Metadata) -> None:
