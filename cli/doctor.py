@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from rich.table import Table
 
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import out, print_json, reports_errors
+from hgprompt_edge.device.cpu import cpu_features
 
 NEEDS = {
     "numpy": "everything",
@@ -25,7 +25,6 @@ NEEDS = {
     "scipy": "banks of several init seeds, --task svhn",
     "matplotlib": "the figure of fit",
 }
-CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd")
 
 
 @reports_errors
@@ -58,16 +57,3 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def cpu_features() -> list[str]:
-    """Return the instruction sets of this CPU that decide how fast models run."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return []
-    flags: set[str] = set()
-    for line in text.splitlines():
-        if line.startswith(("flags", "Features")):
-            flags.update(line.split(":", 1)[1].split())
-    return [name for name in CPU_FEATURES if name in flags]

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hgprompt_edge.cli import cache, prompt
+from hgprompt_edge.cli.bench import bench
 from hgprompt_edge.cli.compare import compare
 from hgprompt_edge.cli.doctor import doctor
 from hgprompt_edge.cli.export import export
@@ -28,6 +29,7 @@ app.command()(tune)
 app.command()(compare)
 app.command()(export)
 app.command()(predict)
+app.command()(bench)
 app.add_typer(prompt.app, name="prompt")
 app.add_typer(cache.app, name="cache")
 app.command()(doctor)

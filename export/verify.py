@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 import torch
 
 from hgprompt_edge.bundle import Bundle
-from hgprompt_edge.device.runtime import LoadError, open_onnx
+from hgprompt_edge.device.engine import Engine, LoadError, OnnxEngine
 from hgprompt_edge.errors import CheckError
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import features_token, normalize
@@ -121,16 +120,16 @@ def verify_onnx(path: Path, bundle: Bundle, backbone: Backbone, images: Pixels) 
         The runtime does not load or run the file.
     """
     reference = reference_logits(bundle, backbone, images)
-    session = _open(path)
+    engine = _open(path)
     found = []
     for batch in BATCHES:
         rounds = -(-len(images) // batch) if batch == max(BATCHES) else 1
         rows = np.arange(rounds * batch) % len(images)  # every batch is full
-        found.append(compare(_run(session, images[rows], batch), reference[rows]))
+        found.append(compare(_run(engine, images[rows], batch), reference[rows]))
     worst = max(found, key=lambda c: (not c.ok, c.max_abs_diff / c.bound))
     probe = None
     if len(bundle.probe_images):
-        probe = compare(_run(session, bundle.probe_images, max(BATCHES)), bundle.probe_logits)
+        probe = compare(_run(engine, bundle.probe_images, max(BATCHES)), bundle.probe_logits)
     return Verification(
         ok=all(c.ok for c in found) and (probe is None or probe.ok),
         max_abs_diff=worst.max_abs_diff,
@@ -139,22 +138,20 @@ def verify_onnx(path: Path, bundle: Bundle, backbone: Backbone, images: Pixels) 
         probe_max_abs_diff=None if probe is None else probe.max_abs_diff,
         images=len(images),
         batches=BATCHES,
-        runtime=f"onnxruntime {ort.__version__}",
+        runtime=engine.runtime,
     )
 
 
-def _open(path: Path) -> ort.InferenceSession:
+def _open(path: Path) -> Engine:
     try:
-        return open_onnx(path)
+        return OnnxEngine(path)
     except LoadError as error:
-        raise CheckError(f"the model was written but does not load: it {error}") from error
+        raise CheckError(f"the model does not load: it {error}") from error
 
 
-def _run(session: ort.InferenceSession, images: Pixels, batch: int) -> Floats:
+def _run(engine: Engine, images: Pixels, batch: int) -> Floats:
     parts = [images[start : start + batch] for start in range(0, len(images), batch)]
     try:
-        return np.concatenate([session.run(["logits"], {"image": part})[0] for part in parts])
-    except Exception as error:
-        raise CheckError(
-            f"onnxruntime {ort.__version__} does not run the model: {error}"
-        ) from error
+        return np.concatenate([engine.run(part) for part in parts])
+    except Exception as error:  # the runtimes' errors have no common base
+        raise CheckError(f"{engine.runtime} does not run the model: {error}") from error

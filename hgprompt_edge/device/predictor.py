@@ -10,10 +10,9 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
+from hgprompt_edge.device.engine import Engine, Port, open_engine
 from hgprompt_edge.device.metadata import Metadata, parse_metadata
-from hgprompt_edge.device.runtime import LoadError, open_onnx
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.preprocess import (
     IMAGE_SUFFIXES,
@@ -66,10 +65,14 @@ class Predictor:
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         self.path = path
-        self._session = _open(path, threads)
-        entries = self._session.get_modelmeta().custom_metadata_map
-        self.metadata: Metadata = parse_metadata(path, entries)
-        _check_contract(path, self._session, self.metadata)
+        self._engine = open_engine(path, threads)
+        self.metadata: Metadata = parse_metadata(path, self._engine.entries)
+        _check_contract(path, self._engine, self.metadata)
+
+    @property
+    def runtime(self) -> str:
+        """Name and version of what runs the model."""
+        return self._engine.runtime
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -91,7 +94,7 @@ class Predictor:
             )
         if len(pixels) == 0:
             return np.zeros((0, len(self.classes)), np.float32)
-        return cast("Floats", self._session.run(["logits"], {"image": pixels})[0])
+        return self._engine.run(pixels)
 
     def probabilities(self, pixels: Pixels) -> Floats:
         """Probabilities `[n, K]` of pixels `[n, S, S, 3]`; each row sums to 1."""
@@ -164,24 +167,13 @@ def _is_image(relative: Path, path: Path) -> bool:
     return not hidden and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
-def _open(path: Path, threads: int | None) -> ort.InferenceSession:
-    if not path.is_file():
-        raise UserError(f"{path}: no such model file; make it with `hgedge export`")
-    try:
-        return open_onnx(path, threads)
-    except LoadError as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def _check_contract(path: Path, session: ort.InferenceSession, metadata: Metadata) -> None:
+def _check_contract(path: Path, engine: Engine, metadata: Metadata) -> None:
     """Refuse a file whose graph is not what its metadata says."""
-    side = metadata.preprocessing.image_size
-    inputs = [(i.name, i.type, i.shape[1:]) for i in session.get_inputs()]
-    outputs = [(o.name, o.type, o.shape[1:]) for o in session.get_outputs()]
-    wanted_inputs = [("image", "tensor(uint8)", [side, side, 3])]
-    wanted_outputs = [("logits", "tensor(float)", [len(metadata.classes)])]
-    if inputs != wanted_inputs or outputs != wanted_outputs:
+    side, classes = metadata.preprocessing.image_size, len(metadata.classes)
+    wanted = (Port("image", "uint8", (side, side, 3)),), (Port("logits", "float", (classes,)),)
+    if (engine.inputs, engine.outputs) != wanted:
+        takes, gives = (", ".join(map(str, ports)) for ports in (engine.inputs, engine.outputs))
         raise UserError(
-            f"{path}: takes {inputs} and gives {outputs}, which does not fit its metadata "
-            f"({side} px, {len(metadata.classes)} classes); export it again"
+            f"{path}: takes {takes} and gives {gives}, which does not fit its metadata "
+            f"({side} px, {classes} classes); export it again"
         )
