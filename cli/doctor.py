@@ -24,7 +24,10 @@ NEEDS = {
     "scikit-learn": "fit with --task digits",
     "scipy": "banks of several init seeds, --task svhn",
     "matplotlib": "the figure of fit",
+    "openvino": "export --format openvino, predict and bench on .xml",
 }
+EXTRAS = {"openvino": "openvino"}
+"""Packages that an extra of its own brings; `server` brings the rest."""
 
 
 @reports_errors
@@ -48,8 +51,10 @@ def doctor(json: options.Json = False) -> None:
     for name, found in packages.items():
         table.add_row(name, found or "missing", NEEDS[name])
     out.print(table)
-    if None in packages.values():
-        out.print("missing parts come with: pip install 'hgprompt-edge[server]'", markup=False)
+    missing = [name for name, found in packages.items() if found is None]
+    for extra in dict.fromkeys(EXTRAS.get(name, "server") for name in missing):
+        lacking = ", ".join(name for name in missing if EXTRAS.get(name, "server") == extra)
+        out.print(f"{lacking}: pip install 'hgprompt-edge[{extra}]'", markup=False, soft_wrap=True)
 
 
 def _version(name: str) -> str | None:

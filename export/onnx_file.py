@@ -31,6 +31,19 @@ from hgprompt_edge.vit.backbone import Backbone
 MAX_MODEL_BYTES = 2**31 - 2**24
 """Largest model that one protobuf file holds, with room for the metadata."""
 
+PACKAGES = (
+    "hgprompt-edge",
+    "torch",
+    "timm",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "numpy",
+)
+"""Whose versions a model names."""
+
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -62,7 +75,7 @@ def export_onnx(
     """
     images = bundle.probe_images if images is None else images
     rewrites = rewrites_for(opset)
-    _check_fits(bundle, backbone, images)
+    check_fits(bundle, backbone, images)
     with atomic_path(path) as temporary:
         model = build_graph(bundle, backbone, rewrites)
         _check_size(model, path)
@@ -139,7 +152,8 @@ def resize_rule(preprocessing: Preprocessing) -> str:
     return f"RGB; resize {what} to {resize} px ({preprocessing.interpolation}, antialiased){crop}"
 
 
-def _check_fits(bundle: Bundle, backbone: Backbone, images: Pixels) -> None:
+def check_fits(bundle: Bundle, backbone: Backbone, images: Pixels) -> None:
+    """Refuse a bundle of another backbone, or one whose parts do not fit each other or it."""
     if bundle.backbone_sha256 != backbone.sha256:
         raise UserError(
             f"the bundle of task '{bundle.task}' was fitted on other weights of {bundle.backbone} "
@@ -192,7 +206,7 @@ def _brief(error: Exception) -> str:
 
 def _versions() -> dict[str, str]:
     found = {}
-    for name in ("hgprompt-edge", "torch", "timm", "onnx", "onnx-ir", "onnxruntime", "numpy"):
+    for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # run from a checkout that is not installed

@@ -61,17 +61,37 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(path: Path, threads: int | None = None) -> Engine:
-    """Open a model file in the runtime that its name stands for.
+def open_engine(
+    path: Path, threads: int | None = None, *, device: str = "CPU", bf16: bool = False
+) -> Engine:
+    """Open a model file in the runtime that its name stands for: `.xml` OpenVINO, else onnxruntime.
+
+    Parameters
+    ----------
+    threads
+        CPU threads of one run; None: the runtime's default.
+    device, bf16
+        For OpenVINO: what to run on, and whether to compute in bfloat16.
 
     Raises
     ------
     UserError
-        No such file, or the runtime does not load it.
+        No such file, the runtime is not installed or does not load it, or an ONNX file with
+        options for OpenVINO.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such model file; make it with `hgedge export`")
     try:
+        if path.suffix == ".xml":
+            from hgprompt_edge.device.openvino_engine import OpenVinoEngine
+
+            return OpenVinoEngine(path, threads, device=device, bf16=bf16)
+        if device != "CPU" or bf16:
+            option = "--bf16" if bf16 else f"--device {device}"
+            raise UserError(
+                f"{option}: {path} is an ONNX model, which runs on the CPU in float32; "
+                "export it again with `--format openvino`"
+            )
         return OnnxEngine(path, threads)
     except LoadError as error:
         raise UserError(f"{path}: {error}") from error

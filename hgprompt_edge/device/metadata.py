@@ -116,7 +116,7 @@ def parse_metadata(path: Path, entries: Mapping[str, str]) -> Metadata:
     version = entries.get(f"{PREFIX}format", "")
     if not version.startswith("hgprompt.model/"):
         raise UserError(
-            f"{path}: an ONNX model, but not one that `hgedge export` wrote; "
+            f"{path}: a model, but not one that `hgedge export` wrote; "
             "give the file that it printed"
         )
     if version != FORMAT:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from hgprompt_edge.device.engine import Engine, Port, open_engine
 from hgprompt_edge.device.metadata import Metadata, parse_metadata
+from hgprompt_edge.device.parity import Comparison, compare
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.preprocess import (
     IMAGE_SUFFIXES,
@@ -48,9 +49,11 @@ class Predictor:
     Parameters
     ----------
     path
-        The ONNX file. It may come from anywhere and is checked.
+        The ONNX file, or the `.xml` of an OpenVINO model. It may come from anywhere, is checked.
     threads
         CPU threads of one run; None: the runtime's default, all cores.
+    device, bf16
+        For OpenVINO models: `CPU`, `GPU` or `AUTO`, and whether to compute in bfloat16.
 
     Attributes
     ----------
@@ -63,9 +66,16 @@ class Predictor:
         No such file, not ONNX, truncated, not a model of ours, or the runtime is too old.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        *,
+        device: str = "CPU",
+        bf16: bool = False,
+    ) -> None:
         self.path = path
-        self._engine = open_engine(path, threads)
+        self._engine = open_engine(path, threads, device=device, bf16=bf16)
         self.metadata: Metadata = parse_metadata(path, self._engine.entries)
         _check_contract(path, self._engine, self.metadata)
 
@@ -99,6 +109,22 @@ class Predictor:
     def probabilities(self, pixels: Pixels) -> Floats:
         """Probabilities `[n, K]` of pixels `[n, S, S, 3]`; each row sums to 1."""
         return softmax(self.logits(pixels))
+
+    def compare_probe(self) -> Comparison:
+        """Compare the logits on the model's own probe images with those that PyTorch gave.
+
+        Raises
+        ------
+        UserError
+            The model carries no probe images, or damaged ones.
+        """
+        try:
+            images, reference = self.metadata.probe()
+        except ValueError as error:
+            raise UserError(f"{self.path}: its {error}; export it again") from error
+        if not len(images):
+            raise UserError(f"{self.path}: carries no probe images to check it on; export it again")
+        return compare(self.logits(images), reference)
 
     def predict_paths(
         self, paths: Iterable[Path], top: int = 1, batch_size: int = 16
