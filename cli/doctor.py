@@ -25,8 +25,9 @@ NEEDS = {
     "scipy": "banks of several init seeds, --task svhn",
     "matplotlib": "the figure of fit",
     "openvino": "export --format openvino, predict and bench on .xml",
+    "model-signing": "export --sign, verify --key",
 }
-EXTRAS = {"openvino": "openvino"}
+EXTRAS = {"openvino": "openvino", "model-signing": "sign"}
 """Packages that an extra of its own brings; `server` brings the rest."""
 
 

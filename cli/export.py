@@ -58,22 +58,32 @@ def export(
         ),
     ] = None,
     checkpoint: options.Checkpoint = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            help="Private key (PEM, elliptic curve) to sign the model with.", show_default=False
+        ),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Fold prompt and head into the frozen ViT and write one verified model file."""
     from hgprompt_edge.bundle import newest_bundle, read_bundle
     from hgprompt_edge.device.bench import file_bytes
+    from hgprompt_edge.device.signature import check_signer
+    from hgprompt_edge.device.signature import sign as sign_model
     from hgprompt_edge.export.graph import OPSET
     from hgprompt_edge.export.onnx_file import export_onnx
-    from hgprompt_edge.files import check_writable
+    from hgprompt_edge.files import check_writable, sha256_file
     from hgprompt_edge.vit.backbone import load_backbone
 
     _check_options(file_format, precision, opset)
     start = time.perf_counter()
+    if sign is not None:
+        check_signer(sign)
     if bundle is None:
         bundle = newest_bundle(Path())
         note(f"exporting {bundle}, the newest bundle here")
-    content = read_bundle(bundle)
+    content, digest = read_bundle(bundle), sha256_file(bundle)
     path = output or bundle.with_suffix(SUFFIXES[file_format])
     check_writable(path.parent, "--output")
     size = content.preprocessing.image_size
@@ -82,12 +92,18 @@ def export(
         from hgprompt_edge.export import openvino_file
 
         stored = openvino_file.Precision(precision.value)
-        checked = openvino_file.export_openvino(content, backbone, path, precision=stored)
+        checked = openvino_file.export_openvino(
+            content, backbone, path, precision=stored, bundle_sha256=digest
+        )
     else:
-        checked = export_onnx(content, backbone, path, opset=opset or OPSET)
+        checked = export_onnx(content, backbone, path, opset=opset or OPSET, bundle_sha256=digest)
+    signature = None if sign is None else sign_model(path, sign)
     seconds = time.perf_counter() - start
     if json:
-        print_json({"model": str(path), "seconds": round(seconds, 2), **vars(checked)})
+        print_json(
+            {"model": str(path), "seconds": round(seconds, 2), **vars(checked)}
+            | ({"signature": str(signature)} if signature else {})
+        )
         return
     how = "near" if precision is Precision.FP16 else "equal to"
     out.print(
@@ -95,6 +111,8 @@ def export(
         f"(largest difference {checked.max_abs_diff:.1e}, bound {checked.bound:.1e})",
         soft_wrap=True,
     )
+    if signature is not None:
+        out.print(f"{signature}: signed with {sign}", soft_wrap=True)
     out.print(f"next: hgedge predict --model {path} IMAGE...", soft_wrap=True)
 
 

@@ -16,6 +16,7 @@ from hgprompt_edge.cli.export import export
 from hgprompt_edge.cli.fit import fit
 from hgprompt_edge.cli.predict import predict
 from hgprompt_edge.cli.tune import tune
+from hgprompt_edge.cli.verify import verify
 
 app = typer.Typer(
     name="hgedge",
@@ -29,6 +30,7 @@ app.command()(tune)
 app.command()(compare)
 app.command()(export)
 app.command()(predict)
+app.command()(verify)
 app.command()(bench)
 app.add_typer(prompt.app, name="prompt")
 app.add_typer(cache.app, name="cache")

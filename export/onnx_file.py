@@ -54,6 +54,7 @@ def export_onnx(
     *,
     images: Pixels | None = None,
     opset: int = OPSET,
+    bundle_sha256: str = "",
 ) -> Verification:
     """Fold prompt and head into the ViT, write one ONNX file, prove it equal to PyTorch.
 
@@ -63,6 +64,8 @@ def export_onnx(
         Real images `[n, S, S, 3]` uint8 to verify on; None: the bundle's probe images.
     opset
         Of ONNX: `OPSET`, or `PLAIN_OPSET` for older runtimes (about 2 % slower).
+    bundle_sha256
+        Of the bundle's file, to be recorded.
 
     Raises
     ------
@@ -79,7 +82,7 @@ def export_onnx(
     with atomic_path(path) as temporary:
         model = build_graph(bundle, backbone, rewrites)
         _check_size(model, path)
-        entries = describe(bundle)
+        entries = describe(bundle, bundle_sha256)
         model.metadata_props.update(entries)
         ir.save(model, temporary)
         try:
@@ -115,7 +118,7 @@ def rewrites_for(opset: int) -> Rewrites:
     return Rewrites(attention=ways[opset])
 
 
-def describe(bundle: Bundle) -> dict[str, str]:
+def describe(bundle: Bundle, bundle_sha256: str = "") -> dict[str, str]:
     """Metadata of an exported model except its verification, as `Metadata` reads it."""
     count = probe_count(bundle.probe_images)
     fields = {
@@ -127,6 +130,7 @@ def describe(bundle: Bundle) -> dict[str, str]:
         "resize": resize_rule(bundle.preprocessing),
         "backbone": bundle.backbone,
         "backbone_sha256": bundle.backbone_sha256,
+        "bundle_sha256": bundle_sha256,
         "mode": bundle.mode,
         "choice": bundle.choice,
         "weights": json.dumps(bundle.weights.tolist()),

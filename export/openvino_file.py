@@ -22,7 +22,7 @@ from hgprompt_edge.device.openvino_engine import (
     import_openvino,
     read_entries,
 )
-from hgprompt_edge.device.parity import TOLERANCE
+from hgprompt_edge.device.parity import TOLERANCES
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export.graph import build_graph
 from hgprompt_edge.export.onnx_file import check_fits, describe
@@ -30,9 +30,6 @@ from hgprompt_edge.export.rewrites import Attention, Rewrites
 from hgprompt_edge.export.verify import Verification, verify_engine
 from hgprompt_edge.files import atomic_paths, sha256_file
 from hgprompt_edge.vit.backbone import Backbone
-
-FP16_TOLERANCE = 1e-2
-"""Weights rounded to float16 move logits by some 1e-3 of the largest: not equal, but near."""
 
 
 class Precision(str, Enum):
@@ -49,6 +46,7 @@ def export_openvino(
     *,
     images: npt.NDArray[np.uint8] | None = None,
     precision: Precision = Precision.FP32,
+    bundle_sha256: str = "",
 ) -> Verification:
     """Write `NAME.xml` and `NAME.bin` of the same graph as ONNX's, proven equal to PyTorch.
 
@@ -60,6 +58,8 @@ def export_openvino(
         Real images `[n, S, S, 3]` uint8 to verify on; None: the bundle's probe images.
     precision
         `FP16` halves the file; its logits are within 1 % of the largest, not equal.
+    bundle_sha256
+        Of the bundle's file, to be recorded.
 
     Raises
     ------
@@ -77,9 +77,9 @@ def export_openvino(
         model = convert(ov, build_graph(bundle, backbone, Rewrites(attention=Attention.PAST)), xml)
         half = precision is Precision.FP16
         ov.save_model(model, xml, compress_to_fp16=half)
-        verification = _verify(xml, path, bundle, backbone, images, half)
+        verification = _verify(xml, path, bundle, backbone, images, precision)
         entries = {
-            **describe(bundle),
+            **describe(bundle, bundle_sha256),
             f"{PREFIX}precision": precision.value,
             f"{PREFIX}verification": json.dumps(asdict(verification), sort_keys=True),
             WEIGHTS_SHA256: sha256_file(weights),
@@ -112,9 +112,9 @@ def _verify(
     bundle: Bundle,
     backbone: Backbone,
     images: npt.NDArray[np.uint8],
-    half: bool,
+    precision: Precision,
 ) -> Verification:
-    tolerance = FP16_TOLERANCE if half else TOLERANCE
+    tolerance = TOLERANCES[precision.value]
     try:
         engine = OpenVinoEngine(xml, cache=False)
         verification = verify_engine(engine, bundle, backbone, images, tolerance=tolerance)

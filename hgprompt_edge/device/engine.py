@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from hgprompt_edge.device.external import check_external_data
 from hgprompt_edge.errors import UserError
 
 FALLBACK_OPSET = 20
@@ -77,7 +78,7 @@ def open_engine(
     ------
     UserError
         No such file, the runtime is not installed or does not load it, or an ONNX file with
-        options for OpenVINO.
+        options for OpenVINO, or with weights outside its folder.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such model file; make it with `hgedge export`")
@@ -92,6 +93,7 @@ def open_engine(
                 f"{option}: {path} is an ONNX model, which runs on the CPU in float32; "
                 "export it again with `--format openvino`"
             )
+        check_external_data(path)
         return OnnxEngine(path, threads)
     except LoadError as error:
         raise UserError(f"{path}: {error}") from error

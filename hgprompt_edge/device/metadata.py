@@ -38,6 +38,10 @@ class Metadata(BaseModel):
         Which mix was chosen on validation, see `Bundle`.
     verification
         Figures of the comparison with PyTorch; written last, so a file without it is not whole.
+    precision
+        How weights are stored and products computed.
+    bundle_sha256
+        Of the bundle file that the model was made from.
     probe_logits
         PyTorch's logits on the probe images, `[p][K]`.
     """
@@ -64,6 +68,8 @@ class Metadata(BaseModel):
     verification: Json[dict[str, Any]]
     probe_logits: Json[tuple[tuple[float, ...], ...]]
     probe_images: str
+    precision: str = "fp32"
+    bundle_sha256: str = ""
 
     @field_validator("preprocessing")
     @classmethod
@@ -116,8 +122,8 @@ def parse_metadata(path: Path, entries: Mapping[str, str]) -> Metadata:
     version = entries.get(f"{PREFIX}format", "")
     if not version.startswith("hgprompt.model/"):
         raise UserError(
-            f"{path}: a model, but not one that `hgedge export` wrote; "
-            "give the file that it printed"
+            f"{path}: a model, but not one that `hgedge export` wrote: it lacks classes, the "
+            "resize rule and probe images; give the file that it printed"
         )
     if version != FORMAT:
         raise UserError(

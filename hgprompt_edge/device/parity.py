@@ -9,6 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 TOLERANCE = 1e-4
+TOLERANCES = {"fp32": TOLERANCE, "fp16": 1e-2, "int8": 0.5}
+"""By precision, relative to the largest logit. Weights in float16 move logits by some 1e-3 of it.
+Of int8 accuracy was held against float32; its logits tell a broken model from a rounded one alone.
+"""
 
 Floats = npt.NDArray[np.float32]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.device.engine import Engine, Port, open_engine
-from hgprompt_edge.device.metadata import Metadata, parse_metadata
-from hgprompt_edge.device.parity import Comparison, compare
+from hgprompt_edge.device.metadata import PREFIX, Metadata, parse_metadata
+from hgprompt_edge.device.parity import TOLERANCES, Comparison, compare
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.preprocess import (
     IMAGE_SUFFIXES,
@@ -124,7 +124,7 @@ class Predictor:
             raise UserError(f"{self.path}: its {error}; export it again") from error
         if not len(images):
             raise UserError(f"{self.path}: carries no probe images to check it on; export it again")
-        return compare(self.logits(images), reference)
+        return compare(self.logits(images), reference, tolerance_of(self._engine.entries))
 
     def predict_paths(
         self, paths: Iterable[Path], top: int = 1, batch_size: int = 16
@@ -156,6 +156,11 @@ class Predictor:
     def _top(self, probabilities: Floats, top: int) -> tuple[tuple[str, float], ...]:
         order = np.argsort(-probabilities, kind="stable")[:top]
         return tuple((self.classes[index], float(probabilities[index])) for index in order)
+
+
+def tolerance_of(entries: Mapping[str, str]) -> float:
+    """How far a model's logits may be from PyTorch's, relative to the largest (METHOD 8)."""
+    return TOLERANCES[entries.get(f"{PREFIX}precision", "fp32")]
 
 
 def softmax(logits: Floats) -> Floats:
