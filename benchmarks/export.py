@@ -152,8 +152,22 @@ def make_entries(
             yield Entry(form, "openvino", "fp32", in_openvino(path))
         if form == "hgedge" and "openvino" in runtimes:
             yield Entry(form, "openvino", "bf16", in_openvino(path, "bf16"))
+        if form == "hgedge" and "onnxruntime" in runtimes:
+            yield from quantized(path, backbone.depth)
     if not quick:
         yield from in_pytorch(backbone, plain, prompted)
+
+
+def quantized(path: Path, depth: int) -> Iterator[Entry]:
+    """The schemes that export tries first, calibrated on noise: for speed, not for accuracy."""
+    from hgprompt_edge.export.schemes import onnx_schemes, openvino_schemes
+
+    noise = np.random.default_rng(2).integers(0, 256, (4, 224, 224, 3), dtype=np.uint8)
+    onnx_path, xml = path.with_name("int8.onnx"), path.with_name("int8.xml")
+    onnx_schemes(depth)[0].write(path, noise, onnx_path)
+    yield Entry("hgedge", "onnxruntime", "int8", in_onnxruntime(onnx_path))
+    openvino_schemes(depth)[0].write(path, noise, xml)
+    yield Entry("hgedge", "openvino", "int8", in_openvino(xml))
 
 
 def steps(full: bool) -> Iterator[tuple[str, Any, tuple[str, ...]]]:

@@ -25,9 +25,10 @@ NEEDS = {
     "scipy": "banks of several init seeds, --task svhn",
     "matplotlib": "the figure of fit",
     "openvino": "export --format openvino, predict and bench on .xml",
+    "nncf": "export --format openvino --precision int8",
     "model-signing": "export --sign, verify --key",
 }
-EXTRAS = {"openvino": "openvino", "model-signing": "sign"}
+EXTRAS = {"openvino": "openvino", "nncf": "int8", "model-signing": "sign"}
 """Packages that an extra of its own brings; `server` brings the rest."""
 
 

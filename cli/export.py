@@ -5,14 +5,20 @@ from __future__ import annotations
 import time
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
 from hgprompt_edge.cli import options
-from hgprompt_edge.cli.console import note, out, print_json, reports_errors
+from hgprompt_edge.cli.console import note, out, print_json, progress_bar, reports_errors
 from hgprompt_edge.cli.server import needs_server
 from hgprompt_edge.errors import UserError
+
+if TYPE_CHECKING:
+    from hgprompt_edge.bundle import Bundle
+    from hgprompt_edge.export.int8 import Int8
+    from hgprompt_edge.vit.backbone import Backbone
 
 
 class Format(str, Enum):
@@ -27,6 +33,7 @@ class Precision(str, Enum):
 
     FP32 = "fp32"
     FP16 = "fp16"
+    INT8 = "int8"
 
 
 SUFFIXES = {Format.ONNX: ".onnx", Format.OPENVINO: ".xml"}
@@ -48,7 +55,7 @@ def export(
     ] = None,
     precision: Annotated[
         Precision,
-        typer.Option(help="fp16 halves an OpenVINO file; its logits are near, not equal."),
+        typer.Option(help="fp16 halves an OpenVINO file; int8 needs --data or --task."),
     ] = Precision.FP32,
     opset: Annotated[
         int | None,
@@ -57,6 +64,12 @@ def export(
             show_default=False,
         ),
     ] = None,
+    task: options.Task = None,
+    data: options.Data = None,
+    max_drop: Annotated[
+        float,
+        typer.Option(min=0, help="int8: points of validation accuracy that may be lost."),
+    ] = 1.0,
     checkpoint: options.Checkpoint = None,
     sign: Annotated[
         Path | None,
@@ -76,7 +89,7 @@ def export(
     from hgprompt_edge.files import check_writable, sha256_file
     from hgprompt_edge.vit.backbone import load_backbone
 
-    _check_options(file_format, precision, opset)
+    _check_options(file_format, precision, opset, task or data)
     start = time.perf_counter()
     if sign is not None:
         check_signer(sign)
@@ -88,7 +101,11 @@ def export(
     check_writable(path.parent, "--output")
     size = content.preprocessing.image_size
     backbone = load_backbone(content.backbone, checkpoint=checkpoint, image_size=size)
-    if file_format is Format.OPENVINO:
+    result: Int8 | None = None
+    if precision is Precision.INT8:
+        result = _quantize(content, backbone, path, task, data, max_drop, digest)
+        checked = result.verification
+    elif file_format is Format.OPENVINO:
         from hgprompt_edge.export import openvino_file
 
         stored = openvino_file.Precision(precision.value)
@@ -103,9 +120,12 @@ def export(
         print_json(
             {"model": str(path), "seconds": round(seconds, 2), **vars(checked)}
             | ({"signature": str(signature)} if signature else {})
+            | ({"tried": [vars(trial) for trial in result.tried]} if result else {})
         )
         return
-    how = "near" if precision is Precision.FP16 else "equal to"
+    if result is not None:
+        _print_trials(result)
+    how = "near" if precision is not Precision.FP32 else "equal to"
     out.print(
         f"{path}: {file_bytes(path) / 1e6:.1f} MB, {how} PyTorch on {checked.images} images "
         f"(largest difference {checked.max_abs_diff:.1e}, bound {checked.bound:.1e})",
@@ -116,7 +136,50 @@ def export(
     out.print(f"next: hgedge predict --model {path} IMAGE...", soft_wrap=True)
 
 
-def _check_options(file_format: Format, precision: Precision, opset: int | None) -> None:
+def _quantize(
+    bundle: Bundle,
+    backbone: Backbone,
+    path: Path,
+    task: str | None,
+    data: Path | None,
+    max_drop: float,
+    digest: str,
+) -> Int8:
+    from hgprompt_edge.export.int8 import export_int8
+    from hgprompt_edge.tasks import load_task
+
+    with progress_bar() as report:
+        images = load_task(
+            task,
+            bundle.preprocessing,
+            data=data,
+            seed=bundle.seed,
+            progress=lambda done, total: report("images", done, total),
+        )
+        return export_int8(
+            bundle, backbone, path, images, max_drop=max_drop, bundle_sha256=digest, report=report
+        )
+
+
+def _print_trials(result: Int8) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("int8 scheme")
+    table.add_column("validation", justify="right")
+    table.add_row("(float32)", f"{100 * result.float_accuracy:.1f} %")
+    for trial in result.tried:
+        table.add_row(trial.scheme, f"{100 * trial.val_accuracy:.1f} %")
+    out.print(table)
+
+
+def _check_options(
+    file_format: Format, precision: Precision, opset: int | None, images: str | Path | None
+) -> None:
+    if precision is Precision.INT8 and images is None:
+        raise UserError(
+            "--precision int8: needs images to calibrate and to measure on; give --data or --task"
+        )
+    if precision is Precision.INT8 and opset is not None:
+        raise UserError("--opset: int8 models come in one opset alone; leave it out")
     if file_format is Format.OPENVINO and opset is not None:
         raise UserError("--opset: an OpenVINO model has none; leave it out or use --format onnx")
     if file_format is Format.ONNX and precision is Precision.FP16:

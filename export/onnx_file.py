@@ -96,7 +96,7 @@ def export_onnx(
                 f"{path}: the model is not equal to PyTorch ({verification}); nothing was written"
             )
         last = {f"{PREFIX}verification": json.dumps(asdict(verification), sort_keys=True)}
-        _append_metadata(temporary, last)
+        append_metadata(temporary, last)
         parse_metadata(path, {**entries, **last})
     return verification
 
@@ -191,7 +191,8 @@ def _check_size(model: ir.Model, path: Path) -> None:
         )
 
 
-def _append_metadata(path: Path, entries: dict[str, str]) -> None:
+def append_metadata(path: Path, entries: dict[str, str]) -> None:
+    """Add metadata to an ONNX file without touching the bytes that are there."""
     # Protobuf messages that follow each other are one message, repeated fields are joined. So the
     # bytes that were verified stay as they are.
     tail = onnx.ModelProto()

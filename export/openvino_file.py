@@ -127,6 +127,20 @@ def _verify(
     return verification
 
 
+def add_metadata(xml: Path, entries: dict[str, str]) -> None:
+    """Add metadata, and the sha256 of the weights, to an IR that is written already."""
+    ov = import_openvino()
+    model = ov.Core().read_model(xml)
+    _set_entries(model, {**entries, WEIGHTS_SHA256: sha256_file(xml.with_suffix(".bin"))})
+    second = xml.with_name(f"described-{xml.name}")
+    ov.serialize(model, second, second.with_suffix(".bin"))
+    # The graph alone is new: the weights stay the bytes that were verified.
+    if sha256_file(second.with_suffix(".bin")) != sha256_file(xml.with_suffix(".bin")):
+        raise CheckError(f"{xml.name}: OpenVINO changed the weights as it wrote the metadata")
+    second.with_suffix(".bin").unlink()
+    second.replace(xml)
+
+
 def _set_entries(model: Any, entries: dict[str, str]) -> None:
     for name, text in entries.items():
         model.set_rt_info(text, [RT_INFO, name.removeprefix(PREFIX)])

@@ -42,6 +42,8 @@ class Metadata(BaseModel):
         How weights are stored and products computed.
     bundle_sha256
         Of the bundle file that the model was made from.
+    quantization
+        Of int8 models: validation accuracy in float32, and of each scheme that was tried.
     probe_logits
         PyTorch's logits on the probe images, `[p][K]`.
     """
@@ -70,6 +72,7 @@ class Metadata(BaseModel):
     probe_images: str
     precision: str = "fp32"
     bundle_sha256: str = ""
+    quantization: Json[dict[str, Any]] = Field(default="{}", validate_default=True)
 
     @field_validator("preprocessing")
     @classmethod
