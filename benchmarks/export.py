@@ -159,7 +159,7 @@ def make_entries(
 
 
 def quantized(path: Path, depth: int) -> Iterator[Entry]:
-    """The schemes that export tries first, calibrated on noise: for speed, not for accuracy."""
+    """Make what export tries first, calibrated on noise: for speed, not for accuracy."""
     from hgprompt_edge.export.schemes import onnx_schemes, openvino_schemes
 
     noise = np.random.default_rng(2).integers(0, 256, (4, 224, 224, 3), dtype=np.uint8)

@@ -43,6 +43,11 @@ def predict(
         fail("--json and --csv: choose one of them", EXIT_BAD_INPUT)
     predictor = Predictor(model, threads=threads, device=device, bf16=bf16)
     paths = find_images(images)
+    if predictor.assumed:
+        note(
+            f"{model}: not from `hgedge export`: it lacks class names and the resize rule; classes "
+            "are numbers, the shorter side is resized to the model's and the centre cropped"
+        )
     if bf16:
         note(f"bfloat16: {predictor.compare_probe()}")
     predictions = list(predictor.predict_paths(paths, top=top, batch_size=batch_size))

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from PIL import Image
 from small_vits import make_bundle
 from typer.testing import CliRunner, Result
 
@@ -173,6 +174,33 @@ def test_external_data_is_found_in_every_place_and_allowed_inside(tmp_path: Path
     for damage in (b"", b"\xff" * 100, path.read_bytes()[:30], b"\x3a\x05\x0a\x7f"):
         path.write_bytes(damage)
         assert external_locations(path) == []
+
+
+@pytest.fixture
+def nameless(made: Path, tmp_path: Path) -> Path:
+    """A model that computes what ours does and says nothing of itself."""
+    proto = onnx.load(made / "pets.onnx")
+    del proto.metadata_props[:]
+    (tmp_path / "nameless.onnx").write_bytes(proto.SerializeToString())
+    return tmp_path / "nameless.onnx"
+
+
+def test_a_model_without_metadata_predicts_but_does_not_verify(nameless: Path, made: Path) -> None:
+    photo = nameless.with_name("a.png")
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(photo)
+    words = ["predict", str(photo), "--json", "--model"]
+    result, ours = run(*words, str(nameless)), run(*words, str(made / "pets.onnx"))
+    assert result.exit_code == 0, result.stderr
+    assert "it lacks class names and the resize rule; classes are numbers" in result.stderr
+    (answer,), (expected,) = json.loads(result.stdout), json.loads(ours.stdout)
+    (top,), (known,) = answer["classes"], expected["classes"]
+    assert known["label"] == f"class {top['label']}, ä"
+    assert known["probability"] == top["probability"]
+
+    refused = run("verify", str(nameless))
+    assert refused.exit_code == 2
+    assert "lacks all metadata of `hgedge export`: classes, the resize rule" in refused.stderr
+    assert run("bench", str(nameless), "--runs", "2").exit_code == 0
 
 
 @pytest.mark.parametrize("what", ["none.onnx", "--bundle none.hgbundle"])

@@ -114,6 +114,23 @@ def probe_count(images: npt.NDArray[np.uint8]) -> int:
     return min(len(images), max(1, PROBE_BYTES // max(1, images[:1].nbytes)))
 
 
+def assume_metadata(side: int, classes: int) -> Metadata:
+    """Stand in for the metadata of a model of `side` pixels that says nothing of itself.
+
+    Its classes are numbers, and images are resized and cropped to its size.
+    """
+    return Metadata.model_construct(
+        format="",
+        task="",
+        classes=tuple(str(index) for index in range(classes)),
+        preprocessing=Preprocessing(side, side),
+        image_size=side,
+        probe_logits=(),
+        probe_images="",
+        precision="fp32",
+    )
+
+
 def parse_metadata(path: Path, entries: Mapping[str, str]) -> Metadata:
     """Check the metadata of a model file.
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.device.engine import Engine, Port, open_engine
-from hgprompt_edge.device.metadata import PREFIX, Metadata, parse_metadata
+from hgprompt_edge.device.metadata import PREFIX, Metadata, assume_metadata, parse_metadata
 from hgprompt_edge.device.parity import TOLERANCES, Comparison, compare
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.preprocess import (
@@ -59,6 +59,8 @@ class Predictor:
     ----------
     metadata : Metadata
         What the file says about itself.
+    assumed : Metadata or None
+        The same, where the file says nothing but takes and gives what a model of ours does.
 
     Raises
     ------
@@ -76,7 +78,9 @@ class Predictor:
     ) -> None:
         self.path = path
         self._engine = open_engine(path, threads, device=device, bf16=bf16)
-        self.metadata: Metadata = parse_metadata(path, self._engine.entries)
+        known = any(key.startswith(PREFIX) for key in self._engine.entries)
+        self.assumed = None if known else _assume(self._engine)
+        self.metadata: Metadata = self.assumed or parse_metadata(path, self._engine.entries)
         _check_contract(path, self._engine, self.metadata)
 
     @property
@@ -196,6 +200,17 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 def _is_image(relative: Path, path: Path) -> bool:
     hidden = any(part.startswith(".") for part in relative.parts)
     return not hidden and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def _assume(engine: Engine) -> Metadata | None:
+    """Metadata for a model of others, if it takes pixels and gives logits under our names."""
+    shapes = [port.shape for port in (*engine.inputs, *engine.outputs)]
+    if [len(shape) for shape in shapes] != [3, 1]:
+        return None
+    (height, width, _), (classes,) = shapes
+    if height is None or height != width or classes is None:
+        return None
+    return assume_metadata(height, classes)
 
 
 def _check_contract(path: Path, engine: Engine, metadata: Metadata) -> None:

@@ -43,6 +43,11 @@ def verify_model(path: Path, *, key: Path | None = None, bundle: Path | None = N
             return [Check("signature", False, str(error))]
     predictor = Predictor(path)
     metadata = predictor.metadata
+    if predictor.assumed:
+        raise UserError(
+            f"{path}: lacks all metadata of `hgedge export`: classes, the resize rule, what it was "
+            "made from, and images with logits to check it on; give the file that it printed"
+        )
     checks.append(_made_from("bundle", metadata.bundle_sha256, bundle))
     checks.append(Check("backbone", None, f"{metadata.backbone}, {metadata.backbone_sha256[:12]}"))
     for source in metadata.sources:
