@@ -18,6 +18,7 @@ from hgprompt_edge.errors import UserError
 if TYPE_CHECKING:
     from hgprompt_edge.bundle import Bundle
     from hgprompt_edge.export.int8 import Int8
+    from hgprompt_edge.export.verify import Verification
     from hgprompt_edge.vit.backbone import Backbone
 
 
@@ -81,11 +82,8 @@ def export(
 ) -> None:
     """Fold prompt and head into the frozen ViT and write one verified model file."""
     from hgprompt_edge.bundle import newest_bundle, read_bundle
-    from hgprompt_edge.device.bench import file_bytes
     from hgprompt_edge.device.signature import check_signer
     from hgprompt_edge.device.signature import sign as sign_model
-    from hgprompt_edge.export.graph import OPSET
-    from hgprompt_edge.export.onnx_file import export_onnx
     from hgprompt_edge.files import check_writable, sha256_file
     from hgprompt_edge.vit.backbone import load_backbone
 
@@ -98,6 +96,7 @@ def export(
         note(f"exporting {bundle}, the newest bundle here")
     content, digest = read_bundle(bundle), sha256_file(bundle)
     path = output or bundle.with_suffix(SUFFIXES[file_format])
+    _check_name(path, file_format)
     check_writable(path.parent, "--output")
     size = content.preprocessing.image_size
     backbone = load_backbone(content.backbone, checkpoint=checkpoint, image_size=size)
@@ -105,15 +104,8 @@ def export(
     if precision is Precision.INT8:
         result = _quantize(content, backbone, path, task, data, max_drop, digest)
         checked = result.verification
-    elif file_format is Format.OPENVINO:
-        from hgprompt_edge.export import openvino_file
-
-        stored = openvino_file.Precision(precision.value)
-        checked = openvino_file.export_openvino(
-            content, backbone, path, precision=stored, bundle_sha256=digest
-        )
     else:
-        checked = export_onnx(content, backbone, path, opset=opset or OPSET, bundle_sha256=digest)
+        checked = _write(content, backbone, path, precision, opset, digest)
     signature = None if sign is None else sign_model(path, sign)
     seconds = time.perf_counter() - start
     if json:
@@ -125,15 +117,55 @@ def export(
         return
     if result is not None:
         _print_trials(result)
+    _print_file(path, checked, precision)
+    if signature is not None:
+        out.print(f"{signature}: signed with {sign}", soft_wrap=True)
+    out.print(f"next: hgedge predict --model {path} IMAGE...", soft_wrap=True)
+
+
+def _write(
+    bundle: Bundle,
+    backbone: Backbone,
+    path: Path,
+    precision: Precision,
+    opset: int | None,
+    digest: str,
+) -> Verification:
+    """Write a model in floating point; its name says for which runtime."""
+    if path.suffix == SUFFIXES[Format.OPENVINO]:
+        from hgprompt_edge.export import openvino_file
+
+        stored = openvino_file.Precision(precision.value)
+        return openvino_file.export_openvino(
+            bundle, backbone, path, precision=stored, bundle_sha256=digest
+        )
+    from hgprompt_edge.export.graph import OPSET
+    from hgprompt_edge.export.onnx_file import export_onnx
+
+    return export_onnx(bundle, backbone, path, opset=opset or OPSET, bundle_sha256=digest)
+
+
+def _print_file(path: Path, checked: Verification, precision: Precision) -> None:
+    from hgprompt_edge.device.bench import file_bytes
+
     how = "near" if precision is not Precision.FP32 else "equal to"
     out.print(
         f"{path}: {file_bytes(path) / 1e6:.1f} MB, {how} PyTorch on {checked.images} images "
         f"(largest difference {checked.max_abs_diff:.1e}, bound {checked.bound:.1e})",
         soft_wrap=True,
     )
-    if signature is not None:
-        out.print(f"{signature}: signed with {sign}", soft_wrap=True)
-    out.print(f"next: hgedge predict --model {path} IMAGE...", soft_wrap=True)
+
+
+def _check_name(path: Path, file_format: Format) -> None:
+    """Refuse a name by which the runtimes would take the model for one of the other format."""
+    wanted = SUFFIXES[Format.OPENVINO]
+    if file_format is Format.OPENVINO and path.suffix != wanted:
+        raise UserError(f"--output {path}: the name of an OpenVINO model ends in {wanted}")
+    if file_format is Format.ONNX and path.suffix == wanted:
+        raise UserError(
+            f"--output {path}: {wanted} is for OpenVINO models; add --format openvino or "
+            "choose a name that ends in .onnx"
+        )
 
 
 def _quantize(

@@ -235,6 +235,11 @@ BAD = {
         "export --format openvino -o pets.onnx",
         "--output pets.onnx: the name of an OpenVINO model ends in .xml",
     ),
+    "an ONNX model named .xml": ("export -o pets.xml", "--output pets.xml: .xml is for OpenVINO"),
+    "int8 under another name": (
+        "export --format openvino --precision int8 --task digits -o pets.onnx",
+        "--output pets.onnx: the name of an OpenVINO model ends in .xml",
+    ),
     "an opset for OpenVINO": ("export --format openvino --opset 20", "--opset: an OpenVINO model"),
     "float16 for ONNX": ("export --precision fp16", "--precision fp16: for OpenVINO models"),
 }

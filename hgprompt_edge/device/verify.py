@@ -64,7 +64,7 @@ def verify_model(path: Path, *, key: Path | None = None, bundle: Path | None = N
 
 
 def _made_from(name: str, recorded: str, path: Path | None) -> Check:
-    if path is None:
+    if path is None or not recorded:
         return Check(name, None, recorded[:12] or "not recorded")
     found = sha256_file(path)
     if found == recorded:
