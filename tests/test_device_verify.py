@@ -214,6 +214,7 @@ def test_what_is_missing_is_named(made: Path, monkeypatch: pytest.MonkeyPatch, w
 
 @pytest.fixture
 def keys(tmp_path: Path) -> tuple[Path, Path]:
+    pytest.importorskip("model_signing")  # cryptography comes with it
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -235,7 +236,6 @@ def signed(made: Path, folder: Path, keys: tuple[Path, Path], *words: str) -> Re
 def test_a_signature_holds_for_its_key_and_file_alone(
     made: Path, tmp_path: Path, keys: tuple[Path, Path]
 ) -> None:
-    pytest.importorskip("model_signing")
     result = signed(made, tmp_path, keys)
     assert result.exit_code == 0, result.stderr
     assert f"m.onnx.sig: signed with {keys[0]}" in result.stdout
@@ -256,7 +256,6 @@ def test_a_signature_holds_for_its_key_and_file_alone(
 def test_bad_keys_are_named_before_anything_is_written(
     made: Path, tmp_path: Path, keys: tuple[Path, Path]
 ) -> None:
-    pytest.importorskip("model_signing")
     before = sorted(tmp_path.iterdir())
     for key in (keys[1], tmp_path / "none.pem"):
         result = signed(made, tmp_path, (key, key))

@@ -29,7 +29,7 @@ class OpenVinoEngine:
     device
         `CPU`, `GPU`, `AUTO`, ...
     bf16
-        Compute in bfloat16, which is faster on CPUs with AMX and slower on others.
+        Compute in bfloat16, which is twice as fast on some CPUs and slower than float32 on others.
     cache
         Keep what the device compiled, so that the next process starts faster.
 
