@@ -30,6 +30,7 @@ check: $(STAMP)  ## lint, format, types
 
 bench: $(STAMP)  ## speed and memory; prints what docs/BENCHMARKS.md quotes
 	$(BIN)/python benchmarks/fit.py
+	$(BIN)/python benchmarks/export.py --quick
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

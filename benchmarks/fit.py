@@ -115,7 +115,7 @@ def enlarge(bank: Any, count: int) -> Any:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    from hgprompt_edge.cli.doctor import cpu_features
+    from hgprompt_edge.device.cpu import cpu_features
 
     print(f"cpu: {' '.join(cpu_features())}")
     print("sources  fit, empty cache  a source  fit, warm  optimisation  export  peak memory")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from rich.table import Table
 
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import out, print_json, reports_errors
+from hgprompt_edge.device.cpu import cpu_features
 
 NEEDS = {
     "numpy": "everything",
@@ -25,8 +25,12 @@ NEEDS = {
     "scipy": "banks of several init seeds, --task svhn",
     "matplotlib": "the figure of fit",
     "pyarrow": "parquet files",
+    "openvino": "export --format openvino, predict and bench on .xml",
+    "nncf": "export --format openvino --precision int8",
+    "model-signing": "export --sign, verify --key",
 }
-CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd")
+EXTRAS = {"openvino": "openvino", "nncf": "int8", "model-signing": "sign"}
+"""Packages that an extra of its own brings; `server` brings the rest."""
 
 
 @reports_errors
@@ -50,8 +54,10 @@ def doctor(json: options.Json = False) -> None:
     for name, found in packages.items():
         table.add_row(name, found or "missing", NEEDS[name])
     out.print(table)
-    if None in packages.values():
-        out.print("missing parts come with: pip install 'hgprompt-edge[server]'", markup=False)
+    missing = [name for name, found in packages.items() if found is None]
+    for extra in dict.fromkeys(EXTRAS.get(name, "server") for name in missing):
+        lacking = ", ".join(name for name in missing if EXTRAS.get(name, "server") == extra)
+        out.print(f"{lacking}: pip install 'hgprompt-edge[{extra}]'", markup=False, soft_wrap=True)
 
 
 def _version(name: str) -> str | None:
@@ -59,16 +65,3 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def cpu_features() -> list[str]:
-    """Return the instruction sets of this CPU that decide how fast models run."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return []
-    flags: set[str] = set()
-    for line in text.splitlines():
-        if line.startswith(("flags", "Features")):
-            flags.update(line.split(":", 1)[1].split())
-    return [name for name in CPU_FEATURES if name in flags]

@@ -5,19 +5,39 @@ from __future__ import annotations
 import time
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
 from hgprompt_edge.cli import options
-from hgprompt_edge.cli.console import note, out, print_json, reports_errors
+from hgprompt_edge.cli.console import note, out, print_json, progress_bar, reports_errors
 from hgprompt_edge.cli.server import needs_server
+from hgprompt_edge.errors import UserError
+
+if TYPE_CHECKING:
+    from hgprompt_edge.bundle import Bundle
+    from hgprompt_edge.export.int8 import Int8
+    from hgprompt_edge.export.verify import Verification
+    from hgprompt_edge.vit.backbone import Backbone
 
 
 class Format(str, Enum):
     """File formats of exported models."""
 
     ONNX = "onnx"
+    OPENVINO = "openvino"
+
+
+class Precision(str, Enum):
+    """Precisions of exported models."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+SUFFIXES = {Format.ONNX: ".onnx", Format.OPENVINO: ".xml"}
 
 
 @reports_errors
@@ -34,33 +54,167 @@ def export(
         Path | None,
         typer.Option("--output", "-o", help="Model file (default: TASK.onnx).", show_default=False),
     ] = None,
+    precision: Annotated[
+        Precision,
+        typer.Option(help="fp16 halves an OpenVINO file; int8 needs --data or --task."),
+    ] = Precision.FP32,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            help="ONNX opset: 23 is the fastest, 20 runs on onnxruntime from 1.20 on.",
+            show_default=False,
+        ),
+    ] = None,
+    task: options.Task = None,
+    data: options.Data = None,
+    max_drop: Annotated[
+        float,
+        typer.Option(min=0, help="int8: points of validation accuracy that may be lost."),
+    ] = 1.0,
     checkpoint: options.Checkpoint = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            help="Private key (PEM, elliptic curve) to sign the model with.", show_default=False
+        ),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Fold prompt and head into the frozen ViT and write one verified model file."""
     from hgprompt_edge.bundle import newest_bundle, read_bundle
-    from hgprompt_edge.export.onnx_file import export_onnx
-    from hgprompt_edge.files import check_writable
+    from hgprompt_edge.device.signature import check_signer
+    from hgprompt_edge.device.signature import sign as sign_model
+    from hgprompt_edge.files import check_writable, sha256_file
     from hgprompt_edge.vit.backbone import load_backbone
 
+    _check_options(file_format, precision, opset, task or data)
     start = time.perf_counter()
+    if sign is not None:
+        check_signer(sign)
     if bundle is None:
         bundle = newest_bundle(Path())
         note(f"exporting {bundle}, the newest bundle here")
-    content = read_bundle(bundle)
-    path = output or bundle.with_suffix(f".{file_format.value}")
+    content, digest = read_bundle(bundle), sha256_file(bundle)
+    path = output or bundle.with_suffix(SUFFIXES[file_format])
+    _check_name(path, file_format)
     check_writable(path.parent, "--output")
     size = content.preprocessing.image_size
     backbone = load_backbone(content.backbone, checkpoint=checkpoint, image_size=size)
-    checked = export_onnx(content, backbone, path)
+    result: Int8 | None = None
+    if precision is Precision.INT8:
+        result = _quantize(content, backbone, path, task, data, max_drop, digest)
+        checked = result.verification
+    else:
+        checked = _write(content, backbone, path, precision, opset, digest)
+    signature = None if sign is None else sign_model(path, sign)
     seconds = time.perf_counter() - start
     if json:
-        print_json({"model": str(path), "seconds": round(seconds, 2), **vars(checked)})
+        print_json(
+            {"model": str(path), "seconds": round(seconds, 2), **vars(checked)}
+            | ({"signature": str(signature)} if signature else {})
+            | ({"tried": [vars(trial) for trial in result.tried]} if result else {})
+        )
         return
-    size_mb = path.stat().st_size / 1e6
+    if result is not None:
+        _print_trials(result)
+    _print_file(path, checked, precision)
+    if signature is not None:
+        out.print(f"{signature}: signed with {sign}", soft_wrap=True)
+    out.print(f"next: hgedge predict --model {path} IMAGE...", soft_wrap=True)
+
+
+def _write(
+    bundle: Bundle,
+    backbone: Backbone,
+    path: Path,
+    precision: Precision,
+    opset: int | None,
+    digest: str,
+) -> Verification:
+    """Write a model in floating point; its name says for which runtime."""
+    if path.suffix == SUFFIXES[Format.OPENVINO]:
+        from hgprompt_edge.export import openvino_file
+
+        stored = openvino_file.Precision(precision.value)
+        return openvino_file.export_openvino(
+            bundle, backbone, path, precision=stored, bundle_sha256=digest
+        )
+    from hgprompt_edge.export.graph import OPSET
+    from hgprompt_edge.export.onnx_file import export_onnx
+
+    return export_onnx(bundle, backbone, path, opset=opset or OPSET, bundle_sha256=digest)
+
+
+def _print_file(path: Path, checked: Verification, precision: Precision) -> None:
+    from hgprompt_edge.device.bench import file_bytes
+
+    how = "near" if precision is not Precision.FP32 else "equal to"
     out.print(
-        f"{path}: {size_mb:.1f} MB, equal to PyTorch on {checked.images} images "
+        f"{path}: {file_bytes(path) / 1e6:.1f} MB, {how} PyTorch on {checked.images} images "
         f"(largest difference {checked.max_abs_diff:.1e}, bound {checked.bound:.1e})",
         soft_wrap=True,
     )
-    out.print(f"next: hgedge predict --model {path} IMAGE...", soft_wrap=True)
+
+
+def _check_name(path: Path, file_format: Format) -> None:
+    """Refuse a name by which the runtimes would take the model for one of the other format."""
+    wanted = SUFFIXES[Format.OPENVINO]
+    if file_format is Format.OPENVINO and path.suffix != wanted:
+        raise UserError(f"--output {path}: the name of an OpenVINO model ends in {wanted}")
+    if file_format is Format.ONNX and path.suffix == wanted:
+        raise UserError(
+            f"--output {path}: {wanted} is for OpenVINO models; add --format openvino or "
+            "choose a name that ends in .onnx"
+        )
+
+
+def _quantize(
+    bundle: Bundle,
+    backbone: Backbone,
+    path: Path,
+    task: str | None,
+    data: Path | None,
+    max_drop: float,
+    digest: str,
+) -> Int8:
+    from hgprompt_edge.export.int8 import export_int8
+    from hgprompt_edge.tasks import load_task
+
+    with progress_bar() as report:
+        images = load_task(
+            task,
+            bundle.preprocessing,
+            data=data,
+            seed=bundle.seed,
+            progress=lambda done, total: report("images", done, total),
+        )
+        return export_int8(
+            bundle, backbone, path, images, max_drop=max_drop, bundle_sha256=digest, report=report
+        )
+
+
+def _print_trials(result: Int8) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("int8 scheme")
+    table.add_column("validation", justify="right")
+    table.add_row("(float32)", f"{100 * result.float_accuracy:.1f} %")
+    for trial in result.tried:
+        table.add_row(trial.scheme, f"{100 * trial.val_accuracy:.1f} %")
+    out.print(table)
+
+
+def _check_options(
+    file_format: Format, precision: Precision, opset: int | None, images: str | Path | None
+) -> None:
+    if precision is Precision.INT8 and images is None:
+        raise UserError(
+            "--precision int8: needs images to calibrate and to measure on; give --data or --task"
+        )
+    if precision is Precision.INT8 and opset is not None:
+        raise UserError("--opset: int8 models come in one opset alone; leave it out")
+    if file_format is Format.OPENVINO and opset is not None:
+        raise UserError("--opset: an OpenVINO model has none; leave it out or use --format onnx")
+    if file_format is Format.ONNX and precision is Precision.FP16:
+        raise UserError(
+            "--precision fp16: for OpenVINO models; add --format openvino or leave it out"
+        )

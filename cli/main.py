@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 
 from hgprompt_edge.cli import cache, prompt
+from hgprompt_edge.cli.bench import bench
 from hgprompt_edge.cli.compare import compare
 from hgprompt_edge.cli.doctor import doctor
 from hgprompt_edge.cli.export import export
 from hgprompt_edge.cli.fit import fit
 from hgprompt_edge.cli.predict import predict
 from hgprompt_edge.cli.tune import tune
+from hgprompt_edge.cli.verify import verify
 
 app = typer.Typer(
     name="hgedge",
@@ -28,6 +30,8 @@ app.command()(tune)
 app.command()(compare)
 app.command()(export)
 app.command()(predict)
+app.command()(verify)
+app.command()(bench)
 app.add_typer(prompt.app, name="prompt")
 app.add_typer(cache.app, name="cache")
 app.command()(doctor)

@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 @reports_errors
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    model: Annotated[Path, typer.Option(help="Model that `hgedge export` wrote.")],
+    model: Annotated[Path, typer.Option(help="Model that `hgedge export` wrote: .onnx or .xml.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to print for each image.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads (default: all).", show_default=False)
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="For OpenVINO models: CPU, GPU, AUTO or another of its devices.")
+    ] = "CPU",
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="For OpenVINO models: compute in bfloat16.")
+    ] = False,
     json: options.Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout.")] = False,
 ) -> None:
@@ -35,8 +41,15 @@ def predict(
 
     if json and as_csv:
         fail("--json and --csv: choose one of them", EXIT_BAD_INPUT)
-    predictor = Predictor(model, threads=threads)
+    predictor = Predictor(model, threads=threads, device=device, bf16=bf16)
     paths = find_images(images)
+    if predictor.assumed:
+        note(
+            f"{model}: not from `hgedge export`: it lacks class names and the resize rule; classes "
+            "are numbers, the shorter side is resized to the model's and the centre cropped"
+        )
+    if bf16:
+        note(f"bfloat16: {predictor.compare_probe()}")
     predictions = list(predictor.predict_paths(paths, top=top, batch_size=batch_size))
     if json:
         print_json([_as_dict(prediction) for prediction in predictions])

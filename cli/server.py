@@ -25,12 +25,17 @@ SERVER_PACKAGES = (
 )
 
 
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported; it is not imported here."""
+    return find_spec(package) is not None
+
+
 def needs_server(command: Callable[P, R]) -> Callable[P, R]:
     """Refuse with one sentence where the server extra is not installed."""
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        missing = [name for name in SERVER_PACKAGES if find_spec(name) is None]
+        missing = [name for name in SERVER_PACKAGES if not is_installed(name)]
         if missing:
             name = command.__name__.strip("_")  # import is Python's own word
             raise UserError(

@@ -21,71 +21,84 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from hgprompt_edge.bundle import Bundle
+from hgprompt_edge.export import rewrites
+from hgprompt_edge.export.attention import (
+    CONTRIB,
+    Layer,
+    attend,
+    attend_absorbed,
+    can_absorb,
+    prepare,
+)
+from hgprompt_edge.export.rewrites import Attention, Linear, Rewrites
 from hgprompt_edge.export.writer import Doubles, Writer, to_array
 from hgprompt_edge.preprocess import Preprocessing
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import project_prefix
 
-OPSET = 20
-"""The first with Gelu. Pinned, as the IR version, so that older runtimes load the file."""
-IR_VERSION = 10
+OPSET, PLAIN_OPSET = 23, 20
+"""The first with Attention, and the first with Gelu, which older runtimes load."""
+IR_VERSIONS = {OPSET: 11, PLAIN_OPSET: 10}
+"""Pinned, so that a newer onnx here does not shut out a runtime there."""
 INPUT, OUTPUT = "image", "logits"
 
 Floats = npt.NDArray[np.float32]
 
 
-def build_graph(bundle: Bundle, backbone: Backbone) -> ir.Model:
+def build_graph(bundle: Bundle, backbone: Backbone, on: Rewrites | None = None) -> ir.Model:
     """Write the model contract: `image` uint8 `[batch, S, S, 3]` to `logits` `[batch, K]`.
 
     `bundle.prompt` may be deep `[L, T, D]`, shallow `[1, T, D]` or None. The batch is dynamic.
     """
-    model, size = backbone.model, backbone.image_size
+    model, size, on = backbone.model, backbone.image_size, on or Rewrites()
     image = ir.val(INPUT, ir.DataType.UINT8, ["batch", size, size, 3])
     w = Writer()
-    logits = w.op(
-        "Gemm",
-        OUTPUT,
-        _features(w, model, bundle, image),
-        w.floats("head.weight", bundle.head_weight),
-        w.floats("head.bias", bundle.head_bias),
-        transB=1,
-    )
+    features, norm = _features(w, model, bundle, image, on)
+    head: Linear = (bundle.head_weight.T.astype(np.float64), bundle.head_bias.astype(np.float64))
+    if isinstance(norm, nn.LayerNorm):
+        head = rewrites.fold_affine(norm, head)
+    weight, bias = w.floats("head.weight", head[0]), w.floats("head.bias", cast("Doubles", head[1]))
+    logits = w.op("Gemm", OUTPUT, features, weight, bias)
     logits.dtype, logits.shape = ir.DataType.FLOAT, ir.Shape(["batch", len(bundle.head_bias)])
+    opset = OPSET if on.attention in (Attention.STANDARD, Attention.PAST) else PLAIN_OPSET
+    imports = {"": opset, **({CONTRIB: 1} if on.attention is Attention.FUSED else {})}
     graph = ir.Graph(
         [image],
         [logits],
         nodes=w.tape.nodes,
         initializers=w.tape.initializers,
-        opset_imports={"": OPSET},
+        opset_imports=imports,
         name="hgprompt",
     )
-    return ir.Model(graph, ir_version=IR_VERSION, producer_name="hgprompt-edge")
+    return ir.Model(graph, ir_version=IR_VERSIONS[opset], producer_name="hgprompt-edge")
 
 
-def _features(w: Writer, model: VisionTransformer, bundle: Bundle, image: ir.Value) -> ir.Value:
-    """Pixels to pooled features `[batch, D]`."""
+def _features(
+    w: Writer, model: VisionTransformer, bundle: Bundle, image: ir.Value, on: Rewrites
+) -> tuple[ir.Value, nn.Module]:
+    """Pixels to pooled features `[batch, D]`, and the norm whose affine part they lack."""
     deep, shallow = _prompt_forms(model, bundle.prompt)
     batch = w.op("Shape", "batch", image, start=0, end=1)
     x = _embed_patches(w, model, bundle.preprocessing, image)
     fixed = _fixed_tokens(model, shallow)
     if len(fixed):
-        x = w.op("Concat", "tokens", _repeat(w, "tokens.fixed", fixed[None], batch), x, axis=1)
-    for layer, block in enumerate(model.blocks):
-        class_only = layer == len(model.blocks) - 1 and model.global_pool == "token"
-        prefix = _prefix(w, f"blocks.{layer}.attn", deep[layer], batch) if deep else None
-        x = _block(w, f"blocks.{layer}", cast("Any", block), x, prefix, class_only)
-    return _pool(w, model, x, len(fixed))
+        x = w.op("Concat", "tokens", w.repeat("tokens.fixed", fixed[None], batch), x, axis=1)
+    for index, block in enumerate(model.blocks):
+        last = index == len(model.blocks) - 1 and model.global_pool == "token"
+        layer = prepare(block, deep[index] if deep else None, on)
+        x = _block(w, f"blocks.{index}", cast("Any", block), layer, x, batch, on, last)
+    return _pool(w, model, x, len(fixed), on)
 
 
 def _prompt_forms(
     model: VisionTransformer, prompt: Floats | None
-) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
+) -> tuple[list[tuple[Doubles, Doubles]], Tensor | None]:
     """Prefix pairs of a deep prompt (else none) and the tokens `[T, D]` of a shallow one."""
     if prompt is None:
         return [], None
     tokens = torch.tensor(prompt)
     if len(tokens) == len(model.blocks):
-        return project_prefix(model, tokens), None
+        return [(to_array(k), to_array(v)) for k, v in project_prefix(model, tokens)], None
     return [], tokens[0]
 
 
@@ -99,12 +112,9 @@ def _embed_patches(
     """
     embed = model.patch_embed
     (rows, columns), patch = embed.grid_size, embed.patch_size[0]
-    weight = to_array(embed.proj.weight).transpose(2, 3, 1, 0)  # [p, p, 3, D]
-    mean, std = (np.array(v)[:, None] for v in (preprocessing.mean, preprocessing.std))
-    bias = -(weight * (mean / std)).sum((0, 1, 2))
-    if embed.proj.bias is not None:
-        bias = bias + to_array(embed.proj.bias)
-    weight = (weight / (255 * std)).reshape(patch * patch * 3, -1)
+    kernel = to_array(embed.proj.weight).transpose(2, 3, 1, 0)  # [p, p, 3, D]
+    given = None if embed.proj.bias is None else to_array(embed.proj.bias)
+    weight, bias = rewrites.fold_normalization(kernel, given, preprocessing.mean, preprocessing.std)
     if (rows * patch, columns * patch) != tuple(embed.img_size):  # the convolution drops the rest
         ends = w.integers(rows * patch, columns * patch)
         image = w.op("Slice", "image.crop", image, w.integers(0, 0), ends, w.integers(1, 2))
@@ -139,86 +149,33 @@ def _fixed_tokens(model: VisionTransformer, shallow: Tensor | None) -> Doubles:
     return np.concatenate([to_array(part) for part in parts] or [np.zeros((0, model.embed_dim))])
 
 
-def _repeat(w: Writer, name: str, array: npt.NDArray[Any], batch: ir.Value) -> ir.Value:
-    """Repeat a constant `[1, ...]` for each image of the batch."""
-    shape = w.op("Concat", f"{name}.shape", batch, w.integers(*array.shape[1:]), axis=0)
-    return w.op("Expand", f"{name}.batch", w.floats(name, array), shape)
-
-
-def _prefix(
-    w: Writer, name: str, pair: tuple[Tensor, Tensor], batch: ir.Value
-) -> tuple[ir.Value, ir.Value]:
-    """Constant keys `[batch, H, d, T]` (transposed) and values `[batch, H, T, d]`."""
-    k, v = (to_array(t)[None] for t in pair)
-    keys = _repeat(w, f"{name}.prefix_k", k.transpose(0, 1, 3, 2), batch)
-    return keys, _repeat(w, f"{name}.prefix_v", v, batch)
-
-
 def _block(
     w: Writer,
     name: str,
     block: Any,
+    layer: Layer,
     x: ir.Value,
-    prefix: tuple[ir.Value, ir.Value] | None,
-    class_only: bool,
+    batch: ir.Value,
+    on: Rewrites,
+    last: bool,
 ) -> ir.Value:
-    """One block on `x [batch, N, D]`; `class_only`: no other token is needed after it."""
-    z = queries = w.norm(f"{name}.norm1", x, block.norm1)
-    if class_only:
-        queries = w.tokens(f"{name}.norm1.class", z, 0, 1)
-        x = w.tokens(f"{name}.class", x, 0, 1)
-    mixed = _attention(w, f"{name}.attn", block.attn, z, queries, prefix)
-    mixed = w.linear(f"{name}.attn.proj", mixed, *_scaled(block.attn.proj, block.ls1))
+    """One block on `x [batch, N, D]`; `last`: no other token than the class token is needed."""
+    z = queries = w.norm(f"{name}.norm1", x, block.norm1, affine=not on.affine)
+    if last and on.class_row:
+        queries = w.part(f"{name}.norm1.class", z, 0, 1)
+        x = w.part(f"{name}.class", x, 0, 1)
+    if last and on.class_row and on.absorbed and can_absorb(layer):
+        mixed = attend_absorbed(w, f"{name}.attn", layer, z, queries)
+    else:
+        mixed = attend(w, f"{name}.attn", layer, z, queries, batch, on)
     x = w.op("Add", f"{name}.residual1", x, mixed)
-    z = w.norm(f"{name}.norm2", x, block.norm2)
-    z = w.linear(f"{name}.mlp.fc1", z, *_scaled(block.mlp.fc1))
-    z = _gelu(w, f"{name}.mlp.act", z, block.mlp.act)
-    z = w.linear(f"{name}.mlp.fc2", z, *_scaled(block.mlp.fc2, block.ls2))
-    return w.op("Add", f"{name}.residual2", x, z)
-
-
-def _attention(
-    w: Writer,
-    name: str,
-    attn: Any,
-    z: ir.Value,
-    queries: ir.Value,
-    prefix: tuple[ir.Value, ir.Value] | None,
-) -> ir.Value:
-    """Attention of `queries [batch, rows, D]` over `z [batch, N, D]` and the prefix."""
-    heads, scale = int(attn.num_heads), float(attn.scale)
-    normed = isinstance(attn.q_norm, nn.LayerNorm)
-    projections = _split_qkv(attn, 1.0 if normed else scale)
-
-    def project(which: str, source: ir.Value) -> ir.Value:
-        x = w.linear(f"{name}.{which}", source, *projections[which])
-        return w.reshape(f"{name}.{which}.split", x, 0, 0, heads, -1)
-
-    q = w.norm(f"{name}.q_norm", project("q", queries), attn.q_norm, scale)
-    k = w.norm(f"{name}.k_norm", project("k", z), attn.k_norm)
-    v = project("v", z)
-    q = w.op("Transpose", f"{name}.q.heads", q, perm=[0, 2, 1, 3])  # [batch, H, rows, d]
-    k = w.op("Transpose", f"{name}.k.heads", k, perm=[0, 2, 3, 1])  # [batch, H, d, N]
-    v = w.op("Transpose", f"{name}.v.heads", v, perm=[0, 2, 1, 3])  # [batch, H, N, d]
-    # One softmax over joined keys is 1 to 2 % faster than joining the scores of two products.
-    if prefix is not None:
-        k = w.op("Concat", f"{name}.k.prefixed", prefix[0], k, axis=3)
-        v = w.op("Concat", f"{name}.v.prefixed", prefix[1], v, axis=2)
-    shares = w.op("Softmax", f"{name}.softmax", w.op("MatMul", f"{name}.scores", q, k), axis=-1)
-    mixed = w.op("MatMul", f"{name}.mixed", shares, v)
-    mixed = w.op("Transpose", f"{name}.mixed.tokens", mixed, perm=[0, 2, 1, 3])
-    return w.reshape(f"{name}.mixed.merge", mixed, 0, 0, -1)
-
-
-def _split_qkv(attn: Any, scale: float) -> dict[str, tuple[Doubles, Doubles | None]]:
-    """Weight `[D, D]` and bias of queries (times `scale`), keys and values."""
-    weight, bias = _scaled(attn.qkv)
-    projections: dict[str, tuple[Doubles, Doubles | None]] = {}
-    for index, (which, factor) in enumerate((("q", scale), ("k", 1.0), ("v", 1.0))):
-        part = slice(index * weight.shape[1] // 3, (index + 1) * weight.shape[1] // 3)
-        part_bias = None if bias is None else bias[part] * factor
-        projections[which] = weight[:, part] * factor, part_bias
-    return projections
+    z = w.norm(f"{name}.norm2", x, block.norm2, affine=not on.affine)
+    fc1 = rewrites.linear_of(block.mlp.fc1)
+    if on.affine:
+        fc1 = rewrites.fold_affine(block.norm2, fc1)
+    z = _gelu(w, f"{name}.mlp.act", w.linear(f"{name}.mlp.fc1", z, *fc1), block.mlp.act)
+    fc2 = rewrites.fold_layer_scale(rewrites.linear_of(block.mlp.fc2), block.ls2)
+    return w.op("Add", f"{name}.residual2", x, w.linear(f"{name}.mlp.fc2", z, *fc2))
 
 
 def _gelu(w: Writer, name: str, x: ir.Value, act: nn.Module) -> ir.Value:
@@ -229,20 +186,24 @@ def _gelu(w: Writer, name: str, x: ir.Value, act: nn.Module) -> ir.Value:
     return w.op("Gelu", name, x, approximate="tanh" if tanh else "none")
 
 
-def _pool(w: Writer, model: VisionTransformer, x: ir.Value, first: int) -> ir.Value:
-    """Features `[batch, D]`: the class token, or the average over the tokens from `first` on."""
+def _pool(
+    w: Writer, model: VisionTransformer, x: ir.Value, first: int, on: Rewrites
+) -> tuple[ir.Value, nn.Module]:
+    """Features `[batch, D]` before the affine part of the last norm, and that norm.
+
+    The features are the class token, or the average over the tokens from `first` on.
+    """
+    norms = [norm for norm in (model.norm, model.fc_norm) if isinstance(norm, nn.LayerNorm)]
+    last = norms[-1] if norms and on.affine else nn.Identity()
+
+    def norm(name: str, x: ir.Value, module: nn.Module) -> ir.Value:
+        return w.norm(name, x, module, affine=module is not last)
+
     if model.global_pool == "token":
-        x = w.op("Squeeze", "pool", w.norm("norm", x, model.norm), w.integers(1))
+        x = w.part("pool.class", x, 0, 1) if not on.class_row else x
+        x = w.op("Squeeze", "pool", norm("norm", x, model.norm), w.integers(1))
     else:
         patches = int(model.patch_embed.num_patches)
-        x = w.tokens("pool.patches", x, first, first + patches) if first else x
-        x = w.op("ReduceMean", "pool", w.norm("norm", x, model.norm), w.integers(1), keepdims=0)
-    return w.norm("fc_norm", x, model.fc_norm)
-
-
-def _scaled(linear: nn.Linear, scale: Any = None) -> tuple[Doubles, Doubles | None]:
-    """Weight `[D, E]` and bias of a linear layer with the LayerScale behind it folded in."""
-    gamma = getattr(scale, "gamma", None)
-    factor = np.ones(1) if gamma is None else to_array(gamma)
-    bias = None if linear.bias is None else to_array(linear.bias) * factor
-    return to_array(linear.weight).T * factor, bias
+        x = w.part("pool.patches", x, first, first + patches) if first else x
+        x = w.op("ReduceMean", "pool", norm("norm", x, model.norm), w.integers(1), keepdims=0)
+    return norm("fc_norm", x, model.fc_norm), last

@@ -21,7 +21,8 @@ from hgprompt_edge.device.metadata import (
     probe_count,
 )
 from hgprompt_edge.errors import CheckError, UserError
-from hgprompt_edge.export.graph import build_graph
+from hgprompt_edge.export.graph import OPSET, PLAIN_OPSET, build_graph
+from hgprompt_edge.export.rewrites import Attention, Rewrites
 from hgprompt_edge.export.verify import Verification, verify_onnx
 from hgprompt_edge.files import atomic_path
 from hgprompt_edge.preprocess import Preprocessing
@@ -30,11 +31,30 @@ from hgprompt_edge.vit.backbone import Backbone
 MAX_MODEL_BYTES = 2**31 - 2**24
 """Largest model that one protobuf file holds, with room for the metadata."""
 
+PACKAGES = (
+    "hgprompt-edge",
+    "torch",
+    "timm",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "numpy",
+)
+"""Whose versions a model names."""
+
 Pixels = npt.NDArray[np.uint8]
 
 
 def export_onnx(
-    bundle: Bundle, backbone: Backbone, path: Path, *, images: Pixels | None = None
+    bundle: Bundle,
+    backbone: Backbone,
+    path: Path,
+    *,
+    images: Pixels | None = None,
+    opset: int = OPSET,
+    bundle_sha256: str = "",
 ) -> Verification:
     """Fold prompt and head into the ViT, write one ONNX file, prove it equal to PyTorch.
 
@@ -42,21 +62,27 @@ def export_onnx(
     ----------
     images
         Real images `[n, S, S, 3]` uint8 to verify on; None: the bundle's probe images.
+    opset
+        Of ONNX: `OPSET`, or `PLAIN_OPSET` for older runtimes (about 2 % slower).
+    bundle_sha256
+        Of the bundle's file, to be recorded.
 
     Raises
     ------
     UserError
+        There is no graph of that opset.
         The bundle belongs to another backbone or is inconsistent, the model is too large for one
         file, or `path` cannot be written.
     CheckError
         The model is not equal to PyTorch (METHOD 8). No file is written, an old one stays.
     """
     images = bundle.probe_images if images is None else images
-    _check_fits(bundle, backbone, images)
+    rewrites = rewrites_for(opset)
+    check_fits(bundle, backbone, images)
     with atomic_path(path) as temporary:
-        model = build_graph(bundle, backbone)
+        model = build_graph(bundle, backbone, rewrites)
         _check_size(model, path)
-        entries = describe(bundle)
+        entries = describe(bundle, bundle_sha256)
         model.metadata_props.update(entries)
         ir.save(model, temporary)
         try:
@@ -70,12 +96,29 @@ def export_onnx(
                 f"{path}: the model is not equal to PyTorch ({verification}); nothing was written"
             )
         last = {f"{PREFIX}verification": json.dumps(asdict(verification), sort_keys=True)}
-        _append_metadata(temporary, last)
+        append_metadata(temporary, last)
         parse_metadata(path, {**entries, **last})
     return verification
 
 
-def describe(bundle: Bundle) -> dict[str, str]:
+def rewrites_for(opset: int) -> Rewrites:
+    """Return the fastest graph that an opset can express.
+
+    Raises
+    ------
+    UserError
+        We write no graph of that opset.
+    """
+    ways = {OPSET: Attention.STANDARD, PLAIN_OPSET: Attention.PLAIN}
+    if opset not in ways:
+        raise UserError(
+            f"--opset {opset}: there is no such graph; {OPSET} is the fastest (onnxruntime 1.23 "
+            f"and later), {PLAIN_OPSET} runs on onnxruntime 1.20 and later"
+        )
+    return Rewrites(attention=ways[opset])
+
+
+def describe(bundle: Bundle, bundle_sha256: str = "") -> dict[str, str]:
     """Metadata of an exported model except its verification, as `Metadata` reads it."""
     count = probe_count(bundle.probe_images)
     fields = {
@@ -87,6 +130,7 @@ def describe(bundle: Bundle) -> dict[str, str]:
         "resize": resize_rule(bundle.preprocessing),
         "backbone": bundle.backbone,
         "backbone_sha256": bundle.backbone_sha256,
+        "bundle_sha256": bundle_sha256,
         "mode": bundle.mode,
         "choice": bundle.choice,
         "weights": json.dumps(bundle.weights.tolist()),
@@ -112,7 +156,8 @@ def resize_rule(preprocessing: Preprocessing) -> str:
     return f"RGB; resize {what} to {resize} px ({preprocessing.interpolation}, antialiased){crop}"
 
 
-def _check_fits(bundle: Bundle, backbone: Backbone, images: Pixels) -> None:
+def check_fits(bundle: Bundle, backbone: Backbone, images: Pixels) -> None:
+    """Refuse a bundle of another backbone, or one whose parts do not fit each other or it."""
     if bundle.backbone_sha256 != backbone.sha256:
         raise UserError(
             f"the bundle of task '{bundle.task}' was fitted on other weights of {bundle.backbone} "
@@ -146,7 +191,8 @@ def _check_size(model: ir.Model, path: Path) -> None:
         )
 
 
-def _append_metadata(path: Path, entries: dict[str, str]) -> None:
+def append_metadata(path: Path, entries: dict[str, str]) -> None:
+    """Add metadata to an ONNX file without touching the bytes that are there."""
     # Protobuf messages that follow each other are one message, repeated fields are joined. So the
     # bytes that were verified stay as they are.
     tail = onnx.ModelProto()
@@ -165,7 +211,7 @@ def _brief(error: Exception) -> str:
 
 def _versions() -> dict[str, str]:
     found = {}
-    for name in ("hgprompt-edge", "torch", "timm", "onnx", "onnx-ir", "onnxruntime", "numpy"):
+    for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # run from a checkout that is not installed

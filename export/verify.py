@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 import torch
 
 from hgprompt_edge.bundle import Bundle
+from hgprompt_edge.device.engine import Engine, LoadError, OnnxEngine
+from hgprompt_edge.device.parity import TOLERANCE, compare
 from hgprompt_edge.errors import CheckError
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import features_token, normalize
 
-TOLERANCE = 1e-4
 BATCHES = (1, 2, 7)
 
 Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two sets of logits on the same images, compared as METHOD 8 says.
-
-    Attributes
-    ----------
-    ok
-        The difference is within the bound and no decided image changes its class.
-    max_abs_diff, bound
-        Largest absolute difference (infinite where a logit is not finite), and what it may be:
-        `1e-4 * max(1, max |logit|)`.
-    top1_agreement
-        Share of all images with the same predicted class.
-    """
-
-    ok: bool
-    max_abs_diff: float
-    bound: float
-    top1_agreement: float
 
 
 @dataclass(frozen=True)
@@ -82,19 +60,6 @@ class Verification:
         )
 
 
-def compare(logits: Floats, reference: Floats) -> Comparison:
-    """Compare `logits [n, K]` with `reference [n, K]`; numbers that are not finite never pass."""
-    if not (np.isfinite(logits).all() and np.isfinite(reference).all()):
-        return Comparison(False, math.inf, TOLERANCE, 0.0)
-    bound = TOLERANCE * max(1.0, float(np.abs(reference).max()))
-    difference = float(np.abs(logits.astype(np.float64) - reference).max())
-    same = logits.argmax(1) == reference.argmax(1)
-    best = np.sort(reference, axis=1)[:, -2:]
-    decided = best[:, -1] - best[:, 0] > bound
-    ok = difference <= bound and bool(same[decided].all())
-    return Comparison(ok, difference, bound, float(same.mean()))
-
-
 def reference_logits(bundle: Bundle, backbone: Backbone, images: Pixels) -> Floats:
     """PyTorch's logits `[n, K]` of images `[n, S, S, 3]` in token form, the definition."""
     prompt = None if bundle.prompt is None else torch.tensor(bundle.prompt)
@@ -109,7 +74,25 @@ def reference_logits(bundle: Bundle, backbone: Backbone, images: Pixels) -> Floa
 
 
 def verify_onnx(path: Path, bundle: Bundle, backbone: Backbone, images: Pixels) -> Verification:
-    """Run the file on `images [n, S, S, 3]` at batches of 1, 2 and 7 beside PyTorch.
+    """Run an ONNX file beside PyTorch, see `verify_engine`.
+
+    Raises
+    ------
+    CheckError
+        The runtime does not load or run the file.
+    """
+    return verify_engine(_open(path), bundle, backbone, images)
+
+
+def verify_engine(
+    engine: Engine,
+    bundle: Bundle,
+    backbone: Backbone,
+    images: Pixels,
+    *,
+    tolerance: float = TOLERANCE,
+) -> Verification:
+    """Run a model on `images [n, S, S, 3]` at batches of 1, 2 and 7 beside PyTorch.
 
     The largest batch size sees all images, the others the first ones. Where the bundle holds
     probe images, their logits must equal those that fit stored, too.
@@ -117,19 +100,19 @@ def verify_onnx(path: Path, bundle: Bundle, backbone: Backbone, images: Pixels) 
     Raises
     ------
     CheckError
-        The runtime does not load or run the file.
+        The runtime does not run the model.
     """
     reference = reference_logits(bundle, backbone, images)
-    session = _open(path)
     found = []
     for batch in BATCHES:
         rounds = -(-len(images) // batch) if batch == max(BATCHES) else 1
         rows = np.arange(rounds * batch) % len(images)  # every batch is full
-        found.append(compare(_run(session, images[rows], batch), reference[rows]))
+        found.append(compare(_run(engine, images[rows], batch), reference[rows], tolerance))
     worst = max(found, key=lambda c: (not c.ok, c.max_abs_diff / c.bound))
     probe = None
     if len(bundle.probe_images):
-        probe = compare(_run(session, bundle.probe_images, max(BATCHES)), bundle.probe_logits)
+        logits = _run(engine, bundle.probe_images, max(BATCHES))
+        probe = compare(logits, bundle.probe_logits, tolerance)
     return Verification(
         ok=all(c.ok for c in found) and (probe is None or probe.ok),
         max_abs_diff=worst.max_abs_diff,
@@ -138,26 +121,20 @@ def verify_onnx(path: Path, bundle: Bundle, backbone: Backbone, images: Pixels) 
         probe_max_abs_diff=None if probe is None else probe.max_abs_diff,
         images=len(images),
         batches=BATCHES,
-        runtime=f"onnxruntime {ort.__version__}",
+        runtime=engine.runtime,
     )
 
 
-def _open(path: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # errors come as exceptions
+def _open(path: Path) -> Engine:
     try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's errors have no common base
-        raise CheckError(
-            f"onnxruntime {ort.__version__} does not load the model: {error}"
-        ) from error
+        return OnnxEngine(path)
+    except LoadError as error:
+        raise CheckError(f"the model does not load: it {error}") from error
 
 
-def _run(session: ort.InferenceSession, images: Pixels, batch: int) -> Floats:
+def _run(engine: Engine, images: Pixels, batch: int) -> Floats:
     parts = [images[start : start + batch] for start in range(0, len(images), batch)]
     try:
-        return np.concatenate([session.run(["logits"], {"image": part})[0] for part in parts])
-    except Exception as error:
-        raise CheckError(
-            f"onnxruntime {ort.__version__} does not run the model: {error}"
-        ) from error
+        return np.concatenate([engine.run(part) for part in parts])
+    except Exception as error:  # the runtimes' errors have no common base
+        raise CheckError(f"{engine.runtime} does not run the model: {error}") from error

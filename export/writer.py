@@ -20,10 +20,17 @@ class Writer:
         self.tape = Tape()
         self._constants: dict[str, ir.Value] = {}
 
-    def op(self, kind: str, name: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+    def op(
+        self,
+        kind: str,
+        name: str,
+        *inputs: ir.Value | None,
+        domain: str = "",
+        **attributes: Any,
+    ) -> ir.Value:
         """Write one node of operator `kind`; its only output has the node's name."""
         output = ir.Value(name=name)
-        return self.tape.op(kind, inputs, attributes, name=name, output=output)
+        return self.tape.op(kind, inputs, attributes, domain=domain, name=name, output=output)
 
     def constant(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
         """Store an array, once a name."""
@@ -44,9 +51,22 @@ class Writer:
         """Reshape; 0 keeps a dimension, one -1 takes what is left."""
         return self.op("Reshape", name, x, self.integers(*shape))
 
-    def tokens(self, name: str, x: ir.Value, start: int, stop: int) -> ir.Value:
-        """Tokens `start` to `stop` of `x [batch, N, D]`."""
-        return self.op("Slice", name, x, *(self.integers(i) for i in (start, stop, 1)))
+    def part(self, name: str, x: ir.Value, start: int, stop: int, axis: int = 1) -> ir.Value:
+        """Entries `start` to `stop` of one axis; of axis 1, tokens of `x [batch, N, D]`."""
+        return self.op("Slice", name, x, *(self.integers(i) for i in (start, stop, axis)))
+
+    def split(self, name: str, x: ir.Value, parts: int) -> list[ir.Value]:
+        """Cut the last axis of `x` into equal parts."""
+        outputs = [ir.Value(name=f"{name}.{index}") for index in range(parts)]
+        attributes = {"axis": -1, "num_outputs": parts}
+        return list(
+            self.tape.op_multi_out("Split", [x], attributes, name=f"{name}.split", outputs=outputs)
+        )
+
+    def repeat(self, name: str, array: npt.NDArray[Any], batch: ir.Value) -> ir.Value:
+        """Repeat a constant `[1, ...]` for each image of the batch."""
+        shape = self.op("Concat", f"{name}.shape", batch, self.integers(*array.shape[1:]), axis=0)
+        return self.op("Expand", f"{name}.batch", self.floats(name, array), shape)
 
     def linear(self, name: str, x: ir.Value, weight: Doubles, bias: Doubles | None) -> ir.Value:
         """`x [batch, N, D]` times `weight [D, E]` plus `bias`, `[E]` or `[N, E]`."""
@@ -55,11 +75,25 @@ class Writer:
             return product
         return self.op("Add", name, product, self.floats(f"{name}.bias", bias))
 
-    def norm(self, name: str, x: ir.Value, norm: nn.Module, factor: float = 1.0) -> ir.Value:
-        """LayerNorm over the last axis, times `factor`; nothing for an Identity."""
+    def norm(
+        self,
+        name: str,
+        x: ir.Value,
+        norm: nn.Module,
+        factor: float = 1.0,
+        *,
+        affine: bool = True,
+    ) -> ir.Value:
+        """LayerNorm over the last axis, times `factor`; nothing for an Identity.
+
+        Without `affine` its scale and bias are left out: they are in the matrix behind it.
+        """
         if not isinstance(norm, nn.LayerNorm):
             return x
         width = norm.normalized_shape[-1]
+        if not affine:
+            ones = self.floats(f"ones.{width}", np.ones(width))
+            return self.op("LayerNormalization", name, x, ones, axis=-1, epsilon=norm.eps)
         gamma = np.ones(width) if norm.weight is None else to_array(norm.weight)
         scale = self.floats(f"{name}.weight", gamma * factor)
         bias = None

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,6 +54,58 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise UserError(_write_message(path, error)) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_paths(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """Yield temporary paths for files of one folder that only make sense together.
+
+    They keep their names, in a temporary folder beside them, since some files refer to others by
+    name. On success all of them take their places, on failure none does and old ones survive.
+
+    Raises
+    ------
+    UserError
+        The folder does not exist or cannot be written, or the disk is full.
+    """
+    first = paths[0]
+    try:
+        folder = tempfile.TemporaryDirectory(
+            dir=first.parent, prefix=f".{first.stem}.", suffix=".tmp", ignore_cleanup_errors=True
+        )
+    except OSError as error:
+        raise UserError(_write_message(first, error)) from error
+    with folder as name:
+        temporary = tuple(Path(name) / path.name for path in paths)
+        try:
+            yield temporary
+            for path in temporary:
+                _sync(path)
+                path.chmod(0o666 & ~_umask())
+            _replace_all(temporary, paths)
+            _sync(first.parent)
+        except OSError as error:
+            raise UserError(_write_message(first, error)) from error
+
+
+def _replace_all(new: Sequence[Path], places: Sequence[Path]) -> None:
+    """Move files into their places; if one move fails, undo those before it."""
+    kept = [path.with_name(f"{path.name}.old") for path in new]
+    for place, old in zip(places, kept, strict=True):
+        if place.exists():
+            os.link(place, old)
+    done: list[tuple[Path, Path]] = []
+    try:
+        for path, place, old in zip(new, places, kept, strict=True):
+            path.replace(place)
+            done.append((place, old))
+    except OSError:
+        for place, old in done:
+            if old.exists():
+                old.rename(place)
+            else:
+                place.unlink()
         raise
 
 

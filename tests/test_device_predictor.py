@@ -17,6 +17,7 @@ from PIL import Image
 from small_vits import make_backbone, make_bundle, token_logits
 
 from hgprompt_edge.bundle import Bundle
+from hgprompt_edge.device.engine import explain
 from hgprompt_edge.device.predictor import Prediction, Predictor, find_images, softmax
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.onnx_file import export_onnx
@@ -159,9 +160,22 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         "its last part is missing",
     ),
     "foreign model": (lambda _: foreign(), "not one that `hgedge export` wrote"),
-    "newer IR": (lambda _: foreign(ir_version=99), "ONNX IR version 99, which onnxruntime"),
-    "newer opset": (lambda _: foreign(opset=99), "ONNX opset 99, which onnxruntime"),
+    "newer IR": (
+        lambda _: foreign(ir_version=99),
+        r"ONNX IR version 99, which onnxruntime .* `--opset 20`",
+    ),
+    "newer opset": (
+        lambda _: foreign(opset=99),
+        r"ONNX opset 99, which onnxruntime .* `--opset 20`",
+    ),
 }
+
+
+def test_an_operator_that_the_runtime_lacks_names_the_fallback() -> None:
+    text = "NOT_IMPLEMENTED : Could not find an implementation for Attention(23) node with name 'a'"
+    words = explain(text)
+    assert words.startswith("uses Attention of opset 23, which onnxruntime ")
+    assert words.endswith("upgrade onnxruntime or export the model again with `--opset 20`")
 
 
 @pytest.mark.parametrize("name", HOSTILE)

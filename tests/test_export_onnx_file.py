@@ -16,11 +16,12 @@ import pytest
 from small_vits import make_backbone, make_bundle
 
 from hgprompt_edge.bundle import Bundle, read_bundle, write_bundle
+from hgprompt_edge.device.parity import compare
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export import onnx_file, verify
 from hgprompt_edge.export.onnx_file import export_onnx, resize_rule
-from hgprompt_edge.export.verify import compare, verify_onnx
+from hgprompt_edge.export.verify import verify_onnx
 from hgprompt_edge.preprocess import Preprocessing
 from hgprompt_edge.vit.backbone import Backbone
 
@@ -74,6 +75,16 @@ def test_exported_file_is_verified_and_says_what_it_is(tmp_path: Path, mode: str
     images, logits = metadata.probe()
     np.testing.assert_array_equal(images, bundle.probe_images)
     np.testing.assert_array_equal(logits, bundle.probe_logits)
+
+
+def test_older_runtimes_get_an_opset_of_their_own(
+    tmp_path: Path, bundle: Bundle, backbone: Backbone
+) -> None:
+    path = tmp_path / "m.onnx"
+    assert export_onnx(bundle, backbone, path, opset=20).ok
+    assert [o.version for o in onnx.load(path).opset_import] == [20]
+    with pytest.raises(UserError, match="--opset 19: there is no such graph; 23 is the fastest"):
+        export_onnx(bundle, backbone, path, opset=19)
 
 
 def test_metadata_is_flat_strings_under_one_prefix(

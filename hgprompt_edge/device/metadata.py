@@ -38,6 +38,12 @@ class Metadata(BaseModel):
         Which mix was chosen on validation, see `Bundle`.
     verification
         Figures of the comparison with PyTorch; written last, so a file without it is not whole.
+    precision
+        How weights are stored and products computed.
+    bundle_sha256
+        Of the bundle file that the model was made from.
+    quantization
+        Of int8 models: validation accuracy in float32, and of each scheme that was tried.
     probe_logits
         PyTorch's logits on the probe images, `[p][K]`.
     """
@@ -64,6 +70,9 @@ class Metadata(BaseModel):
     verification: Json[dict[str, Any]]
     probe_logits: Json[tuple[tuple[float, ...], ...]]
     probe_images: str
+    precision: str = "fp32"
+    bundle_sha256: str = ""
+    quantization: Json[dict[str, Any]] = Field(default="{}", validate_default=True)
 
     @field_validator("preprocessing")
     @classmethod
@@ -105,6 +114,23 @@ def probe_count(images: npt.NDArray[np.uint8]) -> int:
     return min(len(images), max(1, PROBE_BYTES // max(1, images[:1].nbytes)))
 
 
+def assume_metadata(side: int, classes: int) -> Metadata:
+    """Stand in for the metadata of a model of `side` pixels that says nothing of itself.
+
+    Its classes are numbers, and images are resized and cropped to its size.
+    """
+    return Metadata.model_construct(
+        format="",
+        task="",
+        classes=tuple(str(index) for index in range(classes)),
+        preprocessing=Preprocessing(side, side),
+        image_size=side,
+        probe_logits=(),
+        probe_images="",
+        precision="fp32",
+    )
+
+
 def parse_metadata(path: Path, entries: Mapping[str, str]) -> Metadata:
     """Check the metadata of a model file.
 
@@ -116,8 +142,8 @@ def parse_metadata(path: Path, entries: Mapping[str, str]) -> Metadata:
     version = entries.get(f"{PREFIX}format", "")
     if not version.startswith("hgprompt.model/"):
         raise UserError(
-            f"{path}: an ONNX model, but not one that `hgedge export` wrote; "
-            "give the file that it printed"
+            f"{path}: a model, but not one that `hgedge export` wrote: it lacks classes, the "
+            "resize rule and probe images; give the file that it printed"
         )
     if version != FORMAT:
         raise UserError(

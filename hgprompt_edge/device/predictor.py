@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
-from hgprompt_edge.device.metadata import Metadata, parse_metadata
+from hgprompt_edge.device.engine import Engine, Port, open_engine
+from hgprompt_edge.device.metadata import PREFIX, Metadata, assume_metadata, parse_metadata
+from hgprompt_edge.device.parity import TOLERANCES, Comparison, compare
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.preprocess import (
     IMAGE_SUFFIXES,
@@ -49,14 +49,18 @@ class Predictor:
     Parameters
     ----------
     path
-        The ONNX file. It may come from anywhere and is checked.
+        The ONNX file, or the `.xml` of an OpenVINO model. It may come from anywhere, is checked.
     threads
         CPU threads of one run; None: the runtime's default, all cores.
+    device, bf16
+        For OpenVINO models: `CPU`, `GPU` or `AUTO`, and whether to compute in bfloat16.
 
     Attributes
     ----------
     metadata : Metadata
         What the file says about itself.
+    assumed : Metadata or None
+        The same, where the file says nothing but takes and gives what a model of ours does.
 
     Raises
     ------
@@ -64,12 +68,25 @@ class Predictor:
         No such file, not ONNX, truncated, not a model of ours, or the runtime is too old.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        *,
+        device: str = "CPU",
+        bf16: bool = False,
+    ) -> None:
         self.path = path
-        self._session = _open(path, threads)
-        entries = self._session.get_modelmeta().custom_metadata_map
-        self.metadata: Metadata = parse_metadata(path, entries)
-        _check_contract(path, self._session, self.metadata)
+        self._engine = open_engine(path, threads, device=device, bf16=bf16)
+        known = any(key.startswith(PREFIX) for key in self._engine.entries)
+        self.assumed = None if known else _assume(self._engine)
+        self.metadata: Metadata = self.assumed or parse_metadata(path, self._engine.entries)
+        _check_contract(path, self._engine, self.metadata)
+
+    @property
+    def runtime(self) -> str:
+        """Name and version of what runs the model."""
+        return self._engine.runtime
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -91,11 +108,27 @@ class Predictor:
             )
         if len(pixels) == 0:
             return np.zeros((0, len(self.classes)), np.float32)
-        return cast("Floats", self._session.run(["logits"], {"image": pixels})[0])
+        return self._engine.run(pixels)
 
     def probabilities(self, pixels: Pixels) -> Floats:
         """Probabilities `[n, K]` of pixels `[n, S, S, 3]`; each row sums to 1."""
         return softmax(self.logits(pixels))
+
+    def compare_probe(self) -> Comparison:
+        """Compare the logits on the model's own probe images with those that PyTorch gave.
+
+        Raises
+        ------
+        UserError
+            The model carries no probe images, or damaged ones.
+        """
+        try:
+            images, reference = self.metadata.probe()
+        except ValueError as error:
+            raise UserError(f"{self.path}: its {error}; export it again") from error
+        if not len(images):
+            raise UserError(f"{self.path}: carries no probe images to check it on; export it again")
+        return compare(self.logits(images), reference, tolerance_of(self._engine.entries))
 
     def predict_paths(
         self, paths: Iterable[Path], top: int = 1, batch_size: int = 16
@@ -127,6 +160,11 @@ class Predictor:
     def _top(self, probabilities: Floats, top: int) -> tuple[tuple[str, float], ...]:
         order = np.argsort(-probabilities, kind="stable")[:top]
         return tuple((self.classes[index], float(probabilities[index])) for index in order)
+
+
+def tolerance_of(entries: Mapping[str, str]) -> float:
+    """How far a model's logits may be from PyTorch's, relative to the largest (METHOD 8)."""
+    return TOLERANCES[entries.get(f"{PREFIX}precision", "fp32")]
 
 
 def softmax(logits: Floats) -> Floats:
@@ -164,43 +202,24 @@ def _is_image(relative: Path, path: Path) -> bool:
     return not hidden and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
-def _open(path: Path, threads: int | None) -> ort.InferenceSession:
-    if not path.is_file():
-        raise UserError(f"{path}: no such model file; make it with `hgedge export`")
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # errors come as exceptions
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's errors have no common base
-        raise UserError(f"{path}: {_why(str(error))}") from error
+def _assume(engine: Engine) -> Metadata | None:
+    """Metadata for a model of others, if it takes pixels and gives logits under our names."""
+    shapes = [port.shape for port in (*engine.inputs, *engine.outputs)]
+    if [len(shape) for shape in shapes] != [3, 1]:
+        return None
+    (height, width, _), (classes,) = shapes
+    if height is None or height != width or classes is None:
+        return None
+    return assume_metadata(height, classes)
 
 
-def _why(message: str) -> str:
-    """One phrase for why the runtime does not load a model."""
-    newer = re.search(r"(IR version: |[Oo]pset )(\d+)(, max| is under)", message)
-    if newer:
-        what = "IR version" if newer[1].startswith("IR") else "opset"
-        return (
-            f"uses ONNX {what} {newer[2]}, which onnxruntime {ort.__version__} does not know; "
-            "upgrade onnxruntime or export the model again"
-        )
-    if "protobuf" in message.lower():
-        return "truncated or not an ONNX file; copy or export it again"
-    reason = message.splitlines()[0].rpartition(" : ")[2][:200]
-    return f"onnxruntime {ort.__version__} does not load it ({reason}); export it again"
-
-
-def _check_contract(path: Path, session: ort.InferenceSession, metadata: Metadata) -> None:
+def _check_contract(path: Path, engine: Engine, metadata: Metadata) -> None:
     """Refuse a file whose graph is not what its metadata says."""
-    side = metadata.preprocessing.image_size
-    inputs = [(i.name, i.type, i.shape[1:]) for i in session.get_inputs()]
-    outputs = [(o.name, o.type, o.shape[1:]) for o in session.get_outputs()]
-    wanted_inputs = [("image", "tensor(uint8)", [side, side, 3])]
-    wanted_outputs = [("logits", "tensor(float)", [len(metadata.classes)])]
-    if inputs != wanted_inputs or outputs != wanted_outputs:
+    side, classes = metadata.preprocessing.image_size, len(metadata.classes)
+    wanted = (Port("image", "uint8", (side, side, 3)),), (Port("logits", "float", (classes,)),)
+    if (engine.inputs, engine.outputs) != wanted:
+        takes, gives = (", ".join(map(str, ports)) for ports in (engine.inputs, engine.outputs))
         raise UserError(
-            f"{path}: takes {inputs} and gives {outputs}, which does not fit its metadata "
-            f"({side} px, {len(metadata.classes)} classes); export it again"
+            f"{path}: takes {takes} and gives {gives}, which does not fit its metadata "
+            f"({side} px, {classes} classes); export it again"
         )

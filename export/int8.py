@@ -1,0 +1,183 @@
+"""INT8: quantize, hold the accuracy against float32, try the next safer way, or refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from hgprompt_edge.bundle import Bundle
+from hgprompt_edge.device.engine import Engine, OnnxEngine
+from hgprompt_edge.device.metadata import PREFIX, parse_metadata
+from hgprompt_edge.device.openvino_engine import OpenVinoEngine
+from hgprompt_edge.device.parity import TOLERANCES
+from hgprompt_edge.errors import CheckError, UserError
+from hgprompt_edge.export.graph import OPSET, build_graph
+from hgprompt_edge.export.onnx_file import append_metadata, check_fits, describe, rewrites_for
+from hgprompt_edge.export.openvino_file import add_metadata
+from hgprompt_edge.export.schemes import Scheme, onnx_schemes, openvino_schemes
+from hgprompt_edge.export.verify import Verification, verify_engine
+from hgprompt_edge.files import atomic_paths
+from hgprompt_edge.tasks.task import Images, Task
+from hgprompt_edge.vit.backbone import Backbone
+
+MIN_CALIBRATION, MAX_CALIBRATION = 32, 300
+BATCH = 16
+"""As `hgedge predict` takes them. It matters: dynamic quantization scales a whole batch alike."""
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A scheme and the validation accuracy of its model; `drop` in points below float32."""
+
+    scheme: str
+    val_accuracy: float
+    drop: float
+
+
+@dataclass(frozen=True)
+class Int8:
+    """What `export_int8` wrote.
+
+    Attributes
+    ----------
+    tried
+        All schemes that were tried; the last one is in the file.
+    float_accuracy
+        Validation accuracy of the same graph in float32.
+    """
+
+    tried: tuple[Trial, ...]
+    float_accuracy: float
+    verification: Verification
+
+
+def export_int8(
+    bundle: Bundle,
+    backbone: Backbone,
+    path: Path,
+    task: Task,
+    *,
+    max_drop: float = 1.0,
+    bundle_sha256: str = "",
+    report: Report | None = None,
+) -> Int8:
+    """Write an int8 model, `.onnx` or `.xml`, whose accuracy was held against float32.
+
+    Parameters
+    ----------
+    task
+        Its training images calibrate, its validation images measure.
+    max_drop
+        Points of validation accuracy that the model may lose.
+    report
+        Called with (scheme, schemes tried, schemes there are).
+
+    Raises
+    ------
+    UserError
+        The task is not the bundle's, has too few images, or a package is missing.
+    CheckError
+        No scheme keeps within `max_drop`; the message holds what was tried. No file is written.
+    """
+    _check_task(bundle, task)
+    check_fits(bundle, backbone, bundle.probe_images)
+    is_ir = path.suffix == ".xml"
+    schemes = (openvino_schemes if is_ir else onnx_schemes)(backbone.depth)
+    # Quantized, the prefix joined before Attention is the faster form in OpenVINO, too.
+    on = rewrites_for(OPSET)
+    files = (path.with_suffix(".bin"), path) if is_ir else (path,)
+    with atomic_paths(*files) as temporary:
+        graph = temporary[-1].with_name("float.onnx")
+        ir.save(build_graph(bundle, backbone, on), graph)
+        floating = accuracy(OnnxEngine(graph), task.validation)
+        tried = _try(schemes, graph, temporary[-1], task, floating, max_drop, report)
+        if tried[-1].drop > max_drop:
+            raise CheckError(_refusal(path, floating, tried, max_drop))
+        engine = _open(temporary[-1])
+        verification = verify_engine(
+            engine, bundle, backbone, bundle.probe_images, tolerance=TOLERANCES["int8"]
+        )
+        if not verification.ok:
+            raise CheckError(f"{path}: the int8 model is broken ({verification}); nothing written")
+        entries = {
+            **describe(bundle, bundle_sha256),
+            f"{PREFIX}precision": "int8",
+            f"{PREFIX}verification": json.dumps(asdict(verification), sort_keys=True),
+            f"{PREFIX}quantization": json.dumps(
+                {"val_accuracy_fp32": floating, "tried": [asdict(trial) for trial in tried]}
+            ),
+        }
+        (add_metadata if is_ir else append_metadata)(temporary[-1], entries)
+        parse_metadata(path, _open(temporary[-1]).entries)
+        graph.unlink()
+    return Int8(tuple(tried), floating, verification)
+
+
+def accuracy(engine: Engine, images: Images) -> float:
+    """Share of the images whose class a model names."""
+    parts = range(0, len(images), BATCH)
+    logits = np.concatenate([engine.run(images.pixels[i : i + BATCH]) for i in parts])
+    return float((logits.argmax(1) == images.labels).mean())
+
+
+def _try(
+    schemes: list[Scheme],
+    graph: Path,
+    path: Path,
+    task: Task,
+    floating: float,
+    max_drop: float,
+    report: Report | None,
+) -> list[Trial]:
+    """Write with one scheme after the other until one holds; that one is the last in the list."""
+    calibration = _calibration(task)
+    tried: list[Trial] = []
+    for index, scheme in enumerate(schemes):
+        if report:
+            report(f"int8: {scheme.name}", index, len(schemes))
+        scheme.write(graph, calibration, path)
+        found = accuracy(_open(path), task.validation)
+        # Rounded, so that one point is one point whatever the number of images.
+        tried.append(Trial(scheme.name, found, round(100 * (floating - found), 6)))
+        if tried[-1].drop <= max_drop:
+            break
+    return tried
+
+
+def _open(path: Path) -> Engine:
+    return OpenVinoEngine(path, cache=False) if path.suffix == ".xml" else OnnxEngine(path)
+
+
+def _calibration(task: Task) -> npt.NDArray[np.uint8]:
+    order = np.random.default_rng(0).permutation(len(task.train))[:MAX_CALIBRATION]
+    return task.train.pixels[np.sort(order)]
+
+
+def _check_task(bundle: Bundle, task: Task) -> None:
+    if task.classes != bundle.classes:
+        raise UserError(
+            f"--data: task '{task.name}' has {len(task.classes)} classes, and they are not the "
+            f"{len(bundle.classes)} of the bundle; give the images that it was fitted on"
+        )
+    if len(task.train) < MIN_CALIBRATION:
+        raise UserError(
+            f"--data: {len(task.train)} training images, and int8 takes at least "
+            f"{MIN_CALIBRATION} to calibrate; give more or leave out --precision int8"
+        )
+
+
+def _refusal(path: Path, floating: float, tried: list[Trial], max_drop: float) -> str:
+    rows = "; ".join(
+        f"{trial.scheme}: {100 * trial.val_accuracy:.1f} % (-{trial.drop:.1f})" for trial in tried
+    )
+    return (
+        f"{path}: no int8 model keeps within --max-drop {max_drop:g} of {100 * floating:.1f} % on "
+        f"the validation images ({rows}); nothing was written, allow more or keep float32"
+    )

@@ -1,0 +1,135 @@
+"""A model in OpenVINO: IR, two files, `NAME.xml` with the graph and `NAME.bin` with the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hgprompt_edge.device.engine import Floats, LoadError, Pixels, Port
+from hgprompt_edge.device.metadata import PREFIX
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import cache_folder, sha256_file
+
+SUFFIX = ".xml"
+RT_INFO = "hgprompt"
+"""Under this name the metadata stand in the model's runtime information."""
+WEIGHTS_SHA256 = f"{PREFIX}weights_sha256"
+TYPES = {"uint8_t": "uint8", "u8": "uint8", "float": "float", "f32": "float"}
+
+
+class OpenVinoEngine:
+    """A model in OpenVINO, on a device that it knows.
+
+    Parameters
+    ----------
+    threads
+        CPU threads of one run; None: the runtime's default.
+    device
+        `CPU`, `GPU`, `AUTO`, ...
+    bf16
+        Compute in bfloat16, which is twice as fast on some CPUs and slower than float32 on others.
+    cache
+        Keep what the device compiled, so that the next process starts faster.
+
+    Raises
+    ------
+    LoadError
+        A file is missing, damaged, or not of this model.
+    UserError
+        OpenVINO is not installed, or this machine has no such device.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        *,
+        device: str = "CPU",
+        bf16: bool = False,
+        cache: bool = True,
+    ) -> None:
+        ov = import_openvino()
+        core = ov.Core()
+        _check_device(core, device, bf16)
+        weights = path.with_suffix(".bin")
+        if not weights.is_file():
+            raise LoadError(f"needs {weights.name} beside it, which is missing; copy both files")
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            # Said here, since the runtime's own default is bfloat16 wherever a CPU knows it.
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+        }
+        if threads is not None and device == "CPU":
+            settings["INFERENCE_NUM_THREADS"] = threads
+        if cache:
+            core.set_property({"CACHE_DIR": str(cache_folder() / "openvino")})
+        try:
+            model = core.read_model(path)
+            self.entries: Mapping[str, str] = read_entries(model)
+            _check_weights(weights, self.entries)
+            self._request = core.compile_model(model, device, settings).create_infer_request()
+        except RuntimeError as error:
+            raise LoadError(_explain(str(error), ov.__version__)) from error
+        self.runtime = f"openvino {ov.__version__.partition('-')[0]}"
+        self.inputs = tuple(_port(given) for given in model.inputs)
+        self.outputs = tuple(_port(given) for given in model.outputs)
+
+    def run(self, pixels: Pixels) -> Floats:
+        """Logits `[n, K]` of pixels `[n, S, S, 3]`."""
+        self._request.infer({0: pixels}, share_inputs=True)
+        logits: Floats = self._request.get_output_tensor(0).data.copy()
+        return logits
+
+
+def import_openvino() -> Any:
+    """Return the module `openvino`, or say where it comes from."""
+    if find_spec("openvino") is None:
+        raise UserError(
+            "an OpenVINO model needs openvino, which is not installed; "
+            "run `pip install 'hgprompt-edge[openvino]'`"
+        )
+    import openvino
+
+    return openvino
+
+
+def read_entries(model: Any) -> dict[str, str]:
+    """Metadata of a model as `Metadata` reads them, empty where it has none."""
+    if not model.has_rt_info([RT_INFO]):
+        return {}
+    return {
+        f"{PREFIX}{name}": str(value) for name, value in model.get_rt_info([RT_INFO]).value.items()
+    }
+
+
+def _check_device(core: Any, device: str, bf16: bool) -> None:
+    known = [name.partition(".")[0] for name in core.available_devices]
+    if device != "AUTO" and device not in known:
+        raise UserError(
+            f"--device {device}: OpenVINO finds none here; choose one of "
+            f"{', '.join(dict.fromkeys([*known, 'AUTO']))}"
+        )
+    if bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise UserError("--bf16: this CPU does not compute in bfloat16; leave the option out")
+
+
+def _check_weights(weights: Path, entries: Mapping[str, str]) -> None:
+    """Refuse weights of another model; one without our metadata does not say."""
+    wanted = entries.get(WEIGHTS_SHA256)
+    if wanted is not None and sha256_file(weights) != wanted:
+        raise LoadError(f"{weights.name} is damaged or of another model; copy both files again")
+
+
+def _explain(message: str, version: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    reason = lines[-1][:200] if lines else "no reason given"
+    return f"openvino {version.partition('-')[0]} does not load it ({reason}); export it again"
+
+
+def _port(given: Any) -> Port:
+    dtype = given.element_type.get_type_name()
+    sizes = list(given.partial_shape)[1:]
+    shape = tuple(None if size.is_dynamic else size.get_length() for size in sizes)
+    return Port(given.any_name, TYPES.get(dtype, dtype), shape)

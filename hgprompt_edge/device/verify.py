@@ -1,0 +1,72 @@
+"""Check a model later, anywhere: files, metadata, parity with the logits that it carries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.device.signature import check_signature
+from hgprompt_edge.errors import CheckError, UserError
+from hgprompt_edge.files import sha256_file
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked; `ok` is None where there was nothing to hold it against."""
+
+    name: str
+    ok: bool | None
+    detail: str
+
+
+def verify_model(path: Path, *, key: Path | None = None, bundle: Path | None = None) -> list[Check]:
+    """Check a model with what a device has: no onnx, no PyTorch.
+
+    Parameters
+    ----------
+    key
+        Public key that its signature must be of.
+    bundle
+        The bundle that it must be made from.
+
+    Raises
+    ------
+    UserError
+        The model does not load, is none of ours, or signature or key are missing.
+    """
+    checks = []
+    if key is not None:  # first: nothing of a file that was tampered with is run
+        try:
+            checks.append(Check("signature", True, f"{check_signature(path, key)}, by {key}"))
+        except CheckError as error:
+            return [Check("signature", False, str(error))]
+    predictor = Predictor(path)
+    metadata = predictor.metadata
+    if predictor.assumed:
+        raise UserError(
+            f"{path}: lacks all metadata of `hgedge export`: classes, the resize rule, what it was "
+            "made from, and images with logits to check it on; give the file that it printed"
+        )
+    checks.append(_made_from("bundle", metadata.bundle_sha256, bundle))
+    checks.append(Check("backbone", None, f"{metadata.backbone}, {metadata.backbone_sha256[:12]}"))
+    for source in metadata.sources:
+        checks.append(Check("source", None, f"{source['name']}, {source['sha256'][:12]}"))
+    recorded = str(metadata.verification.get("runtime", "unknown"))
+    same = recorded == predictor.runtime
+    then = "" if same else f", verified in {recorded}"
+    checks.append(Check("runtime", None, f"{predictor.runtime}{then}"))
+    try:
+        found = predictor.compare_probe()
+    except UserError as error:
+        return [*checks, Check("probe", False, str(error))]
+    return [*checks, Check("probe", found.ok, str(found))]
+
+
+def _made_from(name: str, recorded: str, path: Path | None) -> Check:
+    if path is None or not recorded:
+        return Check(name, None, recorded[:12] or "not recorded")
+    found = sha256_file(path)
+    if found == recorded:
+        return Check(name, True, f"{path}, {found[:12]}")
+    return Check(name, False, f"{path} is {found[:12]}, the model was made from {recorded[:12]}")

@@ -1,0 +1,283 @@
+"""Verify: a good model passes anywhere, a changed one fails, weights from outside never load."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+from small_vits import make_bundle
+from typer.testing import CliRunner, Result
+
+from hgprompt_edge import load_backbone
+from hgprompt_edge.bundle import write_bundle
+from hgprompt_edge.cli.main import app
+from hgprompt_edge.device.external import check_external_data, external_locations
+from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import sha256_file
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bundle of the bundled backbone, another one, and the model of the first."""
+    folder = tmp_path_factory.mktemp("made")
+    backbone = load_backbone("bundled")
+    write_bundle(folder / "pets.hgbundle", make_bundle(backbone))
+    write_bundle(folder / "other.hgbundle", make_bundle(backbone, seed=1))
+    assert run("export", str(folder / "pets.hgbundle")).exit_code == 0
+    return folder
+
+
+def checks_of(result: Result) -> dict[str, dict[str, Any]]:
+    return {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+
+
+def test_a_good_model_passes_and_says_what_it_is(made: Path) -> None:
+    result = run("verify", str(made / "pets.onnx"))
+    assert result.exit_code == 0, result.stderr
+    digest = sha256_file(made / "pets.hgbundle")[:12]
+    for words in (digest, "bundled, ", "a, 00", "onnxruntime ", "same class on 9 of 9 images"):
+        assert words in result.stdout
+    assert "FAILED" not in result.stdout
+
+
+def test_a_server_also_compares_with_pytorch(made: Path) -> None:
+    bundle = str(made / "pets.hgbundle")
+    result = run("verify", str(made / "pets.onnx"), "--bundle", bundle, "--json")
+    assert result.exit_code == 0, result.stderr
+    checks = checks_of(result)
+    assert json.loads(result.stdout)["ok"] is True
+    assert [name for name, check in checks.items() if check["ok"]] == [
+        "bundle", "probe", "onnx.checker", "PyTorch",
+    ]  # fmt: skip
+    assert "largest difference of the logits from PyTorch" in checks["PyTorch"]["detail"]
+
+
+def test_a_model_of_another_bundle_fails(made: Path) -> None:
+    bundle = str(made / "other.hgbundle")
+    result = run("verify", str(made / "pets.onnx"), "--bundle", bundle)
+    assert result.exit_code == 1
+    assert "FAILED" in result.stdout
+    assert "does not pass (bundle); copy or export it again" in result.stderr
+
+
+def tampered(model: Path, path: Path) -> Path:
+    proto = onnx.load(model)
+    for tensor in proto.graph.initializer:
+        if tensor.name == "head.bias":
+            array = onnx.numpy_helper.to_array(tensor) + np.float32(0.01)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def test_a_changed_weight_fails(made: Path, tmp_path: Path) -> None:
+    path = tampered(made / "pets.onnx", tmp_path / "m.onnx")
+    result = run("verify", str(path), "--json")
+    assert result.exit_code == 1
+    checks = checks_of(result)
+    assert checks["probe"]["ok"] is False
+    assert checks["probe"]["detail"].startswith("largest difference of the logits 0.01")
+
+
+WITHOUT_SERVER = """
+import sys
+BLOCKED = {"torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxscript", "sklearn"}
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ImportError(f"{name} is not on a device")
+sys.meta_path.insert(0, Blocker())
+from pathlib import Path
+from hgprompt_edge.device.verify import verify_model
+print([check.ok for check in verify_model(Path(sys.argv[1]))])
+"""
+
+
+def test_it_works_on_a_device(made: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_SERVER, str(made / "pets.onnx")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip().endswith("None, True]")
+
+
+def with_external_data(folder: Path, location: str) -> Path:
+    """A model that keeps a weight in another file."""
+    folder.mkdir(exist_ok=True)
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1])
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value=location)
+    weight.external_data.add(key="length", value="4")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    node = helper.make_node("Add", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "g", values[:1], values[1:], [weight])
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
+    path = folder / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+OUTSIDE = {
+    "..": ("../weights.bin", "outside its folder"),
+    ".. in the middle": ("data/../../weights.bin", "outside its folder"),
+    "absolute": ("/etc/hostname", "outside its folder"),
+    "a drive": ("C:\\\\weights.bin", "outside its folder"),
+    "backslashes": ("..\\\\weights.bin", "outside its folder"),
+    "a link": ("linked.bin", "a symbolic link"),
+    "a linked folder": ("folder/weights.bin", "a symbolic link"),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_weights_outside_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    location, reason = OUTSIDE[name]
+    (tmp_path / "weights.bin").write_bytes(np.ones(1, np.float32).tobytes())
+    path = with_external_data(tmp_path / "model", location)
+    (path.parent / "linked.bin").symlink_to(tmp_path / "weights.bin")
+    (path.parent / "folder").symlink_to(tmp_path)
+    assert external_locations(path) == [location]
+    for command in (["verify", str(path)], ["predict", "--model", str(path), str(path)]):
+        result = run(*command)
+        assert result.exit_code == 2
+        assert f"wants weights from '{location}', {reason}" in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_external_data_is_found_in_every_place_and_allowed_inside(tmp_path: Path) -> None:
+    path = with_external_data(tmp_path / "model", "weights.bin")
+    check_external_data(path)
+    (path.parent / "weights.bin").write_bytes(np.ones(1, np.float32).tobytes())
+    with pytest.raises(UserError, match="not one that `hgedge export` wrote: it lacks classes"):
+        Predictor(path)
+    inner = onnx.load(path, load_external_data=False)
+    tensor = inner.graph.initializer[0]
+    constant = helper.make_node("Constant", [], ["c"])
+    constant.attribute.append(onnx.AttributeProto(name="value", type=4, t=tensor))
+    branch = helper.make_graph([constant], "b", [], [])
+    outer = helper.make_node("If", ["x"], ["y"], then_branch=branch)
+    del inner.graph.initializer[:]
+    inner.graph.node.append(outer)
+    path.write_bytes(inner.SerializeToString())
+    assert external_locations(path) == ["weights.bin"]
+    for damage in (b"", b"\xff" * 100, path.read_bytes()[:30], b"\x3a\x05\x0a\x7f"):
+        path.write_bytes(damage)
+        assert external_locations(path) == []
+
+
+@pytest.fixture
+def nameless(made: Path, tmp_path: Path) -> Path:
+    """A model that computes what ours does and says nothing of itself."""
+    proto = onnx.load(made / "pets.onnx")
+    del proto.metadata_props[:]
+    (tmp_path / "nameless.onnx").write_bytes(proto.SerializeToString())
+    return tmp_path / "nameless.onnx"
+
+
+def test_a_model_without_metadata_predicts_but_does_not_verify(nameless: Path, made: Path) -> None:
+    photo = nameless.with_name("a.png")
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(photo)
+    words = ["predict", str(photo), "--json", "--model"]
+    result, ours = run(*words, str(nameless)), run(*words, str(made / "pets.onnx"))
+    assert result.exit_code == 0, result.stderr
+    assert "it lacks class names and the resize rule; classes are numbers" in result.stderr
+    (answer,), (expected,) = json.loads(result.stdout), json.loads(ours.stdout)
+    (top,), (known,) = answer["classes"], expected["classes"]
+    assert known["label"] == f"class {top['label']}, ä"
+    assert known["probability"] == top["probability"]
+
+    refused = run("verify", str(nameless))
+    assert refused.exit_code == 2
+    assert "lacks all metadata of `hgedge export`: classes, the resize rule" in refused.stderr
+    assert run("bench", str(nameless), "--runs", "2").exit_code == 0
+
+
+@pytest.mark.parametrize("what", ["none.onnx", "--bundle none.hgbundle"])
+def test_what_is_missing_is_named(made: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    monkeypatch.chdir(made)
+    words = what.split() if what.endswith("onnx") else ["pets.onnx", *what.split()]
+    result = run("verify", *words)
+    assert result.exit_code == 2
+    assert f"{what}: no such" in result.stderr
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, Path]:
+    pytest.importorskip("model_signing")  # cryptography comes with it
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    private = ec.generate_private_key(ec.SECP256R1())
+    pem = serialization.Encoding.PEM
+    plain = serialization.NoEncryption()
+    spki = serialization.PublicFormat.SubjectPublicKeyInfo
+    paths = tmp_path / "key.pem", tmp_path / "key.pub"
+    paths[0].write_bytes(private.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    paths[1].write_bytes(private.public_key().public_bytes(pem, spki))
+    return paths
+
+
+def signed(made: Path, folder: Path, keys: tuple[Path, Path], *words: str) -> Result:
+    bundle = str(made / "pets.hgbundle")
+    return run("export", bundle, "-o", str(folder / "m.onnx"), "--sign", str(keys[0]), *words)
+
+
+def test_a_signature_holds_for_its_key_and_file_alone(
+    made: Path, tmp_path: Path, keys: tuple[Path, Path]
+) -> None:
+    result = signed(made, tmp_path, keys)
+    assert result.exit_code == 0, result.stderr
+    assert f"m.onnx.sig: signed with {keys[0]}" in result.stdout
+    model = str(tmp_path / "m.onnx")
+    good = run("verify", model, "--key", str(keys[1]))
+    assert good.exit_code == 0, good.stderr
+    assert "m.onnx.sig, by" in good.stdout
+
+    tampered(made / "pets.onnx", tmp_path / "m.onnx")
+    bad = run("verify", model, "--key", str(keys[1]), "--json")
+    assert bad.exit_code == 1
+    assert "m.onnx" in checks_of(bad)["signature"]["detail"].partition("does not hold:")[2]
+    assert list(checks_of(bad)) == ["signature"], "a model that was tampered with was run"
+    (tmp_path / "m.onnx.sig").unlink()
+    assert "m.onnx.sig: no such signature" in run("verify", model, "--key", str(keys[1])).stderr
+
+
+def test_bad_keys_are_named_before_anything_is_written(
+    made: Path, tmp_path: Path, keys: tuple[Path, Path]
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    for key in (keys[1], tmp_path / "none.pem"):
+        result = signed(made, tmp_path, (key, key))
+        assert result.exit_code == 2
+        assert f"--sign {key}: " in result.stderr
+    assert sorted(tmp_path.iterdir()) == before
+    assert signed(made, tmp_path, keys).exit_code == 0
+    result = run("verify", str(tmp_path / "m.onnx"), "--key", str(keys[0]))
+    assert result.exit_code == 2
+    assert "not a public key" in result.stderr
+
+
+def test_without_the_library_the_extra_is_named(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hgprompt_edge.device.signature.find_spec", lambda name: None)
+    key = tmp_path / "key.pem"
+    key.write_text("")
+    for words in (["--sign", str(key)], []):
+        command = ["export", str(made / "pets.hgbundle"), "-o", str(tmp_path / "m.onnx"), *words]
+        result = run(*command)
+        assert result.exit_code == (2 if words else 0)
+    assert (
+        "hgprompt-edge[sign]" in run("verify", str(tmp_path / "m.onnx"), "--key", str(key)).stderr
+    )

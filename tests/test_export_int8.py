@@ -1,0 +1,237 @@
+"""INT8: accuracy decides, safer schemes follow, and a model that loses too much is no file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from small_vits import make_backbone, make_bundle
+from toys import make_task
+from typer.testing import CliRunner, Result
+
+from hgprompt_edge.bundle import Bundle, write_bundle
+from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.errors import CheckError, UserError
+from hgprompt_edge.export import int8
+from hgprompt_edge.export.int8 import accuracy, export_int8
+from hgprompt_edge.export.schemes import Scheme, onnx_schemes
+from hgprompt_edge.tasks import Task
+from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.forward import extract_features
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return make_backbone()
+
+
+@pytest.fixture(scope="module")
+def fitted(backbone: Backbone) -> tuple[Bundle, Task]:
+    """A bundle whose head names the class of most images of a task."""
+    bundle = make_bundle(backbone, classes=3)
+    task = make_task(backbone, bundle.prompt)
+    features = extract_features(backbone, task.train.pixels, bundle.prompt).numpy()
+    centred = features - features.mean(0)
+    means = np.stack([centred[task.train.labels == c].mean(0) for c in range(3)])
+    precision = np.linalg.inv(np.cov(centred.T) + 1e-3 * np.eye(features.shape[1]))
+    weight = (means @ precision).astype(np.float32)
+    bias = (-weight @ features.mean(0)).astype(np.float32)
+    probe = extract_features(backbone, bundle.probe_images, bundle.prompt).numpy()
+    return (
+        replace(
+            bundle,
+            classes=task.classes,
+            head_weight=weight,
+            head_bias=bias,
+            probe_logits=probe @ weight.T + bias,
+        ),
+        task,
+    )
+
+
+# NNCF takes half a minute on a busy machine.
+SUFFIXES = [".onnx", pytest.param(".xml", marks=pytest.mark.slow)]
+
+
+def needs(suffix: str) -> None:
+    if suffix == ".xml":
+        pytest.importorskip("openvino")
+        pytest.importorskip("nncf")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_model_is_smaller_and_keeps_its_accuracy(
+    tmp_path: Path, backbone: Backbone, fitted: tuple[Bundle, Task], suffix: str
+) -> None:
+    needs(suffix)
+    bundle, task = fitted
+    path = tmp_path / f"m{suffix}"
+    result = export_int8(bundle, backbone, path, task, max_drop=5)
+    assert result.float_accuracy > 0.6, "the toy is too hard to tell anything"
+    last = result.tried[-1]
+    assert last.drop <= 5
+    assert last.drop == pytest.approx(100 * (result.float_accuracy - last.val_accuracy))
+    assert {p.name for p in tmp_path.iterdir()} == (
+        {"m.onnx"} if suffix == ".onnx" else {"m.xml", "m.bin"}
+    )
+    predictor = Predictor(path)
+    logits = predictor.logits(task.validation.pixels)
+    assert accuracy(int8._open(path), task.validation) == last.val_accuracy
+    exact = Predictor(float_model(tmp_path / "float", bundle, backbone)).logits(
+        task.validation.pixels
+    )
+    difference = np.abs(logits - exact).max()
+    assert 1e-4 * np.abs(exact).max() < difference < 0.5 * np.abs(exact).max()
+    metadata = predictor.metadata
+    assert metadata.precision == "int8"
+    assert metadata.quantization["val_accuracy_fp32"] == result.float_accuracy
+    assert metadata.quantization["tried"][-1]["scheme"] == last.scheme
+    assert predictor.compare_probe().ok
+
+
+def float_model(folder: Path, bundle: Bundle, backbone: Backbone) -> Path:
+    from hgprompt_edge.export.onnx_file import export_onnx
+
+    folder.mkdir()
+    export_onnx(bundle, backbone, folder / "float.onnx")
+    return folder / "float.onnx"
+
+
+@pytest.mark.parametrize("family", ["plain", "qk-norm", "average with registers", "one block"])
+@pytest.mark.parametrize("mode", ["deep", "shallow", "none"])
+def test_every_scheme_of_onnxruntime_runs(tmp_path: Path, family: str, mode: str) -> None:
+    backbone = make_backbone(family)
+    bundle = make_bundle(backbone, mode)
+    graph = float_model(tmp_path / "float", bundle, backbone)
+    scale = np.abs(bundle.probe_logits).max()
+    for index, scheme in enumerate(onnx_schemes(backbone.depth)):
+        path = tmp_path / f"{index}.onnx"
+        scheme.write(graph, bundle.probe_images[:4], path)
+        onnx.checker.check_model(path)
+        logits = int8.OnnxEngine(path).run(bundle.probe_images)
+        assert np.abs(logits - bundle.probe_logits).max() < 0.6 * scale, scheme.name
+        kinds = {node.op_type for node in onnx.load(path).graph.node}
+        assert kinds & {"MatMulInteger", "DequantizeLinear"}, f"{scheme.name} quantized nothing"
+
+
+def spoiled(*damage: float) -> Any:
+    """Schemes that write the float graph with its head's bias moved so much."""
+
+    def scheme(amount: float) -> Scheme:
+        def write(graph: Path, _: Any, path: Path) -> None:
+            proto = onnx.load(graph)
+            for tensor in proto.graph.initializer:
+                if tensor.name == "head.bias":
+                    array = onnx.numpy_helper.to_array(tensor).copy()
+                    array[0] += amount
+                    tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+            onnx.save(proto, path)
+
+        return Scheme(f"moved by {amount:g}", write)
+
+    return lambda depth: [scheme(amount) for amount in damage]
+
+
+def test_the_next_safer_scheme_is_tried(
+    tmp_path: Path,
+    backbone: Backbone,
+    fitted: tuple[Bundle, Task],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle, task = fitted
+    monkeypatch.setattr(int8, "onnx_schemes", spoiled(1000, 0, 0))
+    stages: list[Any] = []
+    result = export_int8(
+        bundle, backbone, tmp_path / "m.onnx", task, report=lambda *stage: stages.append(stage)
+    )
+    assert [trial.scheme for trial in result.tried] == ["moved by 1000", "moved by 0"]
+    assert result.tried[0].drop > 10
+    assert result.tried[1].drop == 0
+    assert stages == [("int8: moved by 1000", 0, 3), ("int8: moved by 0", 1, 3)]
+
+
+def test_an_accuracy_out_of_reach_leaves_the_old_file(
+    tmp_path: Path,
+    backbone: Backbone,
+    fitted: tuple[Bundle, Task],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle, task = fitted
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"the old file")
+    monkeypatch.setattr(int8, "onnx_schemes", spoiled(1000, 900))
+    with pytest.raises(CheckError, match=r"--max-drop 0\.5 of .*moved by 1000: .*moved by 900: "):
+        export_int8(bundle, backbone, path, task, max_drop=0.5)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    assert path.read_bytes() == b"the old file"
+
+
+def test_images_that_do_not_fit_are_refused(
+    tmp_path: Path, backbone: Backbone, fitted: tuple[Bundle, Task]
+) -> None:
+    bundle, task = fitted
+    few = replace(task, train=task.train.subset(range(31)))
+    with pytest.raises(UserError, match="31 training images, and int8 takes at least 32"):
+        export_int8(bundle, backbone, tmp_path / "m.onnx", few)
+    with pytest.raises(UserError, match="has 3 classes, and they are not the 4 of the bundle"):
+        export_int8(make_bundle(backbone), backbone, tmp_path / "m.onnx", task)
+    assert not list(tmp_path.iterdir())
+
+
+def run(*words: str) -> Result:
+    from hgprompt_edge.cli.main import app
+
+    return CliRunner().invoke(app, list(words))
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hgprompt_edge import load_backbone, load_task
+
+    monkeypatch.chdir(tmp_path)
+    backbone = load_backbone("bundled")
+    task = load_task("digits", backbone.preprocessing, limit=120)
+    bundle = make_bundle(backbone, "none", classes=len(task.classes))
+    bundle = replace(bundle, classes=task.classes, task="digits")
+    write_bundle(Path("digits.hgbundle"), bundle)
+    result = run("export", "--precision", "int8", "--task", "digits", "--max-drop", "100")
+    assert result.exit_code == 0, result.stderr
+    assert "int8 scheme" in result.stdout
+    assert "dynamic" in result.stdout
+    assert "near PyTorch on 9 images" in result.stdout
+    assert Path("digits.onnx").stat().st_size < 5e6, "3.6 M parameters, one byte each, and a head"
+
+
+BAD = {
+    "no images": ("--precision int8", "give --data or --task"),
+    "an opset": ("--precision int8 --task digits --opset 20", "--opset: int8 models come in one"),
+    "a negative drop": ("--precision int8 --task digits --max-drop -1", "--max-drop"),
+    "no such data": ("--precision int8 --data nowhere", "--data nowhere: no such file or folder"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    from hgprompt_edge import load_backbone
+
+    words, message = BAD[name]
+    monkeypatch.chdir(tmp_path)
+    write_bundle(Path("pets.hgbundle"), make_bundle(load_backbone("bundled")))
+    result = run("export", *words.split())
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["pets.hgbundle"]
+
+
+def test_nncf_that_is_not_installed_names_the_extra(
+    tmp_path: Path,
+    backbone: Backbone,
+    fitted: tuple[Bundle, Task],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hgprompt_edge.export.schemes.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"nncf, which is not installed; .*hgprompt-edge\[int8\]"):
+        export_int8(fitted[0], backbone, tmp_path / "m.xml", fitted[1])

@@ -1,0 +1,287 @@
+"""OpenVINO: PyTorch's logits for every family; two files or none; words for what fails."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_vits import FAMILIES, make_backbone, make_bundle
+from typer.testing import CliRunner, Result
+
+from hgprompt_edge.bundle import Bundle
+from hgprompt_edge.device.bench import file_bytes
+from hgprompt_edge.device.parity import compare
+from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.errors import CheckError, UserError
+from hgprompt_edge.export import openvino_file
+from hgprompt_edge.export.openvino_file import Precision, export_openvino
+from hgprompt_edge.vit.backbone import Backbone
+
+ov = pytest.importorskip("openvino")
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return make_backbone()
+
+
+@pytest.fixture(scope="module")
+def bundle(backbone: Backbone) -> Bundle:
+    return make_bundle(backbone)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle, backbone: Backbone) -> Path:
+    path = tmp_path_factory.mktemp("ir") / "pets.xml"
+    export_openvino(bundle, backbone, path)
+    return path
+
+
+# Compiling takes a second each: the other forms of the prompt run in full with -m slow.
+SLOW = [pytest.param(f, m, marks=pytest.mark.slow) for f in FAMILIES for m in ("shallow", "none")]
+DEEP = [(family, "deep") for family in FAMILIES]
+FAST = [("registers", "shallow"), ("average", "shallow"), ("dinov2", "none")]
+
+
+@pytest.mark.parametrize(("family", "mode"), [*DEEP, *FAST, *SLOW])
+def test_logits_are_those_of_pytorch(tmp_path: Path, family: str, mode: str) -> None:
+    backbone = make_backbone(family)
+    bundle = make_bundle(backbone, mode)
+    verification = export_openvino(bundle, backbone, tmp_path / "m.xml")
+    assert verification.ok
+    assert verification.runtime.startswith("openvino ")
+    assert {p.name for p in tmp_path.iterdir()} == {"m.xml", "m.bin"}
+    predictor = Predictor(tmp_path / "m.xml", threads=1)
+    assert predictor.metadata.classes == bundle.classes
+    for batch in (1, 2, 7):
+        logits = predictor.logits(bundle.probe_images[:batch])
+        assert compare(logits, bundle.probe_logits[:batch]).ok
+    assert predictor.compare_probe().ok
+
+
+def test_float16_halves_the_file_and_is_near(
+    tmp_path: Path, model: Path, bundle: Bundle, backbone: Backbone
+) -> None:
+    path = tmp_path / "half.xml"
+    verification = export_openvino(bundle, backbone, path, precision=Precision.FP16)
+    assert 0 < verification.max_abs_diff < verification.bound
+    assert verification.bound == pytest.approx(1e-2 * np.abs(bundle.probe_logits).max())
+    weights = [p.with_suffix(".bin").stat().st_size for p in (path, model)]
+    assert weights[0] < 0.55 * weights[1]
+    assert file_bytes(path) == weights[0] + path.stat().st_size
+    logits = Predictor(path).logits(bundle.probe_images)
+    assert compare(logits, bundle.probe_logits, 1e-2).ok
+
+
+def test_a_wrong_graph_leaves_both_old_files(
+    tmp_path: Path, bundle: Bundle, backbone: Backbone
+) -> None:
+    path = tmp_path / "m.xml"
+    export_openvino(bundle, backbone, path)
+    old = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    changed = replace(bundle, head_weight=bundle.head_weight * np.float32(1.01))
+    with pytest.raises(CheckError, match=r"from the logits that fit stored.*nothing was written"):
+        export_openvino(changed, backbone, path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == old
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+@pytest.mark.parametrize("old", [True, False])
+def test_both_files_take_their_names_or_neither(
+    tmp_path: Path,
+    bundle: Bundle,
+    backbone: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+    old: bool,
+    fails_at: int,
+) -> None:
+    path = tmp_path / "m.xml"
+    if old:
+        export_openvino(make_bundle(backbone, seed=1), backbone, path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    honest, moves = Path.replace, []
+
+    def full(self: Path, target: Path) -> Path:
+        moves.append(target)
+        if len(moves) == fails_at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return honest(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        export_openvino(bundle, backbone, path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert bool(before) == old
+
+
+def damaged(folder: Path, model: Path, what: str) -> Path:
+    copy = folder / "m.xml"
+    copy.write_bytes(model.read_bytes())
+    weights = bytearray(model.with_suffix(".bin").read_bytes())
+    if what == "weights changed":
+        weights[100] ^= 1
+    if what != "weights missing":
+        copy.with_suffix(".bin").write_bytes(weights)
+    if what == "graph cut":
+        copy.write_bytes(model.read_bytes()[:5000])
+    if what == "foreign":
+        ov.save_model(ov.Core().read_model(foreign(folder)), copy)
+    return copy
+
+
+def foreign(folder: Path) -> Path:
+    from onnx import TensorProto, helper, save
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), folder / "f.onnx")
+    return folder / "f.onnx"
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("weights missing", "m.xml: needs m.bin beside it, which is missing"),
+        ("weights changed", "m.bin is damaged or of another model"),
+        ("graph cut", r"openvino .* does not load it"),
+        ("foreign", "a model, but not one that `hgedge export` wrote"),
+    ],
+)
+def test_damaged_models_get_one_sentence(
+    tmp_path: Path, model: Path, what: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        Predictor(damaged(tmp_path, model, what))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_was_compiled_is_cached(model: Path, private_cache: Path) -> None:
+    Predictor(model)
+    assert list((private_cache / "openvino").rglob("*.blob"))
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(openvino_app(), list(words))
+
+
+def openvino_app() -> Any:
+    from hgprompt_edge.cli.main import app
+
+    return app
+
+
+def test_bfloat16_is_measured_and_never_the_default(model: Path, bundle: Bundle) -> None:
+    exact = Predictor(model).logits(bundle.probe_images)
+    assert compare(exact, bundle.probe_logits).ok
+    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(UserError, match="--bf16: this CPU does not compute in bfloat16"):
+            Predictor(model, bf16=True)
+        return
+    rounded = Predictor(model, bf16=True).compare_probe()
+    assert not rounded.ok, "computed in float32 after all"
+    assert rounded.max_abs_diff < 0.1 * np.abs(bundle.probe_logits).max()
+    assert str(rounded).endswith(" of 9 images")
+
+
+def test_a_device_that_is_not_there_is_named(model: Path) -> None:
+    result = run("predict", "--model", str(model), "--device", "NPU9", str(model.parent))
+    assert result.exit_code == 2
+    assert "--device NPU9: OpenVINO finds none here; choose one of CPU" in result.stderr
+    assert Predictor(model, device="AUTO").compare_probe().ok
+
+
+@pytest.fixture
+def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a bundle of the bundled backbone."""
+    from hgprompt_edge import load_backbone
+    from hgprompt_edge.bundle import write_bundle
+
+    backbone = load_backbone("bundled")
+    write_bundle(tmp_path / "pets.hgbundle", make_bundle(backbone))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_commands(exported: Path, bundle: Bundle) -> None:
+    from PIL import Image
+
+    result = run("export", "--format", "openvino")
+    assert result.exit_code == 0, result.stderr
+    assert "pets.xml: " in result.stdout
+    assert "equal to PyTorch on 9 images" in result.stdout
+    assert "next: hgedge predict --model pets.xml" in result.stdout
+    Image.fromarray(bundle.probe_images[0]).save("a.png")
+    predicted = run("predict", "--model", "pets.xml", "a.png", "--json")
+    assert predicted.exit_code == 0, predicted.stderr
+    assert json.loads(predicted.stdout)[0]["classes"][0]["label"] in bundle.classes
+    half = run("export", "--format", "openvino", "--precision", "fp16", "-o", "half.xml")
+    assert "near PyTorch on 9 images" in half.stdout
+    assert run("export", "-o", "pets.onnx").exit_code == 0
+    measured = run("bench", "pets.xml", "pets.onnx", "--runs", "2", "--json")
+    assert measured.exit_code == 0, measured.stderr
+    rows = json.loads(measured.stdout)["models"]
+    assert [row["runtime"].split()[0] for row in rows] == ["openvino", "onnxruntime"]
+
+
+BAD = {
+    "a name that does not end in .xml": (
+        "export --format openvino -o pets.onnx",
+        "--output pets.onnx: the name of an OpenVINO model ends in .xml",
+    ),
+    "an ONNX model named .xml": ("export -o pets.xml", "--output pets.xml: .xml is for OpenVINO"),
+    "int8 under another name": (
+        "export --format openvino --precision int8 --task digits -o pets.onnx",
+        "--output pets.onnx: the name of an OpenVINO model ends in .xml",
+    ),
+    "an opset for OpenVINO": ("export --format openvino --opset 20", "--opset: an OpenVINO model"),
+    "float16 for ONNX": ("export --precision fp16", "--precision fp16: for OpenVINO models"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_options_are_one_sentence(exported: Path, name: str) -> None:
+    words, message = BAD[name]
+    result = run(*words.split())
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert [p.name for p in exported.iterdir()] == ["pets.hgbundle"]
+
+
+@pytest.mark.parametrize("option", [["--device", "GPU"], ["--bf16"]])
+def test_an_onnx_model_takes_no_option_of_openvino(exported: Path, option: list[str]) -> None:
+    assert run("export").exit_code == 0
+    result = run("predict", "--model", "pets.onnx", "pets.onnx", *option)
+    assert result.exit_code == 2
+    assert f"{' '.join(option)}: pets.onnx is an ONNX model" in result.stderr
+    assert "--format openvino" in result.stderr
+
+
+def test_openvino_that_is_not_installed_names_the_extra(
+    exported: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr("hgprompt_edge.device.openvino_engine.find_spec", lambda name: None)
+    for words in (["export", "--format", "openvino"], ["predict", "--model", str(model), "."]):
+        result = run(*words)
+        assert result.exit_code == 2
+        assert "pip install 'hgprompt-edge[openvino]'" in result.stderr
+    assert not (exported / "pets.xml").exists()
+
+
+def test_a_graph_that_openvino_does_not_convert(
+    tmp_path: Path, bundle: Bundle, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Any) -> None:
+        raise RuntimeError("Check failed:\nOpenVINO does not support: Attention")
+
+    monkeypatch.setattr(openvino_file.import_openvino(), "convert_model", refuse)
+    with pytest.raises(CheckError, match=r"does not convert the graph .*Attention.*upgrade it"):
+        export_openvino(bundle, backbone, tmp_path / "m.xml")
+    assert not list(tmp_path.iterdir())
