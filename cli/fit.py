@@ -159,6 +159,10 @@ def _print_result(mixer: HGPrompt, images: Task, path: Path, figure: Path, secon
         out.print(f"left out, same family as the target: {', '.join(mixer.left_out_)}")
     out.print(_weights_table(bundle))
     out.print(_objective_line(bundle.objective), soft_wrap=True)
+    taken = bundle.objective["taken"]
+    if taken != "objective":
+        mixed = "the uniform mix" if taken == "uniform" else f"the source {taken}"
+        out.print(f"learned: {mixed}, which held out better than where the objective ended")
     out.print(never_worse_table(bundle))
     chosen = METHODS[bundle.choice]
     out.print(f"chosen on held-out images: {chosen}", soft_wrap=True)

@@ -55,7 +55,7 @@ class Bundle:
     prompt
         `[L, T, D]` float32, or None where the frozen backbone alone was the best choice.
     choice
-        The method of `table` that was chosen on validation: `none`, `best_source`, `uniform`,
+        The method of `table` that was chosen on held-out images: `none`, `best_source`, `uniform`,
         `learned` or `tuned`.
     weights, learned_weights
         `[N]` float32: the chosen mix (all zero for `none`; where `tuned` started), and what the

@@ -35,7 +35,7 @@ class Metadata(BaseModel):
     resize
         The resize rule in words.
     choice
-        Which mix was chosen on validation, see `Bundle`.
+        Which mix was chosen on held-out images, see `Bundle`.
     verification
         Figures of the comparison with PyTorch; written last, so a file without it is not whole.
     precision

@@ -65,9 +65,9 @@ def _draw_accuracy(axes: Axes, results: Sequence[Result]) -> None:
     reference = next((r for r in results if r.method == "none"), None)
     if reference is not None and reference.accuracy is not None:
         axes.axvline(100 * reference.accuracy, color=ORANGE, linestyle=":", label="no prompt")
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc="upper right", bbox_to_anchor=(1.0, -0.06), fontsize=8, frameon=False)
     axes.set_yticks(range(len(results)), [TITLES[result.method] for result in results])
-    axes.invert_yaxis()
+    axes.set_ylim(len(results) - 0.4, -0.7)  # from the top down, with room for the first label
     tested = any(result.accuracy is not None for result in results)
     part = "test images, 95 % interval over them" if tested else "validation images"
     axes.set_xlabel("accuracy in %")

@@ -75,8 +75,12 @@ def _draw_table(axes: Axes, bundle: Bundle) -> None:
         bars = axes.bar([p + 0.2 for p in positions], test, 0.4, color=BLUE, label="test")
         axes.bar_label(bars, fmt="%.1f", fontsize=8)
         values += test
-    # Differences of a few points are what matters here, so the axis does not start at zero.
-    axes.set_ylim(max(0.0, min(values) - 10), min(112.0, max(values) + 8))
+    # Differences of a few points are what matters here, so the axis does not start at zero; the
+    # room above 100 % is the legend's.
+    limits = (max(0.0, min(values) - 10), min(112.0, max(values) + 8))
+    axes.set_ylim(*limits)
+    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 100])
+    axes.set_ylim(*limits)
     names = [LABELS[row.method].replace(" ", "\n") for row in bundle.table]
     axes.set_xticks(list(positions), names)
     axes.set_title("accuracy in %, same head for all")

@@ -62,7 +62,7 @@ class HGPrompt:
     choice_ : str
         Row of the table that validation chose.
     best_source_ : str
-        The source that is best on validation.
+        The source that is best on held-out images.
     left_out_ : tuple of str
         Sources of the task's own family.
     table_ : tuple of Row
@@ -206,6 +206,7 @@ class HGPrompt:
 
     def _summary(self, bank: PromptBank, learned: Learned) -> dict[str, Any]:
         objective = learned.objective
+        taken = learned.taken
         floor = noise_floor(learned.features, objective.labels, objective.shrinkage, self.seed)
         return {
             **asdict(learned.terms),
@@ -219,6 +220,7 @@ class HGPrompt:
             "refine_steps": learned.refined.steps,
             "effective_sources": effective_sources(self.weights_),
             "sources": len(bank.prompts),
+            "taken": bank.names[taken] if isinstance(taken, int) else taken,
             "best_source": self.best_source_,
         }
 

@@ -41,6 +41,8 @@ class Learned:
         The learned mix, `[N]`.
     features
         `[n, D]` of the training images under it.
+    taken
+        What held out best: `objective` (where J ended), `uniform`, or the index of a source.
     """
 
     objective: Objective
@@ -48,6 +50,7 @@ class Learned:
     refined: Refined
     weights: npt.NDArray[np.float64]
     features: Tensor
+    taken: str | int
 
     @property
     def terms(self) -> Terms:
@@ -104,7 +107,9 @@ def learn_weights(
     ends = [(refined.weights.numpy(), refined.features), (uniform_weights(len(tokens)), uniform)]
     ends += list(zip(np.eye(len(tokens)), features, strict=True))
     losses = [cross_fitted_log_loss(f, labels, len(task.classes), seed) for _, f in ends]
-    return Learned(objective, climbed, refined, *ends[int(np.argmin(losses))])
+    best = int(np.argmin(losses))
+    names: list[str | int] = ["objective", "uniform", *range(len(tokens))]
+    return Learned(objective, climbed, refined, *ends[best], names[best])
 
 
 def source_features(store: FeatureStore, task: Task, tokens: Floats) -> Tensor:
