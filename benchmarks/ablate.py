@@ -1,0 +1,259 @@
+"""What METHOD.md leaves open, tried one at a time: how the weights are learned and used.
+
+    python benchmarks/ablate.py --data ../shared/assets/datasets
+
+Each variant yields one prefix for a target; the same head as everywhere is fitted on it. Choices
+are made on validation (log-loss, accuracy); test accuracy is only reported. Resumes when killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from log_loss import LogLoss
+from side_by_side import SideBySide, SideBySideStore
+from targets import load_target
+from torch import Tensor
+
+from hgprompt_edge import load_backbone, read_bank
+from hgprompt_edge.files import write_bytes
+from hgprompt_edge.prompts import match_tokens, mix
+from hgprompt_edge.tasks import Task
+from hgprompt_edge.transfer.checks import leave_out_family
+from hgprompt_edge.transfer.choice import Candidate, Judge
+from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.transfer.learn import learn_weights, uniform_weights
+from hgprompt_edge.vit.start import neutral_tokens
+from hgprompt_edge.vit.train import fastest_precision
+
+RESULTS = Path(__file__).parent / "results" / "ablate.json"
+TARGETS = (
+    "sign-language-digits",
+    "digits",
+    "flowers17",
+    "dtd10",
+    "gtsrb",
+    "generated-orientation",
+    "rsscn7",
+    "cifar10",
+)
+STEPS, RATE = 8, 0.15
+
+Weights = npt.NDArray[np.float64]
+Prompt = npt.NDArray[np.float32]
+
+
+@dataclass
+class Bench:
+    """A target with its sources, and what several variants share."""
+
+    store: FeatureStore
+    task: Task
+    tokens: Prompt
+    start: Prompt
+    seed: int
+
+    def __post_init__(self) -> None:
+        labels, classes = self.task.train.labels, len(self.task.classes)
+        features = self.store.features(self.task.train.pixels, self.uniform)
+        self.loss = LogLoss.at(features, labels, classes, self.seed)
+
+    @property
+    def uniform(self) -> Prompt:
+        """The uniform mix `[L, T, D]`."""
+        return mix(self.tokens, uniform_weights(len(self.tokens)))
+
+    def learned(self, **options: Any) -> Weights:
+        """Weights where J ends with these options instead of the defaults."""
+        given = {"lam": 0.003, "steps": 300, "refine_steps": 3, "seed": self.seed, **options}
+        found = learn_weights(self.store, self.task, self.tokens, report=silent, **given)
+        weights: Weights = found.refined.weights.numpy()
+        return weights
+
+    def side_by_side(self, weights: Weights, steps: int = 0) -> SideBySideStore:
+        """All sources as one prefix; `steps` of descent on the log-loss from these weights."""
+        both = SideBySide(self.store.backbone, self.tokens)
+        pixels = self.task.train.pixels
+        theta = torch.from_numpy(weights).clamp(min=1e-4).log()
+        best, best_loss = theta.softmax(0), np.inf
+        for step in range(steps + 1 if steps else 0):
+            a = theta.softmax(0)
+            value, slope = self.loss.with_gradient(both.features(pixels, a))
+            if value < best_loss:
+                best, best_loss = a, value
+            if step < steps:
+                pulled = both.pull_back(pixels, a, slope)
+                pulled = a * (pulled - a @ pulled)
+                theta = theta - pulled / pulled.abs().max()
+        return SideBySideStore(both, best)
+
+    def descend(self, parameters: Tensor, build: Callable[[Tensor], Tensor]) -> Prompt:
+        """Adam on the exact cross-fitted log-loss; the prompt of the best step."""
+        theta = parameters.clone().requires_grad_()
+        optimizer = torch.optim.Adam([theta], lr=RATE, betas=(0.9, 0.95))
+        best, best_loss = self.uniform, np.inf
+        pixels = self.task.train.pixels
+        for step in range(STEPS + 1):
+            prompt = build(theta)
+            tokens = prompt.detach().numpy().astype(np.float32)
+            features = self.store.features(pixels, tokens)
+            value, slope = self.loss.with_gradient(features)
+            if value < best_loss:
+                best, best_loss = tokens, value
+            if step < STEPS:
+                optimizer.zero_grad()
+                prompt.backward(self.store.pull_back(pixels, tokens, slope))
+                optimizer.step()
+        return best
+
+
+def variants(bench: Bench) -> Iterator[tuple[str, Callable[[], Prompt | SideBySideStore | None]]]:
+    """Name and maker of each variant's prompt."""
+    tokens, start = torch.from_numpy(bench.tokens), torch.from_numpy(bench.start)
+    count, layers = tokens.shape[:2]
+    change = tokens - start
+
+    def folded(weights: Weights) -> Prompt:
+        return mix(bench.tokens, weights)
+
+    def sharpened(power: float) -> Prompt:
+        weights = bench.learned() ** power
+        return mix(bench.tokens, weights / weights.sum())
+
+    def halfway() -> Prompt:
+        return mix(bench.tokens, (bench.learned() + uniform_weights(count)) / 2)
+
+    def shuffled(match: bool) -> Prompt:
+        rng = np.random.default_rng(bench.seed)
+        moved = bench.tokens.copy()
+        for source in moved[1:]:
+            for layer in source:
+                rng.shuffle(layer)
+        if match:
+            moved[1:] = [match_tokens(moved[0], source) for source in moved[1:]]
+        return mix(moved, uniform_weights(count))
+
+    def simplex(theta: Tensor) -> Tensor:
+        return torch.einsum("n,nltd->ltd", theta.softmax(0), tokens)
+
+    def simplex_by_layer(theta: Tensor) -> Tensor:
+        return torch.einsum("nl,nltd->ltd", theta.softmax(0), tokens)
+
+    def signed(theta: Tensor) -> Tensor:
+        return start + torch.einsum("n,nltd->ltd", theta, change)
+
+    def signed_by_layer(theta: Tensor) -> Tensor:
+        return start + torch.einsum("nl,nltd->ltd", theta, change)
+
+    yield "no prompt", lambda: None
+    yield "the start, untrained", lambda: bench.start
+    yield "uniform", lambda: bench.uniform
+    yield "uniform, tokens shuffled", lambda: shuffled(False)
+    yield "uniform, shuffled and matched", lambda: shuffled(True)
+    yield "H (default)", lambda: folded(bench.learned())
+    yield "H, cached only", lambda: folded(bench.learned(refine_steps=0))
+    yield "H, lambda 0", lambda: folded(bench.learned(lam=0.0))
+    yield "H, lambda 0.03", lambda: folded(bench.learned(lam=0.03))
+    yield "H, cosine alignment", lambda: folded(bench.learned(space="cosine"))
+    yield "H, weights squared", lambda: sharpened(2.0)
+    yield "H, weights' square root", lambda: sharpened(0.5)
+    yield "H, halfway to uniform", halfway
+    equal, zeros = torch.full((count,), 1 / count), torch.zeros(count)
+    wide = torch.ones(1, layers)
+    yield "log-loss", lambda: bench.descend(zeros, simplex)
+    yield "log-loss, weight a layer", lambda: bench.descend(zeros[:, None] * wide, simplex_by_layer)
+    yield "log-loss, signed", lambda: bench.descend(equal, signed)
+    yield (
+        "log-loss, signed, weight a layer",
+        lambda: bench.descend(equal[:, None] * wide, signed_by_layer),
+    )
+    yield "side by side, uniform", lambda: bench.side_by_side(uniform_weights(count))
+    yield "side by side, H's weights", lambda: bench.side_by_side(bench.learned())
+    yield "side by side, log-loss", lambda: bench.side_by_side(uniform_weights(count), 4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, help="folder with a folder for each data set")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--targets", nargs="*", default=list(TARGETS))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = json.loads(options.out.read_text()) if options.out.exists() else []
+    done = {(row["task"], row["seed"]) for row in rows}
+    backbone, whole = load_backbone("bundled"), read_bank("bundled")
+    fast = backbone.in_precision(fastest_precision())
+    shape = (whole.tokens.shape[2], whole.mode, whole.prompts[0].init_seed or 0)
+    start = neutral_tokens(backbone, *shape, model=fast.model).numpy()
+    for seed in range(options.seeds):
+        for name in options.targets:
+            task = None if (name, seed) in done else load_target(name, backbone, options.data, seed)
+            if task is None:
+                continue
+            bank, _ = leave_out_family(whole, task)
+            bench = Bench(FeatureStore(fast), task, bank.tokens, start, seed)
+            rows += run(bench)
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            lines = ",\n".join(json.dumps(row) for row in rows)
+            write_bytes(options.out, f"[\n{lines}\n]\n".encode())
+    show(rows)
+
+
+def run(bench: Bench) -> list[dict[str, Any]]:
+    rows = []
+    judges = {
+        head: Judge(bench.store, bench.task, head, bench.seed) for head in ("lda", "logistic")
+    }
+    for name, make in variants(bench):
+        made = make()
+        for head, judge in judges.items():
+            if isinstance(made, SideBySideStore):
+                judge = replace(judge, store=made)
+            if head == "logistic" and name not in ("no prompt", "uniform", "H (default)"):
+                continue
+            prompt = None if isinstance(made, SideBySideStore) else made
+            candidate = Candidate("", prompt, np.zeros(len(bench.tokens)))
+            found = judge.on_test(judge.on_validation(candidate), candidate)
+            rows.append(
+                {
+                    "task": bench.task.name,
+                    "seed": bench.seed,
+                    "variant": name if head == "lda" else f"{name}, logistic head",
+                    "val_accuracy": found.val_accuracy,
+                    "val_log_loss": round(found.val_log_loss, 6),
+                    "accuracy": found.test_accuracy,
+                }
+            )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Means over targets and seeds of the differences to uniform, with standard errors."""
+    reference = {(r["task"], r["seed"]): r for r in rows if r["variant"] == "uniform"}
+    print(f"{'variant':34s} validation log-loss   validation acc.     test acc., less uniform's")
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        mine = [row for row in rows if row["variant"] == name]
+        words = []
+        for key, scale in (("val_log_loss", 1), ("val_accuracy", 100), ("accuracy", 100)):
+            gaps = [scale * (r[key] - reference[r["task"], r["seed"]][key]) for r in mine]
+            error = np.std(gaps, ddof=1) / np.sqrt(len(gaps)) if len(gaps) > 1 else float("nan")
+            words.append(f"{np.mean(gaps):+7.3f} ± {error:.3f}")
+        print(f"{name:34s} {'   '.join(words)}")
+
+
+def silent(_stage: str, _done: int, _total: int) -> None:
+    """Report to nobody."""
+
+
+if __name__ == "__main__":
+    main()
