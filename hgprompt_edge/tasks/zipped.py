@@ -119,7 +119,7 @@ def _open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Image.Image
     try:
         data = archive.read(info)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
-        # RuntimeError: encrypted; NotImplementedError, one of those: unknown compression.
+        # RuntimeError: the member is encrypted, or packed by a method that zipfile does not know.
         reason = f"cannot be unpacked ({str(error)[:80].lower()})"
         raise UnreadableImageError(info.filename, reason) from error
     return open_image(io.BytesIO(data), info.filename)
