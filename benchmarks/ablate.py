@@ -9,7 +9,6 @@ are made on validation (log-loss, accuracy); test accuracy is only reported. Res
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from log_loss import LogLoss
+from rows import read_rows, write_rows
 from side_by_side import SideBySide, SideBySideStore
 from targets import load_target
 from torch import Tensor
 
 from hgprompt_edge import load_backbone, read_bank
-from hgprompt_edge.files import write_bytes
 from hgprompt_edge.prompts import match_tokens, mix
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.checks import leave_out_family
@@ -188,7 +187,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = json.loads(options.out.read_text()) if options.out.exists() else []
+    rows = read_rows(options.out)
     done = {(row["task"], row["seed"]) for row in rows}
     backbone, whole = load_backbone("bundled"), read_bank("bundled")
     fast = backbone.in_precision(fastest_precision())
@@ -202,9 +201,7 @@ def main() -> None:
             bank, _ = leave_out_family(whole, task)
             bench = Bench(FeatureStore(fast), task, bank.tokens, start, seed)
             rows += run(bench)
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            lines = ",\n".join(json.dumps(row) for row in rows)
-            write_bytes(options.out, f"[\n{lines}\n]\n".encode())
+            write_rows(options.out, rows)
     show(rows)
 
 

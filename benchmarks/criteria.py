@@ -12,19 +12,18 @@ which nobody can choose, as the ceiling of the search. Resumes when killed.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from rows import read_rows, write_rows
 from scipy.stats import spearmanr
 from targets import TARGETS, load_target
 from torch import Tensor
 
 from hgprompt_edge import load_backbone, read_bank
-from hgprompt_edge.files import write_bytes
 from hgprompt_edge.prompts import mix
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.checks import leave_out_family
@@ -48,7 +47,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = json.loads(options.out.read_text()) if options.out.exists() else []
+    rows = read_rows(options.out)
     done = {(row["task"], row["seed"]) for row in rows}
     backbone, bank = load_backbone("bundled"), read_bank(options.bank)
     for seed in range(options.seeds):
@@ -59,9 +58,7 @@ def main() -> None:
             kept, _ = leave_out_family(bank, task)
             store = FeatureStore(backbone.in_precision(fastest_precision()))
             rows += measure(store, task, kept.tokens, seed)
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            lines = ",\n".join(json.dumps(row) for row in rows)
-            write_bytes(options.out, f"[\n{lines}\n]\n".encode())
+            write_rows(options.out, rows)
             print(f"{name}, seed {seed}: done", flush=True)
     show(rows)
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rows import read_rows, write_rows
 from targets import TARGETS, few, load_target
 from transfer_report import RESULTS, write_report
 
@@ -101,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
     bank = read_bank(options.bank or "bundled")
     backbone = load_backbone("bundled", checkpoint=options.checkpoint)
     part, parts = (int(word) for word in options.part.split("/"))
-    landed = results()
+    landed = read_rows(RESULTS)
     for cell in list(cells(options))[part - 1 :: parts]:
         path = options.work / f"{cell.key}.json"
         if path.exists() or cell.is_in(landed):
@@ -168,23 +169,15 @@ def run_cell(
     ]
 
 
-def results() -> list[dict[str, Any]]:
-    """Rows that the results file holds."""
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    return rows
-
-
 def gather(work: Path) -> None:
     """Add the rows of the cells in `work` to the results file; a newer row replaces an older."""
-    found = results()
+    found = read_rows(RESULTS)
     for path in sorted(work.glob("*.json")):
         found += json.loads(path.read_text())
     keys = ("backbone", "images_per_class", "bank_size", "task", "seed", "method")
     rows = {tuple(str(row[key]) for key in keys): row for row in found}
     if rows:
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        lines = ",\n".join(json.dumps(row) for _, row in sorted(rows.items()))
-        write_bytes(RESULTS, f"[\n{lines}\n]\n".encode())
+        write_rows(RESULTS, (row for _, row in sorted(rows.items())))
 
 
 if __name__ == "__main__":
