@@ -224,8 +224,10 @@ def show(
         return
     out.print(_outline(prompts[0]), soft_wrap=True)
     table = Table(box=None, pad_edge=False)
-    for name in ("prompt", "family", "classes", "unprompted", "prompted", "gain", "init seed"):
-        table.add_column(name, justify="left" if name in ("prompt", "family") else "right")
+    for name in ("prompt", "family", "classes", "without", "with it", "gain", "seed"):
+        left = name in ("prompt", "family")
+        # A terminal of 80 columns is too narrow for long names: they go on in the next line.
+        table.add_column(name, justify="left" if left else "right", overflow="fold")
     for prompt in prompts:
         table.add_row(
             prompt.name,

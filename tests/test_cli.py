@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from command_line import class_folders, hgedge, pets_archive, photo, run, small_bank
 
+from hgprompt_edge.prompts import read_bank
+
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -98,6 +100,13 @@ def test_prompt_show_and_cache(tmp_path: Path) -> None:
     assert json.loads(run("cache", "show", "--json").stdout)["files"] == 0
     assert json.loads(run("cache", "clear", "--json").stdout)["files"] == 0
     assert json.loads(run("doctor", "--json").stdout)["packages"]["numpy"]
+
+
+def test_prompt_show_names_every_prompt_on_a_narrow_terminal() -> None:
+    rows = run("prompt", "show", "bundled").stdout.splitlines()
+    column = "".join(row.split(" ")[0] for row in rows)
+    for name in read_bank("bundled").names:
+        assert name in column
 
 
 def test_prompt_train_writes_a_prompt_that_fit_takes(

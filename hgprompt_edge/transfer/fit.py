@@ -34,7 +34,7 @@ class HGPrompt:
 
     Maximises `J = H / H_scale - lambda R` over weights on the simplex (METHOD eq. 5), first on
     cached features, then exactly through the frozen backbone. No prompt, the best source, the
-    uniform mix and the learned mix are compared on the validation part, and the best is kept.
+    uniform mix and the learned mix are compared on held-out images, and the best is kept.
 
     Parameters
     ----------
