@@ -1,0 +1,530 @@
+"""A journal loses nothing that it has committed, whatever happens to its process or its disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from hgprompt_edge.device import journal as journal_module
+from hgprompt_edge.device.journal import FILE, LOCK, Journal, Version
+from hgprompt_edge.device.version import seal, unseal
+from hgprompt_edge.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+BANK = "ab" * 32
+FACTORY = np.array([0.5, 0.25, 0.25], np.float32)
+AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def mix(first: float) -> npt.NDArray[np.float32]:
+    return np.array([first, 1 - first, 0], np.float32)
+
+
+def open_journal(folder: Path, **options: Any) -> Journal:
+    return Journal(folder / "state", BANK, FACTORY, **options)
+
+
+def learn(journal: Journal, first: float, **options: Any) -> Version:
+    return journal.commit(mix(first), method="labelled", images=7, figures={}, **options)
+
+
+def test_a_new_journal_holds_the_factory_mix(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        version = journal.current()
+        assert [found.id for found in journal.history()] == [1]
+    assert (version.id, version.parent, version.method, version.images) == (1, None, "factory", 0)
+    assert version.weights.tolist() == FACTORY.tolist()
+    assert version.head_weight is version.head_bias is None
+
+
+def test_what_was_committed_is_there_after_opening_it_again(tmp_path: Path) -> None:
+    head = np.arange(6, dtype=np.float32).reshape(2, 3)
+    with open_journal(tmp_path) as journal:
+        figures = {"before": 1.25, "after": np.float32(0.5), "n": 3, "note": "é", "none": None}
+        given = journal.commit(
+            mix(0.75),
+            method="labelled",
+            images=40,
+            figures=figures,
+            head_weight=head,
+            head_bias=head[:, 0],
+        )
+    with open_journal(tmp_path) as journal:
+        version = journal.current()
+        assert len(journal.history()) == 2
+    assert (version.id, version.parent, version.method, version.images) == (2, 1, "labelled", 40)
+    assert version.figures == given.figures == figures
+    assert version.time == given.time
+    assert version.weights.tolist() == mix(0.75).tolist()
+    assert version.head_weight is not None
+    assert version.head_weight.tolist() == head.tolist()
+    assert version.head_bias is not None
+    assert version.head_bias.tolist() == [0, 3]
+
+
+def test_a_closed_journal_says_nothing(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path)
+    journal.close()
+    for ask in (journal.current, journal.reset):
+        with pytest.raises(ValueError, match="closed"):
+            ask()
+
+
+@given(
+    weights=hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(-1e9, 1e9, width=32)),
+    head=st.none() | hnp.arrays(np.float32, (3, 2), elements=st.floats(allow_nan=False, width=32)),
+    time=st.floats(0, 1e12),
+    method=st.text(max_size=20).filter(lambda text: text.isascii()),
+    figures=st.dictionaries(
+        st.text(max_size=9),
+        st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    ),
+)
+def test_a_row_comes_back_bit_by_bit_and_only_as_it_was_sealed(
+    weights: npt.NDArray[np.float32],
+    head: npt.NDArray[np.float32] | None,
+    time: float,
+    method: str,
+    figures: Any,
+) -> None:
+    bias = None if head is None else head[:, 0]
+    version = Version(4, 3, time, method, weights, head, bias, 9, figures)
+    connection = sqlite3.connect(":memory:")
+    connection.text_factory = bytes
+    connection.execute(journal_module._TABLES[1])
+    connection.execute(journal_module._INSERT, seal(version, BANK))
+    row = connection.execute(journal_module._SELECT, (4,)).fetchone()
+    found = unseal(row, BANK)
+    assert found is not None
+    assert repr(found) == repr(version)
+    assert found.weights.tobytes() == weights.tobytes()
+    assert unseal(row, "other bank") is None
+    for place, value in enumerate(row):
+        changed = list(row)
+        changed[place] = b"x" if value is None else None
+        assert unseal(tuple(changed), BANK) is None
+
+
+def test_rolling_back_goes_further_each_time_and_adds_to_the_history(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        learn(journal, 0.6), learn(journal, 0.7), learn(journal, 0.8)
+        first, second = journal.rollback(), journal.rollback()
+        assert (first.method, first.figures["to"]) == ("rollback", 3)
+        assert first.weights.tolist() == mix(0.7).tolist()
+        assert second.weights.tolist() == mix(0.6).tolist()
+        assert journal.current().id == second.id == 6
+        assert learn(journal, 0.9).parent == 6
+        assert journal.rollback().weights.tolist() == mix(0.6).tolist()
+        assert journal.rollback().weights.tolist() == FACTORY.tolist()
+        with pytest.raises(UserError, match="nothing came before it"):
+            journal.rollback()
+        assert journal.rollback(4).weights.tolist() == mix(0.8).tolist()
+        assert [version.id for version in journal.history()] == list(range(1, 11))
+        with pytest.raises(UserError, match=r"holds no version 99; `hgedge adapt --history`"):
+            journal.rollback(99)
+
+
+def test_a_reset_serves_the_factory_and_can_be_undone(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        learn(journal, 0.6, head_bias=np.ones(2, np.float32))
+        version = journal.reset()
+        assert (version.method, version.head_bias, version.images) == ("reset", None, 0)
+        assert version.weights.tolist() == FACTORY.tolist()
+        back = journal.rollback()
+        assert back.weights.tolist() == mix(0.6).tolist()
+        assert back.head_bias is not None
+
+
+@given(steps=st.lists(st.sampled_from(["learn", "rollback", "reset", "open"]), max_size=12))
+@settings(max_examples=15)
+def test_any_sequence_leaves_a_history_with_the_newest_in_force(steps: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        journal = open_journal(Path(name))
+        made = [journal.current()]
+        for number, step in enumerate(steps):
+            if step == "open":
+                journal.close()
+                journal = open_journal(Path(name))
+            elif step == "learn":
+                made.append(learn(journal, number / 16))
+            elif step == "reset":
+                made.append(journal.reset())
+            else:
+                try:
+                    made.append(journal.rollback())
+                except UserError:
+                    assert all(version.parent != version.id for version in made)
+            assert repr(journal.history()) == repr(made)
+            assert repr(journal.current()) == repr(made[-1])
+            assert all(v.parent is None or v.parent < v.id for v in made)
+        journal.close()
+
+
+def test_the_oldest_are_dropped_from_a_large_history_but_never_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "KEPT", 3)
+    with open_journal(tmp_path) as journal:
+        for number in range(5):
+            learn(journal, number / 8)
+        assert [version.id for version in journal.history()] == [1, 4, 5, 6]
+        journal.rollback(4)
+        assert journal.rollback().weights.tolist() == FACTORY.tolist()
+
+
+def test_a_new_factory_mix_is_served_until_something_is_learned(tmp_path: Path) -> None:
+    open_journal(tmp_path).close()
+    other = np.array([0.1, 0.2, 0.7], np.float32)
+    state = tmp_path / "state"
+    with Journal(state, BANK, other, read_only=True) as journal:
+        assert journal.current().weights.tolist() == other.tolist()
+    with Journal(state, BANK, other) as journal:
+        assert [version.method for version in journal.history()] == ["factory", "factory"]
+        assert journal.current().weights.tolist() == other.tolist()
+        learn(journal, 0.6)
+    with open_journal(tmp_path) as journal:
+        assert journal.current().weights.tolist() == mix(0.6).tolist()
+        assert journal.reset().weights.tolist() == FACTORY.tolist()
+
+
+def test_a_clock_that_jumps_back_is_held_and_noted(tmp_path: Path) -> None:
+    now = [1000.0]
+    with open_journal(tmp_path, clock=lambda: now[0]) as journal:
+        now[0] = 400.0
+        version = learn(journal, 0.6)
+        assert (version.time, version.figures["clock_went_back_seconds"]) == (1000.0, 600.0)
+        now[0] = 1001.0
+        assert learn(journal, 0.7).time == 1001.0
+
+
+def test_numbers_that_are_no_mix_are_refused(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        with pytest.raises(ValueError, match=r"must be \[3\]"):
+            journal.commit(np.ones(2, np.float32), method="x", images=0, figures={})
+        with pytest.raises(ValueError, match="finite"):
+            journal.commit(FACTORY * np.nan, method="x", images=0, figures={})
+        with pytest.raises(ValueError, match="JSON"):
+            journal.commit(FACTORY, method="x", images=0, figures={"loss": float("inf")})
+        assert len(journal.history()) == 1
+
+
+def test_a_missing_journal_is_read_as_the_factory_until_somebody_makes_it(tmp_path: Path) -> None:
+    with open_journal(tmp_path, read_only=True) as reader:
+        assert not (tmp_path / "state").exists()
+        assert reader.current().weights.tolist() == FACTORY.tolist()
+        assert len(reader.history()) == 1
+        assert not reader.changed()
+        with open_journal(tmp_path) as writer:
+            learn(writer, 0.6)
+            assert reader.changed()
+            assert reader.current().id == 2
+        with pytest.raises(ValueError, match="read_only"):
+            learn(reader, 0.7)
+
+
+def test_a_reader_sees_each_commit_at_once_and_never_waits(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as writer, open_journal(tmp_path, read_only=True) as reader:
+        reader.current()
+        assert not reader.changed()
+        for number in range(5):
+            learn(writer, number / 8)
+            assert reader.changed()
+            assert reader.changed()
+            assert reader.current().weights.tolist() == mix(number / 8).tolist()
+            assert not reader.changed()
+        with writer._transaction(), writer.exclusive():
+            start = time.perf_counter()
+            assert reader.current().id == 6
+            assert time.perf_counter() - start < 5  # not the ten seconds of a lock
+
+
+def in_child(code: str, folder: Path, **options: Any) -> subprocess.Popen[str]:
+    start = (
+        "import sys, numpy as np; from pathlib import Path\n"
+        "from hgprompt_edge.device.journal import Journal\n"
+        "from hgprompt_edge.errors import UserError\n"
+        f"state, BANK = Path({str(folder / 'state')!r}), {BANK!r}\n"
+        "FACTORY = np.array([0.5, 0.25, 0.25], np.float32)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", start + code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
+    )
+
+
+def test_one_process_adapts_at_a_time_and_a_killed_one_is_no_hindrance(tmp_path: Path) -> None:
+    code = """
+with Journal(state, BANK, FACTORY) as journal, journal.exclusive():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    child = in_child(code, tmp_path, stdin=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "held\n"
+    with open_journal(tmp_path) as journal:
+        with pytest.raises(UserError, match=rf"another hgedge adapt .*state \(pid {child.pid}\)"):
+            journal.exclusive().__enter__()
+        assert journal.current().id == 1
+        child.kill()
+        child.wait()
+        with journal.exclusive():
+            assert (tmp_path / "state" / LOCK).read_text() == str(os.getpid())
+        with journal.exclusive():
+            pass
+
+
+def test_processes_that_open_and_commit_at_once_lose_nothing(tmp_path: Path) -> None:
+    code = """
+with Journal(state, BANK, FACTORY) as journal:
+    for number in range(10):
+        journal.commit(FACTORY, method="labelled", images=number, figures={})
+"""
+    children = [in_child(code, tmp_path) for _ in range(3)]
+    assert [child.wait() for child in children] == [0, 0, 0]
+    with open_journal(tmp_path) as journal:
+        history = journal.history()
+    assert [version.id for version in history] == list(range(1, 32))
+    assert [version.parent for version in history] == [None, *range(1, 31)]
+
+
+def kill(tmp_path: Path, kills: int) -> None:
+    path = tmp_path / "kills.json"
+    script = [sys.executable, str(ROOT / "benchmarks" / "kills.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = ["--kills", str(kills), "--seed", str(kills), "--json", str(path)]
+    subprocess.run([*script, *words], check=True, env=environment)
+    counts = json.loads(path.read_text())
+    assert counts["kills"] == kills
+    assert counts["versions"] > kills
+    assert counts["lost"] == counts["unreadable"] == counts["wrong"] == 0
+
+
+def test_killed_at_random_moments_it_serves_what_was_last_committed(tmp_path: Path) -> None:
+    kill(tmp_path, 25)
+
+
+@pytest.mark.slow
+def test_killed_at_five_hundred_random_moments(tmp_path: Path) -> None:
+    kill(tmp_path, 500)
+
+
+FILL = """
+with Journal(state, BANK, FACTORY) as journal:
+    head = np.ones((100, 100), np.float32)
+    print(journal.current().id, flush=True)
+    try:
+        while True:
+            print(journal.commit(FACTORY, method="x", images=1, figures={}, head_weight=head).id)
+    except UserError as error:
+        print(error)
+    print(journal.current().id)
+    with Journal(state, BANK, FACTORY, read_only=True) as reader:
+        print(reader.current().id)
+"""
+
+
+def check_full(lines: list[str], folder: Path) -> None:
+    *committed, message, current, read = lines
+    assert "the disk is full" in message
+    assert "the versions before are kept" in message
+    assert len(committed) > 3
+    assert committed[-1] == current == read
+    with open_journal(folder) as journal:
+        assert journal.current().id == int(current)
+        assert learn(journal, 0.6).id == int(current) + 1
+
+
+def test_a_file_that_cannot_grow_keeps_what_it_holds(tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+
+    child = in_child(FILL, tmp_path, preexec_fn=limit)
+    check_full(child.communicate()[0].splitlines(), tmp_path)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if not AS_ROOT or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(1000)):
+            pass
+
+
+def test_a_full_disk_keeps_what_it_holds_and_can_be_read(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(200_000))
+        lines = in_child(FILL, disk).communicate()[0].splitlines()
+        with open_journal(disk, read_only=True) as journal:
+            assert journal.current().id == int(lines[-1])
+        ballast.unlink()
+        check_full(lines, disk)
+        fill(disk / "more")
+        with open_journal(disk, read_only=True) as journal:  # no room for SQLite's own files
+            assert journal.current().weights.tolist() == mix(0.6).tolist()
+        with pytest.raises(UserError, match="the disk is full"):
+            learn(open_journal(disk), 0.7)
+
+
+def test_a_folder_that_cannot_be_written_is_read_and_refused_for_writing() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        with open_journal(folder) as journal:
+            learn(journal, 0.6)
+        folder.chmod(0o755)
+        (folder / "state").chmod(0o555)
+        code = """
+with Journal(state, BANK, FACTORY, read_only=True) as journal:
+    print(journal.current().id, journal.changed())
+for make in (lambda: Journal(state, BANK, FACTORY), lambda: Journal(state / "new", BANK, FACTORY)):
+    try:
+        make()
+    except UserError as error:
+        print(error)
+"""
+        nobody = "import os; os.setgid(65534); os.setuid(65534)\n" if AS_ROOT else ""
+        child = in_child(nobody + code, folder)
+        first, *messages = child.communicate()[0].splitlines()
+        (folder / "state").chmod(0o755)
+    assert first == "2 False"
+    assert len(messages) == 2
+    assert "journal.sqlite: read-only; give a state folder that can be written" in messages[0]
+    assert "cannot be made or opened (permission denied)" in messages[1]
+
+
+def test_folders_above_the_state_are_not_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file or directory"):
+        Journal(tmp_path / "typo" / "state", BANK, FACTORY)
+    assert not list(tmp_path.iterdir())
+
+
+def change(folder: Path, statement: str) -> None:
+    connection = sqlite3.connect(folder / "state" / FILE)
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_journals_of_others_are_refused(tmp_path: Path, read_only: bool) -> None:
+    state = tmp_path / "state"
+    with open_journal(tmp_path, classes=("cat", "dog")) as journal:
+        learn(journal, 0.6)
+    before = (state / FILE).read_bytes()
+    with pytest.raises(UserError, match=r"state: holds .*another bank; name another state folder"):
+        Journal(state, "cd" * 32, FACTORY, read_only=read_only)
+    with pytest.raises(UserError, match="with other classes"):
+        open_journal(tmp_path, classes=("dog", "cat"), read_only=read_only)
+    open_journal(tmp_path, read_only=read_only).close()
+    open_journal(tmp_path, classes=("cat", "dog"), read_only=read_only).close()
+    assert (state / FILE).read_bytes() == before
+    change(tmp_path, "PRAGMA user_version = 2")
+    with pytest.raises(UserError, match=r"format 2 is newer .*\(1\); upgrade hgprompt-edge"):
+        open_journal(tmp_path, read_only=read_only)
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_other_files_under_its_name_are_refused_and_left_alone(
+    tmp_path: Path, read_only: bool
+) -> None:
+    (tmp_path / "state").mkdir()
+    path = tmp_path / "state" / FILE
+    path.write_bytes(b"these are holiday notes, and no database at all" * 50)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="not a journal of hgedge; name another state folder"):
+        open_journal(tmp_path, read_only=read_only)
+    assert path.read_bytes() == before
+    path.unlink()
+    change(tmp_path, "CREATE TABLE photos (name TEXT)")
+    with pytest.raises(UserError, match="not a journal of hgedge; name another state folder"):
+        open_journal(tmp_path, read_only=read_only)
+
+
+def test_an_empty_file_is_a_journal_that_was_not_made_yet(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / FILE).touch()
+    with open_journal(tmp_path, read_only=True) as journal:
+        assert journal.current().id == 1
+    with open_journal(tmp_path) as journal:
+        assert learn(journal, 0.6).id == 2
+
+
+def test_damaged_versions_are_passed_over(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        learn(journal, 0.6), learn(journal, 0.7), learn(journal, 0.8)
+    change(tmp_path, "UPDATE version SET weights = zeroblob(12) WHERE id = 4")
+    with open_journal(tmp_path) as journal:
+        assert journal.current().id == 3
+        assert [version.id for version in journal.history()] == [1, 2, 3]
+        new = learn(journal, 0.9)
+        assert (new.id, new.parent) == (5, 3)
+        with pytest.raises(UserError, match="holds no version 4"):
+            journal.rollback(4)
+    change(tmp_path, "UPDATE version SET images = 8")
+    with open_journal(tmp_path) as journal:
+        assert journal.current().weights.tolist() == FACTORY.tolist()
+        assert len(journal.history()) == 1
+
+
+@given(data=st.data())
+@settings(max_examples=40)
+def test_any_damage_to_the_bytes_is_a_sentence_or_leaves_whole_versions(
+    data: st.DataObject,
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        with open_journal(Path(name)) as journal:
+            head = np.full((40, 50), 2, np.float32)  # longer than a page of the file
+            versions = [journal.current()]
+            versions += [
+                learn(journal, n / 8, head_weight=head if n % 2 else None) for n in range(6)
+            ]
+        path = Path(name) / "state" / FILE
+        content = bytearray(path.read_bytes())
+        place = data.draw(st.integers(0, len(content) - 1))
+        length = data.draw(st.sampled_from([1, 8, 512, 5000]))
+        content[place : place + length] = bytes(
+            byte ^ data.draw(st.sampled_from([1, 0x80, 0xFF]))
+            for byte in content[place : place + length][:1]
+        ) + bytes(len(content[place : place + length]) - 1)
+        path.write_bytes(content)
+        for read_only in (True, False):
+            with (
+                suppress(UserError),
+                open_journal(Path(name), read_only=read_only) as journal,
+            ):
+                found = [journal.current(), *journal.history()]
+                whole = {repr(version) for version in versions}
+                assert all(
+                    repr(v) in whole or v.weights.tolist() == FACTORY.tolist() for v in found
+                )
