@@ -2,15 +2,17 @@
 
 Tensors: the folded `prompt [L, T, D]` (absent where no prompt was the best choice), the mix
 `weights [N]`, `learned_weights [N]`, `head.weight [K, D]`, `head.bias [K]`, `probe.images`,
-`probe.logits`, and with kept sources `sources [N, L, T, D]` float16.
+`probe.logits`, with kept sources `sources [N, L, T, D]` float16, and where devices were merged
+`factory [M]`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +23,9 @@ from hgprompt_edge.preprocess import Preprocessing
 
 FORMAT = "hgprompt.bundle/1"
 SUFFIX = ".hgbundle"
+NO_PROMPT = "no prompt"
 Floats = npt.NDArray[np.float32]
+Halves = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class Bundle:
         `[N, L, T, D]` float16 for the device's bank, or None.
     probe_images, probe_logits
         Up to 16 validation images `[p, H, W, 3]` uint8 and PyTorch's logits `[p, K]` on them.
+    factory
+        `[M]` float32 over `bank_entries`: the mix that devices start from; None: what was chosen.
     objective
         `H`, `floor`, `R`, `lambda`, `shrinkage`, `steps`, ... as printed by fit.
     """
@@ -90,6 +96,7 @@ class Bundle:
     probe_images: npt.NDArray[np.uint8]
     probe_logits: Floats
     source_tokens: npt.NDArray[np.float16] | None = None
+    factory: Floats | None = None
     split_digest: str = ""
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
@@ -109,6 +116,8 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
         tensors["prompt"] = bundle.prompt.astype(np.float32)
     if bundle.source_tokens is not None:
         tensors["sources"] = bundle.source_tokens.astype(np.float16)
+    if bundle.factory is not None:
+        tensors["factory"] = bundle.factory.astype(np.float32)
     metadata = {
         "format": FORMAT,
         "task": bundle.task,
@@ -163,12 +172,71 @@ def read_bundle(path: Path) -> Bundle:
             probe_images=cast("npt.NDArray[np.uint8]", tensors["probe.images"]),
             probe_logits=cast("Floats", tensors["probe.logits"]),
             source_tokens=cast("npt.NDArray[np.float16] | None", tensors.get("sources")),
+            factory=cast("Floats | None", tensors.get("factory")),
             split_digest=metadata["split_digest"],
             seed=int(metadata["seed"]),
             versions=json.loads(metadata["versions"]),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged bundle ({error}); run `hgedge fit` again") from error
+
+
+class Entry(NamedTuple):
+    """One of the prompts that a device mixes: `tokens [L, T, D]`, None for no prompt at all."""
+
+    name: str
+    tokens: Halves | None
+
+
+def bank_entries(bundle: Bundle) -> tuple[Entry, ...]:
+    """List what a device mixes, in the order of its weights `[M]`.
+
+    First what was chosen, where that is no mix (`no prompt`, `tuned`), then the sources, then the
+    condition prompts.
+
+    Raises
+    ------
+    UserError
+        The bundle does not hold its sources.
+    """
+    if bundle.source_tokens is None:
+        raise UserError(
+            f"the bundle of {bundle.task} does not hold its sources, so there is nothing for a "
+            "device to mix; run `hgedge fit` with --keep-sources"
+        )
+    entries = []
+    if bundle.choice == "none":
+        entries.append(Entry(NO_PROMPT, None))
+    elif bundle.choice == "tuned" and bundle.prompt is not None:
+        entries.append(Entry("tuned", bundle.prompt.astype(np.float16)))
+    named = (
+        (bundle.sources, bundle.source_tokens),
+        (getattr(bundle, "conditions", ()), getattr(bundle, "condition_tokens", None)),
+    )
+    for about, tokens in named:
+        if tokens is not None:
+            names = (source["name"] for source in about)
+            entries += [Entry(name, prompt) for name, prompt in zip(names, tokens, strict=True)]
+    return tuple(entries)
+
+
+def bank_sha256(bundle: Bundle) -> str:
+    """Hexadecimal sha256 over names, shapes and float16 tokens of the bank, in its order.
+
+    What a device learned is weights over this bank, and means nothing over another one.
+
+    Raises
+    ------
+    UserError
+        The bundle does not hold its sources.
+    """
+    digest = hashlib.sha256()
+    for name, tokens in bank_entries(bundle):
+        shape = None if tokens is None else list(tokens.shape)
+        digest.update(json.dumps([name, shape]).encode())
+        if tokens is not None:
+            digest.update(np.ascontiguousarray(tokens, "<f2").tobytes())
+    return digest.hexdigest()
 
 
 def newest_bundle(folder: Path) -> Path:

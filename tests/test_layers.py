@@ -108,6 +108,7 @@ sys.meta_path.insert(0, Block())
     [
         "import hgprompt_edge, hgprompt_edge.tasks, hgprompt_edge.prompts, hgprompt_edge.bundle",
         "import hgprompt_edge.device.predictor, hgprompt_edge.device.mixing",
+        "import hgprompt_edge.device.journal, hgprompt_edge.device.parcel",
         "from hgprompt_edge.cli.main import app",
     ],
 )
