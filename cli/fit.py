@@ -53,6 +53,13 @@ class HeadKind(str, Enum):
 @reports_errors
 @needs_server
 def fit(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="With --merge: what `hgedge adapt --send` wrote, files or a folder of them.",
+            show_default=False,
+        ),
+    ] = None,
     sources: options.Sources = "bundled",
     task: options.Task = None,
     data: options.Data = None,
@@ -76,6 +83,17 @@ def fit(
     keep_sources: Annotated[
         bool, typer.Option(help="Keep the source prompts in the bundle, for the device.")
     ] = True,
+    merge: Annotated[
+        bool,
+        typer.Option("--merge", help="Average what devices learned, instead of fitting."),
+    ] = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            help="--merge: bundle that the devices' model came from (default: the newest here).",
+            show_default=False,
+        ),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Learn one weight for each source prompt, fit a head, write one bundle and a figure."""
@@ -85,6 +103,15 @@ def fit(
     from hgprompt_edge.prompts import read_bank
 
     start = time.perf_counter()
+    if merge:
+        from hgprompt_edge.cli.merge import merge_into
+
+        if task is not None or data is not None:
+            raise UserError("--merge: takes no images; leave --task and --data out")
+        merge_into(files or [], bundle, output, checkpoint, json)
+        return
+    if files or bundle:
+        raise UserError("FILES and --bundle: go with --merge alone; add it or leave them out")
     if task is None and data is None:
         raise UserError("--task: name a data set, or give your own images with --data FOLDER")
     check_writable(output.parent if output else Path(), "--output")

@@ -1,0 +1,77 @@
+"""`hgedge fit --merge`: what many devices learned becomes the mix of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from hgprompt_edge.cli.console import note, out, print_json
+
+if TYPE_CHECKING:
+    from hgprompt_edge.bundle import Bundle
+    from hgprompt_edge.transfer.merge import Delivery, Merged
+
+
+def merge_into(
+    files: Sequence[Path],
+    path: Path | None,
+    output: Path | None,
+    checkpoint: Path | None,
+    json: bool,
+) -> None:
+    """Average the parcels in `files` and write a bundle with that mix beside the one at `path`."""
+    from hgprompt_edge.bundle import SUFFIX, newest_bundle, read_bundle, write_bundle
+    from hgprompt_edge.files import check_writable
+    from hgprompt_edge.transfer.merge import merge, read_parcels, summary
+    from hgprompt_edge.transfer.remix import is_folded, with_mix
+    from hgprompt_edge.vit.backbone import load_backbone
+
+    if path is None:
+        path = newest_bundle(Path())
+        note(f"merging into {path}, the newest bundle here")
+    target = output or path.with_name(f"{path.stem.removesuffix('.merged')}.merged{SUFFIX}")
+    check_writable(target.parent, "--output")
+    bundle = read_bundle(path)
+    delivery = read_parcels(files, bundle)
+    for sentence in delivery.refused:
+        note(f"left out {sentence}")
+    merged = merge(delivery.parcels)
+    about = summary(delivery, merged)
+    backbone = load_backbone(
+        bundle.backbone, checkpoint=checkpoint, image_size=bundle.preprocessing.image_size
+    )
+    result = with_mix(bundle, merged.weights, about, backbone)
+    write_bundle(target, result)
+    if json:
+        shares = dict(zip(map(str, delivery.paths), map(float, merged.shares), strict=True))
+        document = {"bundle": str(target), **about, "shares": shares}
+        print_json({**document, "refused": list(delivery.refused), "folded": is_folded(result)})
+        return
+    _print_devices(delivery, merged)
+    out.print(_mix_table(result, merged))
+    if not is_folded(result):
+        chosen = "a tuned prompt" if result.choice == "tuned" else "no prompt"
+        note(f"{bundle.task} was fitted to {chosen}, so the mix goes to models that adapt alone")
+    out.print(f"{target}: the mix of {about['devices']} devices, {about['images']:,} images")
+    out.print(f"next: hgedge export {target}", soft_wrap=True)
+
+
+def _print_devices(delivery: Delivery, merged: Merged) -> None:
+    for path, share in zip(delivery.paths, merged.shares, strict=True):
+        if not share:
+            note(f"left out {path}: too far from what most of the devices learned")
+
+
+def _mix_table(bundle: Bundle, merged: Merged) -> Table:
+    from hgprompt_edge.bundle import bank_entries
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("prompt")
+    table.add_column("merged weight", justify="right")
+    table.add_column("")
+    for entry, weight in zip(bank_entries(bundle), merged.weights, strict=True):
+        table.add_row(entry.name, f"{weight:.3f}", "━" * round(30 * float(weight)))
+    return table

@@ -1,0 +1,177 @@
+"""One mix from what many devices learned, that a minority of broken ones cannot move (numpy only).
+
+By number of devices, not by what they claim: a device may send any mix and any count of images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hgprompt_edge.bundle import Bundle, Floats, bank_entries, bank_sha256
+from hgprompt_edge.device.journal import classes_digest
+from hgprompt_edge.device.parcel import Parcel, read_parcel
+from hgprompt_edge.errors import UserError
+
+CAP = 4.0
+"""A device counts at most as much as this many times the median device."""
+REACH = 3.0
+"""Devices up to this many times the median distance from the middle one are averaged ..."""
+NEAR = 0.05
+"""... and in any case those that differ from it in this share of the mix, or less."""
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What many devices come to.
+
+    Attributes
+    ----------
+    weights
+        `[M]` float32 on the simplex.
+    shares
+        `[n]` float64: what each parcel counted for, summing to 1; 0 for those left out as too far
+        from the others.
+    """
+
+    weights: Floats
+    shares: Doubles
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Parcels that can be averaged, and why the other files cannot.
+
+    Attributes
+    ----------
+    paths, parcels
+        In the order of the files.
+    refused
+        One sentence for each file that was left out.
+    """
+
+    paths: tuple[Path, ...]
+    parcels: tuple[Parcel, ...]
+    refused: tuple[str, ...]
+
+
+def merge(parcels: Sequence[Parcel]) -> Merged:
+    """Average the mixes of devices, weighted by their counts of images; see `robust_mean`."""
+    mixes = np.stack([parcel.weights.astype(np.float64) for parcel in parcels])
+    counts = np.array([parcel.images for parcel in parcels], np.float64)
+    mixes /= mixes.sum(axis=1, keepdims=True)
+    weights, shares = robust_mean(mixes, counts)
+    return Merged((weights / weights.sum()).astype(np.float32), shares)
+
+
+def robust_mean(mixes: Doubles, counts: Doubles) -> tuple[Doubles, Doubles]:
+    """Weighted mean of the mixes near the middle one: `(mean [M], shares [n])`.
+
+    The middle one has the smallest sum of distances to the others; distance is the share of the mix
+    that differs (half the L1 norm). Averaged are those within `REACH` times the median distance
+    from it, or within `NEAR`, with counts up to `CAP` times the median count.
+
+    The breakdown point is 1/2. Let `f` of `n` devices send anything, `2 f < n`, and the others be
+    within `r` of a mix `c`. Then the middle one is within `R = r (3 n - 2 f) / (n - 2 f)` of `c`:
+    its sum of distances is at least `(n - f)(R - r)` plus that to the broken ones, an honest one's
+    at most `2 r (n - f) + f (R + r)` plus the same. The median distance is at most the largest
+    honest one, `R + r`, so the mean is within `R + max(REACH (R + r), NEAR)` of `c`, whatever the
+    counts. Two devices have no majority and are both averaged.
+
+    Parameters
+    ----------
+    mixes
+        `[n, M]` on the simplex.
+    counts
+        `[n]`, above 0.
+    """
+    middle = mixes[np.argmin([_distance(mixes, one).sum() for one in mixes])]
+    distances = _distance(mixes, middle)
+    kept = distances <= max(REACH * float(np.median(distances)), NEAR)
+    shares = np.where(kept, np.minimum(counts, CAP * np.median(counts)), 0)
+    shares = shares / shares.sum()
+    # Differences to the middle one, so that devices that agree give exactly what they agree on.
+    return middle + shares @ (mixes - middle), shares
+
+
+def _distance(mixes: Doubles, one: Doubles) -> Doubles:
+    distances: Doubles = np.abs(mixes - one).sum(axis=1) / 2
+    return distances
+
+
+def read_parcels(paths: Sequence[Path], bundle: Bundle) -> Delivery:
+    """Read what devices sent for a bundle; a folder stands for the `*.json` files in it.
+
+    Left out, with a sentence: files that are no parcels, of another bank or other classes, sent
+    twice, or of devices that have learned nothing.
+
+    Raises
+    ------
+    UserError
+        No files, or half of them or more are left out.
+    """
+    bank, classes = bank_sha256(bundle), classes_digest(bundle.classes)
+    files = _find(paths)
+    kept: dict[bytes, tuple[Path, Parcel]] = {}
+    refused = []
+    for path in files:
+        try:
+            parcel = read_parcel(path)
+            _check(path, parcel, bundle, bank, classes)
+            key = repr((parcel.time, parcel.version, parcel.images)).encode()
+            key += parcel.weights.tobytes()
+            if key in kept:
+                raise UserError(f"{path}: the same as {kept[key][0]}; one of them counts")
+            kept[key] = path, parcel
+        except UserError as error:
+            refused.append(str(error))
+    if len(refused) >= len(kept):
+        raise UserError(
+            f"--merge: {len(refused)} of {len(files)} files cannot be used; the first: {refused[0]}"
+        )
+    found, parcels = zip(*kept.values(), strict=True)
+    return Delivery(found, parcels, tuple(refused))
+
+
+def summary(delivery: Delivery, merged: Merged) -> dict[str, Any]:
+    """Figures of a merge, for the bundle that comes of it."""
+    counted = [p for p, share in zip(delivery.parcels, merged.shares, strict=True) if share]
+    return {
+        "devices": len(counted),
+        "left_out": len(delivery.parcels) - len(counted) + len(delivery.refused),
+        "images": sum(parcel.images for parcel in counted),
+    }
+
+
+def _find(paths: Sequence[Path]) -> list[Path]:
+    if not paths:
+        raise UserError("--merge: name the files that devices sent, or a folder of them")
+    files: list[Path] = []
+    for path in paths:
+        files += sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"--merge {paths[0]}: holds no *.json; name files that devices sent")
+    return files
+
+
+def _check(path: Path, parcel: Parcel, bundle: Bundle, bank: str, classes: str) -> None:
+    if parcel.bank_sha256 != bank:
+        raise UserError(
+            f"{path}: learned over another bank ({parcel.bank_sha256[:12]}) than that of "
+            f"{bundle.task} ({bank[:12]}); name the bundle that its model came from with --bundle"
+        )
+    if parcel.classes_sha256 not in ("", classes):
+        raise UserError(f"{path}: learned for other classes than those of {bundle.task}")
+    if len(parcel.weights) != len(bank_entries(bundle)):
+        raise UserError(
+            f"{path}: weighs {len(parcel.weights)} entries of {len(bank_entries(bundle))}; "
+            "send it again from the device"
+        )
+    if not parcel.images:
+        raise UserError(f"{path}: its device has learned nothing ({parcel.method})")
