@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hgprompt_edge.device import journal as journal_module
+from hgprompt_edge.device import ledger
 from hgprompt_edge.device.journal import FILE, LOCK, Journal, Version
 from hgprompt_edge.device.version import seal, unseal
 from hgprompt_edge.errors import UserError
@@ -108,9 +108,9 @@ def test_a_row_comes_back_bit_by_bit_and_only_as_it_was_sealed(
     version = Version(4, 3, time, method, weights, head, bias, 9, figures)
     connection = sqlite3.connect(":memory:")
     connection.text_factory = bytes
-    connection.execute(journal_module._TABLES[1])
-    connection.execute(journal_module._INSERT, seal(version, BANK))
-    row = connection.execute(journal_module._SELECT, (4,)).fetchone()
+    connection.execute(ledger.TABLES[1])
+    connection.execute(ledger.INSERT, seal(version, BANK))
+    row = connection.execute(ledger.SELECT, (4,)).fetchone()
     found = unseal(row, BANK)
     assert found is not None
     assert repr(found) == repr(version)
@@ -180,7 +180,7 @@ def test_any_sequence_leaves_a_history_with_the_newest_in_force(steps: list[str]
 def test_the_oldest_are_dropped_from_a_large_history_but_never_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_module, "KEPT", 3)
+    monkeypatch.setattr(ledger, "KEPT", 3)
     with open_journal(tmp_path) as journal:
         for number in range(5):
             learn(journal, number / 8)
@@ -397,14 +397,18 @@ def test_a_full_disk_keeps_what_it_holds_and_can_be_read(tmp_path: Path) -> None
             learn(open_journal(disk), 0.7)
 
 
-def test_a_folder_that_cannot_be_written_is_read_and_refused_for_writing() -> None:
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:
-        folder = Path(name)
-        with open_journal(folder) as journal:
-            learn(journal, 0.6)
-        folder.chmod(0o755)
-        (folder / "state").chmod(0o555)
-        code = """
+KILLED = """
+import os
+journal = Journal(state, BANK, FACTORY)
+journal.commit(FACTORY, method="x", images=1, figures={})
+os.kill(os.getpid(), 9)
+"""
+AS_NOBODY = "import os; os.setgid(65534); os.setuid(65534)\n" if AS_ROOT else ""
+
+
+@pytest.mark.parametrize("tidy", [True, False])
+def test_a_folder_that_cannot_be_written_is_read_and_refused_for_writing(tidy: bool) -> None:
+    code = """
 with Journal(state, BANK, FACTORY, read_only=True) as journal:
     print(journal.current().id, journal.changed())
 for make in (lambda: Journal(state, BANK, FACTORY), lambda: Journal(state / "new", BANK, FACTORY)):
@@ -413,10 +417,17 @@ for make in (lambda: Journal(state, BANK, FACTORY), lambda: Journal(state / "new
     except UserError as error:
         print(error)
 """
-        nobody = "import os; os.setgid(65534); os.setuid(65534)\n" if AS_ROOT else ""
-        child = in_child(nobody + code, folder)
-        first, *messages = child.communicate()[0].splitlines()
-        (folder / "state").chmod(0o755)
+    with tempfile.TemporaryDirectory() as name:
+        folder, state = Path(name), Path(name) / "state"
+        in_child(KILLED, folder).wait()
+        if tidy:
+            open_journal(folder).close()
+        for path in state.iterdir():
+            path.chmod(0o444)
+        folder.chmod(0o755)
+        state.chmod(0o555)
+        first, *messages = in_child(AS_NOBODY + code, folder).communicate()[0].splitlines()
+        state.chmod(0o755)
     assert first == "2 False"
     assert len(messages) == 2
     assert "journal.sqlite: read-only; give a state folder that can be written" in messages[0]

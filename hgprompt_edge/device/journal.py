@@ -8,45 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from hgprompt_edge.device.ledger import Ledger
 from hgprompt_edge.device.lock import TakenError, only_one
-from hgprompt_edge.device.sqlite import (
-    connect,
-    explained,
-    is_damage,
-    keep_log,
-    log_of,
-    make_folder,
-)
-from hgprompt_edge.device.version import COLUMNS, Figures, Floats, Version, seal, unseal
+from hgprompt_edge.device.sqlite import explained
+from hgprompt_edge.device.version import Figures, Floats, Version
 from hgprompt_edge.errors import UserError
 
 __all__ = ["Journal", "Version"]
 
 FILE, LOCK = "journal.sqlite", "adapt.lock"
-FORMAT = 1
-APPLICATION = 0x68676A31
-"""Where SQLite keeps whose file it is: "hgj1"."""
-KEPT = 1000
 FACTORY, RESET, ROLLBACK = "factory", "reset", "rollback"
-
-_TABLES = (
-    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE version (id INTEGER PRIMARY KEY, parent INTEGER, time REAL NOT NULL, "
-    "method TEXT NOT NULL, weights BLOB NOT NULL, head_weight BLOB, head_width INTEGER, "
-    "head_bias BLOB, images INTEGER NOT NULL, figures TEXT NOT NULL, sha256 BLOB NOT NULL)",
-)
-_SELECT = f"SELECT {', '.join(COLUMNS)} FROM version WHERE id = ?"
-_INSERT = f"INSERT INTO version VALUES ({', '.join('?' * len(COLUMNS))})"
 
 
 class Journal:
@@ -91,15 +71,14 @@ class Journal:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.folder, self.path, self.read_only = folder, folder / FILE, read_only
-        self._bank, self._factory = bank_sha256, np.array(factory, np.float32)
-        self._classes = classes_digest(classes)
+        weights = np.array(factory, np.float32)
+        self._first = Version(1, None, clock(), FACTORY, weights, None, None, 0, {})
         self._clock = clock
-        self._connection: sqlite3.Connection | None = None
-        self._immutable = False
+        self._ledger = Ledger(self.path, bank_sha256, classes_digest(classes))
         self._seen: object = None
         with explained(self.path):
             try:
-                self._open_to_read() if read_only else self._open_to_write()
+                self._open()
             except BaseException:
                 self.close()
                 raise
@@ -112,31 +91,27 @@ class Journal:
 
     def close(self) -> None:
         """Let go of the file; what was committed is already safe."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._ledger.close()
 
     def current(self) -> Version:
         """Return the newest version that is whole."""
         with explained(self.path):
-            if not self.read_only:
-                self._opened()
-            elif self._connection is None or (self._immutable and self.changed()):
-                self._open_to_read()
-            self._seen = self._stamp()  # before reading: what comes between counts as a change
+            ledger = self._ledger
+            if self.read_only and (not ledger.is_open or (ledger.immutable and self.changed())):
+                ledger.open_to_read()
+            self._seen = ledger.stamp()  # before reading: what comes between counts as a change
             version = self._newest()
             if self.read_only and self._is_old_factory(version):
-                return replace(version, weights=self._factory)
+                return replace(version, weights=self._first.weights)
             return version
 
     def history(self) -> list[Version]:
         """Return all versions that are whole, oldest first."""
         with explained(self.path):
-            if self._connection is None:
-                return [self._newest()]
-            rows = self._connection.execute("SELECT id FROM version ORDER BY id").fetchall()
-            versions = [self._fetch(key) for (key,) in rows]
-            return [version for version in versions if version is not None] or [self._newest()]
+            if self.read_only and not self._ledger.is_open:
+                return [self._first]
+            versions = [self._ledger.fetch(key) for key in self._ledger.ids()]
+            return [version for version in versions if version is not None] or [self._first]
 
     def commit(
         self,
@@ -164,20 +139,20 @@ class Journal:
         ValueError
             Weights of another shape, or numbers that are not finite.
         """
-        arrays = {"weights": weights, "head_weight": head_weight, "head_bias": head_bias}
-        for name, array in arrays.items():
-            if array is not None and not np.isfinite(array).all():
-                raise ValueError(f"The '{name}' must be finite. Got {array} instead.")
-        if np.shape(weights) != self._factory.shape:
-            raise ValueError(
-                f"The 'weights' must be {list(self._factory.shape)}. "
-                f"Got {list(np.shape(weights))} instead."
-            )
+        new = Version(
+            id=0,
+            parent=None,
+            time=0,
+            method=method,
+            weights=np.array(weights, np.float32),
+            head_weight=None if head_weight is None else np.array(head_weight, np.float32),
+            head_bias=None if head_bias is None else np.array(head_bias, np.float32),
+            images=images,
+            figures=figures,
+        )
+        self._check(new)
         with self._transaction():
-            new = Version(
-                0, self._newest().id, 0.0, method, weights, head_weight, head_bias, images, figures
-            )
-            return self._append(new)
+            return self._append(replace(new, parent=self._newest().id))
 
     def rollback(self, to: int | None = None) -> Version:
         """Append a version with the content of an older one; again goes further back.
@@ -202,7 +177,7 @@ class Journal:
                     )
                 target = self._newest(origin.parent)
             else:
-                found = self._fetch(to)
+                found = self._ledger.fetch(to)
                 if found is None:
                     raise UserError(
                         f"{self.folder}: holds no version {to}; "
@@ -219,10 +194,10 @@ class Journal:
 
     def changed(self) -> bool:
         """Whether anybody else has committed since the last `current()`; takes microseconds."""
-        if self._connection is None:
+        if not self._ledger.is_open:
             return self.path.exists()
         with explained(self.path):
-            return self._stamp() != self._seen
+            return self._ledger.stamp() != self._seen
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -250,156 +225,61 @@ class Journal:
                 ) from error
             yield
 
-    def _open_to_write(self) -> None:
-        make_folder(self.folder)
-        connection = self._connection = connect(self.path, "rwc")
-        if self._is_empty(connection):
-            keep_log(connection)
-            with self._transaction():
-                if self._is_empty(connection):  # nobody else filled it meanwhile
-                    self._fill(connection)
-        if self._is_old_factory(self._newest()):
-            with self._transaction():
+    def _open(self) -> None:
+        if self.read_only:
+            self._ledger.open_to_read()
+            return
+        self._ledger.open_to_write(self._first)
+        with self._transaction():
+            if self._is_old_factory(self._newest()):
                 self._append_factory(FACTORY)
 
-    def _open_to_read(self) -> None:
-        self.close()
-        if not self.path.exists():
-            return
-        try:
-            self._read("ro")
-        except sqlite3.OperationalError:
-            # A read-only or a full disk: not even the index of the log can be made here. Where
-            # there is no log, the file alone is all there is.
-            if log_of(self.path).exists() and log_of(self.path).stat().st_size:
-                raise
-            self._read("ro&immutable=1")
-
-    def _read(self, mode: str) -> None:
-        self.close()
-        self._connection, self._immutable = connect(self.path, mode), mode != "ro"
-        if self._is_empty(self._connection):
-            self.close()
-
-    def _is_empty(self, connection: sqlite3.Connection) -> bool:
-        """Whether the file has not been filled yet; refuse what is not this model's journal."""
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        (owner,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if (tables, owner, version) == (0, 0, 0):
-            return True
-        if owner != APPLICATION:
-            raise UserError(f"{self.path}: not a journal of hgedge; name another state folder")
-        if version > FORMAT:
-            raise UserError(
-                f"{self.path}: format {version} is newer than this hgedge reads ({FORMAT}); "
-                "upgrade hgprompt-edge or name another state folder"
-            )
-        find = "SELECT value FROM meta WHERE key = ?"
-        bank, classes = (
-            connection.execute(find, (key,)).fetchone() or (None,)
-            for key in ("bank_sha256", "classes_sha256")
-        )
-        if None in (*bank, *classes):
-            raise sqlite3.DatabaseError("malformed")
-        other = "another bank" if bank != (self._bank.encode(),) else ""
-        if not other and self._classes and classes not in ((b"",), (self._classes.encode(),)):
-            other = "other classes"
-        if other:
-            raise UserError(
-                f"{self.folder}: holds what was learned for a model with {other}; name another "
-                "state folder, or delete this one to start from the factory mix"
-            )
-        return False
-
-    def _fill(self, connection: sqlite3.Connection) -> None:
-        for statement in _TABLES:
-            connection.execute(statement)
-        meta = {"bank_sha256": self._bank, "classes_sha256": self._classes}
-        connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-        self._append(_factory(self._factory))
-        connection.execute(f"PRAGMA application_id = {APPLICATION}")
-        connection.execute(f"PRAGMA user_version = {FORMAT}")
+    def _check(self, version: Version) -> None:
+        arrays = {
+            "weights": version.weights,
+            "head": version.head_weight,
+            "bias": version.head_bias,
+        }
+        for name, array in arrays.items():
+            if array is not None and not np.isfinite(array).all():
+                raise ValueError(f"The '{name}' must be finite. Got {array} instead.")
+        shape, wanted = version.weights.shape, self._first.weights.shape
+        if shape != wanted:
+            raise ValueError(f"The 'weights' must be {list(wanted)}. Got {list(shape)} instead.")
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Hold the only write lock: what the block did comes to the disk as one, or not at all."""
+    def _transaction(self) -> Iterator[None]:
         if self.read_only:
             raise ValueError("The journal was opened with read_only=True.")
-        connection = self._opened()
-        with explained(self.path):
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-                raise
+        with explained(self.path), self._ledger.transaction():
+            yield
 
-    def _opened(self) -> sqlite3.Connection:
-        if self._connection is None:
-            raise ValueError("The journal is closed.")
-        return self._connection
-
-    def _stamp(self) -> object:
-        """Return what differs after somebody else has committed."""
-        if self._connection is None:
-            return None
-        if self._immutable:
-            state = self.path.stat()
-            return state.st_mtime_ns, state.st_size, log_of(self.path).exists()
-        return self._connection.execute("PRAGMA data_version").fetchone()
+    def _newest(self, upto: int = sys.maxsize) -> Version:
+        """Newest version that is whole, of those up to a number; the factory's if there is none."""
+        found = self._ledger.newest(upto) if self._ledger.is_open or not self.read_only else None
+        return found or self._first
 
     def _append_factory(self, method: str) -> Version:
-        return self._append(replace(_factory(self._factory, method), parent=self._newest().id))
+        return self._append(replace(self._first, method=method, parent=self._newest().id))
 
     def _append(self, version: Version) -> Version:
         """Write a version under the next number and the time, within a transaction."""
-        connection = self._opened()
-        (last,) = connection.execute("SELECT max(id) FROM version").fetchone()
         now, before, figures = self._clock(), self._newest().time, dict(version.figures)
         if now < before:
             figures["clock_went_back_seconds"] = before - now
         new = replace(
             version,
-            id=(last or 0) + 1,
+            id=(self._ledger.last_id() or 0) + 1,
             time=float(max(now, before)),
-            weights=np.array(version.weights, np.float32),
             figures=figures,
         )
-        connection.execute(_INSERT, seal(new, self._bank))
-        connection.execute("DELETE FROM version WHERE id > 1 AND id <= ?", (new.id - KEPT,))
+        self._ledger.append(new)
         return new
-
-    def _newest(self, upto: int = sys.maxsize) -> Version:
-        """Newest version that is whole, of those up to a number; the factory's if there is none."""
-        while self._connection is not None:
-            (key,) = self._connection.execute(
-                "SELECT max(id) FROM version WHERE id <= ?", (upto,)
-            ).fetchone()
-            if key is None:
-                break
-            version = self._fetch(key)
-            if version is not None:
-                return version
-            upto = min(upto, key) - 1
-        return _factory(self._factory)
-
-    def _fetch(self, key: int) -> Version | None:
-        """Version of this number, None where there is none or it is damaged."""
-        try:
-            row = self._opened().execute(_SELECT, (key,)).fetchone()
-        except sqlite3.DatabaseError as error:
-            if is_damage(error):
-                return None
-            raise
-        return None if row is None else unseal(row, self._bank)
 
     def _origin(self, version: Version) -> Version:
         """Version that first had the content of this one."""
         while version.method == ROLLBACK and version.parent is not None:
-            parent = self._fetch(version.parent)
+            parent = self._ledger.fetch(version.parent)
             if parent is None:  # dropped, or damaged
                 break
             version = parent
@@ -407,15 +287,11 @@ class Journal:
 
     def _is_old_factory(self, version: Version) -> bool:
         """Whether nothing was learned, and the model now comes with another mix."""
-        if self._origin(version).method not in (FACTORY, RESET):
+        if np.array_equal(version.weights, self._first.weights):
             return False
-        return not np.array_equal(version.weights, self._factory)
+        return self._origin(version).method in (FACTORY, RESET)
 
 
 def classes_digest(classes: Sequence[str]) -> str:
     """Digest of the names of classes: 16 hexadecimal digits, empty where there are none."""
     return hashlib.sha256(json.dumps(list(classes)).encode()).hexdigest()[:16] if classes else ""
-
-
-def _factory(weights: Floats, method: str = FACTORY) -> Version:
-    return Version(1, None, 0.0, method, weights, None, None, 0, {})
