@@ -37,6 +37,13 @@ class Precision(str, Enum):
     INT8 = "int8"
 
 
+class Weights(str, Enum):
+    """Where the mixing weights are."""
+
+    FOLDED = "folded"
+    RUNTIME = "runtime"
+
+
 SUFFIXES = {Format.ONNX: ".onnx", Format.OPENVINO: ".xml"}
 
 
@@ -71,6 +78,19 @@ def export(
         float,
         typer.Option(min=0, help="int8: points of validation accuracy that may be lost."),
     ] = 1.0,
+    weights: Annotated[
+        Weights,
+        typer.Option(
+            help="runtime: the mix comes from NAME.bank.safetensors, so that new weights need no "
+            "new model."
+        ),
+    ] = Weights.FOLDED,
+    adapt: Annotated[
+        bool,
+        typer.Option(
+            "--adapt", help="--weights runtime, and NAME.adapt.onnx for `hgedge adapt` on a device."
+        ),
+    ] = False,
     checkpoint: options.Checkpoint = None,
     sign: Annotated[
         Path | None,
@@ -88,6 +108,12 @@ def export(
     from hgprompt_edge.vit.backbone import load_backbone
 
     _check_options(file_format, precision, opset, task or data)
+    runtime = adapt or weights is Weights.RUNTIME
+    if runtime and precision is Precision.INT8:
+        raise UserError(
+            "--precision int8: the mix of an int8 model is folded into it; leave out "
+            f"{'--adapt' if adapt else '--weights runtime'} or export in fp32"
+        )
     start = time.perf_counter()
     if sign is not None:
         check_signer(sign)
@@ -105,7 +131,7 @@ def export(
         result = _quantize(content, backbone, path, task, data, max_drop, digest)
         checked = result.verification
     else:
-        checked = _write(content, backbone, path, precision, opset, digest)
+        checked = _write(content, backbone, path, precision, opset, digest, runtime, adapt)
     signature = None if sign is None else sign_model(path, sign)
     seconds = time.perf_counter() - start
     if json:
@@ -118,6 +144,7 @@ def export(
     if result is not None:
         _print_trials(result)
     _print_file(path, checked, precision)
+    _print_others(path, runtime, adapt)
     if signature is not None:
         out.print(f"{signature}: signed with {sign}", soft_wrap=True)
     out.print(f"next: hgedge predict --model {path} IMAGE...", soft_wrap=True)
@@ -130,6 +157,8 @@ def _write(
     precision: Precision,
     opset: int | None,
     digest: str,
+    runtime: bool,
+    adapt: bool,
 ) -> Verification:
     """Write a model in floating point; its name says for which runtime."""
     if path.suffix == SUFFIXES[Format.OPENVINO]:
@@ -137,12 +166,26 @@ def _write(
 
         stored = openvino_file.Precision(precision.value)
         return openvino_file.export_openvino(
-            bundle, backbone, path, precision=stored, bundle_sha256=digest
+            bundle,
+            backbone,
+            path,
+            precision=stored,
+            bundle_sha256=digest,
+            runtime_weights=runtime,
+            adapt=adapt,
         )
     from hgprompt_edge.export.graph import OPSET
     from hgprompt_edge.export.onnx_file import export_onnx
 
-    return export_onnx(bundle, backbone, path, opset=opset or OPSET, bundle_sha256=digest)
+    return export_onnx(
+        bundle,
+        backbone,
+        path,
+        opset=opset or OPSET,
+        bundle_sha256=digest,
+        runtime_weights=runtime,
+        adapt=adapt,
+    )
 
 
 def _print_file(path: Path, checked: Verification, precision: Precision) -> None:
@@ -154,6 +197,21 @@ def _print_file(path: Path, checked: Verification, precision: Precision) -> None
         f"(largest difference {checked.max_abs_diff:.1e}, bound {checked.bound:.1e})",
         soft_wrap=True,
     )
+
+
+def _print_others(path: Path, runtime: bool, adapt: bool) -> None:
+    """Name what was written beside the model, which has to go with it."""
+    from hgprompt_edge.device.bank import adapt_path, bank_path, read_bank
+
+    if runtime:
+        bank = bank_path(path)
+        size = bank.stat().st_size / 1e6
+        names = ", ".join(read_bank(bank).names)
+        out.print(f"{bank}: {size:.1f} MB, what the device mixes: {names}", soft_wrap=True)
+    if adapt:
+        graph = adapt_path(path)
+        size = graph.stat().st_size / 1e6
+        out.print(f"{graph}: {size:.1f} MB, its gradient equal to PyTorch's", soft_wrap=True)
 
 
 def _check_name(path: Path, file_format: Format) -> None:

@@ -5,9 +5,10 @@ In comments, `N` tokens of an image, `T` of a prompt, `H` heads of width `d`, wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
+import numpy as np
 import onnx_ir as ir
 from torch import nn
 
@@ -22,6 +23,29 @@ END = 2**31 - 1
 
 
 @dataclass(frozen=True)
+class Constant:
+    """A folded prompt's keys and values `[H, T, d]` in one layer."""
+
+    keys: Doubles
+    values: Doubles
+
+
+@dataclass(frozen=True)
+class Given:
+    """Keys and values `[H, T, d]` that come in with the image, for one layer.
+
+    Attributes
+    ----------
+    mask
+        `[N, T + N]`, added to the scores: the logarithm of the prompt's share; None: it has all.
+    """
+
+    keys: ir.Value
+    values: ir.Value
+    mask: ir.Value | None
+
+
+@dataclass(frozen=True)
 class Layer:
     """The weights of one attention layer after the rewrites.
 
@@ -30,7 +54,7 @@ class Layer:
     q, k, v, projection
         Linear layers `[D, D]`; the attention scale is in the queries.
     prefix
-        Keys and values `[H, T, d]` of a deep prompt, or None.
+        Keys and values of a deep prompt, constants or inputs of the graph, or None.
     q_norm, k_norm
         LayerNorms of the heads or Identities.
     scale
@@ -42,14 +66,19 @@ class Layer:
     k: Linear
     v: Linear
     projection: Linear
-    prefix: tuple[Doubles, Doubles] | None
+    prefix: Constant | Given | None
     q_norm: nn.Module
     k_norm: nn.Module
     scale: float
 
 
-def prepare(block: Any, prefix: tuple[Doubles, Doubles] | None, on: Rewrites) -> Layer:
-    """Apply the rewrites of weights to the attention of a timm block."""
+def prepare(
+    block: Any, prefix: tuple[Doubles, Doubles] | None, on: Rewrites, given: Given | None = None
+) -> Layer:
+    """Apply the rewrites of weights to the attention of a timm block.
+
+    A prefix of arrays follows the rewrites; one that is `given` must have done so.
+    """
     attn = block.attn
     qkv = rewrites.linear_of(attn.qkv)
     if on.affine:
@@ -65,8 +94,10 @@ def prepare(block: Any, prefix: tuple[Doubles, Doubles] | None, on: Rewrites) ->
         v, projection, values = rewrites.move_value_bias(v, projection, values)
         if not normed[1]:
             k, keys = rewrites.drop_key_bias(k, keys)
-    pair = None if keys is None or values is None else (keys, values)
-    return Layer(attn.num_heads, q, k, v, projection, pair, attn.q_norm, attn.k_norm, scale)
+    constant = None if keys is None or values is None else Constant(keys, values)
+    return Layer(
+        attn.num_heads, q, k, v, projection, given or constant, attn.q_norm, attn.k_norm, scale
+    )
 
 
 def can_absorb(layer: Layer) -> bool:
@@ -86,6 +117,8 @@ def attend(
 ) -> ir.Value:
     """Attention of `queries [batch, rows, D]` over `z [batch, N, D]` and the prefix."""
     q, k, v = _project(w, name, layer, z, queries, on)
+    if queries is not z:
+        layer = replace(layer, prefix=_one_row(w, name, layer.prefix))
     write = WAYS[on.attention]
     return w.linear(f"{name}.proj", write(w, name, layer, q, k, v, batch), *layer.projection)
 
@@ -123,17 +156,42 @@ def _softmax_with_prefix(
     """
     if layer.prefix is None:
         return w.op("Softmax", f"{name}.softmax", scores, axis=-1), None
-    heads, count, _ = layer.prefix[0].shape
-    keys = w.floats(f"{name}.prefix_k", layer.prefix[0].transpose(0, 2, 1))
+    prefix, heads = layer.prefix, layer.heads
+    if isinstance(prefix, Constant):
+        keys = w.floats(f"{name}.prefix_k", prefix.keys.transpose(0, 2, 1))
+        values = w.floats(f"{name}.prefix_v", prefix.values)
+    else:
+        keys = w.op("Transpose", f"{name}.prefix_k.transposed", prefix.keys, perm=[0, 2, 1])
+        values = prefix.values
+    count = num_tokens(prefix)
     before = w.op("MatMul", f"{name}.prefix.scores", q, keys)  # [batch, H, 1, T]
     before = w.reshape(f"{name}.prefix.rows", before, 0, heads, -1)
     both = w.op("Concat", f"{name}.scores.prefixed", before, scores, axis=2)
+    both = _add_mask(w, name, _one_row(w, name, prefix), both)
     both = w.op("Softmax", f"{name}.softmax", both, axis=-1)
     given = w.part(f"{name}.prefix.shares", both, 0, count, axis=2)
     given = w.reshape(f"{name}.prefix.shares.heads", given, 0, heads, 1, -1)
-    values = w.floats(f"{name}.prefix_v", layer.prefix[1])
     given = w.op("MatMul", f"{name}.prefix.mixed", given, values)
     return w.part(f"{name}.shares", both, count, END, axis=2), given
+
+
+def num_tokens(prefix: Constant | Given) -> int:
+    """Tokens `T` of a prefix."""
+    return int(cast("tuple[int, ...]", prefix.keys.shape)[1])
+
+
+def _one_row(w: Writer, name: str, prefix: Constant | Given | None) -> Constant | Given | None:
+    """Keep the mask of one query, for the class token."""
+    if not isinstance(prefix, Given) or prefix.mask is None:
+        return prefix
+    return replace(prefix, mask=w.part(f"{name}.mask", prefix.mask, 0, 1, axis=0))
+
+
+def _add_mask(w: Writer, name: str, prefix: Constant | Given | None, scores: ir.Value) -> ir.Value:
+    """Scores `[..., T + N]` less what the prompt's share takes from its own."""
+    if not isinstance(prefix, Given) or prefix.mask is None:
+        return scores
+    return w.op("Add", f"{name}.scores.masked", scores, prefix.mask)
 
 
 def _project(
@@ -141,7 +199,7 @@ def _project(
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Project to queries, keys and values `[batch, rows, D]`, after the norms of the heads."""
     if on.joined and queries is z:
-        joined = w.linear(f"{name}.qkv", z, *rewrites.join_qkv(layer.q, layer.k, layer.v))
+        joined = w.linear(f"{name}.qkv", z, *rewrites.join(layer.q, layer.k, layer.v))
         q, k, v = w.split(f"{name}.qkv", joined, 3)
     else:
         q = w.linear(f"{name}.q", queries, *layer.q)
@@ -174,7 +232,8 @@ def _plain(
         x = w.reshape(f"{name}.{which}.split", x, 0, 0, layer.heads, -1)
         parts[which] = w.op("Transpose", f"{name}.{which}.heads", x, perm=perm)
     q, k, v = parts["q"], parts["k"], parts["v"]
-    shares = w.op("Softmax", f"{name}.softmax", w.op("MatMul", f"{name}.scores", q, k), axis=-1)
+    scores = _add_mask(w, name, layer.prefix, w.op("MatMul", f"{name}.scores", q, k))
+    shares = w.op("Softmax", f"{name}.softmax", scores, axis=-1)
     mixed = w.op("MatMul", f"{name}.mixed", shares, v)
     mixed = w.op("Transpose", f"{name}.mixed.tokens", mixed, perm=[0, 2, 1, 3])
     return w.reshape(f"{name}.mixed.merge", mixed, 0, 0, -1)
@@ -203,22 +262,29 @@ def _standard(
     onnxruntime takes no past without giving it back, so the prefix is joined before.
     """
     k, v = _join_rows(w, name, layer, k, v, batch)
-    return w.op("Attention", f"{name}.fused", q, k, v, **_heads(layer))
+    return w.op("Attention", f"{name}.fused", q, k, v, *_mask(layer), **_heads(layer))
 
 
 def _past(
     w: Writer, name: str, layer: Layer, q: ir.Value, k: ir.Value, v: ir.Value, batch: ir.Value
 ) -> ir.Value:
     """Attention of opset 23, the prefix as past keys and values: OpenVINO's fastest."""
-    past: tuple[ir.Value | None, ...] = ()
-    if layer.prefix is not None:
-        keys, values = (given[None] for given in layer.prefix)
-        past = (
-            None,
-            w.repeat(f"{name}.prefix_k", keys, batch),
-            w.repeat(f"{name}.prefix_v", values, batch),
-        )
-    return w.op("Attention", f"{name}.fused", q, k, v, *past, **_heads(layer))
+    prefix = layer.prefix
+    if prefix is None:
+        return w.op("Attention", f"{name}.fused", q, k, v, **_heads(layer))
+    past = [
+        w.repeat(f"{name}.prefix_{which}", array[None], batch)
+        if isinstance(array, np.ndarray)
+        else w.repeat_value(f"{name}.prefix_{which}", array, batch)
+        for which, array in (("k", prefix.keys), ("v", prefix.values))
+    ]
+    mask = _mask(layer) or (None,)
+    return w.op("Attention", f"{name}.fused", q, k, v, *mask, *past, **_heads(layer))
+
+
+def _mask(layer: Layer) -> tuple[ir.Value, ...]:
+    prefix = layer.prefix
+    return () if not isinstance(prefix, Given) or prefix.mask is None else (prefix.mask,)
 
 
 def _heads(layer: Layer) -> dict[str, Any]:
@@ -232,11 +298,19 @@ def _join_rows(
     if layer.prefix is None:
         return k, v
     joined = []
-    for which, given, x in zip("kv", layer.prefix, (k, v), strict=True):
-        rows = given.transpose(1, 0, 2).reshape(given.shape[1], -1)[None]
-        rows = w.repeat(f"{name}.prefix_{which}", rows, batch)
+    for which, x, given in (("k", k, layer.prefix.keys), ("v", v, layer.prefix.values)):
+        rows = _rows(w, f"{name}.prefix_{which}", given, batch)
         joined.append(w.op("Concat", f"{name}.{which}.prefixed", rows, x, axis=1))
     return joined[0], joined[1]
+
+
+def _rows(w: Writer, name: str, given: Doubles | ir.Value, batch: ir.Value) -> ir.Value:
+    """`[H, T, d]` as rows of all heads, for each image: `[batch, T, D]`."""
+    if isinstance(given, np.ndarray):
+        rows = given.transpose(1, 0, 2).reshape(given.shape[1], -1)
+        return w.repeat(name, rows[None], batch)
+    x = w.op("Transpose", f"{name}.rows", given, perm=[1, 0, 2])
+    return w.repeat_value(name, w.reshape(f"{name}.merge", x, 0, -1), batch)
 
 
 WAYS = {

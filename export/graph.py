@@ -21,9 +21,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from hgprompt_edge.bundle import Bundle
+from hgprompt_edge.device.bank import Bank
 from hgprompt_edge.export import rewrites
 from hgprompt_edge.export.attention import (
     CONTRIB,
+    Given,
     Layer,
     attend,
     attend_absorbed,
@@ -40,31 +42,41 @@ OPSET, PLAIN_OPSET = 23, 20
 """The first with Attention, and the first with Gelu, which older runtimes load."""
 IR_VERSIONS = {OPSET: 11, PLAIN_OPSET: 10}
 """Pinned, so that a newer onnx here does not shut out a runtime there."""
-INPUT, OUTPUT = "image", "logits"
+INPUT, OUTPUT, FEATURES = "image", "logits", "features"
 
 Floats = npt.NDArray[np.float32]
 
 
-def build_graph(bundle: Bundle, backbone: Backbone, on: Rewrites | None = None) -> ir.Model:
+def build_graph(
+    bundle: Bundle, backbone: Backbone, on: Rewrites | None = None, bank: Bank | None = None
+) -> ir.Model:
     """Write the model contract: `image` uint8 `[batch, S, S, 3]` to `logits` `[batch, K]`.
 
     `bundle.prompt` may be deep `[L, T, D]`, shallow `[1, T, D]` or None. The batch is dynamic.
+    With a `bank` the prompt comes in with the image, see `Bank.inputs`, and the `features [batch,
+    D]` go out, on which another head can be applied.
     """
     model, size, on = backbone.model, backbone.image_size, on or Rewrites()
     image = ir.val(INPUT, ir.DataType.UINT8, ["batch", size, size, 3])
     w = Writer()
-    features, norm = _features(w, model, bundle, image, on)
-    head: Linear = (bundle.head_weight.T.astype(np.float64), bundle.head_bias.astype(np.float64))
-    if isinstance(norm, nn.LayerNorm):
-        head = rewrites.fold_affine(norm, head)
-    weight, bias = w.floats("head.weight", head[0]), w.floats("head.bias", cast("Doubles", head[1]))
+    inputs = prefix_inputs(bank) if bank else []
+    features, norm = _features(w, model, bundle, image, inputs, on)
+    weight, bias = (
+        w.floats(f"head.{name}", array)
+        for name, array in zip(("weight", "bias"), folded_head(bundle, norm, on), strict=True)
+    )
     logits = w.op("Gemm", OUTPUT, features, weight, bias)
     logits.dtype, logits.shape = ir.DataType.FLOAT, ir.Shape(["batch", len(bundle.head_bias)])
+    outputs = [logits]
+    if bank:
+        features.name, features.dtype = FEATURES, ir.DataType.FLOAT
+        features.shape = ir.Shape(["batch", backbone.embed_dim])
+        outputs.append(features)
     opset = OPSET if on.attention in (Attention.STANDARD, Attention.PAST) else PLAIN_OPSET
     imports = {"": opset, **({CONTRIB: 1} if on.attention is Attention.FUSED else {})}
     graph = ir.Graph(
-        [image],
-        [logits],
+        [image, *inputs],
+        outputs,
         nodes=w.tape.nodes,
         initializers=w.tape.initializers,
         opset_imports=imports,
@@ -73,21 +85,77 @@ def build_graph(bundle: Bundle, backbone: Backbone, on: Rewrites | None = None) 
     return ir.Model(graph, ir_version=IR_VERSIONS[opset], producer_name="hgprompt-edge")
 
 
+def prefix_inputs(bank: Bank) -> list[ir.Value]:
+    """Declare what `Bank.inputs` feeds."""
+    arrays = bank.inputs(bank.factory)
+    return [ir.val(name, ir.DataType.FLOAT, array.shape) for name, array in arrays.items()]
+
+
+def folded_head(bundle: Bundle, norm: nn.Module, on: Rewrites) -> tuple[Doubles, Doubles]:
+    """Head `[D, K]` and bias `[K]`, with the affine part of the last norm."""
+    head: Linear = (bundle.head_weight.T.astype(np.float64), bundle.head_bias.astype(np.float64))
+    if isinstance(norm, nn.LayerNorm) and on.affine:
+        head = rewrites.fold_affine(norm, head)
+    return head[0], cast("Doubles", head[1])
+
+
+def last_norm(model: VisionTransformer) -> nn.Module:
+    """Norm behind which the head stands; its affine part is in the head."""
+    norms = [norm for norm in (model.norm, model.fc_norm) if isinstance(norm, nn.LayerNorm)]
+    return norms[-1] if norms else nn.Identity()
+
+
 def _features(
-    w: Writer, model: VisionTransformer, bundle: Bundle, image: ir.Value, on: Rewrites
+    w: Writer,
+    model: VisionTransformer,
+    bundle: Bundle,
+    image: ir.Value,
+    inputs: list[ir.Value],
+    on: Rewrites,
 ) -> tuple[ir.Value, nn.Module]:
     """Pixels to pooled features `[batch, D]`, and the norm whose affine part they lack."""
-    deep, shallow = _prompt_forms(model, bundle.prompt)
+    deep, shallow = _prompt_forms(model, None if inputs else bundle.prompt)
     batch = w.op("Shape", "batch", image, start=0, end=1)
-    x = _embed_patches(w, model, bundle.preprocessing, image)
-    fixed = _fixed_tokens(model, shallow)
+    x = embed_patches(w, model, bundle.preprocessing, image)
+    fixed = fixed_tokens(model, shallow)
     if len(fixed):
         x = w.op("Concat", "tokens", w.repeat("tokens.fixed", fixed[None], batch), x, axis=1)
+    given = _given_prefix(w, inputs, len(fixed) + int(model.patch_embed.num_patches))
     for index, block in enumerate(model.blocks):
         last = index == len(model.blocks) - 1 and model.global_pool == "token"
-        layer = prepare(block, deep[index] if deep else None, on)
+        layer = prepare(block, deep[index] if deep else None, on, given[index] if inputs else None)
         x = _block(w, f"blocks.{index}", cast("Any", block), layer, x, batch, on, last)
     return _pool(w, model, x, len(fixed), on)
+
+
+def _given_prefix(w: Writer, inputs: list[ir.Value], image_tokens: int) -> list[Given]:
+    """Cut the inputs into what each layer takes; `inputs` as `Bank.inputs` names them, or none."""
+    if not inputs:
+        return []
+    keys, values = inputs[:2]
+    layers, _, tokens, _ = cast("tuple[int, ...]", keys.shape)
+    shape = ir.Shape((keys.shape or ())[1:])
+    mask = _share_mask(w, inputs[2], tokens, image_tokens) if len(inputs) > 2 else None
+
+    def part(x: ir.Value, layer: int) -> ir.Value:
+        index = w.constant(f"layer.{layer}", np.array(layer))
+        cut = w.op("Gather", f"{x.name}.{layer}", x, index)
+        cut.shape, cut.dtype = shape, ir.DataType.FLOAT
+        return cut
+
+    return [Given(part(keys, i), part(values, i), mask) for i in range(layers)]
+
+
+def _share_mask(w: Writer, log_share: ir.Value, tokens: int, image_tokens: int) -> ir.Value:
+    """`[N, T + N]`: what is added to the scores of the prompt, and nothing to those of the image.
+
+    Its rows are all the same, and the operator Attention wants one for each query.
+    """
+    bias = w.op("Expand", "prefix_bias.tokens", log_share, w.integers(tokens))
+    rest = w.floats("prefix_bias.none", np.zeros(image_tokens))
+    row = w.op("Concat", "prefix_bias.row", bias, rest, axis=0)
+    shape = w.integers(image_tokens, tokens + image_tokens)
+    return w.op("Expand", "prefix_bias.mask", row, shape)
 
 
 def _prompt_forms(
@@ -102,7 +170,7 @@ def _prompt_forms(
     return [], tokens[0]
 
 
-def _embed_patches(
+def embed_patches(
     w: Writer, model: VisionTransformer, preprocessing: Preprocessing, image: ir.Value
 ) -> ir.Value:
     """Pixels to patch tokens with positions, `[batch, patches, D]`.
@@ -137,7 +205,7 @@ def _positions(model: VisionTransformer) -> tuple[Doubles, Doubles]:
     return positions[:fixed], positions[fixed:]
 
 
-def _fixed_tokens(model: VisionTransformer, shallow: Tensor | None) -> Doubles:
+def fixed_tokens(model: VisionTransformer, shallow: Tensor | None) -> Doubles:
     """Tokens before the patches that no image changes: class token, registers, shallow prompt."""
     parts = [tokens[0] for tokens in (model.cls_token, model.reg_token) if tokens is not None]
     if parts:
@@ -193,8 +261,7 @@ def _pool(
 
     The features are the class token, or the average over the tokens from `first` on.
     """
-    norms = [norm for norm in (model.norm, model.fc_norm) if isinstance(norm, nn.LayerNorm)]
-    last = norms[-1] if norms and on.affine else nn.Identity()
+    last = last_norm(model) if on.affine else nn.Identity()
 
     def norm(name: str, x: ir.Value, module: nn.Module) -> ir.Value:
         return w.norm(name, x, module, affine=module is not last)

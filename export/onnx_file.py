@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from hgprompt_edge.bundle import Bundle
+from hgprompt_edge.device.bank import Bank
 from hgprompt_edge.device.metadata import (
     FORMAT,
     PREFIX,
@@ -21,10 +22,11 @@ from hgprompt_edge.device.metadata import (
     probe_count,
 )
 from hgprompt_edge.errors import CheckError, UserError
+from hgprompt_edge.export.bank_file import at_factory, beside, make_bank, write_beside
 from hgprompt_edge.export.graph import OPSET, PLAIN_OPSET, build_graph
 from hgprompt_edge.export.rewrites import Attention, Rewrites
 from hgprompt_edge.export.verify import Verification, verify_onnx
-from hgprompt_edge.files import atomic_path
+from hgprompt_edge.files import atomic_paths
 from hgprompt_edge.preprocess import Preprocessing
 from hgprompt_edge.vit.backbone import Backbone
 
@@ -55,6 +57,8 @@ def export_onnx(
     images: Pixels | None = None,
     opset: int = OPSET,
     bundle_sha256: str = "",
+    runtime_weights: bool = False,
+    adapt: bool = False,
 ) -> Verification:
     """Fold prompt and head into the ViT, write one ONNX file, prove it equal to PyTorch.
 
@@ -66,28 +70,38 @@ def export_onnx(
         Of ONNX: `OPSET`, or `PLAIN_OPSET` for older runtimes (about 2 % slower).
     bundle_sha256
         Of the bundle's file, to be recorded.
+    runtime_weights
+        Leave the prompt out: its keys and values come in with the image, mixed from
+        `NAME.bank.safetensors`, which is written beside the model.
+    adapt
+        Write `NAME.adapt.onnx`, too, which gives the gradient of the mix. Needs `runtime_weights`.
 
     Raises
     ------
     UserError
         There is no graph of that opset.
-        The bundle belongs to another backbone or is inconsistent, the model is too large for one
-        file, or `path` cannot be written.
+        The bundle belongs to another backbone or is inconsistent, has no sources where weights are
+        to come at run time, the model is too large for one file, or `path` cannot be written.
     CheckError
         The model is not equal to PyTorch (METHOD 8). No file is written, an old one stays.
     """
     images = bundle.probe_images if images is None else images
     rewrites = rewrites_for(opset)
     check_fits(bundle, backbone, images)
-    with atomic_path(path) as temporary:
-        model = build_graph(bundle, backbone, rewrites)
+    bank = make_bank(bundle, backbone) if runtime_weights else None
+    with atomic_paths(*beside(path, bank, adapt), path) as (*others, temporary):
+        if bank is not None:
+            bundle = at_factory(bundle, backbone, bank)
+        model = build_graph(bundle, backbone, rewrites, bank)
         _check_size(model, path)
-        entries = describe(bundle, bundle_sha256)
+        entries = describe(bundle, bundle_sha256, bank)
         model.metadata_props.update(entries)
         ir.save(model, temporary)
         try:
             onnx.checker.check_model(temporary, full_check=True)
-            verification = verify_onnx(temporary, bundle, backbone, images)
+            verification = verify_onnx(temporary, bundle, backbone, images, bank)
+            if bank is not None:
+                write_beside(bundle, backbone, bank, others)
         except (CheckError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
             reason = _brief(e).replace(str(temporary), path.name)
             raise CheckError(f"{path}: {reason}; nothing was written") from e
@@ -118,7 +132,7 @@ def rewrites_for(opset: int) -> Rewrites:
     return Rewrites(attention=ways[opset])
 
 
-def describe(bundle: Bundle, bundle_sha256: str = "") -> dict[str, str]:
+def describe(bundle: Bundle, bundle_sha256: str = "", bank: Bank | None = None) -> dict[str, str]:
     """Metadata of an exported model except its verification, as `Metadata` reads it."""
     count = probe_count(bundle.probe_images)
     fields = {
@@ -131,6 +145,7 @@ def describe(bundle: Bundle, bundle_sha256: str = "") -> dict[str, str]:
         "backbone": bundle.backbone,
         "backbone_sha256": bundle.backbone_sha256,
         "bundle_sha256": bundle_sha256,
+        "bank_sha256": bank.sha256 if bank else "",
         "mode": bundle.mode,
         "choice": bundle.choice,
         "weights": json.dumps(bundle.weights.tolist()),

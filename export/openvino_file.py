@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from hgprompt_edge.bundle import Bundle
+from hgprompt_edge.device.bank import Bank
 from hgprompt_edge.device.engine import LoadError
 from hgprompt_edge.device.metadata import PREFIX, parse_metadata
 from hgprompt_edge.device.openvino_engine import (
@@ -24,10 +25,11 @@ from hgprompt_edge.device.openvino_engine import (
 )
 from hgprompt_edge.device.parity import TOLERANCES
 from hgprompt_edge.errors import CheckError, UserError
+from hgprompt_edge.export.bank_file import at_factory, beside, make_bank, write_beside
 from hgprompt_edge.export.graph import build_graph
 from hgprompt_edge.export.onnx_file import check_fits, describe
 from hgprompt_edge.export.rewrites import Attention, Rewrites
-from hgprompt_edge.export.verify import Verification, verify_engine
+from hgprompt_edge.export.verify import Verification, verify_mixes
 from hgprompt_edge.files import atomic_paths, sha256_file
 from hgprompt_edge.vit.backbone import Backbone
 
@@ -47,6 +49,8 @@ def export_openvino(
     images: npt.NDArray[np.uint8] | None = None,
     precision: Precision = Precision.FP32,
     bundle_sha256: str = "",
+    runtime_weights: bool = False,
+    adapt: bool = False,
 ) -> Verification:
     """Write `NAME.xml` and `NAME.bin` of the same graph as ONNX's, proven equal to PyTorch.
 
@@ -60,6 +64,8 @@ def export_openvino(
         `FP16` halves the file; its logits are within 1 % of the largest, not equal.
     bundle_sha256
         Of the bundle's file, to be recorded.
+    runtime_weights, adapt
+        As for `export_onnx`; the graph of the gradient is ONNX here, too.
 
     Raises
     ------
@@ -73,13 +79,19 @@ def export_openvino(
         raise UserError(f"--output {path}: the name of an OpenVINO model ends in .xml")
     images = bundle.probe_images if images is None else images
     check_fits(bundle, backbone, images)
-    with atomic_paths(path.with_suffix(".bin"), path) as (weights, xml):
-        model = convert(ov, build_graph(bundle, backbone, Rewrites(attention=Attention.PAST)), xml)
+    bank = make_bank(bundle, backbone) if runtime_weights else None
+    files = [path.with_suffix(".bin"), path]
+    with atomic_paths(*beside(path, bank, adapt), *files) as (*others, weights, xml):
+        if bank is not None:
+            bundle = at_factory(bundle, backbone, bank)
+            write_beside(bundle, backbone, bank, others)
+        graph = build_graph(bundle, backbone, Rewrites(attention=Attention.PAST), bank)
+        model = convert(ov, graph, xml)
         half = precision is Precision.FP16
         ov.save_model(model, xml, compress_to_fp16=half)
-        verification = _verify(xml, path, bundle, backbone, images, precision)
+        verification = _verify(xml, path, bundle, backbone, images, precision, bank)
         entries = {
-            **describe(bundle, bundle_sha256),
+            **describe(bundle, bundle_sha256, bank),
             f"{PREFIX}precision": precision.value,
             f"{PREFIX}verification": json.dumps(asdict(verification), sort_keys=True),
             WEIGHTS_SHA256: sha256_file(weights),
@@ -113,11 +125,12 @@ def _verify(
     backbone: Backbone,
     images: npt.NDArray[np.uint8],
     precision: Precision,
+    bank: Bank | None,
 ) -> Verification:
     tolerance = TOLERANCES[precision.value]
     try:
         engine = OpenVinoEngine(xml, cache=False)
-        verification = verify_engine(engine, bundle, backbone, images, tolerance=tolerance)
+        verification = verify_mixes(engine, bundle, backbone, images, bank, tolerance)
     except (CheckError, LoadError) as error:
         raise CheckError(f"{path}: {_brief(error)}; nothing was written") from error
     if not verification.ok:

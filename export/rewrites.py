@@ -111,13 +111,15 @@ def split_qkv(qkv: Linear) -> tuple[Linear, Linear, Linear]:
     return q, k, v
 
 
-def join_qkv(q: Linear, k: Linear, v: Linear) -> Linear:
-    """One projection `[D, 3 D]` of three; a missing bias is zero, all missing stay missing."""
-    parts = (q, k, v)
-    weight = np.concatenate([part for part, _ in parts], axis=1)
-    if all(bias is None for _, bias in parts):
+def join(*layers: Linear) -> Linear:
+    """Several linear layers as one that gives their outputs side by side, `[D, 3 D]` for three.
+
+    A missing bias is zero, all missing stay missing.
+    """
+    weight = np.concatenate([part for part, _ in layers], axis=1)
+    if all(bias is None for _, bias in layers):
         return weight, None
-    biases = [np.zeros(part.shape[1]) if bias is None else bias for part, bias in parts]
+    biases = [np.zeros(part.shape[1]) if bias is None else bias for part, bias in layers]
     return weight, np.concatenate(biases)
 
 

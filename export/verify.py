@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from hgprompt_edge.bundle import Bundle
+from hgprompt_edge.bundle import Bundle, bank_tokens
+from hgprompt_edge.device.bank import Bank
 from hgprompt_edge.device.engine import Engine, LoadError, OnnxEngine
 from hgprompt_edge.device.parity import TOLERANCE, compare
 from hgprompt_edge.errors import CheckError
+from hgprompt_edge.prompts import mix
 from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.forward import features_token, normalize
+from hgprompt_edge.vit.forward import features_prefix, features_token, normalize
 
 BATCHES = (1, 2, 7)
 
 Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
+Given = Mapping[str, Floats]
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,13 @@ class Verification:
         )
 
 
-def reference_logits(bundle: Bundle, backbone: Backbone, images: Pixels) -> Floats:
-    """PyTorch's logits `[n, K]` of images `[n, S, S, 3]` in token form, the definition."""
+def reference_logits(
+    bundle: Bundle, backbone: Backbone, images: Pixels, share: float = 1.0
+) -> Floats:
+    """PyTorch's logits `[n, K]` of images `[n, S, S, 3]` in token form, the definition.
+
+    A prompt whose `share` is less than 1, beside the model alone, has a prefix form only.
+    """
     prompt = None if bundle.prompt is None else torch.tensor(bundle.prompt)
     weight, bias = torch.tensor(bundle.head_weight), torch.tensor(bundle.head_bias)
     logits = []
@@ -69,19 +78,62 @@ def reference_logits(bundle: Bundle, backbone: Backbone, images: Pixels) -> Floa
         for start in range(0, len(images), max(BATCHES)):
             pixels = torch.from_numpy(np.array(images[start : start + max(BATCHES)]))
             x = normalize(pixels, bundle.preprocessing)
-            logits.append(features_token(backbone.model, x, prompt) @ weight.T + bias)
+            if share == 1:
+                features = features_token(backbone.model, x, prompt)
+            else:
+                features = features_prefix(backbone.model, x, prompt, torch.tensor([share]))
+            logits.append(features @ weight.T + bias)
     return torch.cat(logits).numpy()
 
 
-def verify_onnx(path: Path, bundle: Bundle, backbone: Backbone, images: Pixels) -> Verification:
+def verify_onnx(
+    path: Path,
+    bundle: Bundle,
+    backbone: Backbone,
+    images: Pixels,
+    bank: Bank | None = None,
+) -> Verification:
     """Run an ONNX file beside PyTorch, see `verify_engine`.
+
+    With a bank it is run at the factory mix, and then at another one.
 
     Raises
     ------
     CheckError
         The runtime does not load or run the file.
     """
-    return verify_engine(_open(path), bundle, backbone, images)
+    return verify_mixes(_open(path), bundle, backbone, images, bank)
+
+
+def verify_mixes(
+    engine: Engine,
+    bundle: Bundle,
+    backbone: Backbone,
+    images: Pixels,
+    bank: Bank | None,
+    tolerance: float = TOLERANCE,
+) -> Verification:
+    """Run a model at its folded mix or, with a bank, at the factory mix and at another one."""
+    if bank is None:
+        return verify_engine(engine, bundle, backbone, images, tolerance=tolerance)
+    given, share = bank.inputs(bank.factory), bank.share(bank.factory)
+    found = verify_engine(
+        engine, bundle, backbone, images, tolerance=tolerance, given=given, share=share
+    )
+    weights, other = _another_mix(bundle)
+    given = bank.inputs(weights)
+    second = verify_engine(engine, other, backbone, images, tolerance=tolerance, given=given)
+    return second if found.ok and not second.ok else found
+
+
+def _another_mix(bundle: Bundle) -> tuple[Floats, Bundle]:
+    """Weights `[M]` that give each prompt another share, and the bundle that has them folded in."""
+    names, tokens = bank_tokens(bundle)
+    shares = np.arange(1, len(tokens) + 1, dtype=np.float32)
+    shares /= shares.sum()
+    none = np.zeros(len(names) - len(tokens), np.float32)
+    folded = replace(bundle, prompt=mix(tokens, shares), probe_images=bundle.probe_images[:0])
+    return np.concatenate([none, shares]), folded
 
 
 def verify_engine(
@@ -91,27 +143,30 @@ def verify_engine(
     images: Pixels,
     *,
     tolerance: float = TOLERANCE,
+    given: Given | None = None,
+    share: float = 1.0,
 ) -> Verification:
     """Run a model on `images [n, S, S, 3]` at batches of 1, 2 and 7 beside PyTorch.
 
     The largest batch size sees all images, the others the first ones. Where the bundle holds
-    probe images, their logits must equal those that fit stored, too.
+    probe images, their logits must equal those that fit stored, too. What the model takes beside
+    the image is `given`, see `Bank.inputs`; `share` is that of the prompt.
 
     Raises
     ------
     CheckError
         The runtime does not run the model.
     """
-    reference = reference_logits(bundle, backbone, images)
+    reference = reference_logits(bundle, backbone, images, share)
     found = []
     for batch in BATCHES:
         rounds = -(-len(images) // batch) if batch == max(BATCHES) else 1
         rows = np.arange(rounds * batch) % len(images)  # every batch is full
-        found.append(compare(_run(engine, images[rows], batch), reference[rows], tolerance))
+        found.append(compare(_run(engine, images[rows], batch, given), reference[rows], tolerance))
     worst = max(found, key=lambda c: (not c.ok, c.max_abs_diff / c.bound))
     probe = None
     if len(bundle.probe_images):
-        logits = _run(engine, bundle.probe_images, max(BATCHES))
+        logits = _run(engine, bundle.probe_images, max(BATCHES), given)
         probe = compare(logits, bundle.probe_logits, tolerance)
     return Verification(
         ok=all(c.ok for c in found) and (probe is None or probe.ok),
@@ -132,9 +187,9 @@ def _open(path: Path) -> Engine:
         raise CheckError(f"the model does not load: it {error}") from error
 
 
-def _run(engine: Engine, images: Pixels, batch: int) -> Floats:
+def _run(engine: Engine, images: Pixels, batch: int, given: Given | None) -> Floats:
     parts = [images[start : start + batch] for start in range(0, len(images), batch)]
     try:
-        return np.concatenate([engine.run(part) for part in parts])
+        return np.concatenate([engine.run(part, given) for part in parts])
     except Exception as error:  # the runtimes' errors have no common base
         raise CheckError(f"{engine.runtime} does not run the model: {error}") from error

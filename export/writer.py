@@ -35,7 +35,7 @@ class Writer:
     def constant(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
         """Store an array, once a name."""
         if name not in self._constants:
-            tensor = ir.Tensor(np.ascontiguousarray(array), name=name)
+            tensor = ir.Tensor(np.asarray(array, order="C"), name=name)
             self._constants[name] = self.tape.initializer(tensor)
         return self._constants[name]
 
@@ -67,6 +67,12 @@ class Writer:
         """Repeat a constant `[1, ...]` for each image of the batch."""
         shape = self.op("Concat", f"{name}.shape", batch, self.integers(*array.shape[1:]), axis=0)
         return self.op("Expand", f"{name}.batch", self.floats(name, array), shape)
+
+    def repeat_value(self, name: str, x: ir.Value, batch: ir.Value) -> ir.Value:
+        """Repeat `x [...]` for each image of the batch: `[batch, ...]`."""
+        whole = self.op("Shape", f"{name}.shape", x)
+        shape = self.op("Concat", f"{name}.repeated", batch, whole, axis=0)
+        return self.op("Expand", f"{name}.batch", x, shape)
 
     def linear(self, name: str, x: ir.Value, weight: Doubles, bias: Doubles | None) -> ir.Value:
         """`x [batch, N, D]` times `weight [D, E]` plus `bias`, `[E]` or `[N, E]`."""

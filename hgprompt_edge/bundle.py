@@ -2,8 +2,9 @@
 
 Tensors: the folded `prompt [L, T, D]` (absent where no prompt was the best choice), the mix
 `weights [N]`, `learned_weights [N]`, `head.weight [K, D]`, `head.bias [K]`, `probe.images`,
-`probe.logits`, with kept sources `sources [N, L, T, D]` float16, and where devices were merged
-`factory [M]`.
+`probe.logits`, and with kept sources `sources [N, L, T, D]` float16. Where it was prepared for
+adapting on a device: `conditions [C, L, T, D]` float16, and `clean.mean`, `clean.var` `[L, D]`;
+where devices were merged `factory [M]`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from hgprompt_edge.preprocess import Preprocessing
 
 FORMAT = "hgprompt.bundle/1"
 SUFFIX = ".hgbundle"
-NO_PROMPT = "no prompt"
+NO_PROMPT, TUNED = "no prompt", "tuned"
+"""Entries of a device's bank that are no sources."""
 Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
 
@@ -76,6 +78,13 @@ class Bundle:
         `[M]` float32 over `bank_entries`: the mix that devices start from; None: what was chosen.
     objective
         `H`, `floor`, `R`, `lambda`, `shrinkage`, `steps`, ... as printed by fit.
+    conditions
+        For each condition prompt a dict with `name` and what it is worth.
+    condition_tokens
+        `[C, L, T, D]` float16, or None.
+    clean_mean, clean_var
+        Of the class token after each block on clean training images under the chosen prompt,
+        `[L, D]` float32, or None.
     """
 
     task: str
@@ -100,6 +109,10 @@ class Bundle:
     split_digest: str = ""
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
+    conditions: tuple[dict[str, str], ...] = ()
+    condition_tokens: npt.NDArray[np.float16] | None = None
+    clean_mean: Floats | None = None
+    clean_var: Floats | None = None
 
 
 def write_bundle(path: Path, bundle: Bundle) -> None:
@@ -118,6 +131,10 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
         tensors["sources"] = bundle.source_tokens.astype(np.float16)
     if bundle.factory is not None:
         tensors["factory"] = bundle.factory.astype(np.float32)
+    if bundle.condition_tokens is not None:
+        tensors["conditions"] = bundle.condition_tokens.astype(np.float16)
+    if bundle.clean_mean is not None and bundle.clean_var is not None:
+        tensors["clean.mean"], tensors["clean.var"] = bundle.clean_mean, bundle.clean_var
     metadata = {
         "format": FORMAT,
         "task": bundle.task,
@@ -134,6 +151,8 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
         "seed": str(bundle.seed),
         "versions": json.dumps(bundle.versions, sort_keys=True),
     }
+    if bundle.conditions:
+        metadata["conditions"] = json.dumps(bundle.conditions)
     write_safetensors(path, tensors, metadata)
 
 
@@ -176,6 +195,10 @@ def read_bundle(path: Path) -> Bundle:
             split_digest=metadata["split_digest"],
             seed=int(metadata["seed"]),
             versions=json.loads(metadata["versions"]),
+            conditions=tuple(json.loads(metadata.get("conditions", "[]"))),
+            condition_tokens=cast("npt.NDArray[np.float16] | None", tensors.get("conditions")),
+            clean_mean=cast("Floats | None", tensors.get("clean.mean")),
+            clean_var=cast("Floats | None", tensors.get("clean.var")),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged bundle ({error}); run `hgedge fit` again") from error
@@ -208,10 +231,10 @@ def bank_entries(bundle: Bundle) -> tuple[Entry, ...]:
     if bundle.choice == "none":
         entries.append(Entry(NO_PROMPT, None))
     elif bundle.choice == "tuned" and bundle.prompt is not None:
-        entries.append(Entry("tuned", bundle.prompt.astype(np.float16)))
+        entries.append(Entry(TUNED, bundle.prompt.astype(np.float16)))
     named = (
         (bundle.sources, bundle.source_tokens),
-        (getattr(bundle, "conditions", ()), getattr(bundle, "condition_tokens", None)),
+        (bundle.conditions, bundle.condition_tokens),
     )
     for about, tokens in named:
         if tokens is not None:
@@ -251,3 +274,37 @@ def newest_bundle(folder: Path) -> Path:
     if not paths:
         raise UserError(f"no *{SUFFIX} file in {folder}; run `hgedge fit` first or name a bundle")
     return paths[-1]
+
+
+def bank_tokens(bundle: Bundle) -> tuple[tuple[str, ...], Floats]:
+    """Names `[M]` of `bank_entries`, and tokens `[P, L, T, D]` of those that have any.
+
+    Raises
+    ------
+    UserError
+        The bundle does not hold its sources, or its prompts are shallow.
+    """
+    if bundle.mode == "shallow":
+        raise UserError(
+            f"the bundle of {bundle.task} holds shallow prompts, whose tokens every image "
+            "transforms; only deep prompts can be mixed on a device"
+        )
+    entries = bank_entries(bundle)
+    tokens = [entry.tokens for entry in entries if entry.tokens is not None]
+    return tuple(entry.name for entry in entries), np.stack(tokens).astype(np.float32)
+
+
+def factory_mix(bundle: Bundle) -> Floats:
+    """Weights `[M]` over `bank_entries` that a device starts from.
+
+    What many devices came to, where they have been asked, else what fit chose.
+    """
+    if bundle.factory is not None:
+        return bundle.factory
+    names, _ = bank_tokens(bundle)
+    mix = np.zeros(len(names), np.float32)
+    if names[0] in (NO_PROMPT, TUNED):
+        mix[0] = 1
+    else:
+        mix[: len(bundle.weights)] = bundle.weights / bundle.weights.sum()
+    return mix

@@ -110,3 +110,17 @@ def token_logits(bundle: Bundle, backbone: Backbone, images: np.ndarray) -> np.n
     finally:
         model.float()
     return (features @ bundle.head_weight.T + bundle.head_bias).astype(np.float32)
+
+
+def make_mixable(backbone: Backbone, choice: str = "learned", seed: int = 0) -> Bundle:
+    """A bundle with two sources and one condition prompt for a device's bank."""
+    rng = np.random.default_rng(seed + 1)
+    shape = (backbone.depth, TOKENS, backbone.embed_dim)
+    bundle = make_bundle(backbone, "none" if choice == "none" else "deep", seed)
+    return replace(
+        bundle,
+        choice=choice,
+        source_tokens=rng.normal(size=(2, *shape)).astype(np.float16),
+        conditions=({"name": "dark"},),
+        condition_tokens=rng.normal(size=(1, *shape)).astype(np.float16),
+    )

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_vits import make_backbone
 
-from hgprompt_edge.device.mixing import BankKeysValues, BlockWeights, Norm
+from hgprompt_edge.device.mixing import BlockWeights, Norm, project_bank
 from hgprompt_edge.prompts import mix
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import project_prefix
@@ -55,7 +55,7 @@ class Case:
         self.backbone = backbone
         blocks = [weights_of(block) for block in backbone.model.blocks][:layers]
         self.tokens = sources(len(blocks), backbone.embed_dim)
-        self.bank = BankKeysValues(self.tokens, blocks, backbone.num_heads)
+        self.bank = project_bank(self.tokens, blocks, backbone.num_heads)
 
     def check(self, weights: np.ndarray, tolerance: float = 1e-5) -> None:
         keys, values = self.bank.keys_values(weights)
@@ -113,7 +113,7 @@ def test_equation_holds_off_the_simplex(weights: list[float]) -> None:
 def test_equal_sources_mix_to_themselves() -> None:
     tokens = np.repeat(PLAIN.tokens[:1], 3, axis=0)
     blocks = [weights_of(block) for block in PLAIN.backbone.model.blocks]
-    bank = BankKeysValues(tokens, blocks, PLAIN.backbone.num_heads)
+    bank = project_bank(tokens, blocks, PLAIN.backbone.num_heads)
     one, other = bank.keys_values([1, 0, 0]), bank.keys_values([0.2, 0.3, 0.5])
     np.testing.assert_allclose(one[0], other[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(one[1], other[1], rtol=1e-5, atol=1e-5)
@@ -122,7 +122,7 @@ def test_equal_sources_mix_to_themselves() -> None:
 def test_sources_that_cancel_stay_finite() -> None:
     tokens = np.concatenate([PLAIN.tokens[:1], -PLAIN.tokens[:1]])
     blocks = [weights_of(block) for block in PLAIN.backbone.model.blocks]
-    bank = BankKeysValues(tokens, blocks, PLAIN.backbone.num_heads)
+    bank = project_bank(tokens, blocks, PLAIN.backbone.num_heads)
     for array in bank.keys_values([0.5, 0.5]):
         assert np.isfinite(array).all()
 
@@ -133,7 +133,7 @@ def test_rounding_never_makes_a_variance_negative(seed: int) -> None:
     block = replace(block, norm=replace(block.norm, eps=1e-12))
     rng = np.random.default_rng(seed)
     first, second = 1e4 * rng.normal(size=(2, 1, 50, 32)).astype(np.float32)
-    bank = BankKeysValues(np.stack([first, second, -first - second]), [block], 2)
+    bank = project_bank(np.stack([first, second, -first - second]), [block], 2)
     for array in bank.keys_values(np.full(3, 1 / 3)):
         assert np.isfinite(array).all()
 
@@ -141,4 +141,4 @@ def test_rounding_never_makes_a_variance_negative(seed: int) -> None:
 def test_layers_must_fit_the_blocks() -> None:
     blocks = [weights_of(block) for block in PLAIN.backbone.model.blocks]
     with pytest.raises(ValueError, match=r"must be \[N, 2, T, D\]"):
-        BankKeysValues(sources(3, 32), blocks, 2)
+        project_bank(sources(3, 32), blocks, 2)

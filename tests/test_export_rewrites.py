@@ -82,15 +82,15 @@ def test_fold_normalization(bias: bool) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_split_and_join_qkv(bias: bool) -> None:
+def test_split_and_join(bias: bool) -> None:
     layer = random(nn.Linear(WIDTH, 3 * WIDTH, bias=bias))
     x = rows(TOKENS, WIDTH)
     parts = rewrites.split_qkv(rewrites.linear_of(layer))
     apart = np.concatenate([apply(x, part) for part in parts], axis=1)
     np.testing.assert_allclose(apart, run(layer, x), atol=1e-12)
-    np.testing.assert_allclose(apply(x, rewrites.join_qkv(*parts)), run(layer, x), atol=1e-12)
+    np.testing.assert_allclose(apply(x, rewrites.join(*parts)), run(layer, x), atol=1e-12)
     q, k, v = parts
-    _, joined_bias = rewrites.join_qkv(q, (k[0], None), v)
+    _, joined_bias = rewrites.join(q, (k[0], None), v)
     if bias:  # one that is missing is zero
         np.testing.assert_array_equal(joined_bias[WIDTH : 2 * WIDTH], np.zeros(WIDTH))
 

@@ -57,8 +57,14 @@ class Engine(Protocol):
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
 
-    def run(self, pixels: Pixels) -> Floats:
-        """Logits `[n, K]` of pixels `[n, S, S, 3]`."""
+    def run(self, pixels: Pixels, given: Mapping[str, Floats] | None = None) -> Floats:
+        """Logits `[n, K]` of pixels `[n, S, S, 3]`, and of what else is `given` by name."""
+        ...
+
+    def run_all(
+        self, pixels: Pixels, given: Mapping[str, Floats] | None = None
+    ) -> tuple[Floats, ...]:
+        """All outputs, the logits first."""
         ...
 
 
@@ -123,9 +129,16 @@ class OnnxEngine:
         self.inputs = tuple(_port(given) for given in self._session.get_inputs())
         self.outputs = tuple(_port(given) for given in self._session.get_outputs())
 
-    def run(self, pixels: Pixels) -> Floats:
-        """Logits `[n, K]` of pixels `[n, S, S, 3]`."""
-        return cast("Floats", self._session.run(None, {self.inputs[0].name: pixels})[0])
+    def run(self, pixels: Pixels, given: Mapping[str, Floats] | None = None) -> Floats:
+        """Logits `[n, K]` of pixels `[n, S, S, 3]`, and of what else is `given` by name."""
+        return self.run_all(pixels, given)[0]
+
+    def run_all(
+        self, pixels: Pixels, given: Mapping[str, Floats] | None = None
+    ) -> tuple[Floats, ...]:
+        """All outputs, the logits first."""
+        feeds = {self.inputs[0].name: pixels, **(given or {})}
+        return cast("tuple[Floats, ...]", tuple(self._session.run(None, feeds)))
 
 
 def explain(message: str) -> str:

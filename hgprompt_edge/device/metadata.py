@@ -42,6 +42,8 @@ class Metadata(BaseModel):
         How weights are stored and products computed.
     bundle_sha256
         Of the bundle file that the model was made from.
+    bank_sha256
+        Of the bank beside the model, from which its prompt is mixed; empty where it is folded in.
     quantization
         Of int8 models: validation accuracy in float32, and of each scheme that was tried.
     probe_logits
@@ -72,6 +74,7 @@ class Metadata(BaseModel):
     probe_images: str
     precision: str = "fp32"
     bundle_sha256: str = ""
+    bank_sha256: str = ""
     quantization: Json[dict[str, Any]] = Field(default="{}", validate_default=True)
 
     @field_validator("preprocessing")
@@ -128,6 +131,7 @@ def assume_metadata(side: int, classes: int) -> Metadata:
         probe_logits=(),
         probe_images="",
         precision="fp32",
+        bank_sha256="",
     )
 
 

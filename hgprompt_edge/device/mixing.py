@@ -6,7 +6,7 @@ prompt. With the centred, scaled and projected sources at hand, a new mix costs 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -50,36 +50,35 @@ class BlockWeights:
     key_norm: Norm | None = None
 
 
+@dataclass(frozen=True)
 class BankKeysValues:
     """Keys and values of any mix of a bank, precomputed up to the weights.
 
-    Parameters
+    Attributes
     ----------
-    tokens
-        The sources, `[N, L, T, D]`.
-    blocks
-        Weights of the `L` blocks that take a prompt.
-    heads
-        Attention heads `H`.
+    keys, values
+        `A_i` of each source, `[N, L, T, E]`.
+    gram
+        `<c_i, c_j>` of each token, `[L, T, N, N]`.
+    key_bias, value_bias
+        The constants `B`, `[L, E]`.
+    eps
+        Of each block's LayerNorm, `[L]`.
+    heads, width
+        Attention heads `H`, and the width `D` of a token.
+    key_norm
+        Of each head's keys where there is qk-norm: scale and bias `[L, d]`, epsilon `[L]`.
     """
 
-    def __init__(self, tokens: Floats, blocks: Sequence[BlockWeights], heads: int) -> None:
-        if tokens.ndim != 4 or tokens.shape[1] != len(blocks):
-            raise ValueError(
-                f"The 'tokens' must be [N, {len(blocks)}, T, D], one layer for each of the "
-                f"blocks. Got {list(tokens.shape)} instead."
-            )
-        self.heads, self._width = heads, tokens.shape[3]
-        centred = tokens.astype(np.float64)
-        centred -= centred.mean(axis=-1, keepdims=True)  # c_i
-        self._gram = np.einsum("nltd,mltd->ltnm", centred, centred, optimize=True)
-        self._eps = np.array([block.norm.eps for block in blocks])
-        self._key_norms = [block.key_norm for block in blocks]
-        layers = list(zip(blocks, np.moveaxis(centred, 1, 0), strict=True))
-        self._keys = np.stack([_project(c, b.norm, b.weight_k) for b, c in layers], axis=1)
-        self._values = np.stack([_project(c, b.norm, b.weight_v) for b, c in layers], axis=1)
-        self._key_bias = np.stack([b.norm.bias @ b.weight_k + b.bias_k for b in blocks])
-        self._value_bias = np.stack([b.norm.bias @ b.weight_v + b.bias_v for b in blocks])
+    keys: Floats
+    values: Floats
+    gram: Doubles
+    key_bias: Floats
+    value_bias: Floats
+    eps: Doubles
+    heads: int
+    width: int
+    key_norm: tuple[Floats, Floats, Doubles] | None = None
 
     def keys_values(self, weights: npt.ArrayLike) -> tuple[Floats, Floats]:
         """Keys and values `[L, H, T, d]` float32 of the mix with `weights [N]` (METHOD eq. 2).
@@ -89,19 +88,13 @@ class BankKeysValues:
         """
         a = np.asarray(weights, dtype=np.float64)
         # s(a)^2 = a^T G a / D + eps, [L, T]; rounding must not make the variance negative.
-        variance = np.maximum(np.einsum("n,ltnm,m->lt", a, self._gram, a, optimize=True), 0)
-        inverse = 1 / np.sqrt(variance / self._width + self._eps[:, None])
-        keys = self._split(self._mix(a, self._keys, inverse, self._key_bias))
-        values = self._split(self._mix(a, self._values, inverse, self._value_bias))
-        for layer, norm in enumerate(self._key_norms):
-            if norm is not None:
-                keys[layer] = _layer_norm(keys[layer], norm)
+        variance = np.maximum((self.gram @ a) @ a, 0)
+        inverse = 1 / np.sqrt(variance / self.width + self.eps[:, None])
+        keys = self._split(_mix(a, self.keys, inverse, self.key_bias))
+        values = self._split(_mix(a, self.values, inverse, self.value_bias))
+        if self.key_norm is not None:
+            keys = _layer_norm(keys, *self.key_norm)
         return keys, values
-
-    def _mix(self, a: Doubles, projected: Floats, inverse: Doubles, bias: Floats) -> Floats:
-        """`(sum_i a_i A_i) / s(a) + B`, `[L, T, E]`."""
-        mixed = np.tensordot(a.astype(np.float32), projected, axes=1)
-        return cast("Floats", mixed * inverse[..., None].astype(np.float32) + bias[:, None])
 
     def _split(self, x: Floats) -> Floats:
         """`[L, T, E]` to `[L, H, T, d]`."""
@@ -110,12 +103,57 @@ class BankKeysValues:
         return np.ascontiguousarray(heads)
 
 
+def project_bank(tokens: Floats, blocks: Sequence[BlockWeights], heads: int) -> BankKeysValues:
+    """Centre, scale and project the sources `tokens [N, L, T, D]` for the `L` blocks."""
+    if tokens.ndim != 4 or tokens.shape[1] != len(blocks):
+        raise ValueError(
+            f"The 'tokens' must be [N, {len(blocks)}, T, D], one layer for each of the "
+            f"blocks. Got {list(tokens.shape)} instead."
+        )
+    centred = tokens.astype(np.float64)
+    centred -= centred.mean(axis=-1, keepdims=True)  # c_i
+    layers = list(zip(blocks, np.moveaxis(centred, 1, 0), strict=True))
+    norms = [block.key_norm for block in blocks if block.key_norm is not None]
+    return BankKeysValues(
+        keys=np.stack([_project(c, b.norm, b.weight_k) for b, c in layers], axis=1),
+        values=np.stack([_project(c, b.norm, b.weight_v) for b, c in layers], axis=1),
+        gram=np.einsum("nltd,mltd->ltnm", centred, centred, optimize=True),
+        key_bias=_rows(b.norm.bias @ b.weight_k + b.bias_k for b in blocks),
+        value_bias=_rows(b.norm.bias @ b.weight_v + b.bias_v for b in blocks),
+        eps=np.array([block.norm.eps for block in blocks]),
+        heads=heads,
+        width=tokens.shape[3],
+        key_norm=(
+            (
+                _rows(norm.scale for norm in norms),
+                _rows(norm.bias for norm in norms),
+                np.array([norm.eps for norm in norms]),
+            )
+            if norms
+            else None
+        ),
+    )
+
+
+def _rows(rows: Iterable[Floats]) -> Floats:
+    return np.stack(list(rows)).astype(np.float32)
+
+
+def _mix(a: Doubles, projected: Floats, inverse: Doubles, bias: Floats) -> Floats:
+    """`(sum_i a_i A_i) / s(a) + B`, `[L, T, E]`."""
+    mixed = np.tensordot(a.astype(np.float32), projected, axes=1)
+    return cast("Floats", mixed * inverse[..., None].astype(np.float32) + bias[:, None])
+
+
 def _project(centred: Doubles, norm: Norm, weight: Floats) -> Floats:
     """`A_i = (gamma * c_i) W` for one block, `[N, T, E]`."""
     return ((norm.scale * centred) @ weight.astype(np.float64)).astype(np.float32)
 
 
-def _layer_norm(x: Floats, norm: Norm) -> Floats:
+def _layer_norm(x: Floats, scale: Floats, bias: Floats, eps: Doubles) -> Floats:
+    """LayerNorm over the heads' width of keys `[L, H, T, d]`, another one in each layer."""
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = np.mean(centred**2, axis=-1, keepdims=True)
-    return cast("Floats", centred / np.sqrt(variance + norm.eps) * norm.scale + norm.bias)
+    normed = centred / np.sqrt(variance + eps[:, None, None, None])
+    scaled = normed * scale[:, None, None] + bias[:, None, None]
+    return cast("Floats", scaled.astype(np.float32))

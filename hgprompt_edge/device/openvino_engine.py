@@ -76,11 +76,18 @@ class OpenVinoEngine:
         self.inputs = tuple(_port(given) for given in model.inputs)
         self.outputs = tuple(_port(given) for given in model.outputs)
 
-    def run(self, pixels: Pixels) -> Floats:
-        """Logits `[n, K]` of pixels `[n, S, S, 3]`."""
-        self._request.infer({0: pixels}, share_inputs=True)
-        logits: Floats = self._request.get_output_tensor(0).data.copy()
-        return logits
+    def run(self, pixels: Pixels, given: Mapping[str, Floats] | None = None) -> Floats:
+        """Logits `[n, K]` of pixels `[n, S, S, 3]`, and of what else is `given` by name."""
+        return self.run_all(pixels, given)[0]
+
+    def run_all(
+        self, pixels: Pixels, given: Mapping[str, Floats] | None = None
+    ) -> tuple[Floats, ...]:
+        """All outputs, the logits first."""
+        self._request.infer({self.inputs[0].name: pixels, **(given or {})}, share_inputs=True)
+        return tuple(
+            self._request.get_output_tensor(index).data.copy() for index in range(len(self.outputs))
+        )
 
 
 def import_openvino() -> Any:

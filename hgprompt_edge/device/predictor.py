@@ -11,7 +11,9 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from hgprompt_edge.device.bank import Bank, bank_path, read_bank
 from hgprompt_edge.device.engine import Engine, Port, open_engine
+from hgprompt_edge.device.journal import Journal, Version
 from hgprompt_edge.device.metadata import PREFIX, Metadata, assume_metadata, parse_metadata
 from hgprompt_edge.device.parity import TOLERANCES, Comparison, compare
 from hgprompt_edge.errors import UserError
@@ -54,6 +56,9 @@ class Predictor:
         CPU threads of one run; None: the runtime's default, all cores.
     device, bf16
         For OpenVINO models: `CPU`, `GPU` or `AUTO`, and whether to compute in bfloat16.
+    state
+        Folder of `hgedge adapt`, whose newest weights are taken, now and whenever `refresh` is
+        called; for models with `--weights runtime`. None: the factory's.
 
     Attributes
     ----------
@@ -61,6 +66,10 @@ class Predictor:
         What the file says about itself.
     assumed : Metadata or None
         The same, where the file says nothing but takes and gives what a model of ours does.
+    bank : Bank or None
+        What the weights mix, of a model with `--weights runtime`.
+    version : Version or None
+        Which weights are at work.
 
     Raises
     ------
@@ -75,13 +84,70 @@ class Predictor:
         *,
         device: str = "CPU",
         bf16: bool = False,
+        state: Path | None = None,
     ) -> None:
         self.path = path
         self._engine = open_engine(path, threads, device=device, bf16=bf16)
         known = any(key.startswith(PREFIX) for key in self._engine.entries)
         self.assumed = None if known else _assume(self._engine)
         self.metadata: Metadata = self.assumed or parse_metadata(path, self._engine.entries)
-        _check_contract(path, self._engine, self.metadata)
+        self.bank = read_bank_of(path, self.metadata)
+        _check_contract(path, self._engine, self.metadata, self.bank)
+        self._given: Mapping[str, Floats] = {}
+        self._head: tuple[Floats, Floats] | None = None
+        self._journal: Journal | None = None
+        self.version: Version | None = None
+        if self.bank is not None:
+            self.set_weights(self.bank.factory)
+            if state is not None:
+                self._journal = open_journal(state, self.bank, self.classes, read_only=True)
+                self.refresh(force=True)
+        elif state is not None:
+            raise UserError(
+                f"--state {state}: the weights of {path} are folded into it; "
+                "export it with `--weights runtime` to change them later"
+            )
+
+    def set_weights(
+        self, weights: npt.ArrayLike, head: tuple[Floats, Floats] | None = None
+    ) -> None:
+        """Mix the bank's prompts by `weights [M]` from the next image on; takes milliseconds.
+
+        Parameters
+        ----------
+        head
+            Another head `[K, D]`, `[K]` for the model's features; None: the model's own.
+
+        Raises
+        ------
+        ValueError
+            The weights are folded into this model.
+        """
+        if self.bank is None:
+            raise ValueError(f"The weights of {self.path} are folded into it.")
+        self._given, self._head = self.bank.inputs(weights), head
+
+    def refresh(self, *, force: bool = False) -> bool:
+        """Take over newer weights from the state folder; returns whether there were any.
+
+        Costs microseconds where there are none. Call it between images, as `predict --watch` does.
+        """
+        journal = self._journal
+        if journal is None or self.bank is None or not (force or journal.changed()):
+            return False
+        version = journal.current()
+        if self.version is not None and version.id == self.version.id:
+            return False
+        weight, bias = version.head_weight, version.head_bias
+        head = None
+        if weight is not None or bias is not None:
+            head = (
+                self.bank.head_weight if weight is None else weight,
+                self.bank.head_bias if bias is None else bias,
+            )
+        self.set_weights(version.weights, head)
+        self.version = version
+        return True
 
     @property
     def runtime(self) -> str:
@@ -108,7 +174,11 @@ class Predictor:
             )
         if len(pixels) == 0:
             return np.zeros((0, len(self.classes)), np.float32)
-        return self._engine.run(pixels)
+        if self._head is None:
+            return self._engine.run(pixels, self._given)
+        weight, bias = self._head
+        _, features = self._engine.run_all(pixels, self._given)
+        return cast("Floats", features @ weight.T + bias)
 
     def probabilities(self, pixels: Pixels) -> Floats:
         """Probabilities `[n, K]` of pixels `[n, S, S, 3]`; each row sums to 1."""
@@ -213,11 +283,45 @@ def _assume(engine: Engine) -> Metadata | None:
     return assume_metadata(height, classes)
 
 
-def _check_contract(path: Path, engine: Engine, metadata: Metadata) -> None:
-    """Refuse a file whose graph is not what its metadata says."""
+def read_bank_of(path: Path, metadata: Metadata) -> Bank | None:
+    """Read the bank beside a model with `--weights runtime`, or None for one without.
+
+    Raises
+    ------
+    UserError
+        It is missing, damaged or of another model.
+    """
+    if not metadata.bank_sha256:
+        return None
+    place = bank_path(path)
+    bank = read_bank(place)
+    if bank.sha256 != metadata.bank_sha256:
+        raise UserError(
+            f"{place}: the bank of another model (sha256 {bank.sha256[:12]}..., {path.name} needs "
+            f"{metadata.bank_sha256[:12]}...); copy the two files that one export wrote"
+        )
+    return bank
+
+
+def open_journal(
+    state: Path, bank: Bank, classes: Sequence[str], *, read_only: bool = False
+) -> Journal:
+    """Open what a device has learned for a model with this bank and these classes."""
+    return Journal(state, bank.sha256, bank.factory, read_only=read_only, classes=classes)
+
+
+def _check_contract(path: Path, engine: Engine, metadata: Metadata, bank: Bank | None) -> None:
+    """Refuse a file whose graph is not what its metadata and its bank say."""
     side, classes = metadata.preprocessing.image_size, len(metadata.classes)
-    wanted = (Port("image", "uint8", (side, side, 3)),), (Port("logits", "float", (classes,)),)
-    if (engine.inputs, engine.outputs) != wanted:
+    inputs, outputs = (
+        [Port("image", "uint8", (side, side, 3))],
+        [Port("logits", "float", (classes,))],
+    )
+    if bank is not None:
+        given = bank.inputs(bank.factory).items()
+        inputs += [Port(name, "float", array.shape[1:]) for name, array in given]
+        outputs.append(Port("features", "float", bank.head_weight.shape[1:]))
+    if (engine.inputs, engine.outputs) != (tuple(inputs), tuple(outputs)):
         takes, gives = (", ".join(map(str, ports)) for ports in (engine.inputs, engine.outputs))
         raise UserError(
             f"{path}: takes {takes} and gives {gives}, which does not fit its metadata "

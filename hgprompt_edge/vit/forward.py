@@ -33,17 +33,20 @@ def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
     """Softmax attention: `q [n, H, N, d]`, `k` and `v [n, H, M, d]` to `[n, H, N, d]`.
+
+    A `mask [M]` is added to the scores.
 
     Written out where a gradient will be asked for, or outside float32: on CPUs the backward pass
     of the fused kernel is no faster in float32 and several times slower in bfloat16. The fused
     forward pass in float32 is up to twice as fast and never holds the `[N, M]` scores.
     """
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if q.dtype == torch.float32 and not needs_grad:
+    if q.dtype == torch.float32 and not needs_grad and mask is None:
         return functional.scaled_dot_product_attention(q, k, v, scale=scale)
-    return ((q * scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    scores = (q * scale) @ k.transpose(-2, -1)
+    return (scores if mask is None else scores + mask).softmax(dim=-1) @ v
 
 
 def prepare_tokens(model: VisionTransformer, x: Tensor) -> Tensor:
@@ -101,19 +104,31 @@ def project_prefix(model: VisionTransformer, prompt: Tensor) -> list[Prefix]:
     return pairs
 
 
-def features_prefix(model: VisionTransformer, x: Tensor, prompt: Tensor | None) -> Tensor:
+def features_prefix(
+    model: VisionTransformer,
+    x: Tensor,
+    prompt: Tensor | None,
+    share: Tensor | None = None,
+) -> Tensor:
     """Features `[n, D]` of images `[n, 3, S, S]`, equal to `features_token` and faster.
 
     A deep prompt enters as constant keys and values. A shallow one, whose tokens the image
     transforms, keeps its tokens. With class-token pooling the last block computes the class
     token's row alone. Differentiable with respect to `prompt [L, T, D]`.
+
+    A deep prompt may have a `share` in (0, 1], whose logarithm is added to its scores: 1 is the
+    prompt, and towards 0 the model without one.
     """
     x = prepare_tokens(model, x)
     if prompt is None:
         return pool(model, _run_blocks(model, x, None), 0)
     prompt = _checked(model, prompt)
     if len(prompt) == len(model.blocks):
-        return pool(model, _run_blocks(model, x, project_prefix(model, prompt)), 0)
+        prefix = project_prefix(model, prompt)
+        mask = None
+        if share is not None:
+            mask = torch.cat([share.log().expand(prompt.shape[1]), share.new_zeros(x.shape[1])])
+        return pool(model, _run_blocks(model, x, prefix, mask), 0)
     start = int(model.num_prefix_tokens)
     inserted = prompt[0].to(x.dtype).expand(len(x), -1, -1)
     x = _run_blocks(model, torch.cat([x[:, :start], inserted, x[:, start:]], dim=1), None)
@@ -148,17 +163,26 @@ def _checked(model: VisionTransformer, prompt: Tensor) -> Tensor:
     return prompt
 
 
-def _run_blocks(model: VisionTransformer, x: Tensor, prefix: Sequence[Prefix] | None) -> Tensor:
+def _run_blocks(
+    model: VisionTransformer,
+    x: Tensor,
+    prefix: Sequence[Prefix] | None,
+    mask: Tensor | None = None,
+) -> Tensor:
     """All blocks; `[n, 1, D]`, the class token alone, where that is what is pooled."""
     last = len(model.blocks) - 1
     for layer, block in enumerate(model.blocks):
         rows = 1 if layer == last and model.global_pool == "token" else None
-        x = _apply_block(block, x, None if prefix is None else prefix[layer], rows)
+        x = _apply_block(block, x, None if prefix is None else prefix[layer], rows, mask)
     return x
 
 
 def _apply_block(
-    block: nn.Module, x: Tensor, prefix: Prefix | None = None, rows: int | None = None
+    block: nn.Module,
+    x: Tensor,
+    prefix: Prefix | None = None,
+    rows: int | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """One block on `x [n, N, D]`; `rows`: compute the first so many tokens only."""
     b: Any = block
@@ -166,7 +190,7 @@ def _apply_block(
     if prefix is not None:
         k = torch.cat([prefix[0].expand(len(x), -1, -1, -1), k], dim=2)
         v = torch.cat([prefix[1].expand(len(x), -1, -1, -1), v], dim=2)
-    mixed = attention(q, k, v, b.attn.scale).transpose(1, 2).flatten(2)
+    mixed = attention(q, k, v, b.attn.scale, mask).transpose(1, 2).flatten(2)
     x = x[:, :rows] + b.ls1(b.attn.proj(mixed))
     return x + cast("Tensor", b.ls2(b.mlp(b.norm2(x))))
 

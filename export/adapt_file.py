@@ -1,0 +1,120 @@
+"""The graph of the gradient as a file, held against PyTorch's autograd before it gets its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+from torch.nn import functional
+
+from hgprompt_edge.bundle import Bundle, bank_tokens
+from hgprompt_edge.device.bank import Bank
+from hgprompt_edge.device.metadata import PREFIX
+from hgprompt_edge.device.step import ADAPT_FORMAT
+from hgprompt_edge.errors import CheckError
+from hgprompt_edge.export.adapt_graph import build_adapt_graph
+from hgprompt_edge.export.graph import last_norm
+from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.forward import features_prefix, normalize
+
+TOLERANCE = 1e-3
+"""Of the largest component of a gradient (METHOD 8)."""
+IMAGES = 4
+
+Arrays = dict[str, npt.NDArray[np.float64]]
+
+
+def export_adapt(bundle: Bundle, backbone: Backbone, bank: Bank, path: Path) -> None:
+    """Write the graph of the gradient and check it on the bundle's probe images.
+
+    Raises
+    ------
+    CheckError
+        The gradient is not that of PyTorch.
+    """
+    graph = build_adapt_graph(bundle, backbone, bank)
+    graph.metadata_props.update(
+        {f"{PREFIX}format": ADAPT_FORMAT, f"{PREFIX}bank_sha256": bank.sha256}
+    )
+    ir.save(graph, path)
+    onnx.checker.check_model(path, full_check=True)
+    images = bundle.probe_images[:IMAGES]
+    labels = np.eye(len(bundle.classes))[np.arange(len(images)) % len(bundle.classes)]
+    weights = np.full(len(bank.names), 1 / len(bank.names))
+    wanted = reference_gradients(bundle, backbone, bank, images, labels, weights)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = list(wanted)
+    found = session.run(names, adapt_inputs(bank, images, labels, weights))
+    for name, array in zip(names, found, strict=True):
+        error = float(np.abs(array - wanted[name]).max() / np.abs(wanted[name]).max())
+        if not error <= TOLERANCE:
+            raise CheckError(
+                f"'{name}' of the adapt graph is not that of PyTorch (relative difference "
+                f"{error:.2g}, bound {TOLERANCE})"
+            )
+
+
+def adapt_inputs(
+    bank: Bank,
+    images: npt.NDArray[np.uint8],
+    labels: npt.ArrayLike,
+    weights: npt.ArrayLike,
+) -> dict[str, npt.NDArray[np.generic]]:
+    """Gather what the graph takes, with the model's own head."""
+    return {
+        "image": images,
+        "label": np.asarray(labels, np.float32),
+        "mix": np.asarray(weights, np.float32),
+        "head.weight": bank.head_weight,
+        "head.bias": bank.head_bias,
+        "d_features": np.zeros((1, bank.head_weight.shape[1]), np.float32),
+    }
+
+
+def reference_gradients(
+    bundle: Bundle,
+    backbone: Backbone,
+    bank: Bank,
+    images: npt.NDArray[np.uint8],
+    labels: npt.ArrayLike,
+    weights: npt.ArrayLike,
+) -> Arrays:
+    """Loss, logits and gradients by autograd in float64, through the mixed prompt itself."""
+    tokens = torch.tensor(bank_tokens(bundle)[1]).double()
+    a = torch.tensor(np.asarray(weights, np.float64), requires_grad=True)
+    weight = torch.tensor(bundle.head_weight).double().requires_grad_()
+    bias = torch.tensor(bundle.head_bias).double().requires_grad_()
+    model = backbone.model.double()
+    try:
+        with torch.enable_grad():
+            x = normalize(torch.tensor(images), bundle.preprocessing).double()
+            rest = a[1:] if bank.gated else a
+            share = rest.sum() if bank.gated else None
+            prompt = torch.tensordot(rest / rest.sum() if bank.gated else rest, tokens, dims=1)
+            features = features_prefix(model, x, prompt, share)
+            logits = functional.linear(features, weight, bias)
+            target = torch.tensor(np.asarray(labels, np.float64))
+            loss = -(target * logits.log_softmax(1)).sum(1)
+            d_mix, d_weight, d_bias = torch.autograd.grad(loss.sum(), (a, weight, bias))
+            d_weight = _to_graph(d_weight, d_bias, last_norm(model))
+    finally:
+        model.float()
+    found = {"loss": loss, "logits": logits, "d_mix": d_mix, "d_head.weight": d_weight}
+    return {name: x.detach().numpy() for name, x in {**found, "d_head.bias": d_bias}.items()}
+
+
+def _to_graph(d_weight: torch.Tensor, d_bias: torch.Tensor, norm: torch.nn.Module) -> torch.Tensor:
+    """Gradient of the head that follows the norm's affine part, from that of the bundle's head.
+
+    The features differ by `f = gamma z + beta`, so `dW = d_logits^T f` gives `d_logits^T z`.
+    """
+    if not isinstance(norm, torch.nn.LayerNorm):
+        return d_weight
+    beta = 0 if norm.bias is None else norm.bias
+    gamma = 1 if norm.weight is None else norm.weight
+    return (d_weight - d_bias[:, None] * beta) / gamma

@@ -1,0 +1,108 @@
+"""Bundle to the bank that a device mixes: prompts projected as the graph projects its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from torch import nn
+
+from hgprompt_edge.bundle import Bundle, bank_sha256, bank_tokens, factory_mix
+from hgprompt_edge.device.bank import TINY, Bank, adapt_path, bank_path, write_bank
+from hgprompt_edge.device.mixing import BlockWeights, Norm, project_bank
+from hgprompt_edge.export.adapt_file import export_adapt
+from hgprompt_edge.export.attention import prepare
+from hgprompt_edge.export.graph import folded_head, last_norm
+from hgprompt_edge.export.rewrites import Rewrites
+from hgprompt_edge.export.verify import reference_logits
+from hgprompt_edge.export.writer import to_array
+from hgprompt_edge.prompts import mix
+from hgprompt_edge.vit.backbone import Backbone
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def make_bank(bundle: Bundle, backbone: Backbone) -> Bank:
+    """Project sources and condition prompts for every block.
+
+    The graph has dropped or moved the biases of keys and values (`Rewrites.biases`), so the bank's
+    keys and values lack them, too.
+
+    Raises
+    ------
+    UserError
+        The bundle has no sources, or shallow ones.
+    """
+    names, tokens = bank_tokens(bundle)
+    blocks = [_block_weights(block) for block in backbone.model.blocks]
+    weight, bias = folded_head(bundle, last_norm(backbone.model), Rewrites())
+    return Bank(
+        names=names,
+        mixer=project_bank(tokens, blocks, backbone.num_heads),
+        factory=factory_mix(bundle),
+        head_weight=weight.T.astype(np.float32),
+        head_bias=bias.astype(np.float32),
+        sha256=bank_sha256(bundle),
+        clean_mean=bundle.clean_mean,
+        clean_var=bundle.clean_var,
+    )
+
+
+def at_factory(bundle: Bundle, backbone: Backbone, bank: Bank) -> Bundle:
+    """Return the bundle whose prompt is the factory mix of the bank's float16 sources.
+
+    It differs from what fit folded in float32 by their rounding. This is what a device starts
+    from, so the exported model is held against it.
+    """
+    share = bank.share(bank.factory)
+    if share <= TINY:
+        return bundle  # the model alone
+    _, tokens = bank_tokens(bundle)
+    prompts = bank.factory[-len(tokens) :] / share
+    mixed = replace(bundle, prompt=mix(tokens, prompts))
+    logits = reference_logits(mixed, backbone, bundle.probe_images, share)
+    return replace(mixed, probe_logits=logits)
+
+
+def beside(path: Path, bank: Bank | None, adapt: bool) -> list[Path]:
+    """Name the files that belong to a model: its bank, and the graph of its gradient."""
+    return ([bank_path(path)] if bank else []) + ([adapt_path(path)] if adapt else [])
+
+
+def write_beside(bundle: Bundle, backbone: Backbone, bank: Bank, paths: Sequence[Path]) -> None:
+    """Write what `beside` named.
+
+    Raises
+    ------
+    CheckError
+        The gradient is not that of PyTorch.
+    """
+    write_bank(paths[0], bank)
+    for path in paths[1:]:
+        export_adapt(bundle, backbone, bank, path)
+
+
+def _block_weights(block: Any) -> BlockWeights:
+    """Projections of one block after the rewrites; the affine part of its norm is in them."""
+    layer, width = prepare(block, None, Rewrites()), block.norm1.normalized_shape[-1]
+    zeros = np.zeros(len(layer.k[0]), np.float32)
+    return BlockWeights(
+        norm=Norm(np.ones(width, np.float32), np.zeros(width, np.float32), block.norm1.eps),
+        weight_k=cast("Floats", layer.k[0]),
+        bias_k=zeros if layer.k[1] is None else cast("Floats", layer.k[1]),
+        weight_v=cast("Floats", layer.v[0]),
+        bias_v=zeros if layer.v[1] is None else cast("Floats", layer.v[1]),
+        key_norm=_key_norm(layer.k_norm),
+    )
+
+
+def _key_norm(norm: nn.Module) -> Norm | None:
+    if not isinstance(norm, nn.LayerNorm):
+        return None
+    width = norm.normalized_shape[-1]
+    scale = np.ones(width) if norm.weight is None else to_array(norm.weight)
+    bias = np.zeros(width) if norm.bias is None else to_array(norm.bias)
+    return Norm(cast("Floats", scale), cast("Floats", bias), norm.eps)

@@ -1,0 +1,198 @@
+"""The prompts that a device can mix, `NAME.bank.safetensors`: small, checked, ready to be used.
+
+Tensors: `keys`, `values [P, L, T, E]`, `gram [L, T, P, P]`, `key_bias`, `value_bias [L, E]`,
+`eps [L]` (METHOD eq. 2); with qk-norm `key_norm.weight`, `key_norm.bias [L, d]`, `key_norm.eps
+[L]`; `factory [M]`, `head.weight [K, D]`, `head.bias [K]`; optionally `clean.mean`, `clean.var`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from hgprompt_edge.device.mixing import BankKeysValues
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import Array, read_safetensors, write_safetensors
+
+FORMAT = "hgprompt.bank/1"
+SUFFIX = ".bank.safetensors"
+NO_PROMPT = "no prompt"
+"""A first entry of this name has no tokens: its weight is the share of the model alone."""
+TINY = 1e-30
+"""Smallest share of the prompts: its logarithm is finite, and no score notices it."""
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bank:
+    """What a device mixes, and where it starts.
+
+    Attributes
+    ----------
+    names
+        Of the `M` entries. Where the first is `NO_PROMPT`, there are tokens for `P = M - 1`.
+    mixer
+        Keys and values of the entries that have tokens.
+    factory
+        The mix `[M]` that the model left the factory with.
+    head_weight, head_bias
+        `[K, D]`, `[K]`: the head as the model applies it to its `features`.
+    sha256
+        Digest of names and tokens, see `bundle.bank_sha256`.
+    clean_mean, clean_var
+        `[L, D]`: of the class token after each block on clean images, or None.
+    """
+
+    names: tuple[str, ...]
+    mixer: BankKeysValues
+    factory: Floats
+    head_weight: Floats
+    head_bias: Floats
+    sha256: str
+    clean_mean: Floats | None = None
+    clean_var: Floats | None = None
+
+    @property
+    def gated(self) -> bool:
+        """Whether the model alone, without a prompt, is one of the entries."""
+        return self.names[0] == NO_PROMPT
+
+    def share(self, weights: npt.ArrayLike) -> float:
+        """Share in `(0, 1]` that the prompts have of a mix `[M]`, beside the model alone."""
+        a = np.asarray(weights, dtype=np.float64)
+        return max(float(a[1:].sum()), TINY) if self.gated else 1.0
+
+    def inputs(self, weights: npt.ArrayLike) -> dict[str, Floats]:
+        """Return what a model with `--weights runtime` takes beside the image, for a mix `[M]`.
+
+        `prefix_k`, `prefix_v` `[L, H, T, d]`, and where the model alone is an entry `prefix_bias
+        [1]`, the logarithm of the share that the prompts have: it is added to their scores.
+        """
+        a = np.asarray(weights, dtype=np.float64)
+        if not self.gated:
+            keys, values = self.mixer.keys_values(a)
+            return {"prefix_k": keys, "prefix_v": values}
+        share = self.share(a)
+        keys, values = self.mixer.keys_values(a[1:] / share)
+        bias = np.log([share]).astype(np.float32)
+        return {"prefix_k": keys, "prefix_v": values, "prefix_bias": bias}
+
+
+def bank_path(model: Path) -> Path:
+    """Where the bank of a model file lies: beside it."""
+    return model.with_name(f"{model.stem}{SUFFIX}")
+
+
+def adapt_path(model: Path) -> Path:
+    """Where the graph of a model's gradient lies: beside it."""
+    return model.with_name(f"{model.stem}.adapt.onnx")
+
+
+def write_bank(path: Path, bank: Bank) -> None:
+    """Write a bank, whole or not at all. Same bank, same bytes."""
+    mixer = bank.mixer
+    tensors: dict[str, Array] = {
+        "keys": mixer.keys,
+        "values": mixer.values,
+        "gram": mixer.gram.astype(np.float32),
+        "key_bias": mixer.key_bias,
+        "value_bias": mixer.value_bias,
+        "eps": mixer.eps,
+        "factory": bank.factory,
+        "head.weight": bank.head_weight,
+        "head.bias": bank.head_bias,
+    }
+    if mixer.key_norm is not None:
+        names = ("key_norm.weight", "key_norm.bias", "key_norm.eps")
+        tensors |= dict(zip(names, mixer.key_norm, strict=True))
+    if bank.clean_mean is not None and bank.clean_var is not None:
+        tensors |= {"clean.mean": bank.clean_mean, "clean.var": bank.clean_var}
+    metadata = {
+        "format": FORMAT,
+        "names": json.dumps(bank.names),
+        "heads": str(mixer.heads),
+        "width": str(mixer.width),
+        "sha256": bank.sha256,
+    }
+    write_safetensors(path, tensors, metadata)
+
+
+def read_bank(path: Path) -> Bank:
+    """Read and check a bank that may come from anywhere.
+
+    Raises
+    ------
+    UserError
+        Missing, damaged, another format, shapes that do not fit, or numbers that are not finite.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; a model with `--weights runtime` needs its bank beside it, "
+            "copy both"
+        )
+    tensors, metadata = read_safetensors(path)
+    if metadata.get("format") != FORMAT:
+        found = metadata.get("format", "missing")
+        raise UserError(f"{path}: not a bank of this version (format '{found}', not '{FORMAT}')")
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise UserError(f"{path}: '{name}' holds NaN or inf; copy or export it again")
+    try:
+        bank = _parse(tensors, metadata)
+        _check(bank)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged bank ({error}); copy or export it again") from error
+    return bank
+
+
+def _parse(tensors: dict[str, Array], metadata: dict[str, str]) -> Bank:
+    floats = cast("dict[str, Floats]", tensors)
+    doubles = cast("dict[str, Doubles]", tensors)
+    norm = None
+    if "key_norm.weight" in tensors:
+        norm = floats["key_norm.weight"], floats["key_norm.bias"], doubles["key_norm.eps"]
+    return Bank(
+        names=tuple(json.loads(metadata["names"])),
+        mixer=BankKeysValues(
+            keys=floats["keys"],
+            values=floats["values"],
+            gram=tensors["gram"].astype(np.float64),
+            key_bias=floats["key_bias"],
+            value_bias=floats["value_bias"],
+            eps=doubles["eps"],
+            heads=int(metadata["heads"]),
+            width=int(metadata["width"]),
+            key_norm=norm,
+        ),
+        factory=floats["factory"],
+        head_weight=floats["head.weight"],
+        head_bias=floats["head.bias"],
+        sha256=metadata["sha256"],
+        clean_mean=floats.get("clean.mean"),
+        clean_var=floats.get("clean.var"),
+    )
+
+
+def _check(bank: Bank) -> None:
+    mixer, entries = bank.mixer, len(bank.names)
+    sources, layers, tokens, width = mixer.keys.shape
+    for what, found, wanted in (
+        ("keys", sources, entries - bank.gated),
+        ("values", mixer.values.shape, mixer.keys.shape),
+        ("gram", mixer.gram.shape, (layers, tokens, sources, sources)),
+        ("key_bias", mixer.key_bias.shape, (layers, width)),
+        ("value_bias", mixer.value_bias.shape, (layers, width)),
+        ("eps", mixer.eps.shape, (layers,)),
+        ("heads", width % mixer.heads, 0),
+        ("factory", bank.factory.shape, (entries,)),
+        ("head.bias", bank.head_bias.shape, bank.head_weight.shape[:1]),
+    ):
+        if found != wanted:
+            raise ValueError(f"'{what}' is {found}, not {wanted}")

@@ -1,0 +1,241 @@
+"""Loss and gradient of the mix on a device, from the graph that `hgedge export --adapt` wrote.
+
+The runtime is not trusted: `check_gradient` holds its gradient against differences of its loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from hgprompt_edge.device.bank import Bank
+from hgprompt_edge.device.engine import explain
+from hgprompt_edge.device.metadata import PREFIX
+from hgprompt_edge.errors import CheckError, UserError
+
+ADAPT_FORMAT = "hgprompt.adapt/1"
+DIRECTIONS, STRIDE, AGREEMENT = 3, 0.05, 0.05
+"""Of the check: how many directions, how far to go on either side, and how far off the slope may
+be, relative to the gradient's length."""
+PIXELS_AT_A_TIME = 2**16
+"""So many pixels of images go through the graph at a time: 1 image of 224 pixels, 16 of 64."""
+
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear head on the model's features: `weight [K, D]`, `bias [K]`."""
+
+    weight: Floats
+    bias: Floats
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one pass over some images gives.
+
+    Attributes
+    ----------
+    loss
+        Cross-entropy of each image with its label, `[n]`.
+    logits, features
+        `[n, K]`, `[n, D]`.
+    d_mix, d_weight, d_bias
+        Gradients of the mean loss, `[M]`, `[K, D]`, `[K]` float64.
+    """
+
+    loss: Doubles
+    logits: Floats
+    features: Floats
+    d_mix: Doubles
+    d_weight: Doubles
+    d_bias: Doubles
+
+
+class AdaptGraph:
+    """The graph of the gradient in onnxruntime, one small batch at a time.
+
+    Parameters
+    ----------
+    path
+        `NAME.adapt.onnx`. It may come from anywhere, is checked.
+    bank
+        Of the model; the graph must have been written for it.
+    threads
+        CPU threads; None: the runtime's default.
+    micro_batch
+        Images at a time: more need more memory, and are hardly faster. None: as many as have
+        `PIXELS_AT_A_TIME` pixels.
+
+    Raises
+    ------
+    UserError
+        No such file, not ours, of another bank, or the runtime does not load it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        bank: Bank,
+        *,
+        threads: int | None = None,
+        micro_batch: int | None = None,
+    ) -> None:
+        if not path.is_file():
+            raise UserError(
+                f"{path}: no such file; export the model with `--adapt`, or use --method cma, "
+                "which needs the model alone"
+            )
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # errors come as exceptions
+        # Weights are multiplied by as they lie, forwards and backwards: packed copies of both
+        # would double the memory for a few percent of speed.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime's errors have no common base
+            raise UserError(f"{path}: {explain(str(error))}") from error
+        _check_origin(path, self._session.get_modelmeta().custom_metadata_map, bank)
+        inputs = {given.name: given.shape for given in self._session.get_inputs()}
+        self.side = int(inputs["image"][1])
+        self.micro_batch = micro_batch or max(1, PIXELS_AT_A_TIME // self.side**2)
+        self.bank = bank
+        self.head = Head(bank.head_weight, bank.head_bias)
+
+    def __call__(
+        self,
+        images: Pixels,
+        labels: Floats,
+        mix: npt.ArrayLike,
+        head: Head | None = None,
+        d_features: Floats | None = None,
+    ) -> Step:
+        """Forward and backward over `images [n, S, S, 3]` with `labels [n, K]`.
+
+        Parameters
+        ----------
+        labels
+            One-hot or any other rows. A row that sums to zero is minus the gradient that the
+            logits are to get, which makes any loss on logits possible.
+        mix
+            `[M]`.
+        head
+            None: the model's own.
+        d_features
+            `[n, D]`, added to the gradient of the features; None: nothing.
+        """
+        parts = []
+        for rows in self._batches(len(images)):
+            extra = np.zeros((1, self.head.weight.shape[1]), np.float32)
+            if d_features is not None:
+                extra = d_features[rows]
+            parts.append(self._run(images[rows], labels[rows], mix, head or self.head, extra))
+        loss, logits, features = (np.concatenate([part[i] for part in parts]) for i in range(3))
+
+        def mean(output: int) -> Doubles:
+            total: Doubles = np.stack([part[output] for part in parts]).sum(
+                axis=0, dtype=np.float64
+            )
+            return total / len(images)
+
+        return Step(loss.astype(np.float64), logits, features, mean(3), mean(4), mean(5))
+
+    def _run(
+        self, images: Pixels, labels: Floats, mix: npt.ArrayLike, head: Head, extra: Floats
+    ) -> list[Floats]:
+        feeds = {
+            "image": images,
+            "label": labels.astype(np.float32),
+            "mix": np.asarray(mix, np.float32),
+            "head.weight": head.weight,
+            "head.bias": head.bias,
+            "d_features": extra,
+        }
+        names = ("loss", "logits", "features", "d_mix", "d_head.weight", "d_head.bias")
+        return cast("list[Floats]", self._session.run(names, feeds))
+
+    def _batches(self, count: int) -> Iterator[slice]:
+        for start in range(0, count, self.micro_batch):
+            yield slice(start, min(count, start + self.micro_batch))
+
+
+def check_gradient(
+    graph: AdaptGraph, images: Pixels, theta: Doubles, rng: np.random.Generator
+) -> None:
+    """Hold the runtime's gradient against central differences of its loss (METHOD 7).
+
+    Needs no labels: the model's own predictions stand in for them.
+
+    Raises
+    ------
+    CheckError
+        They do not agree: this runtime computes the gradient wrongly on this machine.
+    """
+    classes = len(graph.head.bias)
+    blank = np.zeros((len(images), classes), np.float32)
+    labels = np.eye(classes, dtype=np.float32)[
+        graph(images, blank, softmax(theta)).logits.argmax(1)
+    ]
+
+    def loss(point: Doubles) -> float:
+        return float(graph(images, labels, softmax(point)).loss.mean())
+
+    a = softmax(theta)
+    gradient = through_softmax(graph(images, labels, a).d_mix, a)
+    directions = rng.normal(size=(DIRECTIONS, len(theta)))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    slopes = [
+        (loss(theta + STRIDE * u) - loss(theta - STRIDE * u)) / (2 * STRIDE) for u in directions
+    ]
+    # Differences of float32 losses are this uncertain, whatever the gradient.
+    noise = 8 * float(np.finfo(np.float32).eps) * max(1.0, abs(loss(theta))) / STRIDE
+    error = float(np.abs(directions @ gradient - slopes).max())
+    if not error <= AGREEMENT * float(np.linalg.norm(gradient)) + noise:
+        raise CheckError(
+            f"onnxruntime {ort.__version__} computes the gradient wrongly on this machine (off by "
+            f"{error:.2g} where its length is {np.linalg.norm(gradient):.2g}); nothing was "
+            "changed; use --method cma or another version of onnxruntime"
+        )
+
+
+def softmax(theta: Doubles) -> Doubles:
+    """Mix `[M]` from its logits."""
+    exponentials = np.exp(theta - theta.max())
+    return cast("Doubles", exponentials / exponentials.sum())
+
+
+def through_softmax(d_mix: Doubles, a: Doubles) -> Doubles:
+    """Gradient of the logits from that of the mix: `a (d - a . d)`."""
+    return a * (d_mix - a @ d_mix)
+
+
+def smoothed(a: npt.ArrayLike, floor: float = 0.05) -> Doubles:
+    """`(1 - floor) a + floor / M`: away from the vertices, where a softmax has no gradient."""
+    a = np.asarray(a, np.float64)
+    return cast("Doubles", (1 - floor) * a / a.sum() + floor / len(a))
+
+
+def _check_origin(path: Path, entries: dict[str, str], bank: Bank) -> None:
+    found = entries.get(f"{PREFIX}format", "missing")
+    if found != ADAPT_FORMAT:
+        raise UserError(
+            f"{path}: not a graph of this version that `hgedge export --adapt` writes (format "
+            f"'{found}', not '{ADAPT_FORMAT}'); export it again"
+        )
+    sha256 = entries.get(f"{PREFIX}bank_sha256", "")
+    if sha256 != bank.sha256:
+        raise UserError(
+            f"{path}: the graph of another bank (sha256 {sha256[:12]}..., the model's is "
+            f"{bank.sha256[:12]}...); copy the files that one export wrote"
+        )

@@ -1,0 +1,275 @@
+"""Weights that come at run time, and their gradient: both runtimes = PyTorch, over the families."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from small_vits import FAMILIES, make_backbone, make_mixable
+
+from hgprompt_edge.bundle import NO_PROMPT, Bundle
+from hgprompt_edge.device.bank import Bank, adapt_path, bank_path, read_bank, write_bank
+from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.errors import CheckError, UserError
+from hgprompt_edge.export import adapt_file, adjoint
+from hgprompt_edge.export.adapt_file import adapt_inputs, reference_gradients
+from hgprompt_edge.export.adapt_graph import build_adapt_graph
+from hgprompt_edge.export.bank_file import make_bank
+from hgprompt_edge.export.graph import build_graph
+from hgprompt_edge.export.onnx_file import export_onnx
+from hgprompt_edge.export.openvino_file import export_openvino
+from hgprompt_edge.export.rewrites import Attention, Rewrites
+from hgprompt_edge.vit.backbone import Backbone
+
+CHOICES = ("learned", "none", "tuned")
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+class Case:
+    """A bundle, its bank, a few images with soft labels, and a random mix."""
+
+    def __init__(self, family: str, choice: str = "learned") -> None:
+        self.backbone: Backbone = make_backbone(family)
+        self.bundle: Bundle = make_mixable(self.backbone, choice)
+        self.bank: Bank = make_bank(self.bundle, self.backbone)
+        rng = np.random.default_rng(3)
+        self.images = self.bundle.probe_images[:3]
+        self.labels = rng.dirichlet(np.ones(4), 3)
+        self.mix = rng.dirichlet(np.ones(len(self.bank.names))).astype(np.float32)
+        self.inputs = adapt_inputs(self.bank, self.images, self.labels, self.mix)
+
+    def reference(self) -> dict[str, np.ndarray]:
+        return reference_gradients(
+            self.bundle, self.backbone, self.bank, self.images, self.labels, self.mix
+        )
+
+
+CASES = [(family, choice) for family in FAMILIES for choice in ("learned", "none")]
+CASES.append(("plain", "tuned"))
+
+
+@pytest.mark.parametrize(("family", "choice"), CASES)
+def test_gradient_equals_autograd_in_float64(family: str, choice: str) -> None:
+    case = Case(family, choice)
+    proto = ir.to_proto(build_adapt_graph(case.bundle, case.backbone, case.bank))
+    onnx.checker.check_model(proto, full_check=True)
+    assert {node.domain for node in proto.graph.node} == {""}, "plain ONNX operators alone"
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    wanted = case.reference()
+    found = dict(zip(wanted, session.run(list(wanted), case.inputs), strict=True))
+    for name, array in wanted.items():
+        assert relative(found[name], array) < 5e-5, name  # METHOD 8 asks for 1e-3
+    batches = [session.run(["d_mix"], _rows(case.inputs, i))[0] for i in range(3)]
+    assert relative(np.sum(batches, axis=0), wanted["d_mix"]) < 5e-5, "micro-batches add up"
+
+
+def _rows(inputs: dict[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
+    return {
+        name: array[row : row + 1] if name in ("image", "label") else array
+        for name, array in inputs.items()
+    }
+
+
+@pytest.mark.parametrize("attention", [Attention.STANDARD, Attention.PLAIN])
+@pytest.mark.parametrize(("family", "choice"), CASES)
+def test_given_prefix_equals_the_mix_in_pytorch(
+    family: str, choice: str, attention: Attention
+) -> None:
+    case = Case(family, choice)
+    graph = build_graph(case.bundle, case.backbone, Rewrites(attention=attention), case.bank)
+    proto = ir.to_proto(graph)
+    onnx.checker.check_model(proto, full_check=True)
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    given = {"image": case.images, **case.bank.inputs(case.mix)}
+    logits, features = session.run(["logits", "features"], given)
+    wanted = case.reference()["logits"]
+    assert relative(logits, wanted) < 2e-5
+    head = features @ case.bank.head_weight.T + case.bank.head_bias
+    assert relative(head, wanted) < 2e-5, "the bank's head is the one on the features"
+
+
+@pytest.mark.parametrize("choice", ["learned", "none"])
+def test_openvino_computes_the_same_gradient(choice: str, tmp_path: Path) -> None:
+    ov = pytest.importorskip("openvino")
+    case = Case("plain", choice)
+    path = tmp_path / "m.onnx"
+    ir.save(build_adapt_graph(case.bundle, case.backbone, case.bank), path)
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = ov.Core().compile_model(ov.convert_model(path), "CPU", settings)
+    found = compiled(case.inputs)
+    for name, array in case.reference().items():
+        assert relative(found[name], array) < 5e-5, name
+
+
+def test_a_label_that_sums_to_zero_is_minus_the_gradient_of_the_logits() -> None:
+    case = Case("tanh gelu")
+    proto = ir.to_proto(build_adapt_graph(case.bundle, case.backbone, case.bank))
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    cross = session.run(["d_mix", "logits"], case.inputs)
+    p = np.exp(cross[1]) / np.exp(cross[1]).sum(1, keepdims=True)
+    direct = session.run(["d_mix"], {**case.inputs, "label": (case.labels - p).astype(np.float32)})
+    assert relative(direct[0], cross[0]) < 1e-5
+
+
+def test_gradient_of_the_features_comes_in_from_outside() -> None:
+    case = Case("tanh gelu")
+    proto = ir.to_proto(build_adapt_graph(case.bundle, case.backbone, case.bank))
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    d = rng.normal(size=(3, case.backbone.embed_dim)).astype(np.float32)
+    blank = {**case.inputs, "label": np.zeros((3, 4), np.float32)}
+    found = session.run(["d_mix"], {**blank, "d_features": d})[0]
+    numeric = np.zeros_like(found)
+    for i in range(len(found)):
+        sides = []
+        for sign in (1, -1):
+            mix = case.mix.copy()
+            mix[i] += sign * 2e-2
+            features = session.run(["features"], {**blank, "mix": mix})[0]
+            sides.append(float((features.astype(np.float64) * d).sum()))
+        numeric[i] = (sides[0] - sides[1]) / 4e-2
+    assert relative(found, numeric) < 2e-2
+
+
+def test_export_writes_three_files_that_belong_together(tmp_path: Path) -> None:
+    case = Case("registers")
+    path = tmp_path / "pets.onnx"
+    verification = export_onnx(case.bundle, case.backbone, path, runtime_weights=True, adapt=True)
+    assert verification.ok
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "pets.onnx", "pets.bank.safetensors", "pets.adapt.onnx",
+    }  # fmt: skip
+    predictor = Predictor(path)
+    assert predictor.bank is not None
+    assert predictor.bank.names == ("a", "b", "dark")
+    assert predictor.compare_probe().ok
+    predictor.set_weights(case.mix)
+    assert relative(predictor.logits(case.images), case.reference()["logits"]) < 2e-5
+    other = predictor.bank.head_weight[::-1].copy(), predictor.bank.head_bias
+    before = predictor.logits(case.images)
+    predictor.set_weights(case.mix, other)
+    assert relative(predictor.logits(case.images), before) > 0.1, "another head"
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_openvino_takes_weights_at_run_time(choice: str, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    case = Case("plain", choice)
+    path = tmp_path / "pets.xml"
+    assert export_openvino(case.bundle, case.backbone, path, runtime_weights=True).ok
+    predictor = Predictor(path)
+    predictor.set_weights(case.mix)
+    assert relative(predictor.logits(case.images), case.reference()["logits"]) < 5e-5
+
+
+def test_without_a_prompt_the_model_alone_is_an_entry(tmp_path: Path) -> None:
+    case = Case("plain", "none")
+    assert case.bank.names == (NO_PROMPT, "a", "b", "dark")
+    np.testing.assert_array_equal(case.bank.factory, [1, 0, 0, 0])
+    path = tmp_path / "pets.onnx"
+    export_onnx(case.bundle, case.backbone, path, runtime_weights=True)
+    found = Predictor(path).logits(case.bundle.probe_images)
+    assert relative(found, case.bundle.probe_logits) < 1e-5
+
+
+def test_merged_mix_is_where_a_device_starts(tmp_path: Path) -> None:
+    case = Case("plain", "none")
+    mix = np.array([0.4, 0.1, 0.2, 0.3], np.float32)
+    path = tmp_path / "pets.onnx"
+    bundle = replace(case.bundle, factory=mix)
+    assert export_onnx(bundle, case.backbone, path, runtime_weights=True, adapt=True).ok
+    predictor = Predictor(path)
+    assert predictor.bank is not None
+    np.testing.assert_array_equal(predictor.bank.factory, mix)
+    assert predictor.compare_probe().ok
+
+
+def test_wrong_gradient_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("tanh gelu")
+    right = adjoint.norm
+
+    def wrong(*args: object, **kwargs: object) -> object:
+        y, back = right(*args, **kwargs)  # type: ignore[arg-type]
+        w = args[0]
+        return y, lambda dy: w.op("Mul", f"{dy.name}.half", back(dy), adjoint.scalar(w, 0.5))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr("hgprompt_edge.export.adapt_graph.norm", wrong)
+    with pytest.raises(CheckError, match="'d_mix' of the adapt graph is not that of PyTorch"):
+        export_onnx(
+            case.bundle, case.backbone, tmp_path / "p.onnx", runtime_weights=True, adapt=True
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_tolerance_is_that_of_method_8() -> None:
+    assert adapt_file.TOLERANCE == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source_tokens": None}, "does not hold its sources"),
+        ({"mode": "shallow"}, "only deep prompts can be mixed on a device"),
+    ],
+)
+def test_bundles_that_cannot_be_mixed_are_refused(
+    change: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    case = Case("tanh gelu")
+    bundle = replace(case.bundle, **change)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=message):
+        export_onnx(bundle, case.backbone, tmp_path / "p.onnx", runtime_weights=True)
+    assert not list(tmp_path.iterdir())
+
+
+class TestBankFile:
+    def test_round_trip(self, tmp_path: Path) -> None:
+        for family, choice in (("qk-norm", "learned"), ("plain", "none")):
+            bank = Case(family, choice).bank
+            path = tmp_path / "b.bank.safetensors"
+            write_bank(path, bank)
+            mix = np.full(len(bank.names), 1 / len(bank.names))
+            again = read_bank(path)
+            for name, array in bank.inputs(mix).items():
+                np.testing.assert_allclose(again.inputs(mix)[name], array, rtol=1e-4, atol=1e-6)
+            assert (again.names, again.sha256, again.gated) == (
+                bank.names, bank.sha256, bank.gated,
+            )  # fmt: skip
+
+    def test_bank_of_another_model_is_refused(self, tmp_path: Path) -> None:
+        case = Case("tanh gelu")
+        path = tmp_path / "p.onnx"
+        export_onnx(case.bundle, case.backbone, path, runtime_weights=True)
+        write_bank(bank_path(path), replace(case.bank, sha256="00" * 32))
+        with pytest.raises(UserError, match="the bank of another model"):
+            Predictor(path)
+        bank_path(path).unlink()
+        with pytest.raises(UserError, match="needs its bank beside it"):
+            Predictor(path)
+
+    def test_damage_is_refused(self, tmp_path: Path) -> None:
+        bank = Case("tanh gelu").bank
+        path = tmp_path / "b.bank.safetensors"
+        broken = replace(bank, factory=np.array([1, np.nan, 0], np.float32))
+        write_bank(path, broken)
+        with pytest.raises(UserError, match="'factory' holds NaN"):
+            read_bank(path)
+        write_bank(path, replace(bank, factory=bank.factory[:2]))
+        with pytest.raises(UserError, match="damaged bank"):
+            read_bank(path)
+        path.write_bytes(path.read_bytes()[:100])
+        with pytest.raises(UserError, match="truncated"):
+            read_bank(path)
+
+
+def test_names_beside_the_model() -> None:
+    assert bank_path(Path("x/pets.onnx")) == Path("x/pets.bank.safetensors")
+    assert adapt_path(Path("x/pets.onnx")) == Path("x/pets.adapt.onnx")
