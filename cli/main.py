@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 from hgprompt_edge.cli import cache, prompt
+from hgprompt_edge.cli.adapt import adapt
 from hgprompt_edge.cli.bench import bench
 from hgprompt_edge.cli.compare import compare
+from hgprompt_edge.cli.condition import condition
 from hgprompt_edge.cli.doctor import doctor
 from hgprompt_edge.cli.export import export
 from hgprompt_edge.cli.fit import fit
@@ -28,8 +30,10 @@ app = typer.Typer(
 app.command()(fit)
 app.command()(tune)
 app.command()(compare)
+app.command()(condition)
 app.command()(export)
 app.command()(predict)
+app.command()(adapt)
 app.command()(verify)
 app.command()(bench)
 app.add_typer(prompt.app, name="prompt")

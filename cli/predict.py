@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json as jsonlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,15 +14,19 @@ from rich.table import Table
 
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import EXIT_BAD_INPUT, fail, note, out, print_json, reports_errors
+from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:
-    from hgprompt_edge.device.predictor import Prediction
+    from hgprompt_edge.device.predictor import Prediction, Predictor
 
 
 @reports_errors
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     model: Annotated[Path, typer.Option(help="Model that `hgedge export` wrote: .onnx or .xml.")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Image files, or folders of them.", show_default=False),
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to print for each image.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
     threads: Annotated[
@@ -33,16 +38,38 @@ def predict(
     bf16: Annotated[
         bool, typer.Option("--bf16", help="For OpenVINO models: compute in bfloat16.")
     ] = False,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            help="State folder of `hgedge adapt` (default: MODEL.state, if it is there).",
+            show_default=False,
+        ),
+    ] = None,
+    watch: Annotated[
+        Path | None,
+        typer.Option(
+            help="Serve a folder: classify each new image in it, with the newest weights, until "
+            "Ctrl-C.",
+            show_default=False,
+        ),
+    ] = None,
     json: options.Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout.")] = False,
 ) -> None:
     """Classify images: class and probability for each."""
-    from hgprompt_edge.device.predictor import Predictor, find_images
+    from hgprompt_edge.device.predictor import Predictor, find_images, state_folder
 
     if json and as_csv:
         fail("--json and --csv: choose one of them", EXIT_BAD_INPUT)
-    predictor = Predictor(model, threads=threads, device=device, bf16=bf16)
-    paths = find_images(images)
+    if bool(images) == (watch is not None):
+        raise UserError("images or --watch: name image files, or one folder to watch")
+    if state is None and state_folder(model).is_dir():
+        state = state_folder(model)
+    predictor = Predictor(model, threads=threads, device=device, bf16=bf16, state=state)
+    if watch is not None:
+        _serve(predictor, watch, top, json)
+        return
+    paths = find_images(images or [])
     if predictor.assumed:
         note(
             f"{model}: not from `hgedge export`: it lacks class names and the resize rule; classes "
@@ -62,6 +89,22 @@ def predict(
         note(f"{prediction.path}: {prediction.error}")
     if unreadable:
         fail(f"{len(unreadable)} of {len(predictions)} images are unreadable", EXIT_BAD_INPUT)
+
+
+def _serve(predictor: Predictor, folder: Path, top: int, json: bool) -> None:
+    """Print a line for each new image, JSON or prose, as soon as it is whole."""
+    from hgprompt_edge.device.watch import watch
+
+    for prediction, version in watch(predictor, folder, top):
+        number = None if version is None else version.id
+        if json:
+            line = jsonlib.dumps({**_as_dict(prediction), "version": number}, ensure_ascii=False)
+        elif prediction.error:
+            line = f"{prediction.path}: {prediction.error}"
+        else:
+            labels = ", ".join(f"{label} {100 * p:.1f} %" for label, p in prediction.labels)
+            line = f"{prediction.path}: {labels}" + (f" (version {number})" if number else "")
+        print(line, flush=True)
 
 
 def _as_dict(prediction: Prediction) -> dict[str, object]:

@@ -21,7 +21,6 @@ SERVER_PACKAGES = (
     "sklearn",
     "scipy",
     "matplotlib",
-    "cmaes",
 )
 
 

@@ -38,7 +38,8 @@ def make_bank(bundle: Bundle, backbone: Backbone) -> Bank:
     """
     names, tokens = bank_tokens(bundle)
     blocks = [_block_weights(block) for block in backbone.model.blocks]
-    weight, bias = folded_head(bundle, last_norm(backbone.model), Rewrites())
+    norm = last_norm(backbone.model)
+    weight, bias = folded_head(bundle, norm, Rewrites())
     return Bank(
         names=names,
         mixer=project_bank(tokens, blocks, backbone.num_heads),
@@ -46,9 +47,18 @@ def make_bank(bundle: Bundle, backbone: Backbone) -> Bank:
         head_weight=weight.T.astype(np.float32),
         head_bias=bias.astype(np.float32),
         sha256=bank_sha256(bundle),
-        clean_mean=bundle.clean_mean,
-        clean_var=bundle.clean_var,
+        clean_mean=_before_affine(bundle.clean_mean, norm, 1),
+        clean_var=_before_affine(bundle.clean_var, norm, 2),
     )
+
+
+def _before_affine(moment: Floats | None, norm: nn.Module, power: int) -> Floats | None:
+    """Mean (`power` 1) or variance (2) of features, without the last norm's scale and bias."""
+    if moment is None or not isinstance(norm, nn.LayerNorm):
+        return moment
+    bias = 0 if norm.bias is None or power == 2 else to_array(norm.bias)
+    scale = 1 if norm.weight is None else to_array(norm.weight)
+    return cast("Floats", ((moment - bias) / scale**power).astype(np.float32))
 
 
 def at_factory(bundle: Bundle, backbone: Backbone, bank: Bank) -> Bundle:

@@ -3,7 +3,7 @@
 Tensors: the folded `prompt [L, T, D]` (absent where no prompt was the best choice), the mix
 `weights [N]`, `learned_weights [N]`, `head.weight [K, D]`, `head.bias [K]`, `probe.images`,
 `probe.logits`, and with kept sources `sources [N, L, T, D]` float16. Where it was prepared for
-adapting on a device: `conditions [C, L, T, D]` float16, and `clean.mean`, `clean.var` `[L, D]`;
+adapting on a device: `conditions [C, L, T, D]` float16, and `clean.mean`, `clean.var` `[D]`;
 where devices were merged `factory [M]`.
 """
 
@@ -83,8 +83,7 @@ class Bundle:
     condition_tokens
         `[C, L, T, D]` float16, or None.
     clean_mean, clean_var
-        Of the class token after each block on clean training images under the chosen prompt,
-        `[L, D]` float32, or None.
+        Of the features of clean training images under the chosen prompt, `[D]` float32, or None.
     """
 
     task: str

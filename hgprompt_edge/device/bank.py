@@ -47,7 +47,7 @@ class Bank:
     sha256
         Digest of names and tokens, see `bundle.bank_sha256`.
     clean_mean, clean_var
-        `[L, D]`: of the class token after each block on clean images, or None.
+        `[D]`: of the model's `features` on clean images, or None.
     """
 
     names: tuple[str, ...]

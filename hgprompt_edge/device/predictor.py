@@ -303,6 +303,11 @@ def read_bank_of(path: Path, metadata: Metadata) -> Bank | None:
     return bank
 
 
+def state_folder(model: Path) -> Path:
+    """Where `hgedge adapt` keeps what it has learned for a model, unless told otherwise."""
+    return model.with_name(f"{model.stem}.state")
+
+
 def open_journal(
     state: Path, bank: Bank, classes: Sequence[str], *, read_only: bool = False
 ) -> Journal:

@@ -1,0 +1,363 @@
+"""Measure what adapting on the device recovers of the accuracy that a shift costs.
+
+    python benchmarks/adapt.py --data ../shared/assets/datasets --bundles DIR   # resumes
+    python benchmarks/adapt.py --only-report
+
+`--bundles` holds TASK.hgbundle with condition prompts (`hgedge fit`, `hgedge condition`). The test
+part is split once: from one share the device sees its images, on the other accuracy is measured.
+Everything runs through the product's device code on the exported models; `prompt_full`, prompt
+tuning by backpropagation in PyTorch, is the upper bound. A cell is a task, shift, severity and
+seed; its rows are appended to the results as soon as it is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from adapt_report import RESULTS, write_report
+from rows import read_rows, write_rows
+from targets import load_target
+from torch import nn
+
+from hgprompt_edge import export_onnx, load_backbone
+from hgprompt_edge.bundle import Bundle, read_bundle
+from hgprompt_edge.device.adapt import Proposal, Weights, adapt_labelled, adapt_unlabelled
+from hgprompt_edge.device.bank import Bank, adapt_path
+from hgprompt_edge.device.descend import Descent, Point, Settings, descend
+from hgprompt_edge.device.guard import accuracy
+from hgprompt_edge.device.learner import GradientLearner
+from hgprompt_edge.device.losses import Slope, log_softmax
+from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.device.step import AdaptGraph, Head
+from hgprompt_edge.files import write_bytes
+from hgprompt_edge.tasks.conditions import CONDITIONS, SHIFTS, corrupt
+from hgprompt_edge.transfer.condition import starting_tokens
+from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.forward import features_prefix, normalize
+
+TASKS = ("flowers17", "dtd10", "weather4", "digits")
+METHODS = (
+    "mix",
+    "mix_sources",
+    "head",
+    "feature_mean",
+    "mix_unlabelled",
+    "prompt_full",
+)
+UNLABELLED = 100
+SEEN_SHARE = 0.4
+"""Of the test part: where the device's images come from."""
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Labels = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, help="folder with a folder for each data set")
+    parser.add_argument("--bundles", type=Path, help="folder of TASK.hgbundle")
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS))
+    parser.add_argument("--shifts", nargs="*", default=list(SHIFTS))
+    parser.add_argument("--severities", type=int, nargs="*", default=[3, 2, 1])
+    parser.add_argument("--images", type=int, nargs="*", default=[5], help="a class, with labels")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--part", default="1/1", help="this share of the cells: 1/2, 2/2")
+    parser.add_argument("--work", type=Path, default=Path("benchmarks/.adapt"))
+    parser.add_argument("--only-report", action="store_true")
+    options = parser.parse_args()
+    if not options.only_report:
+        if options.data is None or options.bundles is None:
+            raise SystemExit("name the folders of the data sets and of the bundles")
+        run(options)
+    gather(options.work)
+    write_report()
+
+
+def run(options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    backbone = load_backbone("bundled")
+    options.work.mkdir(parents=True, exist_ok=True)
+    part, parts = (int(word) for word in options.part.split("/"))
+    devices: dict[str, Device] = {}
+    for cell in list(cells(options))[part - 1 :: parts]:
+        path = options.work / f"{cell.key}.json"
+        rows = json.loads(path.read_text()) if path.exists() else []
+        missing = [name for name in options.methods if name not in {r["method"] for r in rows}]
+        if not missing:
+            continue
+        if cell.task not in devices:
+            devices[cell.task] = Device(cell.task, backbone, options)
+        rows += run_cell(cell, devices[cell.task], missing)
+        write_bytes(path, json.dumps(rows).encode())
+        shown = ", ".join(f"{row['method']} {100 * row['accuracy_after']:.1f}" for row in rows)
+        before = f"{100 * rows[0]['accuracy_clean']:.1f} -> {100 * rows[0]['accuracy_before']:.1f}"
+        print(f"{cell.key}: {before}; {shown}", flush=True)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task under one shift, as a device with so many labelled images a class meets it."""
+
+    task: str
+    shift: str
+    severity: int
+    seed: int
+    images_per_class: int
+
+    @property
+    def key(self) -> str:
+        """Name of its file."""
+        return f"{self.task}_{self.shift}_{self.severity}_{self.seed}_{self.images_per_class}"
+
+
+def cells(options: argparse.Namespace) -> Iterator[Cell]:
+    """Seeds and severities outermost, so that a run that is cut short is whole up to there."""
+    for seed in options.seeds:
+        for count in options.images:
+            for severity in options.severities:
+                for shift in options.shifts:
+                    for task in options.tasks:
+                        yield Cell(task, shift, severity, seed, count)
+
+
+@dataclass
+class Device:
+    """An exported model with its bank, and images."""
+
+    name: str
+    backbone: Backbone
+    options: argparse.Namespace
+    given: Bundle | None = None
+    bundle: Bundle = field(init=False)
+
+    def __post_init__(self) -> None:
+        path = self.options.bundles / f"{self.name}.hgbundle"
+        self.bundle = self.given or read_bundle(path)
+        task = load_target(self.name, self.backbone, self.options.data, 0)
+        assert task is not None
+        assert task.test is not None
+        self.test = task.test
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "m.onnx"
+            export_onnx(self.bundle, self.backbone, path, runtime_weights=True, adapt=True)
+            self.predictor = Predictor(path, threads=1)
+            assert self.predictor.bank is not None
+            self.bank: Bank = self.predictor.bank
+            self.graph = AdaptGraph(adapt_path(path), self.bank, threads=1)
+        self.head = Head(self.bank.head_weight, self.bank.head_bias)
+        self.factory = Weights(self.bank.factory.astype(np.float64), self.head)
+        self.clean_features = self.features(task.train.pixels)
+
+    @cached_property
+    def without_conditions(self) -> Device:
+        """The same model with a bank of the sources alone."""
+        bundle = replace(self.bundle, conditions=(), condition_tokens=None)
+        return Device(self.name, self.backbone, self.options, bundle)
+
+    def logits(self, pixels: Pixels, weights: Weights) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Logits of the exported model."""
+        self.predictor.set_weights(weights.mix, (weights.head.weight, weights.head.bias))
+        parts = [pixels[i : i + 16] for i in range(0, len(pixels), 16)]
+        return np.concatenate([self.predictor.logits(part) for part in parts])
+
+    def features(self, pixels: Pixels) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Features under the factory mix."""
+        width = self.head.weight.shape[1]
+        eye = Weights(
+            self.factory.mix, Head(np.eye(width, dtype=np.float32), np.zeros(width, np.float32))
+        )
+        return self.logits(pixels, eye)
+
+
+def run_cell(cell: Cell, device: Device, methods: list[str]) -> Iterator[dict[str, Any]]:
+    rng = np.random.default_rng([cell.seed, 1])
+    order = rng.permutation(len(device.test))
+    cut = int(SEEN_SHARE * len(order))
+    seen, measured = order[:cut], order[cut:]
+    labels = device.test.labels
+    shifted = corrupt(device.test.pixels, cell.shift, cell.severity, cell.seed)
+    shots = np.concatenate(
+        [seen[labels[seen] == c][: cell.images_per_class] for c in np.unique(labels)]
+    )
+    case = Case(
+        device, shifted[shots], labels[shots], shifted[seen[:UNLABELLED]], shifted[measured],
+        labels[measured], cell.seed,
+    )  # fmt: skip
+    clean = accuracy(device.logits(device.test.pixels[measured], device.factory), labels[measured])
+    before = case.measure(device.factory)
+    for method in methods:
+        began = time.perf_counter()
+        outcome = RUNS[method](case)
+        yield {
+            "task": cell.task,
+            "shift": cell.shift,
+            "severity": cell.severity,
+            "seen": cell.shift in CONDITIONS,
+            "images_per_class": None if method in WITHOUT_LABELS else cell.images_per_class,
+            "method": method,
+            "seed": cell.seed,
+            "accuracy_clean": clean,
+            "accuracy_before": before,
+            "accuracy_after": outcome.after if outcome.taken else before,
+            "accuracy_unguarded": outcome.after,
+            "taken": outcome.taken,
+            "steps": outcome.steps,
+            "seconds": round(time.perf_counter() - began, 2),
+            "peak_rss_mb": None,  # of a process of its own: benchmarks/device.py
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Accuracy under what was learned, and whether the guard took it."""
+
+    after: float
+    taken: bool
+    steps: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the device sees, with labels and without, and what it is measured on."""
+
+    device: Device
+    images: Pixels
+    labels: Labels
+    unlabelled: Pixels
+    test: Pixels
+    test_labels: Labels
+    seed: int
+
+    def measure(self, weights: Weights) -> float:
+        """Accuracy on the share of the test part that the device has not seen."""
+        return accuracy(self.device.logits(self.test, weights), self.test_labels)
+
+    def outcome(self, proposal: Proposal) -> Outcome:
+        """Measure what was learned, whatever the guard says of it."""
+        return Outcome(self.measure(proposal.weights), proposal.verdict.taken, proposal.steps)
+
+
+def run_mix(case: Case) -> Outcome:
+    """Ours: sources and condition prompts, with labels."""
+    learner = GradientLearner(case.device.graph, Settings())
+    current = case.device.factory
+    return case.outcome(adapt_labelled(learner, case.images, case.labels, current, seed=case.seed))
+
+
+def run_mix_sources(case: Case) -> Outcome:
+    """Adapt over the sources alone: a bank without condition prompts."""
+    sources = case.device.without_conditions
+    learner = GradientLearner(sources.graph, Settings())
+    proposal = adapt_labelled(learner, case.images, case.labels, sources.factory, seed=case.seed)
+    after = accuracy(sources.logits(case.test, proposal.weights), case.test_labels)
+    return Outcome(after, proposal.verdict.taken, proposal.steps)
+
+
+def run_head(case: Case) -> Outcome:
+    """Adapt the head alone: its weights move, on fixed features."""
+    device = case.device
+
+    class HeadLearner:
+        factory, head, method = device.factory.mix, device.head, "head"
+
+        def check(self, *_: Any) -> None:
+            pass
+
+        def logits(self, images: Pixels, _: Any, head: Head) -> Any:
+            return device.features(images) @ head.weight.T + head.bias
+
+        def learn(self, images: Pixels, labels: Any, start: Point, report: Any) -> Descent:
+            features = device.features(images).astype(np.float64)
+
+            def judge(_: Any, head: Head) -> Slope:
+                log_p = log_softmax(features @ head.weight.T + head.bias)
+                d = (np.exp(log_p) - labels) / len(labels)
+                loss = float(-(labels * log_p).sum(axis=1).mean())
+                return Slope(loss, np.zeros_like(self.factory), d.T @ features, d.sum(axis=0))
+
+            settings = Settings(rate=0.0, proximal=0.0, head="weights", steps=60)
+            return descend(judge, start, self.factory, settings, report)
+
+    proposal = adapt_labelled(
+        HeadLearner(), case.images, case.labels, device.factory, seed=case.seed
+    )
+    head = Weights(device.factory.mix, proposal.weights.head)
+    return Outcome(case.measure(head), proposal.verdict.taken, proposal.steps)
+
+
+def run_feature_mean(case: Case) -> Outcome:
+    """Move the features' mean back to where it was on clean images: a change of the bias."""
+    device = case.device
+    moved = device.clean_features.mean(0) - device.features(case.unlabelled).mean(0)
+    bias = (device.head.bias + device.head.weight @ moved).astype(np.float32)
+    return Outcome(
+        case.measure(Weights(device.factory.mix, Head(device.head.weight, bias))), True, 1
+    )
+
+
+def run_mix_unlabelled(case: Case) -> Outcome:
+    """Ours without labels."""
+    learner = GradientLearner(case.device.graph, Settings())
+    return case.outcome(
+        adapt_unlabelled(learner, case.unlabelled, case.device.factory, seed=case.seed)
+    )
+
+
+def run_prompt_full(case: Case) -> Outcome:
+    """All tokens of the prompt by backpropagation in PyTorch: what no device can afford."""
+    device = case.device
+    backbone, bundle = device.backbone, device.bundle
+    tokens = torch.tensor(starting_tokens(bundle, backbone), requires_grad=True)
+    optimizer = torch.optim.AdamW([tokens], lr=1e-2, weight_decay=0.0)
+    x = normalize(torch.from_numpy(case.images), bundle.preprocessing)
+    y = torch.from_numpy(case.labels)
+    weight, bias = torch.tensor(bundle.head_weight), torch.tensor(bundle.head_bias)
+    for _ in range(30):
+        optimizer.zero_grad()
+        for rows in torch.arange(len(x)).split(64):
+            logits = features_prefix(backbone.model, x[rows], tokens) @ weight.T + bias
+            loss = nn.functional.cross_entropy(logits, y[rows], reduction="sum") / len(x)
+            loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    with torch.inference_mode():
+        parts = normalize(torch.from_numpy(case.test), bundle.preprocessing).split(64)
+        found = [features_prefix(backbone.model, part, tokens) @ weight.T + bias for part in parts]
+    after = accuracy(torch.cat(found).numpy(), case.test_labels)
+    return Outcome(after, True, 30)
+
+
+RUNS: dict[str, Callable[[Case], Outcome]] = {
+    "mix": run_mix,
+    "mix_sources": run_mix_sources,
+    "head": run_head,
+    "feature_mean": run_feature_mean,
+    "mix_unlabelled": run_mix_unlabelled,
+    "prompt_full": run_prompt_full,
+}
+WITHOUT_LABELS = ("feature_mean", "mix_unlabelled")
+
+
+def gather(work: Path) -> None:
+    """Add the rows of the cells in `work` to the results file; a newer row replaces an older."""
+    found = read_rows(RESULTS)
+    for path in sorted(work.glob("*.json")):
+        found += json.loads(path.read_text())
+    keys = ("task", "shift", "severity", "images_per_class", "method", "seed")
+    rows = {tuple(str(row[key]) for key in keys): row for row in found}
+    if rows:
+        write_rows(RESULTS, (row for _, row in sorted(rows.items())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""`hgedge adapt`: on the device, move the mixing weights and nothing else; no PyTorch needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from hgprompt_edge.cli import options
+from hgprompt_edge.cli.console import (
+    EXIT_CHECK_FAILED,
+    note,
+    out,
+    print_json,
+    progress_bar,
+    reports_errors,
+)
+from hgprompt_edge.errors import UserError
+
+if TYPE_CHECKING:
+    from hgprompt_edge.device.adapting import Adapted
+    from hgprompt_edge.device.journal import Journal, Version
+    from hgprompt_edge.device.predictor import Predictor
+
+
+class Method(str, Enum):
+    """How the mix is learned."""
+
+    GRADIENT = "gradient"
+    CMA = "cma"
+
+
+class Moving(str, Enum):
+    """What of the head moves with the mix."""
+
+    NONE = "none"
+    BIAS = "bias"
+    WEIGHTS = "weights"
+
+
+@reports_errors
+def adapt(
+    model: Annotated[Path, typer.Option(help="Model that `hgedge export --adapt` wrote.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Images that the device has seen: one folder a class, or any folder with "
+            "--unlabelled.",
+            show_default=False,
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="Learn without labels, more carefully.")
+    ] = False,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="State folder (default: MODEL.state).", show_default=False),
+    ] = None,
+    method: Annotated[
+        Method, typer.Option(help="cma: forwards only, without the graph of the gradient.")
+    ] = Method.GRADIENT,
+    head: Annotated[Moving, typer.Option(help="What of the head moves, too.")] = Moving.NONE,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Steps of each descent (default: 30, cma 12).", show_default=False
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="Time that may be spent.", show_default=False)
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=2, help="Images to use at most.", show_default=False)
+    ] = None,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Images in memory at a time (default: by size).", show_default=False
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads (default: all).", show_default=False)
+    ] = None,
+    seed: options.Seed = 0,
+    history: Annotated[
+        bool, typer.Option("--history", help="List what the device has learned.")
+    ] = False,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Go back to the version before.")
+    ] = False,
+    to: Annotated[
+        int | None, typer.Option(min=1, help="--rollback: to this version.", show_default=False)
+    ] = None,
+    reset: Annotated[bool, typer.Option("--reset", help="Go back to the factory weights.")] = False,
+    send: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the version in force to this file (under 1 KB, no images), for "
+            "`hgedge fit --merge`.",
+            show_default=False,
+        ),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Re-learn the mixing weights from images that the device has seen, and keep what is better."""
+    from hgprompt_edge.device.adapting import bank_of
+    from hgprompt_edge.device.predictor import Predictor, open_journal, state_folder
+
+    _check_options(data, history, rollback or to is not None, reset, send)
+    predictor = Predictor(model, threads=threads)
+    bank, folder = bank_of(predictor), state or state_folder(model)
+    asks = data is None and not (rollback or to or reset)
+    with open_journal(folder, bank, predictor.classes, read_only=asks) as journal:
+        if data is None:
+            _go_back(journal, rollback or to is not None, to, reset)
+            if send is not None:
+                _send(journal, predictor, send)
+                return
+            _print_history(journal, bank.names, json)
+            return
+        from hgprompt_edge.device.adapting import Request, adapt_model
+        from hgprompt_edge.device.descend import Settings
+
+        budget = steps or (30 if method is Method.GRADIENT else 12)
+        request = Request(
+            data,
+            unlabelled=unlabelled,
+            forward_only=method is Method.CMA,
+            settings=Settings(steps=budget, seconds=seconds, head=head.value),
+            limit=images,
+            micro_batch=micro_batch,
+            threads=threads,
+            seed=seed,
+        )
+        with journal.exclusive(), progress_bar() as report:
+            adapted = adapt_model(predictor, journal, request, report)
+    for sentence in adapted.seen.unreadable:
+        note(f"left out {sentence}")
+    _print_adapted(adapted, bank.names, folder, json)
+    if not adapted.proposal.verdict.taken:
+        raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+def _check_options(
+    data: Path | None, history: bool, back: bool, reset: bool, send: Path | None
+) -> None:
+    asked = {
+        "--data": data is not None,
+        "--history": history,
+        "--rollback": back,
+        "--reset": reset,
+        "--send": send is not None,
+    }
+    given = [name for name, there in asked.items() if there]
+    if not given:
+        raise UserError(
+            "--data: needs the folder of images to adapt to; or ask for --history, --rollback, "
+            "--reset or --send"
+        )
+    if len(given) > 1:
+        raise UserError(f"{given[0]} and {given[1]}: choose one of them")
+
+
+def _go_back(journal: Journal, back: bool, to: int | None, reset: bool) -> None:
+    if not (back or reset):
+        return
+    with journal.exclusive():
+        version = journal.reset() if reset else journal.rollback(to)
+    note(f"version {version.id} is in force: {version.method}")
+
+
+def _send(journal: Journal, predictor: Predictor, path: Path) -> None:
+    from hgprompt_edge.device.adapting import bank_of
+    from hgprompt_edge.device.parcel import write_parcel
+
+    bank, version = bank_of(predictor), journal.current()
+    data = write_parcel(path, version, bank.sha256, bank.names, classes=predictor.classes)
+    out.print(f"{path}: version {version.id} in {data} bytes, no images", soft_wrap=True)
+
+
+def _print_history(journal: Journal, names: Sequence[str], json: bool) -> None:
+    current, versions = journal.current(), journal.history()
+    if json:
+        print_json([{**_as_dict(v, names), "in_force": v.id == current.id} for v in versions])
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("version", "from", "when (UTC)", "method", "images", "mix"):
+        table.add_column(title, overflow="fold")
+    for version in versions:
+        mark = "*" if version.id == current.id else ""
+        when = datetime.fromtimestamp(version.time, timezone.utc).strftime("%Y-%m-%d %H:%M")
+        parent = "" if version.parent is None else str(version.parent)
+        mix = _shares(version, names)
+        table.add_row(f"{version.id}{mark}", parent, when, version.method, str(version.images), mix)
+    out.print(table)
+
+
+def _print_adapted(adapted: Adapted, names: Sequence[str], folder: Path, json: bool) -> None:
+    proposal, verdict = adapted.proposal, adapted.proposal.verdict
+    if json:
+        document = {"taken": verdict.taken, "reason": verdict.reason, **verdict.figures}
+        spent = {"steps": proposal.steps, "seconds": round(proposal.seconds, 2)}
+        print_json({**document, **spent, "version": _as_dict(adapted.after, names)})
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("prompt")
+    for title in ("before", "learned"):
+        table.add_column(title, justify="right")
+    rows = zip(names, adapted.before.weights, proposal.weights.mix, strict=True)
+    for name, before, learned in rows:
+        table.add_row(name, f"{before:.3f}", f"{learned:.3f}")
+    out.print(table)
+    out.print(
+        f"{proposal.images} images, {proposal.steps} steps, {proposal.seconds:.0f} s: "
+        f"{verdict.reason}",
+        soft_wrap=True,
+    )
+    if "accuracy_before" in verdict.figures:
+        before, after = (verdict.figures[f"accuracy_{when}"] for when in ("before", "after"))
+        out.print(f"held-out accuracy {100 * before:.1f} % -> {100 * after:.1f} %")
+    if verdict.taken:
+        out.print(f"version {adapted.after.id} is in force ({folder})", soft_wrap=True)
+    else:
+        out.print(f"the weights stay as they were, version {adapted.after.id}")
+
+
+def _as_dict(version: Version, names: Sequence[str]) -> dict[str, object]:
+    return {
+        "id": version.id,
+        "parent": version.parent,
+        "time": version.time,
+        "method": version.method,
+        "images": version.images,
+        "weights": {n: round(float(w), 6) for n, w in zip(names, version.weights, strict=True)},
+        "figures": version.figures,
+    }
+
+
+def _shares(version: Version, names: Sequence[str]) -> str:
+    """Name the three largest shares of a mix."""
+    largest = sorted(zip(version.weights, names, strict=True), reverse=True)[:3]
+    return ", ".join(f"{name} {share:.2f}" for share, name in largest if share > 0.005)

@@ -1,0 +1,92 @@
+"""`hgedge condition`: train condition prompts, so that a device has somewhere to go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from hgprompt_edge.cli import options
+from hgprompt_edge.cli.console import note, out, print_json, progress_bar, reports_errors
+from hgprompt_edge.cli.server import needs_server
+
+if TYPE_CHECKING:
+    from hgprompt_edge.transfer.condition import Worth
+
+DEFAULT = "dark,blur,noise,cast,jpeg,lowres"
+
+
+@reports_errors
+@needs_server
+def condition(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Bundle that fit wrote (default: the newest one here).", show_default=False
+        ),
+    ] = None,
+    conditions: Annotated[str, typer.Option(help="Which, separated by commas.")] = DEFAULT,
+    task: options.Task = None,
+    data: options.Data = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs over the training images.")] = 10,
+    checkpoint: options.Checkpoint = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Bundle file (default: the same one).", show_default=False
+        ),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Train prompts for darkness, blur, ... without labels and put them into the bundle."""
+    from hgprompt_edge.bundle import newest_bundle, read_bundle, write_bundle
+    from hgprompt_edge.files import check_writable
+    from hgprompt_edge.tasks import load_task
+    from hgprompt_edge.transfer.condition import ConditionRecipe, tune_conditions
+    from hgprompt_edge.vit.backbone import load_backbone
+
+    began = time.perf_counter()
+    if bundle is None:
+        bundle = newest_bundle(Path())
+        note(f"preparing {bundle}, the newest bundle here")
+    fitted = read_bundle(bundle)
+    path = output or bundle
+    check_writable(path.parent, "--output")
+    size = fitted.preprocessing.image_size
+    backbone = load_backbone(fitted.backbone, checkpoint=checkpoint, image_size=size)
+    with progress_bar() as report:
+        images = load_task(
+            task or fitted.task,
+            fitted.preprocessing,
+            data=data,
+            seed=fitted.seed,
+            progress=lambda done, total: report("reading images", done, total),
+        )
+        recipe = ConditionRecipe(epochs=epochs, seed=fitted.seed)
+        names = [name.strip() for name in conditions.split(",") if name.strip()]
+        prepared, worths = tune_conditions(fitted, backbone, images, names, recipe, report)
+    write_bundle(path, prepared)
+    seconds = time.perf_counter() - began
+    if json:
+        found = [vars(worth) for worth in worths]
+        print_json({"bundle": str(path), "conditions": found, "seconds": round(seconds, 2)})
+        return
+    out.print(worth_table(worths))
+    out.print(f"{path}: {len(prepared.conditions)} condition prompts ({seconds:.0f} s)")
+    out.print(f"next: hgedge export {path} --adapt", soft_wrap=True)
+
+
+def worth_table(worths: Sequence[Worth]) -> Table:
+    """Show validation accuracy: clean, corrupted, and corrupted with the condition's prompt."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("condition")
+    for title in ("clean", "corrupted", "with its prompt"):
+        table.add_column(title, justify="right")
+    for worth in worths:
+        figures = (worth.clean, worth.corrupted, worth.prompted)
+        table.add_row(worth.name, *(f"{100 * value:.1f} %" for value in figures))
+    return table

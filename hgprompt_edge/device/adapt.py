@@ -1,0 +1,143 @@
+"""Re-learn the mixing weights on a device: learn, hold out, decide (METHOD 7).
+
+Weights are learned from all images, and judged on images that they were not learned from: each fold
+of the images is held out once. What comes back is a proposal with a verdict; keeping it is the
+journal's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hgprompt_edge.device.descend import Descent, average, start_at
+from hgprompt_edge.device.guard import (
+    FOLDS,
+    Labels,
+    Verdict,
+    fold_of,
+    judge_labelled,
+    judge_unlabelled,
+)
+from hgprompt_edge.device.learner import Learner
+from hgprompt_edge.device.step import Doubles, Head, Pixels
+
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A mix `[M]` and a head for the model's features."""
+
+    mix: Doubles
+    head: Head
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What adaptation came to.
+
+    Attributes
+    ----------
+    weights
+        The new ones; whether to take them over is the verdict's.
+    steps, seconds
+        What it took, all folds included.
+    images
+        How many it was learned from.
+    """
+
+    weights: Weights
+    verdict: Verdict
+    steps: int
+    seconds: float
+    images: int
+
+
+def adapt_labelled(
+    learner: Learner,
+    images: Pixels,
+    labels: Labels,
+    current: Weights,
+    *,
+    seed: int = 0,
+    report: Report | None = None,
+) -> Proposal:
+    """Learn the mix from `images [n, S, S, 3]` with `labels [n]`.
+
+    Raises
+    ------
+    CheckError
+        The runtime's gradient is wrong.
+    UserError
+        The loss is no number.
+    """
+    begin, rng = time.monotonic(), np.random.default_rng(seed)
+    start = start_at(current.mix, current.head)
+    learner.check(images, start, rng)
+    rows = np.eye(len(learner.head.bias), dtype=np.float32)[labels]
+    folds = fold_of(labels, FOLDS, rng)
+    held_out = learner.logits(images, current.mix, current.head)
+    old = held_out.copy()
+    descents: list[Descent] = []
+    for fold in np.unique(folds):
+        kept, out = folds != fold, folds == fold
+        tell = _stage(report, f"fold {fold + 1} of {FOLDS}")
+        descents.append(learner.learn(images[kept], rows[kept], start, tell))
+        point = descents[-1].point
+        held_out[out] = learner.logits(images[out], point.mix, point.head)
+    middle = average([descent.point for descent in descents])
+    descents.append(learner.learn(images, rows, middle, _stage(report, "all images")))
+    point = descents[-1].point
+    return Proposal(
+        weights=Weights(point.mix, point.head),
+        verdict=judge_labelled(old, held_out, labels),
+        steps=sum(descent.steps for descent in descents),
+        seconds=time.monotonic() - begin,
+        images=len(images),
+    )
+
+
+def adapt_unlabelled(
+    learner: Learner,
+    images: Pixels,
+    current: Weights,
+    *,
+    seed: int = 0,
+    report: Report | None = None,
+) -> Proposal:
+    """Learn the mix from `images [n, S, S, 3]` alone.
+
+    Raises
+    ------
+    CheckError
+        The runtime's gradient is wrong.
+    UserError
+        The loss is no number.
+    """
+    begin, rng = time.monotonic(), np.random.default_rng(seed)
+    start = start_at(current.mix, current.head)
+    learner.check(images, start, rng)
+    descent = learner.learn(images, None, start, _stage(report, "images"))
+    point = descent.point
+    verdict = judge_unlabelled(
+        learner.logits(images, learner.factory, learner.head),
+        learner.logits(images, current.mix, current.head),
+        learner.logits(images, point.mix, point.head),
+    )
+    return Proposal(
+        weights=Weights(point.mix, point.head),
+        verdict=verdict,
+        steps=descent.steps,
+        seconds=time.monotonic() - begin,
+        images=len(images),
+    )
+
+
+def _stage(report: Report | None, stage: str) -> Callable[[int, int], None] | None:
+    if report is None:
+        return None
+    return lambda done, total: report(stage, done, total)

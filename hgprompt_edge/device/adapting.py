@@ -1,0 +1,144 @@
+"""The whole of `hgedge adapt`: model, images and state in; the version in force out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from hgprompt_edge.device.adapt import Proposal, Report, Weights, adapt_labelled, adapt_unlabelled
+from hgprompt_edge.device.bank import Bank, adapt_path
+from hgprompt_edge.device.descend import Settings
+from hgprompt_edge.device.journal import Journal, Version
+from hgprompt_edge.device.learner import ForwardLearner, GradientLearner, Learner
+from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.device.seen import Seen, read_labelled, read_unlabelled
+from hgprompt_edge.device.step import AdaptGraph, Head
+from hgprompt_edge.device.version import Figures
+from hgprompt_edge.errors import UserError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to adapt to, and how.
+
+    Attributes
+    ----------
+    data
+        Folder of images: one folder a class with labels, any folder without.
+    forward_only
+        CMA-ES with the model alone in place of the gradient's graph.
+    limit
+        Images to use at most.
+    micro_batch
+        Images in memory at a time; None: by their size.
+    """
+
+    data: Path
+    unlabelled: bool = False
+    forward_only: bool = False
+    settings: Settings = field(default_factory=Settings)
+    limit: int | None = None
+    micro_batch: int | None = None
+    threads: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What `adapt_model` came to: the versions in force before and after, and the proposal."""
+
+    before: Version
+    after: Version
+    proposal: Proposal
+    seen: Seen
+
+
+def bank_of(predictor: Predictor) -> Bank:
+    """Return the bank of a model whose weights can change.
+
+    Raises
+    ------
+    UserError
+        They are folded into it.
+    """
+    if predictor.bank is None:
+        raise UserError(
+            f"{predictor.path}: its weights are folded into it; export it with `--adapt` to change "
+            "them on a device"
+        )
+    return predictor.bank
+
+
+def adapt_model(
+    predictor: Predictor, journal: Journal, request: Request, report: Report | None = None
+) -> Adapted:
+    """Learn from the version in force; commit what the guard takes over, else change nothing.
+
+    The caller holds `journal.exclusive()`.
+
+    Raises
+    ------
+    UserError
+        Bad images or labels, a missing graph, or a loss that is no number.
+    CheckError
+        The runtime's gradient is wrong.
+    """
+    bank = bank_of(predictor)
+    seen = _read(request, predictor)
+    learner = _learner(request, predictor, bank)
+    before = journal.current()
+    current = weights_of(before, bank)
+    if seen.labels is None:
+        proposal = adapt_unlabelled(learner, seen.pixels, current, seed=request.seed, report=report)
+    else:
+        proposal = adapt_labelled(
+            learner, seen.pixels, seen.labels, current, seed=request.seed, report=report
+        )
+    after = before
+    if proposal.verdict.taken:
+        after = _commit(journal, request, learner, proposal)
+    return Adapted(before, after, proposal, seen)
+
+
+def weights_of(version: Version, bank: Bank) -> Weights:
+    """Mix and head of a version; the model's own head where it has none."""
+    weight = bank.head_weight if version.head_weight is None else version.head_weight
+    bias = bank.head_bias if version.head_bias is None else version.head_bias
+    return Weights(version.weights.astype(np.float64), Head(weight, bias))
+
+
+def _read(request: Request, predictor: Predictor) -> Seen:
+    rule, limit, seed = predictor.preprocessing, request.limit, request.seed
+    if request.unlabelled:
+        return read_unlabelled(request.data, rule, limit=limit, seed=seed)
+    return read_labelled(request.data, predictor.classes, rule, limit=limit, seed=seed)
+
+
+def _learner(request: Request, predictor: Predictor, bank: Bank) -> Learner:
+    if request.forward_only:
+        return ForwardLearner(predictor, request.settings, request.seed)
+    graph = AdaptGraph(
+        adapt_path(predictor.path),
+        bank,
+        threads=request.threads,
+        micro_batch=request.micro_batch,
+    )
+    return GradientLearner(graph, request.settings)
+
+
+def _commit(journal: Journal, request: Request, learner: Learner, proposal: Proposal) -> Version:
+    kind = "unlabelled" if request.unlabelled else "labelled"
+    figures = {"steps": proposal.steps, "seconds": round(proposal.seconds, 2)}
+    rounded = {name: round(value, 6) for name, value in proposal.verdict.figures.items()}
+    moved, head = request.settings.head, proposal.weights.head
+    return journal.commit(
+        proposal.weights.mix.astype(np.float32),
+        method=kind if learner.method == "gradient" else f"{kind}, {learner.method}",
+        images=proposal.images,
+        figures=cast("Figures", figures | rounded),
+        head_weight=head.weight if moved == "weights" else None,
+        head_bias=head.bias if moved != "none" else None,
+    )

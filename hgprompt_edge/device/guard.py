@@ -1,0 +1,128 @@
+"""When new weights are taken over, and when the old ones stay (METHOD 7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hgprompt_edge.device.losses import log_softmax
+from hgprompt_edge.device.step import Doubles, Floats
+
+FOLDS = 3
+MIN_AGREEMENT = 0.6
+"""Unlabelled: on so many of the images the new weights must predict what the factory's do, if they
+are surer of it. Surer and different is how adaptation without labels goes wrong."""
+MIN_CLASSES = 0.5
+"""Unlabelled: so much of the factory's effective number of predicted classes must be left."""
+
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether to take over new weights, why, and on what figures."""
+
+    taken: bool
+    reason: str
+    figures: dict[str, float]
+
+
+def fold_of(labels: Labels, folds: int, rng: np.random.Generator) -> Labels:
+    """Deal the images of each class out to folds: `[n]` in `0 .. folds - 1`."""
+    dealt = np.zeros(len(labels), np.int64)
+    offset = 0
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        dealt[rows] = (np.arange(len(rows)) + offset) % folds
+        offset += len(rows)  # classes with a single image do not all land in the same fold
+    return dealt
+
+
+def judge_labelled(old: Floats, new: Floats, labels: Labels) -> Verdict:
+    """Compare logits `[n, K]` on images that neither was learned from.
+
+    The new ones must have a log-loss that is lower by more than one standard error of the paired
+    difference, and no lower accuracy.
+    """
+    gain = log_loss(old, labels) - log_loss(new, labels)
+    mean, error = float(gain.mean()), standard_error(gain)
+    before, after = accuracy(old, labels), accuracy(new, labels)
+    figures = {
+        "log_loss_before": float(log_loss(old, labels).mean()),
+        "log_loss_after": float(log_loss(new, labels).mean()),
+        "standard_error": error,
+        "accuracy_before": before,
+        "accuracy_after": after,
+    }
+    if not mean > error:
+        why = f"held-out log-loss changes by {-mean:+.3f} where its uncertainty is {error:.3f}"
+        return Verdict(False, why, figures)
+    if after < before:
+        why = f"held-out accuracy falls from {100 * before:.1f} % to {100 * after:.1f} %"
+        return Verdict(False, why, figures)
+    why = f"held-out log-loss falls by {mean:.3f}, uncertainty {error:.3f}"
+    return Verdict(True, why, figures)
+
+
+def judge_unlabelled(factory: Floats, old: Floats, new: Floats) -> Verdict:
+    """Refuse new weights that collapse to few classes, or are surer and say something else.
+
+    Parameters
+    ----------
+    factory, old, new
+        Logits `[n, K]` of the factory's weights, of those in force and of the new ones.
+    """
+    agreement = float((factory.argmax(1) == new.argmax(1)).mean())
+    classes_before, classes_after = effective_classes(factory), effective_classes(new)
+    sure_before, sure_after = mean_entropy(old), mean_entropy(new)
+    figures = {
+        "agreement": agreement,
+        "classes_before": classes_before,
+        "classes_after": classes_after,
+        "entropy_before": sure_before,
+        "entropy_after": sure_after,
+    }
+    if classes_after < MIN_CLASSES * classes_before:
+        why = (
+            f"predictions collapse to {classes_after:.1f} classes from {classes_before:.1f} "
+            "with the factory weights"
+        )
+        return Verdict(False, why, figures)
+    if sure_after < sure_before and agreement < MIN_AGREEMENT:
+        why = (
+            f"the new weights are surer, but agree with the factory's on {100 * agreement:.0f} % "
+            f"of the images alone (bound {100 * MIN_AGREEMENT:.0f} %)"
+        )
+        return Verdict(False, why, figures)
+    why = f"same class as with the factory weights on {100 * agreement:.0f} % of the images"
+    return Verdict(True, why, figures)
+
+
+def log_loss(logits: Floats, labels: Labels) -> Doubles:
+    """Log-loss of each image, `[n]`."""
+    losses: Doubles = -log_softmax(logits)[np.arange(len(labels)), labels]
+    return losses
+
+
+def accuracy(logits: Floats, labels: Labels) -> float:
+    """Share of images whose largest logit is their label's."""
+    return float((logits.argmax(1) == labels).mean())
+
+
+def standard_error(x: Doubles) -> float:
+    """Of the mean of `x [n]`; infinite for a single number."""
+    return float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("inf")
+
+
+def effective_classes(logits: Floats) -> float:
+    """Exponential of the entropy of the mean prediction."""
+    mean = np.exp(log_softmax(logits)).mean(axis=0)
+    return float(np.exp(-np.sum(mean * np.log(np.maximum(mean, 1e-30)))))
+
+
+def mean_entropy(logits: Floats) -> float:
+    """Mean entropy of the predictions, in nats."""
+    log_p = log_softmax(logits)
+    return float(-(np.exp(log_p) * log_p).sum(axis=1).mean())

@@ -1,0 +1,195 @@
+"""Two ways to learn a mix: with the graph of the gradient, or forwards only."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from cmaes import CMA
+
+from hgprompt_edge.device.descend import (
+    Descent,
+    Point,
+    Report,
+    Settings,
+    deadline_of,
+    descend,
+    divergence,
+)
+from hgprompt_edge.device.losses import (
+    Judge,
+    cross_entropy_judge,
+    information,
+    information_judge,
+    log_softmax,
+)
+from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.device.step import (
+    AdaptGraph,
+    Doubles,
+    Floats,
+    Head,
+    Pixels,
+    check_gradient,
+    smoothed,
+    softmax,
+)
+from hgprompt_edge.errors import UserError
+
+CHECKED_IMAGES = 8
+SPREAD = 1.0
+"""First standard deviation of CMA-ES on the logits of the mix."""
+TOWARDS = 0.9
+"""How far towards each prompt another start lies."""
+BATCH = 16
+
+
+class Learner(Protocol):
+    """Learns a mix from images.
+
+    Attributes
+    ----------
+    factory
+        The mix `[M]` that the model left the factory with.
+    head
+        The model's own.
+    method
+        Its name in the journal.
+    """
+
+    factory: Doubles
+    head: Head
+    method: str
+
+    def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
+        """Refuse to learn where the runtime computes wrongly."""
+        ...
+
+    def logits(self, images: Pixels, mix: npt.ArrayLike, head: Head) -> Floats:
+        """Logits `[n, K]` of `images [n, S, S, 3]`."""
+        ...
+
+    def learn(
+        self, images: Pixels, labels: Floats | None, start: Point, report: Report | None
+    ) -> Descent:
+        """Learn from `images` with one-hot `labels [n, K]`, or without any."""
+        ...
+
+
+class GradientLearner:
+    """Adam along the gradient that `NAME.adapt.onnx` gives."""
+
+    method = "gradient"
+
+    def __init__(self, graph: AdaptGraph, settings: Settings) -> None:
+        self._graph, self._settings = graph, settings
+        self.factory, self.head = graph.bank.factory.astype(np.float64), graph.head
+
+    def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
+        """Hold the runtime's gradient against differences of its loss."""
+        rows = rng.choice(len(images), min(len(images), CHECKED_IMAGES), replace=False)
+        check_gradient(self._graph, images[rows], start.theta, rng)
+
+    def logits(self, images: Pixels, mix: npt.ArrayLike, head: Head) -> Floats:
+        """Logits `[n, K]` of `images [n, S, S, 3]`."""
+        blank = np.zeros((len(images), len(self.head.bias)), np.float32)
+        return self._graph(images, blank, mix, head).logits
+
+    def learn(
+        self, images: Pixels, labels: Floats | None, start: Point, report: Report | None
+    ) -> Descent:
+        """Cross-entropy with labels, information maximisation without."""
+        if labels is None:
+            judge = information_judge(self._graph, images)
+        else:
+            judge = cross_entropy_judge(self._graph, images, labels)
+            start = self._best_start(judge, start)
+        return descend(judge, start, self.factory, self._settings, report)
+
+    def _best_start(self, judge: Judge, start: Point) -> Point:
+        """Where the loss is lowest: at the start, or well on the way to one of the prompts.
+
+        The loss has more than one valley, and a descent stays in the one it begins in.
+        """
+        starts = [start]
+        for corner in np.eye(len(start.theta)):
+            mix = (1 - TOWARDS) * start.mix + TOWARDS * corner
+            starts.append(Point(np.log(mix), start.head))
+        prior = smoothed(self.factory)
+        losses = [
+            judge(point.mix, point.head).loss
+            + self._settings.proximal * divergence(point.mix, prior)
+            for point in starts
+        ]
+        return starts[int(np.argmin(losses))]
+
+
+class ForwardLearner:
+    """CMA-ES with the model alone: for int8 models, and where there is no graph of the gradient.
+
+    A generation costs some ten passes over the images, as in FOA (Niu et al., ICML 2024), over a
+    handful of numbers.
+    """
+
+    method = "cma"
+
+    def __init__(self, predictor: Predictor, settings: Settings, seed: int = 0) -> None:
+        if predictor.bank is None:
+            raise UserError(
+                f"{predictor.path}: the weights are folded into this model; export it with "
+                "`--weights runtime` or `--adapt`"
+            )
+        if settings.head != "none":
+            raise UserError(f"--head {settings.head}: needs the gradient; leave out --method cma")
+        self._predictor, self._settings, self._seed = predictor, settings, seed
+        bank = predictor.bank
+        self.factory = bank.factory.astype(np.float64)
+        self.head = Head(bank.head_weight, bank.head_bias)
+
+    def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
+        """There is no gradient to be wrong."""
+
+    def logits(self, images: Pixels, mix: npt.ArrayLike, head: Head) -> Floats:
+        """Logits `[n, K]` of `images [n, S, S, 3]`."""
+        self._predictor.set_weights(mix, (head.weight, head.bias))
+        parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+        return np.concatenate([self._predictor.logits(part) for part in parts])
+
+    def learn(
+        self, images: Pixels, labels: Floats | None, start: Point, report: Report | None
+    ) -> Descent:
+        """Cross-entropy with labels, information maximisation without."""
+
+        def loss(theta: Doubles) -> float:
+            logits = self.logits(images, softmax(theta), start.head)
+            if labels is None:
+                return information(logits)[0]
+            return float(-(labels * log_softmax(logits)).sum(axis=1).mean())
+
+        return self._search(loss, start, report)
+
+    def _search(
+        self, loss: Callable[[Doubles], float], start: Point, report: Report | None
+    ) -> Descent:
+        settings, prior = self._settings, smoothed(self.factory)
+        end = deadline_of(settings.seconds)
+        search = CMA(mean=start.theta.copy(), sigma=SPREAD, seed=self._seed)
+        best = (math.inf, start)
+        losses: list[float] = []
+        while len(losses) < settings.steps and time.monotonic() < end:
+            told = []
+            for _ in range(search.population_size):
+                theta = search.ask()
+                value = loss(theta) + settings.proximal * divergence(softmax(theta), prior)
+                told.append((theta, value if math.isfinite(value) else 1e9))
+                if told[-1][1] < best[0]:
+                    best = told[-1][1], Point(theta, start.head)
+            search.tell(told)
+            losses.append(min(value for _, value in told))
+            if report is not None:
+                report(len(losses), settings.steps)
+        return Descent(best[1], len(losses), tuple(losses))

@@ -1,0 +1,103 @@
+"""What a mix is judged by on a device: with labels, or without.
+
+A `Judge` gives the loss at a mix and a head with its gradients. Those with a graph need two passes
+where the loss looks at all images together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hgprompt_edge.device.step import AdaptGraph, Doubles, Floats, Head, Pixels
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A loss and its gradients with respect to the mix `[M]` and the head `[K, D]`, `[K]`."""
+
+    loss: float
+    d_mix: Doubles
+    d_weight: Doubles
+    d_bias: Doubles
+
+
+Judge = Callable[[Doubles, Head], Slope]
+
+
+def cross_entropy_judge(graph: AdaptGraph, images: Pixels, labels: Floats) -> Judge:
+    """Mean cross-entropy with `labels [n, K]`."""
+
+    def judge(mix: Doubles, head: Head) -> Slope:
+        step = graph(images, labels, mix, head)
+        return Slope(float(step.loss.mean()), step.d_mix, step.d_weight, step.d_bias)
+
+    return judge
+
+
+def information_judge(graph: AdaptGraph, images: Pixels) -> Judge:
+    """Information maximisation: mean entropy of the predictions less the entropy of their mean."""
+    blank = np.zeros((len(images), len(graph.head.bias)), np.float32)
+
+    def judge(mix: Doubles, head: Head) -> Slope:
+        logits = graph(images, blank, mix, head).logits
+        loss, d_logits = information(logits)
+        step = graph(images, -len(images) * d_logits, mix, head)
+        return Slope(loss, step.d_mix, step.d_weight, step.d_bias)
+
+    return judge
+
+
+def statistics_judge(graph: AdaptGraph, images: Pixels, mean: Floats, variance: Floats) -> Judge:
+    """Distance of the features' mean and standard deviation from those of clean images.
+
+    `mean`, `variance` `[D]`. The term that keeps label-free adaptation stable in FOA (Niu et al.,
+    ICML 2024), on the last features alone.
+    """
+    blank = np.zeros((len(images), len(graph.head.bias)), np.float32)
+
+    def judge(mix: Doubles, head: Head) -> Slope:
+        features = graph(images, blank, mix, head).features
+        loss, d_features = statistics_distance(features, mean, variance)
+        step = graph(images, blank, mix, head, len(images) * d_features)
+        return Slope(loss, step.d_mix, step.d_weight, step.d_bias)
+
+    return judge
+
+
+def information(logits: Floats) -> tuple[float, Floats]:
+    """Mean entropy less the entropy of the mean of `logits [n, K]`, and its gradient `[n, K]`."""
+    log_p = log_softmax(logits)
+    p = np.exp(log_p)
+    mean = p.mean(axis=0)
+    log_mean = np.log(np.maximum(mean, 1e-30))
+    loss = -(p * log_p).sum(axis=1).mean() + (mean * log_mean).sum()
+    # d/dp of both terms; constants vanish through the softmax.
+    d_p = (log_mean - log_p) / len(p)
+    d_logits = p * (d_p - (p * d_p).sum(axis=1, keepdims=True))
+    return float(loss), d_logits.astype(np.float32)
+
+
+def statistics_distance(features: Floats, mean: Floats, variance: Floats) -> tuple[float, Floats]:
+    """Squared distance of mean and deviation, in clean deviations, and its gradient `[n, D]`."""
+    x = features.astype(np.float64)
+    scale = np.sqrt(variance.astype(np.float64)) + 1e-6
+    centre = x.mean(axis=0)
+    deviation = np.sqrt(x.var(axis=0) + 1e-6)
+    off_centre, off_scale = (centre - mean) / scale, (deviation - scale) / scale
+    loss = float((off_centre**2).mean() + (off_scale**2).mean())
+    width, count = x.shape[1], len(x)
+    gradient = 2 / (width * count) * off_centre / scale
+    gradient = gradient + 2 / (width * count) * off_scale / scale * (x - centre) / deviation
+    return loss, gradient.astype(np.float32)
+
+
+def log_softmax(logits: npt.ArrayLike) -> Doubles:
+    """Logarithm of the softmax over the last axis, in float64."""
+    x = np.asarray(logits, np.float64)
+    x = x - x.max(axis=-1, keepdims=True)
+    total: Doubles = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    return total
