@@ -67,7 +67,7 @@ def condition(
             progress=lambda done, total: report("reading images", done, total),
         )
         recipe = ConditionRecipe(epochs=epochs, seed=fitted.seed)
-        names = [name.strip() for name in conditions.split(",") if name.strip()]
+        names = condition_names(conditions)
         prepared, worths = tune_conditions(fitted, backbone, images, names, recipe, report)
     write_bundle(path, prepared)
     seconds = time.perf_counter() - began
@@ -78,6 +78,11 @@ def condition(
     out.print(worth_table(worths))
     out.print(f"{path}: {len(prepared.conditions)} condition prompts ({seconds:.0f} s)")
     out.print(f"next: hgedge export {path} --adapt", soft_wrap=True)
+
+
+def condition_names(text: str) -> list[str]:
+    """Split a list with commas; each name once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def worth_table(worths: Sequence[Worth]) -> Table:

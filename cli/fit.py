@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from hgprompt_edge.cli import options
+from hgprompt_edge.cli.condition import condition_names, worth_table
 from hgprompt_edge.cli.console import (
     note,
     note_bank,
@@ -24,6 +25,7 @@ from hgprompt_edge.cli.server import needs_server
 if TYPE_CHECKING:
     from hgprompt_edge.bundle import Bundle, Row
     from hgprompt_edge.tasks import Task
+    from hgprompt_edge.transfer.condition import Worth
     from hgprompt_edge.transfer.fit import HGPrompt
 
 METHODS = {
@@ -83,6 +85,14 @@ def fit(
     keep_sources: Annotated[
         bool, typer.Option(help="Keep the source prompts in the bundle, for the device.")
     ] = True,
+    conditions: Annotated[
+        str | None,
+        typer.Option(
+            help="Train condition prompts, too, as `hgedge condition` does: dark,blur,noise,cast,"
+            "jpeg,lowres or some of them.",
+            show_default=False,
+        ),
+    ] = None,
     merge: Annotated[
         bool,
         typer.Option("--merge", help="Average what devices learned, instead of fitting."),
@@ -119,10 +129,14 @@ def fit(
     note_bank(bank)
 
     from hgprompt_edge.tasks import load_task
+    from hgprompt_edge.transfer.condition import check_names, tune_conditions
     from hgprompt_edge.transfer.figure import draw_fit
     from hgprompt_edge.transfer.fit import HGPrompt
     from hgprompt_edge.vit.backbone import load_backbone
 
+    wanted = [] if conditions is None else condition_names(conditions)
+    if conditions is not None:
+        check_names(wanted)
     vit = load_backbone(
         backbone or bank.backbone, checkpoint=checkpoint, image_size=bank.image_size
     )
@@ -144,14 +158,22 @@ def fit(
             seed=seed,
             keep_sources=keep_sources,
         ).fit(bank, vit, images, progress=report)
+        worths: tuple[Worth, ...] = ()
+        if wanted:
+            mixer.bundle_, worths = tune_conditions(
+                mixer.bundle_, vit, images, wanted, report=report
+            )
     path = output or Path(f"{images.name}{SUFFIX}")
     write_bundle(path, mixer.bundle_)
     figure = path.with_suffix(".png")
     draw_fit(mixer.bundle_, mixer.history_, figure)
     seconds = time.perf_counter() - start
     if json:
-        print_json(_document(mixer, images, path, figure, seconds))
+        document = _document(mixer, images, path, figure, seconds)
+        print_json({**document, "conditions": [vars(worth) for worth in worths]})
     else:
+        if worths:
+            out.print(worth_table(worths))
         _print_result(mixer, images, path, figure, seconds)
 
 

@@ -9,7 +9,6 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from cmaes import CMA
 
 from hgprompt_edge.device.descend import (
     Descent,
@@ -175,6 +174,8 @@ class ForwardLearner:
     def _search(
         self, loss: Callable[[Doubles], float], start: Point, report: Report | None
     ) -> Descent:
+        from cmaes import CMA  # takes SciPy where that is installed: not for those without need
+
         settings, prior = self._settings, smoothed(self.factory)
         end = deadline_of(settings.seconds)
         search = CMA(mean=start.theta.copy(), sigma=SPREAD, seed=self._seed)

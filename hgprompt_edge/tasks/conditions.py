@@ -137,7 +137,9 @@ def _count_photons(image: Pixels, rng: np.random.Generator, values: tuple[float,
 
 def _tint(image: Pixels, _: np.random.Generator, values: tuple[float, ...]) -> Floats:
     share, tint = values[0], np.array(values[1:], np.float32)
-    tinted: Floats = image.astype(np.float32) * (1 - share + share * tint / 255)
+    tinted: Floats = image.astype(np.float32) * (
+        np.float32(1 - share) + np.float32(share / 255) * tint
+    )
     return tinted
 
 

@@ -195,11 +195,16 @@ def _worth(bundle: Bundle, backbone: Backbone, task: Task, name: str, prompt: Fl
     )
 
 
-def _check(bundle: Bundle, backbone: Backbone, task: Task, names: Sequence[str]) -> None:
+def check_names(names: Sequence[str]) -> None:
+    """Refuse conditions that there are no corruptions for, and an empty list."""
     unknown = [name for name in names if name not in CONDITIONS]
     if unknown or not names:
         what = f"unknown condition '{unknown[0]}'" if unknown else "none is named"
         raise UserError(f"--conditions: {what}; choose from {', '.join(CONDITIONS)}")
+
+
+def _check(bundle: Bundle, backbone: Backbone, task: Task, names: Sequence[str]) -> None:
+    check_names(names)
     if bundle.backbone_sha256 != backbone.sha256:
         raise UserError(
             f"the bundle of {bundle.task} was fitted on other weights of {bundle.backbone} "

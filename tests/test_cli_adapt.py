@@ -1,0 +1,211 @@
+"""`hgedge export --adapt`, `adapt` and `predict --watch`, as on a device."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_line import hgedge, run
+from PIL import Image
+from test_device_adapt import Planted
+
+from hgprompt_edge.device.parcel import read_parcel
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    return Planted(tmp_path_factory.mktemp("cli"))
+
+
+@pytest.fixture
+def seen(planted: Planted, tmp_path: Path) -> Path:
+    """What the device has seen, sorted into class folders."""
+    for index, (image, label) in enumerate(zip(planted.images, planted.labels, strict=True)):
+        folder = tmp_path / "seen" / planted.predictor.classes[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{index}.png")
+    return tmp_path / "seen"
+
+
+def adapt(planted: Planted, state: Path, *words: str) -> tuple[int, dict[str, object]]:
+    result = run("adapt", "--model", str(planted.path), "--state", str(state), "--json", *words)
+    assert result.exit_code in (0, 1), result.output
+    return result.exit_code, json.loads(result.stdout)
+
+
+def test_learn_look_back_undo_and_send(planted: Planted, seen: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    code, found = adapt(planted, state, "--data", str(seen), "--steps", "12")
+    assert (code, found["taken"]) == (0, True)
+    assert found["version"]["weights"]["dark"] > 0.5
+    model = ("adapt", "--model", str(planted.path), "--state", str(state))
+    text = run(*model, "--history").stdout
+    assert "factory" in text
+    assert "2*" in text
+    sent = tmp_path / "v.json"
+    assert run(*model, "--send", str(sent)).exit_code == 0
+    assert sent.stat().st_size <= 1000
+    assert read_parcel(sent).images == len(planted.images)
+    assert run(*model, "--rollback").exit_code == 0
+    assert run(*model, "--rollback", "--to", "2").exit_code == 0
+    assert run(*model, "--reset").exit_code == 0
+    history = json.loads(run(*model, "--history", "--json").stdout)
+    assert [v["method"] for v in history] == [
+        "factory", "labelled", "rollback", "rollback", "reset",
+    ]  # fmt: skip
+    assert [v["in_force"] for v in history] == [False] * 4 + [True]
+
+
+def test_guard_keeps_the_old_weights_and_says_so(
+    planted: Planted, seen: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    assert adapt(planted, state, "--data", str(seen), "--steps", "12")[0] == 0
+    code, found = adapt(planted, state, "--data", str(seen), "--steps", "1")  # nothing to gain
+    assert (code, found["taken"]) == (1, False)
+    assert "held-out" in str(found["reason"])
+    assert found["version"]["id"] == 2
+
+
+def test_predict_takes_the_newest_weights(planted: Planted, seen: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    images = [str(p) for p in sorted(seen.rglob("*.png"))[:4]]
+    words = ("predict", "--model", str(planted.path), "--json", *images)
+    factory = json.loads(run(*words).stdout)
+    adapt(planted, state, "--data", str(seen), "--steps", "12")
+    adapted = json.loads(run(*words, "--state", str(state)).stdout)
+    assert adapted != factory
+    run("adapt", "--model", str(planted.path), "--state", str(state), "--reset")
+    assert json.loads(run(*words, "--state", str(state)).stdout) == factory
+
+
+def test_forwards_only_and_without_labels(planted: Planted, seen: Path, tmp_path: Path) -> None:
+    code, found = adapt(
+        planted, tmp_path / "a", "--data", str(seen), "--method", "cma", "--steps", "6"
+    )
+    assert (code, found["version"]["method"]) == (0, "labelled, cma")
+    code, found = adapt(
+        planted, tmp_path / "b", "--data", str(seen), "--unlabelled", "--steps", "3"
+    )
+    assert "agreement" in found
+    assert (found["version"]["method"] == "unlabelled") == (code == 0)
+
+
+def test_needs_no_torch(planted: Planted, seen: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; from hgprompt_edge.cli.main import app\n"
+        "try: app(sys.argv[1:])\n"
+        "except SystemExit as e: code = e.code\n"
+        "bad = {'torch', 'timm', 'onnx', 'sklearn', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+        "assert not bad, bad\n"
+        "sys.exit(code)"
+    )
+    words = ("adapt", "--model", str(planted.path), "--data", str(seen), "--steps", "2")
+    command = [sys.executable, "-c", script, *words, "--state", str(tmp_path / "s")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stderr
+    assert "AssertionError" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "--data: needs the folder of images"),
+        (("--history", "--reset"), "--history and --reset: choose one of them"),
+        (("--data", "nowhere"), "no such folder"),
+        (("--data", "nowhere", "--unlabelled"), "no such file or folder"),
+        (("--rollback", "--to", "9"), "holds no version 9"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    planted: Planted, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    state = str(tmp_path / "state")
+    result = run("adapt", "--model", str(planted.path), "--state", state, *words)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+
+
+def test_two_at_once_one_wins(planted: Planted, seen: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with planted_lock(planted, state):
+        result = run(
+            "adapt", "--model", str(planted.path), "--state", str(state), "--data", str(seen)
+        )
+    assert result.exit_code == 2
+    assert "another hgedge adapt is at work" in " ".join(result.stderr.split())
+
+
+def planted_lock(planted: Planted, state: Path) -> object:
+    from contextlib import contextmanager
+
+    from hgprompt_edge.device.predictor import open_journal
+
+    @contextmanager
+    def held():  # type: ignore[no-untyped-def]
+        classes = planted.predictor.classes
+        with open_journal(state, planted.bank, classes) as journal, journal.exclusive():
+            yield
+
+    return held()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_watch_serves_a_folder_until_ctrl_c(planted: Planted, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.fromarray(planted.images[0]).save(folder / "a.png")
+    words = ("predict", "--model", str(planted.path), "--watch", str(folder), "--json")
+    command = [sys.executable, "-m", "hgprompt_edge.cli.main", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    first = json.loads(process.stdout.readline())
+    assert first["image"] == str(folder / "a.png")
+    Image.fromarray(planted.images[1]).save(folder / "b.png")
+    assert json.loads(process.stdout.readline())["image"] == str(folder / "b.png")
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+
+
+def test_watch_or_images(planted: Planted, tmp_path: Path) -> None:
+    result = run("predict", "--model", str(planted.path))
+    assert result.exit_code == 2
+    assert "images or --watch" in result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone")
+def test_runs_on_one_core_with_half_a_gigabyte(
+    planted: Planted, seen: Path, tmp_path: Path
+) -> None:
+    script = (
+        "import os, resource, sys\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from hgprompt_edge.cli.main import app\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (512 * 2**20, 512 * 2**20))\n"
+        "app(sys.argv[1:])"
+    )
+    model = ("--model", str(planted.path), "--threads", "1")
+    image = str(next(seen.rglob("*.png")))
+    for words in (
+        ("adapt", *model, "--data", str(seen), "--steps", "2", "--state", str(tmp_path / "s")),
+        ("predict", *model, image),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *words],
+            capture_output=True, text=True, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode in (0, 1), done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+
+
+def test_help_names_what_it_moves() -> None:
+    assert "mixing weights" in hgedge(Path(), "adapt", "--help").stdout

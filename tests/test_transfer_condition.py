@@ -1,0 +1,132 @@
+"""Corruptions of images, and prompts that undo what they do to the features."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_vits import make_backbone, make_mixable
+from toys import make_task, noise_tokens
+
+from hgprompt_edge.bundle import bank_sha256, factory_mix, read_bundle, write_bundle
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.tasks.conditions import (
+    CONDITIONS,
+    SEVERITIES,
+    SHIFTS,
+    corrupt,
+    training_corruption,
+)
+from hgprompt_edge.transfer.condition import ConditionRecipe, tune_conditions
+from hgprompt_edge.vit.forward import extract_features
+
+
+def photographs(count: int = 6, side: int = 64) -> np.ndarray:
+    """Smooth colours with edges: what blur, jpeg and a low resolution have something to do to."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(40, 230, (count, side // 8, side // 8, 3), dtype=np.uint8)
+    return coarse.repeat(8, axis=1).repeat(8, axis=2)
+
+
+class TestCorruptions:
+    @pytest.mark.parametrize("name", SHIFTS)
+    def test_grow_with_severity_and_follow_the_seed(self, name: str) -> None:
+        pixels = photographs()
+        changed = [corrupt(pixels, name, severity, seed=3) for severity in SEVERITIES]
+        distances = [np.abs(c.astype(int) - pixels).mean() for c in changed]
+        assert 0 < distances[0] < distances[1] < distances[2]
+        for c in changed:
+            assert (c.shape, c.dtype) == (pixels.shape, np.uint8)
+        np.testing.assert_array_equal(changed[1], corrupt(pixels, name, 2, seed=3))
+        np.testing.assert_array_equal(changed[1][:2], corrupt(pixels[:2], name, 2, seed=3))
+
+    @pytest.mark.parametrize("name", CONDITIONS)
+    def test_training_draws_a_strength_for_each_image_and_never_the_studys(self, name: str) -> None:
+        pixels = np.repeat(photographs(1), 8, axis=0)
+        drawn = training_corruption(pixels, name, np.random.default_rng(0))
+        assert (drawn.shape, drawn.dtype) == (pixels.shape, np.uint8)
+        assert len(np.unique(drawn.reshape(8, -1), axis=0)) > 1
+        again = training_corruption(pixels, name, np.random.default_rng(0))
+        np.testing.assert_array_equal(drawn, again)
+        for severity in SEVERITIES:
+            assert not (drawn == corrupt(pixels, name, severity)).all(axis=(1, 2, 3)).any()
+
+    def test_unknown_ones(self) -> None:
+        with pytest.raises(ValueError, match="must be one of"):
+            corrupt(photographs(), "sandstorm", 1)
+        with pytest.raises(ValueError, match="must be 1, 2 or 3"):
+            corrupt(photographs(), "dark", 4)
+        with pytest.raises(ValueError, match="must be one of"):
+            training_corruption(photographs(), "fog", np.random.default_rng(0))
+
+
+class TestTuning:
+    def setup_method(self) -> None:
+        self.backbone = make_backbone()
+        self.task = make_task(self.backbone, noise_tokens(1)[0])
+        plain = replace(make_mixable(self.backbone), conditions=(), condition_tokens=None)
+        rng = np.random.default_rng(0)
+        self.bundle = replace(
+            plain,
+            split_digest=self.task.digest,
+            classes=self.task.classes,
+            head_weight=rng.normal(size=(3, 32)).astype(np.float32),
+            head_bias=np.zeros(3, np.float32),
+            factory=np.array([0.5, 0.5], np.float32),
+        )
+
+    def test_features_come_back_and_the_bundle_holds_the_prompt(self, tmp_path: Path) -> None:
+        recipe = ConditionRecipe(epochs=10, batch_size=16, learning_rate=3e-2)
+        prepared, worths = tune_conditions(
+            self.bundle, self.backbone, self.task, ["dark", "blur"], recipe
+        )
+        assert [worth.name for worth in worths] == ["dark", "blur"]
+        assert prepared.condition_tokens is not None
+        clean = extract_features(self.backbone, self.task.train.pixels, self.bundle.prompt)
+        dark = training_corruption(self.task.train.pixels, "dark", np.random.default_rng(9))
+
+        def distance(prompt: np.ndarray | None) -> float:
+            found = extract_features(self.backbone, dark, prompt)
+            return float((found - clean).norm(dim=1).mean())
+
+        trained = prepared.condition_tokens[0].astype(np.float32)
+        assert distance(trained) < 0.9 * distance(self.bundle.prompt)
+        np.testing.assert_allclose(prepared.clean_mean, clean.mean(0), rtol=1e-4, atol=1e-5)
+        assert prepared.factory is None, "a mix over the bank before means nothing"
+        assert len(factory_mix(prepared)) == 4
+        assert bank_sha256(prepared) != bank_sha256(self.bundle)
+        path = tmp_path / "b.hgbundle"
+        write_bundle(path, prepared)
+        again = read_bundle(path)
+        np.testing.assert_array_equal(again.condition_tokens, prepared.condition_tokens)
+        assert again.conditions == prepared.conditions
+        np.testing.assert_array_equal(again.clean_var, prepared.clean_var)
+
+    def test_another_condition_joins_and_the_same_one_is_replaced(self) -> None:
+        recipe = ConditionRecipe(epochs=1)
+        first, _ = tune_conditions(self.bundle, self.backbone, self.task, ["dark"], recipe)
+        second, _ = tune_conditions(first, self.backbone, self.task, ["blur"], recipe)
+        third, _ = tune_conditions(second, self.backbone, self.task, ["dark"], recipe)
+        assert [c["name"] for c in second.conditions] == ["dark", "blur"]
+        assert [c["name"] for c in third.conditions] == ["blur", "dark"]
+        assert third.condition_tokens is not None
+        assert second.condition_tokens is not None
+        np.testing.assert_array_equal(third.condition_tokens[0], second.condition_tokens[1])
+
+    @pytest.mark.parametrize(
+        ("change", "names", "message"),
+        [
+            ({}, ["sandstorm"], "unknown condition 'sandstorm'; choose from dark"),
+            ({}, [], "none is named"),
+            ({"backbone_sha256": "0" * 64}, ["dark"], "fitted on other weights"),
+            ({"mode": "shallow"}, ["dark"], "holds shallow prompts"),
+            ({"split_digest": "other"}, ["dark"], "not the images that the bundle"),
+            ({"prompt": None, "source_tokens": None}, ["dark"], "does not hold its sources"),
+        ],
+    )
+    def test_bad_input(self, change: dict[str, object], names: list[str], message: str) -> None:
+        bundle = replace(self.bundle, **change)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=message):
+            tune_conditions(bundle, self.backbone, self.task, names)
