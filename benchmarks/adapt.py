@@ -277,6 +277,10 @@ def run_head(case: Case) -> Outcome:
         def logits(self, images: Pixels, _: Any, head: Head) -> Any:
             return device.features(images) @ head.weight.T + head.bias
 
+        def starts(self, images: Pixels, labels: Any, start: Point) -> tuple[list[Point], Any]:
+            del images
+            return [start], np.zeros((1, len(labels)))
+
         def learn(self, images: Pixels, labels: Any, start: Point, report: Any) -> Descent:
             features = device.features(images).astype(np.float64)
 

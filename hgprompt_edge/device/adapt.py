@@ -82,11 +82,13 @@ def adapt_labelled(
     folds = fold_of(labels, FOLDS, rng)
     held_out = learner.logits(images, current.mix, current.head)
     old = held_out.copy()
+    points, losses = learner.starts(images, rows, start)
     descents: list[Descent] = []
     for fold in np.unique(folds):
         kept, out = folds != fold, folds == fold
         tell = _stage(report, f"fold {fold + 1} of {FOLDS}")
-        descents.append(learner.learn(images[kept], rows[kept], start, tell))
+        best = points[int(losses[:, kept].mean(axis=1).argmin())]
+        descents.append(learner.learn(images[kept], rows[kept], best, tell))
         point = descents[-1].point
         held_out[out] = learner.logits(images[out], point.mix, point.head)
     middle = average([descent.point for descent in descents])

@@ -120,6 +120,7 @@ def _read(request: Request, predictor: Predictor) -> Seen:
 def _learner(request: Request, predictor: Predictor, bank: Bank) -> Learner:
     if request.forward_only:
         return ForwardLearner(predictor, request.settings, request.seed)
+    predictor.release()  # two graphs in memory are one too many for a small device
     graph = AdaptGraph(
         adapt_path(predictor.path),
         bank,

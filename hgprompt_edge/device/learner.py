@@ -20,7 +20,6 @@ from hgprompt_edge.device.descend import (
     divergence,
 )
 from hgprompt_edge.device.losses import (
-    Judge,
     cross_entropy_judge,
     information,
     information_judge,
@@ -72,6 +71,13 @@ class Learner(Protocol):
         """Logits `[n, K]` of `images [n, S, S, 3]`."""
         ...
 
+    def starts(self, images: Pixels, labels: Floats, start: Point) -> tuple[list[Point], Doubles]:
+        """Points to start from, and the loss of each image at each of them, `[S, n]`.
+
+        The loss has more than one valley, and a descent stays in the one it begins in.
+        """
+        ...
+
     def learn(
         self, images: Pixels, labels: Floats | None, start: Point, report: Report | None
     ) -> Descent:
@@ -106,25 +112,21 @@ class GradientLearner:
             judge = information_judge(self._graph, images)
         else:
             judge = cross_entropy_judge(self._graph, images, labels)
-            start = self._best_start(judge, start)
         return descend(judge, start, self.factory, self._settings, report)
 
-    def _best_start(self, judge: Judge, start: Point) -> Point:
-        """Where the loss is lowest: at the start, or well on the way to one of the prompts.
-
-        The loss has more than one valley, and a descent stays in the one it begins in.
-        """
-        starts = [start]
+    def starts(self, images: Pixels, labels: Floats, start: Point) -> tuple[list[Point], Doubles]:
+        """Take the start itself, and points well on the way to each of the prompts."""
+        points = [start]
         for corner in np.eye(len(start.theta)):
             mix = (1 - TOWARDS) * start.mix + TOWARDS * corner
-            starts.append(Point(np.log(mix), start.head))
-        prior = smoothed(self.factory)
+            points.append(Point(np.log(mix), start.head))
+        prior, tau = smoothed(self.factory), self._settings.proximal
         losses = [
-            judge(point.mix, point.head).loss
-            + self._settings.proximal * divergence(point.mix, prior)
-            for point in starts
+            self._graph(images, labels, point.mix, point.head).loss
+            + tau * divergence(point.mix, prior)
+            for point in points
         ]
-        return starts[int(np.argmin(losses))]
+        return points, np.stack(losses)
 
 
 class ForwardLearner:
@@ -157,6 +159,11 @@ class ForwardLearner:
         self._predictor.set_weights(mix, (head.weight, head.bias))
         parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
         return np.concatenate([self._predictor.logits(part) for part in parts])
+
+    def starts(self, images: Pixels, labels: Floats, start: Point) -> tuple[list[Point], Doubles]:
+        """Take the start alone: the search is wide enough to leave a valley."""
+        del images
+        return [start], np.zeros((1, len(labels)))
 
     def learn(
         self, images: Pixels, labels: Floats | None, start: Point, report: Report | None

@@ -108,6 +108,10 @@ class Predictor:
                 "export it with `--weights runtime` to change them later"
             )
 
+    def release(self) -> None:
+        """Let go of the graph and its memory; what the file says of itself stays."""
+        del self._engine
+
     def set_weights(
         self, weights: npt.ArrayLike, head: tuple[Floats, Floats] | None = None
     ) -> None:

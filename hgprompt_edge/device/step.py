@@ -6,6 +6,7 @@ The runtime is not trusted: `check_gradient` holds its gradient against differen
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -23,8 +24,8 @@ ADAPT_FORMAT = "hgprompt.adapt/1"
 DIRECTIONS, STRIDE, AGREEMENT = 3, 0.05, 0.05
 """Of the check: how many directions, how far to go on either side, and how far off the slope may
 be, relative to the gradient's length."""
-PIXELS_AT_A_TIME = 2**16
-"""So many pixels of images go through the graph at a time: 1 image of 224 pixels, 16 of 64."""
+MICRO_BATCH = 1
+"""Images at a time: more are hardly faster, and each takes the memory of its activations."""
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -73,8 +74,7 @@ class AdaptGraph:
     threads
         CPU threads; None: the runtime's default.
     micro_batch
-        Images at a time: more need more memory, and are hardly faster. None: as many as have
-        `PIXELS_AT_A_TIME` pixels.
+        Images at a time; None: `MICRO_BATCH`.
 
     Raises
     ------
@@ -100,6 +100,7 @@ class AdaptGraph:
         # Weights are multiplied by as they lie, forwards and backwards: packed copies of both
         # would double the memory for a few percent of speed.
         options.add_session_config_entry("session.disable_prepacking", "1")
+        _use_tight_arena(options)
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
@@ -109,7 +110,7 @@ class AdaptGraph:
         _check_origin(path, self._session.get_modelmeta().custom_metadata_map, bank)
         inputs = {given.name: given.shape for given in self._session.get_inputs()}
         self.side = int(inputs["image"][1])
-        self.micro_batch = micro_batch or max(1, PIXELS_AT_A_TIME // self.side**2)
+        self.micro_batch = micro_batch or MICRO_BATCH
         self.bank = bank
         self.head = Head(bank.head_weight, bank.head_bias)
 
@@ -224,6 +225,16 @@ def smoothed(a: npt.ArrayLike, floor: float = 0.05) -> Doubles:
     """`(1 - floor) a + floor / M`: away from the vertices, where a softmax has no gradient."""
     a = np.asarray(a, np.float64)
     return cast("Doubles", (1 - floor) * a / a.sum() + floor / len(a))
+
+
+def _use_tight_arena(options: ort.SessionOptions) -> None:
+    """Let memory grow by what is asked for, not by doubling. It is one arena for the process."""
+    info = ort.OrtMemoryInfo(
+        "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
+    )
+    with suppress(RuntimeError):  # there is one already
+        ort.create_and_register_allocator(info, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
+    options.add_session_config_entry("session.use_env_allocators", "1")
 
 
 def _check_origin(path: Path, entries: dict[str, str], bank: Bank) -> None:
