@@ -119,6 +119,26 @@ def test_every_scheme_of_onnxruntime_runs(tmp_path: Path, family: str, mode: str
         assert kinds & {"MatMulInteger", "DequantizeLinear"}, f"{scheme.name} quantized nothing"
 
 
+@pytest.mark.slow
+def test_accuracy_control_keeps_layers_in_float(
+    tmp_path: Path, backbone: Backbone, fitted: tuple[Bundle, Task]
+) -> None:
+    """What costs too much by itself comes within the bound, with fewer layers in int8."""
+    needs(".xml")
+    import openvino as ov
+
+    bundle, task = fitted
+    counts = {}
+    for name, max_drop in (("free", 100.0), ("bound", 0.0)):
+        path = tmp_path / f"{name}.xml"
+        result = export_int8(bundle, backbone, path, task, max_drop=max_drop, control=True)
+        assert [trial.scheme for trial in result.tried] == ["SmoothQuant 0.15, accuracy control"]
+        assert result.tried[-1].drop <= max_drop
+        ops = ov.Core().read_model(path).get_ops()
+        counts[name] = sum(op.get_type_name() == "FakeQuantize" for op in ops)
+    assert 0 < counts["bound"] <= counts["free"]
+
+
 @pytest.mark.parametrize("head", ["lda", "logistic"])
 def test_a_head_that_has_not_seen_the_images_judges(
     tmp_path: Path, backbone: Backbone, fitted: tuple[Bundle, Task], head: str
@@ -232,6 +252,10 @@ BAD = {
     "no images": ("--precision int8", "give --data or --task"),
     "an opset": ("--precision int8 --task digits --opset 20", "--opset: int8 models come in one"),
     "a negative drop": ("--precision int8 --task digits --max-drop -1", "--max-drop"),
+    "accuracy control of onnxruntime": (
+        "--precision int8 --task digits --accuracy-control",
+        "--accuracy-control: NNCF does it, for OpenVINO",
+    ),
     "no such data": ("--precision int8 --data nowhere", "--data nowhere: no such file or folder"),
 }
 
