@@ -1,14 +1,18 @@
 """Speed of prompted models by form, runtime and precision, against the two that people export.
 
     python benchmarks/export.py --quick --json export.json     # ViT-S, under ten minutes
-    python benchmarks/export.py --json benchmarks/results/export.json
+    python benchmarks/export.py                                # all, resumed where it stopped
 
 ViT at 224 pixels with random weights and 50 prompt tokens; batch 1, one thread. `unprompted` and
 `naive` (prompt tokens in the sequence) are what `torch.onnx.export` writes; the other forms are
 ours, from `folded` (constant keys and values, nothing else) on, one rewrite added a row, to
-`hgedge`, what `hgedge export` writes. All models of a group take turns, so that whatever else the
-machine does hits all of them; ratios are of medians: to fp32 `unprompted` in the same runtime, and
-to fp32 `naive` in onnxruntime. `max_abs_diff` is to PyTorch's token form, in logits.
+`hgedge`, what `hgedge export` writes. `products` is the roofline: the products with constant
+matrices of `hgedge` and nothing else.
+
+A group is a model, a kind of prompt, a runtime and a precision. All its models take turns, with
+them fp32 `unprompted` in the same runtime and fp32 `naive` in onnxruntime, so that whatever else
+the machine does hits all of them; the ratios are of medians to those two. Times of two groups do
+not compare. `max_abs_diff` is to PyTorch's token form, in logits.
 """
 
 from __future__ import annotations
@@ -18,18 +22,39 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from export_models import NAMES, make_backbone, make_bundle, products, steps, token_module, trace
+from export_runtimes import Run, in_onnxruntime, in_openvino, in_pytorch, quantize
 
-TOKENS, CLASSES = 50, 10
-NAMES = {"ti": "vit_tiny_patch16_224", "s": "vit_small_patch16_224", "b": "vit_base_patch16_224"}
-ONE = {"deep": "learned", "shallow": "learned", "none": "none"}
-Run = Callable[[Any], Any]
+from hgprompt_edge.device.cpu import cpu_features
+from hgprompt_edge.files import write_bytes
+
+RESULTS = Path(__file__).parent / "results" / "export.json"
+GROUPS = (
+    ("onnxruntime", "fp32"),
+    ("openvino", "fp32"),
+    ("onnxruntime", "int8"),
+    ("openvino", "int8"),
+    ("openvino", "bf16"),
+    ("pytorch", "fp32"),
+    ("pytorch", "bf16"),
+    ("torch.compile", "fp32"),
+    ("torch.compile", "bf16"),
+)
+"""onnxruntime has no bfloat16 on CPUs, and PyTorch's int8 is for other architectures."""
+INT8_FORMS = {
+    "onnxruntime": ("unprompted", "naive", "folded", "+class_row", "+affine", "+biases",
+                    "+absorbed", "+joined", "hgedge", "products"),
+    "openvino": ("unprompted", "naive", "folded", "+absorbed", "hgedge", "products"),
+}  # fmt: skip
+"""onnxruntime does not quantize behind its own operators; NNCF takes up to a minute each."""
+IMAGES = 4
 
 
 @dataclass
@@ -40,81 +65,174 @@ class Entry:
     runtime: str
     precision: str
     run: Run
+    gflop: float | None = None
+
+
+@dataclass
+class Models:
+    """Files of one backbone and one kind of prompt, written when a group first needs them."""
+
+    model: str
+    prompt: str
+    folder: Path
+    full: bool
+
+    def __post_init__(self) -> None:
+        self.backbone = make_backbone(NAMES[self.model])
+        self.plain, self.prompted = (make_bundle(self.backbone, m) for m in ("none", self.prompt))
+        self.gflop = 0.0
+
+    def traced(self, form: str) -> Path:
+        """Write what `torch.onnx.export` makes of `unprompted` or `naive`."""
+        path = self.folder / f"{form}.onnx"
+        if not path.exists():
+            trace(self.backbone, self.plain if form == "unprompted" else self.prompted, path)
+        return path
+
+    def ours(self, form: str, on: Any) -> Path:
+        """Write our graph with some rewrites on."""
+        import onnx_ir as ir
+
+        from hgprompt_edge.export.graph import build_graph
+
+        path = self.folder / f"{form}-{on.attention.value}.onnx"
+        if not path.exists():
+            ir.save(build_graph(self.prompted, self.backbone, on), path)
+        return path
+
+    def products(self) -> Path:
+        """Write the roofline."""
+        path = self.folder / "products.onnx"
+        if not path.exists():
+            self.gflop = products(self.backbone, self.prompt, path) / 1e9
+        return path
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="ViT-S alone, without PyTorch")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--quick", action="store_true", help="ViT-S, no PyTorch, few forms")
+    parser.add_argument("--json", type=Path, help="file of the rows; groups that it has are kept")
     parser.add_argument("--models", nargs="*", choices=NAMES, default=list(NAMES))
     parser.add_argument("--prompts", nargs="*", default=["deep", "shallow"])
+    parser.add_argument("--runtimes", nargs="*", choices=sorted({r for r, _ in GROUPS}))
+    parser.add_argument("--precisions", nargs="*", choices=sorted({p for _, p in GROUPS}))
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
-    from hgprompt_edge.device.cpu import cpu_features
-
-    features = cpu_features()
-    print(f"cpu: {' '.join(features)}")
-    rows: list[dict[str, Any]] = []
+    path = options.json or (None if options.quick else RESULTS)
+    rows = [] if path is None or options.quick else read(path)
+    print(f"cpu: {' '.join(cpu_features())}")
     for model in ["s"] if options.quick else options.models:
         for prompt in options.prompts:
-            rows += measure(model, prompt, options.quick, options.rounds)
-            if options.json:
-                write(options.json, features, rows)
+            groups = [g for g in wanted(options) if (NAMES[model], prompt, *g) not in keys(rows)]
+            with tempfile.TemporaryDirectory() as folder:
+                # All forms of ViT-B in one process would take ten gigabytes.
+                models = Models(model, prompt, Path(folder), model != "b" and not options.quick)
+                for group in groups:
+                    rows += measure(models, *group, options.rounds)
+                    if path is not None:
+                        write(path, rows)
 
 
-def write(path: Path, features: list[str], rows: list[dict[str, Any]]) -> None:
+def wanted(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    features = cpu_features()
+    for runtime, precision in GROUPS:
+        if options.runtimes and runtime not in options.runtimes:
+            continue
+        if options.precisions and precision not in options.precisions:
+            continue
+        if options.quick and runtime not in ("onnxruntime", "openvino"):
+            continue
+        if precision == "bf16" and not {"avx512_bf16", "amx_bf16"} & set(features):
+            print("this CPU does not compute in bfloat16: no such rows", file=sys.stderr)
+        elif (runtime, precision) == ("openvino", "int8") and find_spec("nncf") is None:
+            print("nncf is not installed: no int8 rows for OpenVINO", file=sys.stderr)
+        else:
+            yield runtime, precision
+
+
+def keys(rows: list[dict[str, Any]]) -> set[tuple[str, str, str, str]]:
+    return {(row["model"], row["prompt"], row["runtime"], row["precision"]) for row in rows}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Rows to go on from; those of another CPU or of other versions are not mixed with ours."""
+    if not path.exists():
+        return []
+    document = json.loads(path.read_text())
+    if {key: document.get(key) for key in ("cpu_features", "versions")} != machine():
+        sys.exit(f"{path}: measured on another CPU or with other versions; choose another file")
+    rows: list[dict[str, Any]] = document["rows"]
+    return rows
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = json.dumps(machine())[:-1]
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    write_bytes(path, f'{head},\n"rows": [\n{lines}\n]}}\n'.encode())
+
+
+def machine() -> dict[str, Any]:
     import onnxruntime
     import openvino
+    import torch
 
-    versions = {"onnxruntime": onnxruntime.__version__, "openvino": openvino.__version__}
-    document = {"cpu_features": features, "versions": versions, "gemm": gemm(), "rows": rows}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    versions = {
+        "onnxruntime": onnxruntime.__version__,
+        "openvino": openvino.__version__.partition("-")[0],
+        "torch": torch.__version__,
+    }
+    return {"cpu_features": list(cpu_features()), "versions": versions}
 
 
-def measure(model: str, prompt: str, quick: bool, rounds: int) -> list[dict[str, Any]]:
-    """One group: a backbone and a kind of prompt, in all forms."""
+def measure(models: Models, runtime: str, precision: str, rounds: int) -> list[dict[str, Any]]:
+    """One group."""
     from hgprompt_edge.export.verify import reference_logits
 
-    backbone = make_backbone(NAMES[model])
-    plain, prompted = (make_bundle(backbone, mode) for mode in ("none", prompt))
-    rng = np.random.default_rng(1)
-    pixels = rng.integers(0, 256, (8, 224, 224, 3), dtype=np.uint8)
-    reference = {
-        form: reference_logits(bundle, backbone, pixels)
-        for form, bundle in (("unprompted", plain), ("", prompted))
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        entries = list(make_entries(backbone, plain, prompted, Path(folder), model, quick))
+    size = models.backbone.image_size
+    pixels = np.random.default_rng(1).integers(0, 256, (IMAGES, size, size, 3), dtype=np.uint8)
+    plain = reference_logits(models.plain, models.backbone, pixels)
+    prompted = reference_logits(models.prompted, models.backbone, pixels)
+    entries = list(make_entries(models, runtime, precision))
     medians = time_in_turns([entry.run for entry in entries], pixels[:1], rounds)
     by_key = {(e.form, e.runtime, e.precision): t for e, t in zip(entries, medians, strict=True)}
-    naive = by_key["naive", "onnxruntime", "fp32"]
     rows = []
     for entry, median in zip(entries, medians, strict=True):
-        expected = reference.get(entry.form, reference[""])
-        found = np.concatenate([entry.run(pixels[i : i + 1]) for i in range(len(pixels))])
-        difference = float(np.abs(found - expected).max())
-        base = by_key["unprompted", entry.runtime, "fp32"]
+        if (entry.runtime, entry.precision) != (runtime, precision):
+            continue  # there to be compared with
         row = {
-            "model": NAMES[model],
-            "prompt": prompt,
+            "model": NAMES[models.model],
+            "prompt": models.prompt,
             "form": entry.form,
-            "runtime": entry.runtime,
-            "precision": entry.precision,
+            "runtime": runtime,
+            "precision": precision,
             "p50_ms": round(median * 1e3, 3),
-            "ratio_unprompted": round(median / base, 4),
-            "ratio_naive": round(median / naive, 4),
-            "max_abs_diff": difference,
-            "max_abs_logit": float(np.abs(expected).max()),
+            "ratio_unprompted": round(median / by_key["unprompted", runtime, "fp32"], 4),
+            "ratio_naive": round(median / by_key["naive", "onnxruntime", "fp32"], 4),
+            "rounds": rounds,
         }
+        if entry.gflop:
+            row |= {"max_abs_diff": None, "gflop_per_s": round(entry.gflop / median, 1)}
+        else:
+            expected = plain if entry.form == "unprompted" else prompted
+            found = np.concatenate([entry.run(pixels[i : i + 1]) for i in range(len(pixels))])
+            row["max_abs_diff"] = float(np.abs(found - expected).max())
+            row["max_abs_logit"] = float(np.abs(expected).max())
         rows.append(row)
-        print(
-            f"{model:2} {prompt:7} {entry.form:11} {entry.runtime:13} {entry.precision:5}"
-            f"{row['p50_ms']:9.2f} ms  / unprompted {row['ratio_unprompted']:.3f}"
-            f"  / naive {row['ratio_naive']:.3f}  difference {difference:.1e}",
-            flush=True,
-        )
+        show(models.model, row)
     return rows
+
+
+def show(model: str, row: dict[str, Any]) -> None:
+    last = f"{row['gflop_per_s']:.0f} GFLOP/s" if "gflop_per_s" in row else ""
+    if row["max_abs_diff"] is not None:
+        last = f"difference {row['max_abs_diff']:.1e}"
+    print(
+        f"{model:2} {row['prompt']:7} {row['form']:11} {row['runtime']:13} {row['precision']:5}"
+        f"{row['p50_ms']:9.2f} ms  / unprompted {row['ratio_unprompted']:.3f}"
+        f"  / naive {row['ratio_naive']:.3f}  {last}",
+        flush=True,
+    )
 
 
 def time_in_turns(runs: list[Run], pixels: Any, rounds: int) -> list[float]:
@@ -131,243 +249,66 @@ def time_in_turns(runs: list[Run], pixels: Any, rounds: int) -> list[float]:
     return [float(median) for median in np.median(times, axis=0)]
 
 
-def make_entries(
-    backbone: Any, plain: Any, prompted: Any, folder: Path, model: str, quick: bool
-) -> Iterator[Entry]:
-    import onnx_ir as ir
-
-    from hgprompt_edge.export.graph import build_graph
-
-    traced = {form: folder / f"{form}.onnx" for form in ("unprompted", "naive")}
-    trace(backbone, plain, traced["unprompted"])
-    trace(backbone, prompted, traced["naive"])
-    for form, path in traced.items():
-        yield Entry(form, "onnxruntime", "fp32", in_onnxruntime(path))
-        yield Entry(form, "openvino", "fp32", in_openvino(path))
-    for form, on, runtimes in steps(full=model == "s"):
-        path = folder / f"{form}.onnx"
-        ir.save(build_graph(prompted, backbone, on), path)
-        if "onnxruntime" in runtimes:
-            yield Entry(form, "onnxruntime", "fp32", in_onnxruntime(path))
-        if "openvino" in runtimes:
-            yield Entry(form, "openvino", "fp32", in_openvino(path))
-        if form == "hgedge" and "openvino" in runtimes:
-            yield Entry(form, "openvino", "bf16", in_openvino(path, "bf16"))
-        if form == "hgedge" and "onnxruntime" in runtimes:
-            yield from quantized(path, backbone.depth)
-    if not quick:
-        yield from in_pytorch(backbone, plain, prompted)
-
-
-def quantized(path: Path, depth: int) -> Iterator[Entry]:
-    """Make what export tries first, calibrated on noise: for speed, not for accuracy."""
-    from hgprompt_edge.export.schemes import onnx_schemes, openvino_schemes
-
-    noise = np.random.default_rng(2).integers(0, 256, (4, 224, 224, 3), dtype=np.uint8)
-    onnx_path, xml = path.with_name("int8.onnx"), path.with_name("int8.xml")
-    onnx_schemes(depth)[0].write(path, noise, onnx_path)
-    yield Entry("hgedge", "onnxruntime", "int8", in_onnxruntime(onnx_path))
-    if find_spec("nncf") is None:
-        print("nncf is not installed: no int8 row for OpenVINO", file=sys.stderr)
+def make_entries(models: Models, runtime: str, precision: str) -> Iterator[Entry]:
+    """Models of a group, and the two that all are compared with."""
+    naive = ("onnxruntime", "fp32")
+    if (runtime, precision) != naive:
+        yield Entry("naive", *naive, in_onnxruntime(models.traced("naive")))
+    if runtime in ("pytorch", "torch.compile"):
+        yield from pytorch_entries(models, runtime, precision)
         return
-    openvino_schemes(depth)[0].write(path, noise, xml)
-    yield Entry("hgedge", "openvino", "int8", in_openvino(xml))
+    if precision != "fp32":
+        run = load(models, models.traced("unprompted"), runtime, "fp32")
+        yield Entry("unprompted", runtime, "fp32", run)
+    for form, path in files(models, runtime):
+        if precision == "int8" and form not in INT8_FORMS[runtime]:
+            continue
+        gflop = models.gflop if form == "products" else None
+        yield Entry(form, runtime, precision, load(models, path, runtime, precision), gflop)
 
 
-def steps(full: bool) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
-    """Forms of ours: the rewrites one after the other, then other ways to write attention."""
-    from hgprompt_edge.export.rewrites import NO_REWRITES, Attention, Rewrites
-
-    both = ("onnxruntime", "openvino")
-    if full:
-        on = NO_REWRITES
-        yield "folded", on, both
-        for name in ("class_row", "affine", "biases", "absorbed"):
-            on = replace(on, **{name: True})
-            yield f"+{name}", on, both
-        yield "+joined", replace(on, joined=True), both
-        yield "+fused", replace(on, attention=Attention.FUSED), ("onnxruntime",)
-        yield "+standard", replace(on, attention=Attention.STANDARD), ("openvino",)
-    yield "hgedge", Rewrites(attention=Attention.STANDARD), ("onnxruntime",)
-    yield "hgedge", Rewrites(attention=Attention.PAST), ("openvino",)
+def files(models: Models, runtime: str) -> Iterator[tuple[str, Path]]:
+    for form in ("unprompted", "naive"):
+        yield form, models.traced(form)
+    for form, on, runtimes in steps(models.full):
+        if runtime in runtimes:
+            yield form, models.ours(form, on)
+    yield "products", models.products()
 
 
-def make_backbone(name: str) -> Any:
-    import timm
-    import torch
-
-    from hgprompt_edge.vit.backbone import wrap_backbone
-
-    torch.manual_seed(0)
-    vit = timm.create_model(name, img_size=224)
-    with torch.no_grad():  # away from the neutral start, so that a wrong folding shows
-        for key, parameter in vit.named_parameters():
-            if "norm" in key or key.endswith("bias"):
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    return wrap_backbone(name, vit)
+def load(models: Models, path: Path, runtime: str, precision: str) -> Run:
+    if precision == "int8":
+        path = quantize(path, models.backbone, runtime)
+    if runtime == "openvino":
+        return in_openvino(path, "bf16" if precision == "bf16" else "f32")
+    return in_onnxruntime(path)
 
 
-def make_bundle(backbone: Any, mode: str) -> Any:
-    from hgprompt_edge.bundle import Bundle
-
-    rng = np.random.default_rng(0)
-    layers = {"deep": backbone.depth, "shallow": 1, "none": 0}[mode]
-    prompt = rng.normal(size=(layers, TOKENS, backbone.embed_dim)).astype(np.float32)
-    head = rng.normal(size=(CLASSES, backbone.embed_dim)).astype(np.float32)
-    return Bundle(
-        task="bench",
-        classes=tuple(str(i) for i in range(CLASSES)),
-        backbone=backbone.name,
-        backbone_sha256=backbone.sha256,
-        preprocessing=backbone.preprocessing,
-        mode="shallow" if mode == "shallow" else "deep",
-        choice=ONE[mode],
-        prompt=prompt if layers else None,
-        weights=np.ones(1, np.float32),
-        learned_weights=np.ones(1, np.float32),
-        head_weight=head,
-        head_bias=np.zeros(CLASSES, np.float32),
-        sources=(),
-        table=(),
-        objective={},
-        probe_images=np.zeros((0, 224, 224, 3), np.uint8),
-        probe_logits=np.zeros((0, CLASSES), np.float32),
-    )
-
-
-def trace(backbone: Any, bundle: Any, path: Path) -> None:
-    """Write what a user exports today: PyTorch's own exporter on the token form."""
-    import contextlib
-    import io
-
-    import torch
-
-    with contextlib.redirect_stdout(io.StringIO()), torch.inference_mode():
-        program = torch.onnx.export(
-            token_module(backbone, bundle),
-            (torch.zeros(2, 224, 224, 3, dtype=torch.uint8),),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )
-    program.save(path)
-
-
-def token_module(backbone: Any, bundle: Any) -> Any:
-    """Make the token form a module, written so that tracing keeps the batch dynamic."""
-    import torch
-
-    from hgprompt_edge.vit.forward import normalize, prepare_tokens
-
-    model, start = backbone.model, int(backbone.model.num_prefix_tokens)
-    prompt = None if bundle.prompt is None else torch.tensor(bundle.prompt)
-    head = torch.tensor(bundle.head_weight).T.contiguous()
-
-    class Tokens(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.vit = model
-
-        def forward(self, image: Any) -> Any:
-            x = prepare_tokens(self.vit, normalize(image, bundle.preprocessing))
-            taken = start
-            for layer, block in enumerate(self.vit.blocks):
-                if prompt is not None and layer < len(prompt):
-                    given = prompt[layer].unsqueeze(0).expand(image.shape[0], -1, -1)
-                    x = torch.cat([x[:, :start], given, x[:, taken:]], dim=1)
-                    taken = start + TOKENS
-                x = block(x)
-            if prompt is not None:
-                x = torch.cat([x[:, :start], x[:, taken:]], dim=1)
-            return self.vit.forward_head(self.vit.norm(x), pre_logits=True) @ head
-
-    return Tokens().eval()
-
-
-def in_onnxruntime(path: Path) -> Run:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda pixels: session.run(None, {name: pixels})[0]
-
-
-def in_openvino(path: Path, precision: str = "f32") -> Run:
-    import openvino as ov
-
-    core = ov.Core()
-    settings = {
-        "INFERENCE_NUM_THREADS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": precision,
-    }
-    request = core.compile_model(core.read_model(path), "CPU", settings).create_infer_request()
-
-    def run(pixels: Any) -> Any:
-        request.infer({0: pixels})
-        return request.get_output_tensor(0).data.copy()
-
-    return run
-
-
-def in_pytorch(backbone: Any, plain: Any, prompted: Any) -> Iterator[Entry]:
-    """PyTorch on one thread, eager and compiled; `hgedge` is the prefix form there."""
+def pytorch_entries(models: Models, runtime: str, precision: str) -> Iterator[Entry]:
+    """`hgedge` is the prefix form there."""
     import torch
 
     from hgprompt_edge.vit.forward import features_prefix, normalize
 
-    torch.set_num_threads(1)
-    prompt, head = torch.tensor(prompted.prompt), torch.tensor(prompted.head_weight).T.contiguous()
+    prompt = torch.tensor(models.prompted.prompt)
+    head = torch.tensor(models.prompted.head_weight).T.contiguous()
 
     def prefix(images: Any) -> Any:
-        x = normalize(images, prompted.preprocessing)
-        return features_prefix(backbone.model, x, prompt) @ head
+        x = normalize(images, models.prompted.preprocessing)
+        return features_prefix(models.backbone.model, x, prompt) @ head
 
     forms = {
-        "unprompted": token_module(backbone, plain),
-        "naive": token_module(backbone, prompted),
+        "unprompted": token_module(models.backbone, models.plain),
+        "naive": token_module(models.backbone, models.prompted),
         "hgedge": prefix,
     }
-    for runtime in ("pytorch", "torch.compile"):
+    for kind in dict.fromkeys(("fp32", precision)):
         for form, module in forms.items():
-            function = torch.compile(module) if runtime == "torch.compile" else module
-            yield Entry(form, runtime, "fp32", torch_runner(function))
-
-
-def torch_runner(function: Any) -> Run:
-    import torch
-
-    def run(pixels: Any) -> Any:
-        with torch.inference_mode():
-            return function(torch.from_numpy(pixels)).numpy()
-
-    return run
-
-
-def gemm() -> dict[str, float]:
-    """GFLOP/s of the largest product of ViT-S, `[197, 384] x [384, 1536]`, in onnxruntime."""
-    import onnx_ir as ir
-
-    from hgprompt_edge.export.writer import Writer
-
-    w = Writer()
-    x = ir.val("x", ir.DataType.FLOAT, [1, 197, 384])
-    y, chain = x, 10
-    for index in range(chain):
-        up = np.full((384, 1536), 1e-3)
-        y = w.linear(f"up{index}", y, up, None)
-        y = w.linear(f"down{index}", y, up.T, None)
-    graph = ir.Graph(
-        [x], [y], nodes=w.tape.nodes, initializers=w.tape.initializers, opset_imports={"": 20}
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        ir.save(ir.Model(graph, ir_version=10), Path(folder) / "gemm.onnx")
-        run = in_onnxruntime(Path(folder) / "gemm.onnx")
-    seconds = time_in_turns([run], np.zeros((1, 197, 384), np.float32), 40)[0]
-    return {"onnxruntime_fp32_gflops": round(chain * 4 * 197 * 384 * 1536 / seconds / 1e9, 1)}
+            if kind == precision or form == "unprompted":
+                compiled = runtime == "torch.compile"
+                run = in_pytorch(module, compiled=compiled, bf16=kind == "bf16")
+                yield Entry(form, runtime, kind, run)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

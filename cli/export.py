@@ -91,6 +91,13 @@ def export(
             "--adapt", help="--weights runtime, and NAME.adapt.onnx for `hgedge adapt` on a device."
         ),
     ] = False,
+    accuracy_control: Annotated[
+        bool,
+        typer.Option(
+            "--accuracy-control",
+            help="int8 for OpenVINO: search which layers must stay in float (minutes).",
+        ),
+    ] = False,
     checkpoint: options.Checkpoint = None,
     sign: Annotated[
         Path | None,
@@ -114,6 +121,11 @@ def export(
             "--precision int8: the mix of an int8 model is folded into it; leave out "
             f"{'--adapt' if adapt else '--weights runtime'} or export in fp32"
         )
+    if accuracy_control and (file_format, precision) != (Format.OPENVINO, Precision.INT8):
+        raise UserError(
+            "--accuracy-control: NNCF does it, for OpenVINO; add --format openvino "
+            "--precision int8 or leave it out"
+        )
     start = time.perf_counter()
     if sign is not None:
         check_signer(sign)
@@ -128,7 +140,7 @@ def export(
     backbone = load_backbone(content.backbone, checkpoint=checkpoint, image_size=size)
     result: Int8 | None = None
     if precision is Precision.INT8:
-        result = _quantize(content, backbone, path, task, data, max_drop, digest)
+        result = _quantize(content, backbone, path, task, data, max_drop, digest, accuracy_control)
         checked = result.verification
     else:
         checked = _write(content, backbone, path, precision, opset, digest, runtime, adapt)
@@ -234,6 +246,7 @@ def _quantize(
     data: Path | None,
     max_drop: float,
     digest: str,
+    control: bool,
 ) -> Int8:
     from hgprompt_edge.export.int8 import export_int8
     from hgprompt_edge.tasks import load_task
@@ -247,7 +260,14 @@ def _quantize(
             progress=lambda done, total: report("images", done, total),
         )
         return export_int8(
-            bundle, backbone, path, images, max_drop=max_drop, bundle_sha256=digest, report=report
+            bundle,
+            backbone,
+            path,
+            images,
+            max_drop=max_drop,
+            control=control,
+            bundle_sha256=digest,
+            report=report,
         )
 
 

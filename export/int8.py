@@ -1,10 +1,14 @@
-"""INT8: quantize, hold the accuracy against float32, try the next safer way, or refuse."""
+"""INT8: quantize, hold the accuracy against float32, try the next safer way, or refuse.
+
+A bundle's head has seen the validation images, which would flatter any model. So a head of the same
+kind is fitted on the training images alone, and that one judges; the file gets the bundle's.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +21,19 @@ from hgprompt_edge.device.metadata import PREFIX, parse_metadata
 from hgprompt_edge.device.openvino_engine import OpenVinoEngine
 from hgprompt_edge.device.parity import TOLERANCES
 from hgprompt_edge.errors import CheckError, UserError
-from hgprompt_edge.export.graph import OPSET, build_graph
-from hgprompt_edge.export.onnx_file import append_metadata, check_fits, describe, rewrites_for
+from hgprompt_edge.export.body import Head, attach_head, split_head
+from hgprompt_edge.export.graph import build_graph
+from hgprompt_edge.export.onnx_file import append_metadata, check_fits, describe
 from hgprompt_edge.export.openvino_file import add_metadata
-from hgprompt_edge.export.schemes import Scheme, onnx_schemes, openvino_schemes
+from hgprompt_edge.export.rewrites import Attention, Rewrites
+from hgprompt_edge.export.schemes import Control, Scheme, onnx_schemes, openvino_schemes
 from hgprompt_edge.export.verify import Verification, verify_engine
 from hgprompt_edge.files import atomic_paths
 from hgprompt_edge.tasks.task import Images, Task
+from hgprompt_edge.transfer.choice import Judge
+from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.heads import accuracy as share_right
 
 MIN_CALIBRATION, MAX_CALIBRATION = 32, 300
 BATCH = 16
@@ -34,7 +43,10 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Trial:
-    """A scheme and the validation accuracy of its model; `drop` in points below float32."""
+    """A scheme and the validation accuracy of its model; `drop` in points below float32.
+
+    Under a head that has not seen these images.
+    """
 
     scheme: str
     val_accuracy: float
@@ -50,7 +62,7 @@ class Int8:
     tried
         All schemes that were tried; the last one is in the file.
     float_accuracy
-        Validation accuracy of the same graph in float32.
+        Validation accuracy in float32, that of fit's table.
     """
 
     tried: tuple[Trial, ...]
@@ -65,6 +77,7 @@ def export_int8(
     task: Task,
     *,
     max_drop: float = 1.0,
+    control: bool = False,
     bundle_sha256: str = "",
     report: Report | None = None,
 ) -> Int8:
@@ -76,6 +89,8 @@ def export_int8(
         Its training images calibrate, its validation images measure.
     max_drop
         Points of validation accuracy that the model may lose.
+    control
+        Let NNCF search which layers must stay in float (OpenVINO alone, takes minutes).
     report
         Called with (scheme, schemes tried, schemes there are).
 
@@ -89,17 +104,24 @@ def export_int8(
     _check_task(bundle, task)
     check_fits(bundle, backbone, bundle.probe_images)
     is_ir = path.suffix == ".xml"
-    schemes = (openvino_schemes if is_ir else onnx_schemes)(backbone.depth)
-    # Quantized, the prefix joined before Attention is the faster form in OpenVINO, too.
-    on = rewrites_for(OPSET)
     files = (path.with_suffix(".bin"), path) if is_ir else (path,)
+    # Quantized, too, each runtime is fastest with its own way to take the prefix.
+    on = Rewrites(attention=Attention.PAST if is_ir else Attention.STANDARD)
+    unseen, floating = _judge(bundle, backbone, task)
+    judge = split_head(build_graph(unseen, backbone, on))[1]
+    if is_ir:
+        given = Control(task.validation, lambda f: _softmax(f @ judge[0] + judge[1]), max_drop)
+        schemes = openvino_schemes(backbone.depth, given if control else None)
+    else:
+        schemes = onnx_schemes(backbone.depth)
     with atomic_paths(*files) as temporary:
         graph = temporary[-1].with_name("float.onnx")
-        ir.save(build_graph(bundle, backbone, on), graph)
-        floating = accuracy(OnnxEngine(graph), task.validation)
-        tried = _try(schemes, graph, temporary[-1], task, floating, max_drop, report)
+        body, head = split_head(build_graph(bundle, backbone, on))
+        ir.save(body, graph)
+        tried = _try(schemes, graph, temporary[-1], task, judge, floating, max_drop, report)
         if tried[-1].drop > max_drop:
             raise CheckError(_refusal(path, floating, tried, max_drop))
+        attach_head(temporary[-1], head)
         engine = _open(temporary[-1])
         verification = verify_engine(
             engine, bundle, backbone, bundle.probe_images, tolerance=TOLERANCES["int8"]
@@ -120,11 +142,28 @@ def export_int8(
     return Int8(tuple(tried), floating, verification)
 
 
-def accuracy(engine: Engine, images: Images) -> float:
-    """Share of the images whose class a model names."""
+def accuracy(body: Engine, head: Head, images: Images) -> float:
+    """Share of the images whose class a head names from the features of a body."""
     parts = range(0, len(images), BATCH)
-    logits = np.concatenate([engine.run(images.pixels[i : i + BATCH]) for i in parts])
-    return float((logits.argmax(1) == images.labels).mean())
+    features = np.concatenate([body.run(images.pixels[i : i + BATCH]) for i in parts])
+    return float(((features @ head[0] + head[1]).argmax(1) == images.labels).mean())
+
+
+def _judge(bundle: Bundle, backbone: Backbone, task: Task) -> tuple[Bundle, float]:
+    """Give the bundle a head that has not seen the validation images, and its accuracy on them."""
+    backbone = replace(backbone, preprocessing=bundle.preprocessing)
+    judge = Judge(FeatureStore(backbone), task, bundle.objective.get("head", "lda"), bundle.seed)
+    head = judge.training_head(bundle.prompt)
+    logits = head.logits(judge.store.features(task.validation.pixels, bundle.prompt))
+    weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
+    unseen = replace(bundle, head_weight=weight, head_bias=bias)
+    return unseen, share_right(logits, task.validation.labels)
+
+
+def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    shares: npt.NDArray[np.float32] = np.exp(logits - logits.max(1, keepdims=True))
+    total: npt.NDArray[np.float32] = shares.sum(1, keepdims=True)
+    return np.divide(shares, total, dtype=np.float32)
 
 
 def _try(
@@ -132,18 +171,19 @@ def _try(
     graph: Path,
     path: Path,
     task: Task,
+    judge: Head,
     floating: float,
     max_drop: float,
     report: Report | None,
 ) -> list[Trial]:
-    """Write with one scheme after the other until one holds; that one is the last in the list."""
+    """Write a body with one scheme after the other until one holds, the last in the list."""
     calibration = _calibration(task)
     tried: list[Trial] = []
     for index, scheme in enumerate(schemes):
         if report:
             report(f"int8: {scheme.name}", index, len(schemes))
         scheme.write(graph, calibration, path)
-        found = accuracy(_open(path), task.validation)
+        found = accuracy(_open(path), judge, task.validation)
         # Rounded, so that one point is one point whatever the number of images.
         tried.append(Trial(scheme.name, found, round(100 * (floating - found), 6)))
         if tried[-1].drop <= max_drop:

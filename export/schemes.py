@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.tasks.task import Images
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -25,6 +28,25 @@ class Scheme:
 
     name: str
     write: Callable[[Path, Pixels, Path], None]
+
+
+@dataclass(frozen=True)
+class Control:
+    """What NNCF's accuracy control goes by: it takes layers back to float until a model is good.
+
+    Attributes
+    ----------
+    images
+        Held-out images.
+    probabilities
+        Of the classes `[n, K]`, from what the graph puts out.
+    max_drop
+        Points of accuracy that may be lost.
+    """
+
+    images: Images
+    probabilities: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+    max_drop: float
 
 
 def onnx_schemes(depth: int) -> list[Scheme]:
@@ -47,8 +69,11 @@ def onnx_schemes(depth: int) -> list[Scheme]:
     ]
 
 
-def openvino_schemes(depth: int) -> list[Scheme]:
+def openvino_schemes(depth: int, control: Control | None = None) -> list[Scheme]:
     """Schemes of NNCF: SmoothQuant with three strengths, then the outer blocks in float.
+
+    NNCF quantizes products alone; residual sums are in float in all of them. With `control` its
+    search for the layers that must stay in float takes the place of the three strengths.
 
     Raises
     ------
@@ -60,11 +85,21 @@ def openvino_schemes(depth: int) -> list[Scheme]:
             "--precision int8 for OpenVINO needs nncf, which is not installed; "
             "run `pip install 'hgprompt-edge[int8]'`"
         )
+    ends = [rf"{re.escape(name)}.*" for name in _in_float(depth)]  # no gain in so small products
     sweep = [
-        Scheme(f"SmoothQuant {alpha}", lambda *files, a=alpha: _nncf(*files, alpha=a, patterns=[]))
+        Scheme(
+            f"SmoothQuant {alpha}", lambda *files, a=alpha: _nncf(*files, alpha=a, patterns=ends)
+        )
         for alpha in (0.15, 0.5, 0.95)
     ]
-    outer = [rf"blocks\.{i}\..*" for i in sorted({0, depth - 1})] + ["patch_embed.*", "logits.*"]
+    if control is not None:
+        sweep = [
+            Scheme(
+                "SmoothQuant 0.15, accuracy control",
+                lambda *files: _nncf(*files, alpha=0.15, patterns=ends, control=control),
+            )
+        ]
+    outer = [rf"blocks\.{i}\..*" for i in sorted({0, depth - 1})] + ["patch_embed.*"]
     safest = Scheme(
         "SmoothQuant 0.15, outer blocks in float",
         lambda *files: _nncf(*files, alpha=0.15, patterns=outer),
@@ -73,7 +108,7 @@ def openvino_schemes(depth: int) -> list[Scheme]:
 
 
 def _in_float(depth: int) -> list[str]:
-    """Nodes with one matrix a head, for which the quantizer writes zero points of a wrong shape."""
+    """Nodes with one matrix a head, for which onnxruntime writes zero points of a wrong shape."""
     parts = ("q.absorbed", "mixed", "prefix.scores", "prefix.mixed")
     return [f"blocks.{depth - 1}.attn.{part}" for part in parts]
 
@@ -84,7 +119,6 @@ def _outer(depth: int) -> list[str]:
     blocks = sorted({0, depth - 1})
     return [
         "patch_embed.matmul",
-        "logits",
         *(f"blocks.{i}.{layer}.matmul" for i in blocks for layer in layers),
     ]
 
@@ -134,7 +168,15 @@ class _Reader:
         return None if image is None else {"image": image[None]}
 
 
-def _nncf(graph: Path, images: Pixels, path: Path, *, alpha: float, patterns: list[str]) -> None:
+def _nncf(
+    graph: Path,
+    images: Pixels,
+    path: Path,
+    *,
+    alpha: float,
+    patterns: list[str],
+    control: Control | None = None,
+) -> None:
     import nncf
     import openvino as ov
     from nncf.quantization.advanced_parameters import (
@@ -143,16 +185,41 @@ def _nncf(graph: Path, images: Pixels, path: Path, *, alpha: float, patterns: li
     )
 
     smooth = AdvancedSmoothQuantParameters(matmul=alpha)
+    advanced = AdvancedQuantizationParameters(smooth_quant_alphas=smooth)
+    model, calibration = ov.convert_model(graph), nncf.Dataset([image[None] for image in images])
+    common = {
+        "model_type": nncf.ModelType.TRANSFORMER,
+        "subset_size": len(images),
+        "ignored_scope": nncf.IgnoredScope(patterns=patterns, validate=False),
+    }
     with _quiet():
-        model = nncf.quantize(
-            ov.convert_model(graph),
-            nncf.Dataset([image[None] for image in images]),
-            model_type=nncf.ModelType.TRANSFORMER,
-            subset_size=len(images),
-            ignored_scope=nncf.IgnoredScope(patterns=patterns, validate=False),
-            advanced_parameters=AdvancedQuantizationParameters(smooth_quant_alphas=smooth),
-        )
+        if control is None:
+            model = nncf.quantize(model, calibration, advanced_parameters=advanced, **common)
+        else:
+            pairs = list(zip(control.images.pixels[:, None], control.images.labels, strict=True))
+            model = nncf.quantize_with_accuracy_control(
+                model,
+                calibration,
+                nncf.Dataset(pairs, lambda pair: pair[0]),
+                functools.partial(_measure, control),
+                max_drop=control.max_drop / 100,
+                drop_type=nncf.DropType.ABSOLUTE,
+                advanced_quantization_parameters=advanced,
+                **common,
+            )
     ov.save_model(model, path, compress_to_fp16=False)
+
+
+def _measure(
+    control: Control, model: Any, pairs: Iterable[tuple[Pixels, int]]
+) -> tuple[float, list[float]]:
+    """Accuracy of a compiled model, and the probability of each image's class, to rank layers."""
+    items = list(pairs)
+    features = np.concatenate([model(pixels)[0] for pixels, _ in items])
+    labels = np.array([label for _, label in items])
+    found = control.probabilities(features)
+    right = found[np.arange(len(labels)), labels]
+    return float((found.argmax(1) == labels).mean()), [float(share) for share in right]
 
 
 @contextlib.contextmanager

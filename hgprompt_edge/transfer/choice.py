@@ -69,13 +69,16 @@ class Judge:
 
     def on_validation(self, candidate: Candidate) -> Row:
         """Accuracy and log-loss on validation of a head fitted on the training part."""
-        task = self.task
-        head = self._fit(
-            self.store.features(task.train.pixels, candidate.tokens), task.train.labels
-        )
-        logits = head.logits(self.store.features(task.validation.pixels, candidate.tokens))
-        labels = task.validation.labels
+        held_out = self.task.validation
+        head = self.training_head(candidate.tokens)
+        logits = head.logits(self.store.features(held_out.pixels, candidate.tokens))
+        labels = held_out.labels
         return Row(candidate.method, accuracy(logits, labels), log_loss(logits, labels))
+
+    def training_head(self, tokens: Tokens | None) -> Head:
+        """Head on the training images alone, which the validation images can judge."""
+        train = self.task.train
+        return self._fit(self.store.features(train.pixels, tokens), train.labels)
 
     def cross_validated(self, row: Row, candidate: Candidate) -> Row:
         """Complete the row with the log-loss over all images that may choose, cross-fitted.

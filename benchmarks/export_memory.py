@@ -1,0 +1,101 @@
+"""Peak memory of prediction: our prompted models beside the unprompted export.
+
+    python benchmarks/export_memory.py
+
+ViT-S at 224 pixels with random weights and the bundled backbone at 64, 50 deep tokens, batch 1,
+one thread. `unprompted` and `naive` are what `torch.onnx.export` writes. Each loads and predicts
+in a process of its own, as `hgedge bench` measures it; medians of three. OpenVINO reads what it has
+compiled before from its cache, as from the second start on a device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from export_models import NAMES, make_backbone, make_bundle, steps, trace
+from export_runtimes import quantize
+from rows import write_rows
+
+from hgprompt_edge import load_backbone
+from hgprompt_edge.device.bench import bench
+from hgprompt_edge.device.cpu import cpu_features
+
+RESULTS = Path(__file__).parent / "results" / "export_memory.json"
+REPEATS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    print(f"cpu: {' '.join(cpu_features())}")
+    rows: list[dict[str, Any]] = []
+    for name in (NAMES["s"], "bundled"):
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["HGEDGE_CACHE"] = folder
+            rows += measure(name, Path(folder))
+            write_rows(options.json, rows)
+
+
+def measure(name: str, folder: Path) -> list[dict[str, Any]]:
+    backbone = load_backbone() if name == "bundled" else make_backbone(name)
+    models = list(files(backbone, folder))
+    rounds = [bench([path for *_, path in models], threads=1, runs=3) for _ in range(REPEATS)]
+    rows: list[dict[str, Any]] = []
+    for index, (form, runtime, precision, _) in enumerate(models):
+        peak = statistics.median(found[index].peak_mb for found in rounds)
+        row = {
+            "model": name,
+            "form": form,
+            "runtime": runtime,
+            "precision": precision,
+            "file_mb": round(rounds[0][index].file_mb, 1),
+            "peak_mb": round(peak, 1),
+        }
+        first = next((r for r in rows if r["runtime"] == runtime), row)
+        row["over_unprompted_mb"] = round(row["peak_mb"] - first["peak_mb"], 1)
+        rows.append(row)
+        print(
+            f"{name:22} {form:10} {runtime:11} {precision:5}{row['file_mb']:7.1f} MB on disk"
+            f"{peak:8.1f} MB, unprompted {row['over_unprompted_mb']:+.1f}",
+            flush=True,
+        )
+    return rows
+
+
+def files(backbone: Any, folder: Path) -> Iterator[tuple[str, str, str, Path]]:
+    """Form, runtime, precision and file of each model; `unprompted` comes first in each runtime."""
+    import onnx_ir as ir
+    import openvino as ov
+
+    from hgprompt_edge.export.graph import build_graph
+
+    plain, prompted = (make_bundle(backbone, mode) for mode in ("none", "deep"))
+    traced = {"unprompted": plain, "naive": prompted}
+    for form, bundle in traced.items():
+        trace(backbone, bundle, folder / f"{form}.onnx")
+        yield form, "onnxruntime", "fp32", folder / f"{form}.onnx"
+    for form, on, (runtime, *others) in steps(full=False):
+        if form != "hgedge" or others:
+            continue
+        path = folder / f"{runtime}.onnx"
+        ir.save(build_graph(prompted, backbone, on), path)
+        if runtime == "onnxruntime":
+            yield form, runtime, "fp32", path
+            yield form, runtime, "int8", quantize(path, backbone, runtime)
+            continue
+        for form_, source in (*((f, folder / f"{f}.onnx") for f in traced), (form, path)):
+            xml = folder / f"{form_}.xml"
+            ov.save_model(ov.convert_model(source), xml, compress_to_fp16=False)
+            yield form_, runtime, "fp32", xml
+        yield form, runtime, "int8", quantize(path, backbone, runtime)
+
+
+if __name__ == "__main__":
+    main()
