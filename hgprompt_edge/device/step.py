@@ -100,6 +100,7 @@ class AdaptGraph:
         # Weights are multiplied by as they lie, forwards and backwards: packed copies of both
         # would double the memory for a few percent of speed.
         options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # not alone here
         _use_tight_arena(options)
         if threads is not None:
             options.intra_op_num_threads = threads
