@@ -44,10 +44,12 @@ TARGETS = (
     "rsscn7",
     "cifar10",
 )
+BOTH_HEADS = ("no prompt", "uniform", "H (default)")
 STEPS, RATE = 8, 0.15
 
 Weights = npt.NDArray[np.float64]
 Prompt = npt.NDArray[np.float32]
+Maker = Callable[[], "Prompt | SideBySideStore | None"]
 
 
 @dataclass
@@ -114,7 +116,7 @@ class Bench:
         return best
 
 
-def variants(bench: Bench) -> Iterator[tuple[str, Callable[[], Prompt | SideBySideStore | None]]]:
+def variants(bench: Bench) -> Iterator[tuple[str, Maker]]:
     """Name and maker of each variant's prompt."""
     tokens, start = torch.from_numpy(bench.tokens), torch.from_numpy(bench.start)
     count, layers = tokens.shape[:2]
@@ -162,6 +164,11 @@ def variants(bench: Bench) -> Iterator[tuple[str, Callable[[], Prompt | SideBySi
     yield "H, lambda 0", lambda: folded(bench.learned(lam=0.0))
     yield "H, lambda 0.03", lambda: folded(bench.learned(lam=0.03))
     yield "H, cosine alignment", lambda: folded(bench.learned(space="cosine"))
+    yield "H, prompt alignment", lambda: folded(bench.learned(space="prompt"))
+    yield (
+        "H, prompt alignment, lambda 0.03",
+        lambda: folded(bench.learned(space="prompt", lam=0.03)),
+    )
     yield "H, weights squared", lambda: sharpened(2.0)
     yield "H, weights' square root", lambda: sharpened(0.5)
     yield "H, halfway to uniform", halfway
@@ -184,53 +191,53 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with a folder for each data set")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--targets", nargs="*", default=list(TARGETS))
+    parser.add_argument("--variants", nargs="*", help="names of variants; all by default")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = read_rows(options.out)
-    done = {(row["task"], row["seed"]) for row in rows}
     backbone, whole = load_backbone("bundled"), read_bank("bundled")
     fast = backbone.in_precision(fastest_precision())
     shape = (whole.tokens.shape[2], whole.mode, whole.prompts[0].init_seed or 0)
     start = neutral_tokens(backbone, *shape, model=fast.model).numpy()
     for seed in range(options.seeds):
         for name in options.targets:
-            task = None if (name, seed) in done else load_target(name, backbone, options.data, seed)
+            task = load_target(name, backbone, options.data, seed)
             if task is None:
                 continue
             bank, _ = leave_out_family(whole, task)
             bench = Bench(FeatureStore(fast), task, bank.tokens, start, seed)
-            rows += run(bench)
-            write_rows(options.out, rows)
+            done = {row["variant"] for row in rows if (row["task"], row["seed"]) == (name, seed)}
+            for variant, make in variants(bench):
+                if variant in done or variant not in (options.variants or (variant,)):
+                    continue
+                rows += run(bench, variant, make)
+                write_rows(options.out, rows)
+                print(rows[-1], flush=True)
     show(rows)
 
 
-def run(bench: Bench) -> list[dict[str, Any]]:
+def run(bench: Bench, name: str, make: Maker) -> list[dict[str, Any]]:
+    """Rows of one variant: for some with the logistic head, too."""
     rows = []
-    judges = {
-        head: Judge(bench.store, bench.task, head, bench.seed) for head in ("lda", "logistic")
-    }
-    for name, make in variants(bench):
-        made = make()
-        for head, judge in judges.items():
-            if isinstance(made, SideBySideStore):
-                judge = replace(judge, store=made)
-            if head == "logistic" and name not in ("no prompt", "uniform", "H (default)"):
-                continue
-            prompt = None if isinstance(made, SideBySideStore) else made
-            candidate = Candidate("", prompt, np.zeros(len(bench.tokens)))
-            found = judge.on_test(judge.on_validation(candidate), candidate)
-            rows.append(
-                {
-                    "task": bench.task.name,
-                    "seed": bench.seed,
-                    "variant": name if head == "lda" else f"{name}, logistic head",
-                    "val_accuracy": found.val_accuracy,
-                    "val_log_loss": round(found.val_log_loss, 6),
-                    "accuracy": found.test_accuracy,
-                }
-            )
-        print(rows[-1], flush=True)
+    made = make()
+    for head in ("lda", "logistic") if name in BOTH_HEADS else ("lda",):
+        judge = Judge(bench.store, bench.task, head, bench.seed)
+        if isinstance(made, SideBySideStore):
+            judge = replace(judge, store=made)
+        prompt = None if isinstance(made, SideBySideStore) else made
+        candidate = Candidate("", prompt, np.zeros(len(bench.tokens)))
+        found = judge.on_test(judge.on_validation(candidate), candidate)
+        rows.append(
+            {
+                "task": bench.task.name,
+                "seed": bench.seed,
+                "variant": name if head == "lda" else f"{name}, logistic head",
+                "val_accuracy": found.val_accuracy,
+                "val_log_loss": round(found.val_log_loss, 6),
+                "accuracy": found.test_accuracy,
+            }
+        )
     return rows
 
 

@@ -26,6 +26,7 @@ from hgprompt_edge import Prompt, load_backbone, load_task, read_bank, train_sou
 from hgprompt_edge.prompts import bundled_bank
 from hgprompt_edge.tasks import Images, Task, images_beyond
 from hgprompt_edge.tasks.generated import KINDS
+from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.train import Recipe, fastest_precision
 
 GENERATED = {"epochs": 400, "learning_rate": 3e-2, "validate_every": 20}
@@ -64,6 +65,9 @@ images). ± is the standard error of the paired difference over the test images;
 each. Be warned that the training method was developed on these very sets, test parts included, so
 the gains are somewhat optimistic; the targets (flowers17, dtd10, weather4, digits) were not used.
 
+"""
+
+COLUMNS = """\
 | source | family | classes | test images | unprompted | prompted | gain (points) | seed |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 """
@@ -92,27 +96,36 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(RECIPES), help="names to train")
     options = parser.parse_args()
     if options.data is not None:
+        whole = [name for name in options.only if name in MORE_IMAGES]
+        if whole and options.more is None:
+            raise SystemExit(f"{whole[0]} is trained on the whole set; name its folder with --more")
         options.out.mkdir(parents=True, exist_ok=True)
         torch.set_num_threads(1)
+        backbone = load_backbone("bundled")
         for name in options.only:
-            train(name, options.data, options.more, options.out)
+            train(name, RECIPES[name], backbone, options.data, options.more, options.out)
     write_readme(options.out)
 
 
-def train(name: str, data: Path, more: Path | None, out: Path) -> None:
+def train(
+    name: str,
+    changes: dict[str, Any],
+    backbone: Backbone,
+    data: Path,
+    more: Path | None,
+    out: Path,
+) -> None:
+    """Train a prompt, unless it is there; `changes` are what its recipe has of its own."""
     path, state = out / f"{name}.safetensors", out / f".{name}.training"
     if path.exists():
         print(f"{path}: is there")
         return
-    backbone = load_backbone("bundled")
     task = load_task(name, backbone.preprocessing, data=None if name in KINDS else data / name)
     further = None
-    if name in MORE_IMAGES:
-        if more is None:
-            raise SystemExit(f"{name} is trained on the whole set; name its folder with --more")
+    if name in MORE_IMAGES and more is not None:
         whole = load_task(name, backbone.preprocessing, data=more / name, limit=None)
         further = without_copies(images_beyond(task, whole), task)
-    recipe = replace(Recipe(precision=fastest_precision()), **RECIPES[name])
+    recipe = replace(Recipe(precision=fastest_precision()), **changes)
     prompt, _ = train_source(
         backbone,
         task,
@@ -151,10 +164,15 @@ def write_readme(out: Path) -> None:
     text = HEADER.format(
         count=len(prompts), tokens=tokens, layers=layers, init_seed=prompts[0].init_seed
     )
-    text += "".join(row(prompt) for prompt in prompts)
+    text += table(out)
     text += FOOTER.format(mean=sum(gain(prompt) for prompt in prompts) / len(prompts))
     (out / "README.md").write_text(text)
     print(text)
+
+
+def table(out: Path) -> str:
+    """One row a prompt of the bank: what it is worth on its own test part."""
+    return COLUMNS + "".join(row(prompt) for prompt in read_bank(out).prompts)
 
 
 def row(prompt: Prompt) -> str:

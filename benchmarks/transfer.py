@@ -26,13 +26,14 @@ from typing import Any
 import torch
 from rows import read_rows, write_rows
 from targets import TARGETS, few, load_target
-from transfer_report import RESULTS, write_report
+from transfer_report import RESULTS, is_bank_study, write_report
 
 from hgprompt_edge import load_backbone, read_bank
 from hgprompt_edge.files import write_bytes
 from hgprompt_edge.prompts import PromptBank
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.baselines import METHODS, Budget
+from hgprompt_edge.transfer.checks import leave_out_family
 from hgprompt_edge.transfer.compare import compare
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.train import fastest_precision
@@ -69,6 +70,7 @@ class Cell:
             if (row["backbone"], row["task"], row["seed"]) == (self.backbone, self.task, self.seed)
             and row["images_per_class"] == self.images_per_class
             and (row["bank_size"] == self.bank_size or self.bank_size is None)
+            and is_bank_study(row) == (self.bank_size is not None)
         }
         return found >= set(self.methods)
 
@@ -145,7 +147,10 @@ def run_cell(
             validation=few(task.validation, held, cell.seed),
         )
     if cell.bank_size is not None:
-        bank = replace(bank, prompts=bank.prompts[: cell.bank_size])
+        others, _ = leave_out_family(bank, task)
+        if len(others.prompts) < cell.bank_size:
+            raise SystemExit(f"{cell.task} meets {len(others.prompts)} sources: too few")
+        bank = replace(bank, prompts=others.prompts[: cell.bank_size])
     budget = replace(BUDGET, precision=precision)
     contest, results = compare(
         bank, backbone, task, methods=cell.methods, budget=budget, seed=cell.seed

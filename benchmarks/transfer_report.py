@@ -1,24 +1,20 @@
-"""Tables and figures of the transfer study, from benchmarks/results/transfer.json alone.
-
-Means are taken over seeds first, so that every target counts alike. Intervals are 95 % percentile
-bootstraps that draw targets, and seeds within them, with replacement.
-"""
+"""Tables and figures of the transfer study, from the rows in benchmarks/results alone."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from cube import Cube, Row, cube
 from matplotlib.figure import Figure
+from rows import read_rows
 from scipy.stats import rankdata
+from tune import RESULTS as TUNE_RESULTS
+from tune import tune_tables
 
 from hgprompt_edge.files import atomic_path, write_bytes
-from hgprompt_edge.transfer.baselines import METHODS
 from hgprompt_edge.transfer.compare_figure import OURS, TITLES
 from hgprompt_edge.transfer.figure import BLUE, GREY, ORANGE
 
@@ -27,11 +23,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "transfer.json"
 PAGE = ROOT / "docs" / "TRANSFER.md"
 IMAGES = ROOT / "docs" / "images"
 BEGIN, END = "<!-- tables: made by benchmarks/transfer_report.py -->", "<!-- end of tables -->"
-RESAMPLES = 4000
 LINES = ("none", "best_source", "uniform", "hgprompt", "hgprompt_guarded")
-
-Row = dict[str, Any]
-Floats = npt.NDArray[np.float64]
 
 
 def write_report() -> None:
@@ -66,6 +58,9 @@ def write_report() -> None:
     for name in sorted({row["backbone"] for row in full} - {"bundled"}):
         other = cube([row for row in full if row["backbone"] == name])
         parts += [f"### Another backbone: {name}\n", accuracy_table(other)]
+    tuned = read_rows(TUNE_RESULTS)
+    if tuned:
+        parts += ["### Tune with a fifth of the passes\n", tune_tables(tuned)]
     text = PAGE.read_text()
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
@@ -75,51 +70,6 @@ def write_report() -> None:
 
 def is_bank_study(row: Row) -> bool:
     return row["bank_size"] in (2, 4, 16, 32)
-
-
-class Cube:
-    """Accuracies `[targets][seeds, methods]` of the cells that have all the methods."""
-
-    def __init__(self, tasks: Sequence[str], methods: Sequence[str], cells: list[Floats]) -> None:
-        self.tasks, self.methods, self.cells = tuple(tasks), tuple(methods), cells
-
-    def column(self, method: str) -> int:
-        """Index of a method."""
-        return self.methods.index(method)
-
-    @property
-    def by_task(self) -> Floats:
-        """`[targets, methods]`, means over seeds."""
-        return np.stack([cell.mean(0) for cell in self.cells])
-
-    def bootstrap(self, statistic: Callable[[Floats], Floats]) -> tuple[Floats, Floats, Floats]:
-        """Value and interval of a statistic of `[targets, methods]`."""
-        rng = np.random.default_rng(0)
-        drawn = []
-        for _ in range(RESAMPLES):
-            picked = rng.integers(0, len(self.cells), len(self.cells))
-            means = [
-                cell[rng.integers(0, len(cell), len(cell))].mean(0)
-                for cell in (self.cells[i] for i in picked)
-            ]
-            drawn.append(statistic(np.stack(means)))
-        low, high = np.quantile(np.stack(drawn), [0.025, 0.975], axis=0)
-        return statistic(self.by_task), low, high
-
-
-def cube(rows: Sequence[Row]) -> Cube:
-    present = {row["method"] for row in rows}
-    methods = [method for method in METHODS if method in present]
-    found: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    for row in rows:
-        found[row["task"]][row["seed"]][row["method"]] = row["accuracy"]
-    tasks, cells = [], []
-    for task, seeds in found.items():
-        whole = [[cell[m] for m in methods] for cell in seeds.values() if len(cell) == len(methods)]
-        if whole:
-            tasks.append(task)
-            cells.append(100 * np.array(whole))
-    return Cube(tasks, methods, cells)
 
 
 def main_tables(main: Cube, rows: Sequence[Row]) -> str:

@@ -16,30 +16,65 @@ from hgprompt_edge.vit.forward import extract_features
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_a_pretrained_backbone_is_loaded_with_its_own_architecture(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for index in range(8):
-            pixels = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{index}.png")
-    out = tmp_path / "my-vit.safetensors"
-    words = (
-        f"examples/pretrain_backbone.py {tmp_path / 'images'} --out {out} --image-size 32 "
-        "--embed-dim 24 --depth 2 --num-heads 2 --epochs 3 --batch-size 8 --workers 0"
-    )
+def pretrain(images: Path, out: Path, stop_after: int | None = None) -> str:
+    """Run the example for three epochs of two steps; `stop_after`: let it fail after that step."""
+    words = [
+        *(str(images), "--out", str(out), "--image-size", "32", "--embed-dim", "24"),
+        *("--depth", "2", "--num-heads", "2", "--epochs", "3", "--batch-size", "8"),
+        *("--workers", "0", "--save-every", "2"),
+    ]
+    script = ROOT / "examples" / "pretrain_backbone.py"
+    code = f"import runpy, sys; sys.argv = [{str(script)!r}, *{words!r}]\n"
+    if stop_after is not None:
+        code += (
+            "import torch\nstep, count = torch.optim.AdamW.step, [0]\n"
+            "def counted(self, *given):\n"
+            f"    if count[0] == {stop_after}: raise SystemExit('killed')\n"
+            "    count[0] += 1\n    return step(self, *given)\n"
+            "torch.optim.AdamW.step = counted\n"
+        )
+    code += f"runpy.run_path({str(script)!r}, run_name='__main__')"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
-        [sys.executable, *words.split()],
+        [sys.executable, "-c", code],
         cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
-    assert "step 6/6" in result.stdout
+    assert (result.returncode == 0) == (stop_after is None), result.stderr
+    return result.stdout
+
+
+def write_images(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for index in range(8):
+            pixels = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+
+
+def test_a_pretrained_backbone_is_loaded_with_its_own_architecture(tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    out = tmp_path / "my-vit.safetensors"
+    assert "step 6/6" in pretrain(tmp_path / "images", out)
     backbone = load_backbone("bundled", checkpoint=out)
     assert (backbone.depth, backbone.embed_dim, backbone.image_size) == (2, 24, 32)
     assert backbone.sha256 != load_backbone("bundled").sha256
-    pixels = rng.integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
     assert bool(extract_features(backbone, pixels, None).isfinite().all())
+
+
+def test_an_interrupted_pretraining_goes_on_where_it_was(tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    out = tmp_path / "my-vit.safetensors"
+    pretrain(tmp_path / "images", out, stop_after=3)
+    state = tmp_path / ".my-vit.safetensors.training"
+    assert state.exists()
+    printed = pretrain(tmp_path / "images", out)
+    assert "goes on after step 2" in printed
+    assert "step 4/6" in printed
+    assert not state.exists()
+    assert load_backbone("bundled", checkpoint=out).depth == 2
