@@ -164,7 +164,14 @@ def test_watch_serves_a_folder_until_ctrl_c(planted: Planted, tmp_path: Path) ->
     Image.fromarray(planted.images[0]).save(folder / "a.png")
     words = ("predict", "--model", str(planted.path), "--watch", str(folder), "--json")
     command = [sys.executable, "-m", "hgprompt_edge.cli.main", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background, children would ignore Ctrl-C from birth.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     first = json.loads(process.stdout.readline())
     assert first["image"] == str(folder / "a.png")
