@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,14 +43,21 @@ def condition(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Train prompts for darkness, blur, ... without labels and put them into the bundle."""
+    """Train prompts for darkness, blur, ... without labels and put them into the bundle.
+
+    Interrupted, the same command goes on from there.
+    """
     from hgprompt_edge.bundle import newest_bundle, read_bundle, write_bundle
     from hgprompt_edge.files import check_writable
     from hgprompt_edge.tasks import load_task
-    from hgprompt_edge.transfer.condition import ConditionRecipe, tune_conditions
+    from hgprompt_edge.transfer.condition import check_names, tune_conditions
+    from hgprompt_edge.transfer.condition_trainer import ConditionRecipe
     from hgprompt_edge.vit.backbone import load_backbone
+    from hgprompt_edge.vit.train import fastest_precision
 
     began = time.perf_counter()
+    names = condition_names(conditions)
+    check_names(names)
     if bundle is None:
         bundle = newest_bundle(Path())
         note(f"preparing {bundle}, the newest bundle here")
@@ -66,10 +74,15 @@ def condition(
             seed=fitted.seed,
             progress=lambda done, total: report("reading images", done, total),
         )
-        recipe = ConditionRecipe(epochs=epochs, seed=fitted.seed)
-        names = condition_names(conditions)
-        prepared, worths = tune_conditions(fitted, backbone, images, names, recipe, report)
+        recipe = ConditionRecipe(epochs=epochs, seed=fitted.seed, precision=fastest_precision())
+        state = condition_state(path, fitted.task)
+        if state.exists():
+            note(f"resuming from {state}")
+        prepared, worths = tune_conditions(
+            fitted, backbone, images, names, recipe, report, state=state
+        )
     write_bundle(path, prepared)
+    shutil.rmtree(state, ignore_errors=True)
     seconds = time.perf_counter() - began
     if json:
         found = [vars(worth) for worth in worths]
@@ -78,6 +91,11 @@ def condition(
     out.print(worth_table(worths))
     out.print(f"{path}: {len(prepared.conditions)} condition prompts ({seconds:.0f} s)")
     out.print(f"next: hgedge export {path} --adapt", soft_wrap=True)
+
+
+def condition_state(bundle: Path, task: str) -> Path:
+    """Folder beside the bundle where an interrupted training goes on from."""
+    return bundle.parent / f".{task}.conditions"
 
 
 def condition_names(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from enum import Enum
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 from rich.table import Table
 
 from hgprompt_edge.cli import options
-from hgprompt_edge.cli.condition import condition_names, worth_table
+from hgprompt_edge.cli.condition import condition_names, condition_state, worth_table
 from hgprompt_edge.cli.console import (
     note,
     note_bank,
@@ -158,13 +159,15 @@ def fit(
             seed=seed,
             keep_sources=keep_sources,
         ).fit(bank, vit, images, progress=report)
+        path = output or Path(f"{images.name}{SUFFIX}")
+        state = condition_state(path, images.name)
         worths: tuple[Worth, ...] = ()
         if wanted:
             mixer.bundle_, worths = tune_conditions(
-                mixer.bundle_, vit, images, wanted, report=report
+                mixer.bundle_, vit, images, wanted, report=report, state=state
             )
-    path = output or Path(f"{images.name}{SUFFIX}")
     write_bundle(path, mixer.bundle_)
+    shutil.rmtree(state, ignore_errors=True)
     figure = path.with_suffix(".png")
     draw_fit(mixer.bundle_, mixer.history_, figure)
     seconds = time.perf_counter() - start

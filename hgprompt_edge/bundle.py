@@ -171,6 +171,7 @@ def read_bundle(path: Path) -> Bundle:
         if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
             raise UserError(f"{path}: '{name}' holds NaN or inf; run `hgedge fit` again")
     try:
+        _check_prepared(tensors, json.loads(metadata.get("conditions", "[]")))
         return Bundle(
             task=metadata["task"],
             classes=tuple(json.loads(metadata["classes"])),
@@ -201,6 +202,25 @@ def read_bundle(path: Path) -> Bundle:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged bundle ({error}); run `hgedge fit` again") from error
+
+
+def _check_prepared(
+    tensors: dict[str, npt.NDArray[np.generic]], conditions: list[dict[str, str]]
+) -> None:
+    """Refuse condition prompts and statistics that do not fit the rest of the bundle."""
+    tokens, width = tensors.get("conditions"), tensors["head.weight"].shape[-1]
+    if (0 if tokens is None else len(tokens)) != len(conditions):
+        raise ValueError("'conditions' are not as many as their names")
+    if not all(isinstance(about.get("name"), str) for about in conditions):
+        raise ValueError("a condition has no name")
+    if tokens is not None:
+        like = tensors.get("sources", tensors.get("prompt"))
+        shape = tokens.shape[1:] if like is None else like.shape[-3:]
+        if tokens.dtype != np.float16 or tokens.shape[1:] != shape or tokens.shape[-1] != width:
+            raise ValueError(f"'conditions' are {tokens.dtype} {list(tokens.shape)}")
+    for name in ("clean.mean", "clean.var"):
+        if name in tensors and tensors[name].shape != (width,):
+            raise ValueError(f"'{name}' is {list(tensors[name].shape)}, not [{width}]")
 
 
 class Entry(NamedTuple):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from small_vits import make_backbone, make_mixable
 from toys import make_task, noise_tokens
 
@@ -19,7 +20,8 @@ from hgprompt_edge.tasks.conditions import (
     corrupt,
     training_corruption,
 )
-from hgprompt_edge.transfer.condition import ConditionRecipe, tune_conditions
+from hgprompt_edge.transfer.condition import tune_conditions
+from hgprompt_edge.transfer.condition_trainer import ConditionRecipe, ConditionTrainer
 from hgprompt_edge.vit.forward import extract_features
 
 
@@ -114,6 +116,65 @@ class TestTuning:
         assert third.condition_tokens is not None
         assert second.condition_tokens is not None
         np.testing.assert_array_equal(third.condition_tokens[0], second.condition_tokens[1])
+
+    def test_interrupted_it_ends_where_it_would_have(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        recipe = ConditionRecipe(epochs=3, batch_size=50, validate_every=1)
+        arguments = (self.bundle, self.backbone, self.task, ["dark", "noise"], recipe)
+        whole, worths = tune_conditions(*arguments)
+        epochs = 0
+        train = ConditionTrainer._train_epoch
+
+        def counted(trainer: ConditionTrainer) -> float:
+            nonlocal epochs
+            epochs += 1
+            if epochs == 5:
+                raise KeyboardInterrupt
+            return train(trainer)
+
+        monkeypatch.setattr(ConditionTrainer, "_train_epoch", counted)
+        state = tmp_path / "state"
+        with pytest.raises(KeyboardInterrupt):
+            tune_conditions(*arguments, state=state)
+        (state / "dark").with_suffix(".tmp").write_bytes(b"left behind")
+        resumed, again = tune_conditions(*arguments, state=state)
+        assert epochs == 5 + 2, "dark is done, of noise one epoch is"
+        np.testing.assert_array_equal(resumed.condition_tokens, whole.condition_tokens)
+        assert again == worths
+
+        (state / "dark").write_bytes(b"no state")
+        torch.save({"of": "something else"}, state / "noise")
+        afresh, _ = tune_conditions(*arguments, state=state)
+        assert epochs == 7 + 6
+        np.testing.assert_array_equal(afresh.condition_tokens, whole.condition_tokens)
+
+    @pytest.mark.parametrize(
+        ("about", "tokens", "message"),
+        [
+            (({"name": "dark"},), None, "not as many"),
+            (({"name": "dark"}, {"name": "blur"}), (1, 2, 5, 32), "not as many"),
+            (({"title": "dark"},), (1, 2, 5, 32), "no name"),
+            (({"name": "dark"},), (1, 2, 4, 32), "are float16"),
+            (({"name": "dark"},), (1, 3, 5, 32), "are float16"),
+        ],
+    )
+    def test_a_bundle_whose_conditions_do_not_fit_is_refused(
+        self, about: object, tokens: tuple[int, ...] | None, message: str, tmp_path: Path
+    ) -> None:
+        zeros = None if tokens is None else np.zeros(tokens, np.float16)
+        write_bundle(
+            tmp_path / "b.hgbundle",
+            replace(self.bundle, conditions=about, condition_tokens=zeros),  # type: ignore[arg-type]
+        )
+        with pytest.raises(UserError, match=message):
+            read_bundle(tmp_path / "b.hgbundle")
+
+    def test_statistics_of_another_width_are_refused(self, tmp_path: Path) -> None:
+        flat = np.zeros(7, np.float32)
+        write_bundle(tmp_path / "b.hgbundle", replace(self.bundle, clean_mean=flat, clean_var=flat))
+        with pytest.raises(UserError, match=r"'clean\.mean' is"):
+            read_bundle(tmp_path / "b.hgbundle")
 
     @pytest.mark.parametrize(
         ("change", "names", "message"),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hgprompt_edge.vit.backbone import load_backbone, wrap_backbone
 from hgprompt_edge.vit.forward import (
     attention,
+    block_rows,
     extract_features,
     features_prefix,
     features_token,
@@ -89,6 +90,23 @@ def test_without_a_prompt_both_forms_equal_timm(family: str) -> None:
     expected = model.forward_head(model.forward_features(x), pre_logits=True)
     assert relative(features_token(model, x, None), expected) < 1e-5
     assert relative(features_prefix(model, x, None), expected) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["plain", "average with registers", "clip quick-gelu"])
+@pytest.mark.parametrize("prompted", [True, False])
+def test_rows_of_blocks_equal_what_hooks_see_there(family: str, prompted: bool) -> None:
+    model = make(family, depth=3)
+    prompt, x = random_prompt(model, "deep") if prompted else None, images(model)
+    features, rows = block_rows(model, x, prompt)
+    assert relative(features, features_token(model, x, prompt)) < 1e-5
+    sequence = prepare_tokens(model, x)
+    count = sequence.shape[1]
+    for layer, block in enumerate(model.blocks):
+        parts = [sequence] if prompt is None else [sequence, prompt[layer].expand(3, -1, -1)]
+        sequence = block(torch.cat(parts, dim=1))[:, :count]
+        assert relative(rows[:, layer], model.pool(sequence)) < 1e-5
+    with pytest.raises(ValueError, match="must be deep"):
+        block_rows(model, x, random_prompt(model, "shallow"))
 
 
 @pytest.mark.parametrize("mode", ["deep", "shallow"])

@@ -7,7 +7,7 @@ exist there alone. A small set of our own, not ImageNet-C.
 
 | condition | training | study, severity 1, 2, 3 |
 | --- | --- | --- |
-| dark | gain in linear light | gain and gamma on the stored values |
+| dark | gain and contrast in linear light | gain and gamma on the stored values |
 | blur | Gaussian kernel | disc, as of a lens out of focus |
 | noise | Gaussian, one deviation a image | Poisson counts, as of a short exposure |
 | cast | gain of each channel in linear light | stored values filtered by one of three fixed tints |
@@ -51,15 +51,15 @@ STUDY: dict[str, tuple[tuple[float, ...], ...]] = {
 """Gain and gamma; radius of the disc; photons of white; share of the tint; quality; scale;
 degrees; share of the fog."""
 TRAINING: dict[str, tuple[float, float]] = {
-    "dark": (0.01, 0.5),
+    "dark": (0.015, 0.6),
     "blur": (0.4, 2.0),
     "noise": (6.0, 90.0),
-    "cast": (0.2, 2.2),
+    "cast": (0.4, 4.0),
     "jpeg": (3.0, 30.0),
     "lowres": (0.2, 0.7),
 }
-"""Gain; standard deviation in pixels; standard deviation in grey levels; largest exponent of two
-of a channel's gain; quality; scale. Drawn evenly in the logarithm."""
+"""Gain; standard deviation in pixels; standard deviation in grey levels; distance of the channels'
+gains as an exponent of two; quality; scale. Drawn evenly in the logarithm."""
 TINTS = ((255, 150, 40), (60, 200, 120), (120, 90, 255))
 """Of a sodium lamp, of foliage, of a screen; the seed picks one for all images of a call."""
 FOG = np.array([214, 220, 226], np.float32)
@@ -168,8 +168,9 @@ def _fog(image: Pixels, rng: np.random.Generator, values: tuple[float, ...]) -> 
     return foggy
 
 
-def _underexpose(image: Pixels, _: np.random.Generator, strength: float) -> Floats:
-    return _encode(strength * _linear(image))
+def _underexpose(image: Pixels, rng: np.random.Generator, strength: float) -> Floats:
+    """Less light, through a tone curve that may be steeper."""
+    return _encode(np.float32(strength) * _linear(image) ** np.float32(rng.uniform(1, 1.6)))
 
 
 def _smooth(image: Pixels, _: np.random.Generator, strength: float) -> Pixels:
@@ -184,9 +185,12 @@ def _add_noise(image: Pixels, rng: np.random.Generator, strength: float) -> Floa
 
 
 def _weigh_channels(image: Pixels, rng: np.random.Generator, strength: float) -> Floats:
+    """Light of a colour: exposed for what is left of it, or for white light, or in between."""
     exponents = rng.uniform(-1, 1, 3)
-    exponents *= strength / np.abs(exponents).max()
-    return _encode(_linear(image) * np.exp2(exponents - exponents.mean()).astype(np.float32))
+    exponents *= strength / np.ptp(exponents)
+    exposed = exponents - exponents.mean()
+    gains = np.exp2(exposed - rng.uniform() * exposed.max())
+    return _encode(_linear(image) * gains.astype(np.float32))
 
 
 def _compress(image: Pixels, _: np.random.Generator, strength: float) -> Pixels:

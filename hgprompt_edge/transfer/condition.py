@@ -6,48 +6,45 @@ and the predictions that its clean version has under the factory prompt.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from hgprompt_edge.bundle import Bundle
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import DEEP, Normalization
 from hgprompt_edge.tasks import Task
-from hgprompt_edge.tasks.conditions import CONDITIONS, SEVERITIES, corrupt, training_corruption
+from hgprompt_edge.tasks.conditions import CONDITIONS, SEVERITIES, corrupt
+from hgprompt_edge.transfer.choice import Judge
+from hgprompt_edge.transfer.condition_trainer import (
+    ConditionRecipe,
+    ConditionTrainer,
+    seen_under,
+)
+from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.forward import extract_features, features_prefix, normalize
+from hgprompt_edge.vit.forward import extract_features
+from hgprompt_edge.vit.heads import Head, accuracy
 from hgprompt_edge.vit.start import neutral_tokens
 from hgprompt_edge.vit.train import fastest_precision
 
-MIN_SCALE = 1e-6
-
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+Halves = npt.NDArray[np.float16]
 Report = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class ConditionRecipe:
-    """How condition prompts are trained: AdamW with a cosine schedule."""
-
-    epochs: int = 12
-    batch_size: int = 64
-    learning_rate: float = 1e-2
-    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Worth:
     """Validation accuracy on clean images, on corrupted ones, and on those with the prompt.
 
-    Corrupted as the study does it, over its three severities, which training did not see.
+    Of a head that was fitted on the training images alone. Corrupted as the study does it, over
+    its three severities, which training did not see.
     """
 
     name: str
@@ -63,45 +60,64 @@ def tune_conditions(
     names: Sequence[str],
     recipe: ConditionRecipe | None = None,
     report: Report | None = None,
+    *,
+    state: Path | None = None,
 ) -> tuple[Bundle, tuple[Worth, ...]]:
     """Train a prompt for each condition and put them into the bundle, for a device's bank.
 
     Prompts for other conditions that the bundle holds already stay.
+
+    Parameters
+    ----------
+    recipe
+        None: the default one, in this CPU's fastest precision.
+    state
+        Folder that an interrupted training resumes from; removed at the end by the caller.
 
     Raises
     ------
     UserError
         An unknown condition, a bundle of another backbone or of other images, or shallow prompts.
     """
-    recipe = recipe or ConditionRecipe()
+    recipe = recipe or ConditionRecipe(seed=bundle.seed, precision=fastest_precision())
     _check(bundle, backbone, task, names)
     own = bundle.preprocessing
     backbone = backbone.normalized(Normalization(own.mean, own.std))
-    student = _Student(bundle, backbone, task.train.pixels, recipe)
-    kept = {
-        about["name"]: i for i, about in enumerate(bundle.conditions) if about["name"] not in names
-    }
-    abouts = [bundle.conditions[i] for i in kept.values()]
-    tokens = (
-        []
-        if bundle.condition_tokens is None
-        else [bundle.condition_tokens[i] for i in kept.values()]
-    )
-    worths = []
+    start = starting_tokens(bundle, backbone)
+    head = Head(torch.from_numpy(bundle.head_weight), torch.from_numpy(bundle.head_bias))
+    train = seen_under(backbone, task.train.pixels, bundle.prompt)
+    validation = seen_under(backbone, task.validation.pixels, bundle.prompt)
+    if state is not None:
+        state.mkdir(exist_ok=True)
+    prompts, worths = [], []
     for name in names:
-        prompt = student.train(name, report)
-        tokens.append(prompt.astype(np.float16))
-        worths.append(_worth(bundle, backbone, task, name, prompt))
-        abouts.append({key: str(value) for key, value in vars(worths[-1]).items()})
-    prepared = replace(
+        trainer = ConditionTrainer(
+            backbone, recipe, name, start, head, train, validation, state and state / name
+        )
+        restored = trainer.run(partial(report, name) if report else None)
+        prompts.append(restored.tokens.astype(np.float16))
+        worths.append(_worth(bundle, backbone, task, name, prompts[-1].astype(np.float32)))
+    mean, variance = train.features.mean(0).numpy(), train.features.var(0).numpy()
+    prepared = replace(_joined(bundle, worths, prompts), clean_mean=mean, clean_var=variance)
+    return prepared, tuple(worths)
+
+
+def _joined(bundle: Bundle, worths: Sequence[Worth], prompts: Sequence[Halves]) -> Bundle:
+    """Put prompts into the bundle, in the place of those of the same conditions."""
+    new = [worth.name for worth in worths]
+    old = () if bundle.condition_tokens is None else bundle.condition_tokens
+    kept = [
+        (about, tokens)
+        for about, tokens in zip(bundle.conditions, old, strict=True)
+        if about["name"] not in new
+    ]
+    abouts = [{key: str(value) for key, value in vars(worth).items()} for worth in worths]
+    return replace(
         bundle,
-        conditions=tuple(abouts),
-        condition_tokens=np.stack(tokens),
-        clean_mean=student.mean.numpy(),
-        clean_var=student.variance.numpy(),
+        conditions=(*(about for about, _ in kept), *abouts),
+        condition_tokens=np.stack([*(tokens for _, tokens in kept), *prompts]),
         factory=None,  # a mix over another bank
     )
-    return prepared, tuple(worths)
 
 
 def starting_tokens(bundle: Bundle, backbone: Backbone) -> Floats:
@@ -117,81 +133,20 @@ def starting_tokens(bundle: Bundle, backbone: Backbone) -> Floats:
     return tokens
 
 
-class _Student:
-    """Trains prompts towards what the factory prompt makes of clean images."""
-
-    def __init__(
-        self, bundle: Bundle, backbone: Backbone, pixels: Pixels, recipe: ConditionRecipe
-    ) -> None:
-        self.backbone, self.pixels, self.recipe = backbone, pixels, recipe
-        self.start = starting_tokens(bundle, backbone)
-        self.model = copy.deepcopy(backbone.model).to(getattr(torch, fastest_precision()))
-        self.weight = torch.tensor(bundle.head_weight)
-        self.bias = torch.tensor(bundle.head_bias)
-        features = extract_features(backbone, pixels, bundle.prompt)
-        self.mean, self.variance = features.mean(0), features.var(0)
-        self.scale = self.variance.sqrt().clamp_min(MIN_SCALE)
-        self.wanted = self._standard(features)
-        self.log_p = self._logits(features).log_softmax(1)
-
-    def train(self, name: str, report: Report | None) -> Floats:
-        """Prompt `[L, T, D]` for one condition."""
-        recipe, count = self.recipe, len(self.pixels)
-        rng = np.random.default_rng([recipe.seed, CONDITIONS.index(name)])
-        tokens = torch.tensor(self.start, requires_grad=True)
-        optimizer = torch.optim.AdamW([tokens], lr=recipe.learning_rate, weight_decay=0.0)
-        batches = -(-count // recipe.batch_size)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.epochs * batches)
-        for epoch in range(recipe.epochs):
-            order = rng.permutation(count)
-            corrupted = training_corruption(self.pixels, name, rng)
-            for rows in np.array_split(order, batches):
-                optimizer.zero_grad()
-                loss = self._loss(corrupted[rows], torch.from_numpy(rows), tokens)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
-            if report is not None:
-                report(name, epoch + 1, recipe.epochs)
-        return tokens.detach().numpy()
-
-    def _loss(self, pixels: Pixels, rows: Tensor, tokens: Tensor) -> Tensor:
-        """`1 - cosine` of standardised features plus the divergence of the predictions."""
-        dtype = next(self.model.parameters()).dtype
-        x = normalize(torch.from_numpy(pixels), self.backbone.preprocessing).to(dtype)
-        features = features_prefix(self.model, x, tokens.to(dtype)).float()
-        cosine = functional.cosine_similarity(self._standard(features), self.wanted[rows], dim=1)
-        log_p = self._logits(features).log_softmax(1)
-        divergence = functional.kl_div(
-            log_p, self.log_p[rows], log_target=True, reduction="batchmean"
-        )
-        return (1 - cosine).mean() + divergence
-
-    def _standard(self, features: Tensor) -> Tensor:
-        return (features - self.mean) / self.scale
-
-    def _logits(self, features: Tensor) -> Tensor:
-        return features @ self.weight.T + self.bias
-
-
 def _worth(bundle: Bundle, backbone: Backbone, task: Task, name: str, prompt: Floats) -> Worth:
-    """Measure on validation images, which no condition prompt has seen.
-
-    The bundle's head has seen them, so levels are high; it is the differences that tell.
-    """
     labels = task.validation.labels
+    judge = Judge(FeatureStore(backbone), task, bundle.objective.get("head", "lda"), bundle.seed)
+    head = judge.training_head(bundle.prompt)
 
-    def accuracy(pixels: Pixels, tokens: Floats | None) -> float:
-        features = extract_features(backbone, pixels, tokens).numpy()
-        logits = features @ bundle.head_weight.T + bundle.head_bias
-        return float((logits.argmax(1) == labels).mean())
+    def measure(pixels: Pixels, tokens: Floats | None) -> float:
+        return accuracy(head.logits(extract_features(backbone, pixels, tokens)), labels)
 
     shifted = [corrupt(task.validation.pixels, name, severity) for severity in SEVERITIES]
     return Worth(
         name=name,
-        clean=accuracy(task.validation.pixels, bundle.prompt),
-        corrupted=float(np.mean([accuracy(pixels, bundle.prompt) for pixels in shifted])),
-        prompted=float(np.mean([accuracy(pixels, prompt) for pixels in shifted])),
+        clean=measure(task.validation.pixels, bundle.prompt),
+        corrupted=float(np.mean([measure(pixels, bundle.prompt) for pixels in shifted])),
+        prompted=float(np.mean([measure(pixels, prompt) for pixels in shifted])),
     )
 
 

@@ -135,6 +135,23 @@ def features_prefix(
     return pool(model, x, prompt.shape[1])
 
 
+def block_rows(model: VisionTransformer, x: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Features `[n, D]` as of `features_prefix`, and what is pooled after each block `[n, L, D]`.
+
+    The latter is the class token's row, or the average of the patches where that is pooled, before
+    any final norm. For no prompt or a deep one `[L, T, D]`.
+    """
+    x = prepare_tokens(model, x)
+    prefix = None if prompt is None else project_prefix(model, _checked(model, prompt))
+    if prefix is not None and len(prefix) != len(model.blocks):
+        raise ValueError("The 'prompt' must be deep. Got a shallow one instead.")
+    rows = []
+    for layer in range(len(model.blocks)):
+        x = _run_block(model, x, layer, prefix)
+        rows.append(model.pool(x))
+    return pool(model, x, 0), torch.stack(rows, dim=1)
+
+
 def extract_features(
     backbone: Backbone,
     pixels: npt.NDArray[np.uint8],
@@ -170,11 +187,23 @@ def _run_blocks(
     mask: Tensor | None = None,
 ) -> Tensor:
     """All blocks; `[n, 1, D]`, the class token alone, where that is what is pooled."""
-    last = len(model.blocks) - 1
-    for layer, block in enumerate(model.blocks):
-        rows = 1 if layer == last and model.global_pool == "token" else None
-        x = _apply_block(block, x, None if prefix is None else prefix[layer], rows, mask)
+    for layer in range(len(model.blocks)):
+        x = _run_block(model, x, layer, prefix, mask)
     return x
+
+
+def _run_block(
+    model: VisionTransformer,
+    x: Tensor,
+    layer: int,
+    prefix: Sequence[Prefix] | None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """One block; in the last one the class token's row alone, where that is what is pooled."""
+    last = layer == len(model.blocks) - 1
+    rows = 1 if last and model.global_pool == "token" else None
+    pair = None if prefix is None else prefix[layer]
+    return _apply_block(model.blocks[layer], x, pair, rows, mask)
 
 
 def _apply_block(
