@@ -167,6 +167,25 @@ def test_what_was_compiled_is_cached(model: Path, private_cache: Path) -> None:
     assert list((private_cache / "openvino").rglob("*.blob"))
 
 
+def test_a_new_model_of_the_same_name_is_not_taken_from_the_cache(
+    tmp_path: Path, bundle: Bundle, backbone: Backbone
+) -> None:
+    path, pixels = tmp_path / "pets.xml", bundle.probe_images
+    export_openvino(bundle, backbone, path)
+    before = Predictor(path).logits(pixels)
+    assert np.array_equal(Predictor(path).logits(pixels), before), "from the cache"
+    date = path.stat().st_mtime
+    opposite = replace(
+        bundle,
+        head_weight=-bundle.head_weight,
+        head_bias=-bundle.head_bias,
+        probe_logits=-bundle.probe_logits,
+    )
+    export_openvino(opposite, backbone, path)
+    os.utime(path, (date, date))
+    assert np.abs(Predictor(path).logits(pixels) + before).max() < 1e-4 * np.abs(before).max()
+
+
 def run(*words: str) -> Result:
     return CliRunner().invoke(openvino_app(), list(words))
 

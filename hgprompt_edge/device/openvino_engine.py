@@ -63,18 +63,24 @@ class OpenVinoEngine:
         }
         if threads is not None and device == "CPU":
             settings["INFERENCE_NUM_THREADS"] = threads
-        if cache:
-            core.set_property({"CACHE_DIR": str(cache_folder() / "openvino")})
         try:
             model = core.read_model(path)
             self.entries: Mapping[str, str] = read_entries(model)
-            _check_weights(weights, self.entries)
-            self._request = core.compile_model(model, device, settings).create_infer_request()
+            self.inputs = tuple(_port(given) for given in model.inputs)
+            self.outputs = tuple(_port(given) for given in model.outputs)
+            digest = _check_weights(weights, self.entries)
+            if cache:
+                core.set_property({"CACHE_DIR": str(_cache(path, digest))})
+                # Given the path and not the model, a compiled one is read without the weights of
+                # both in memory at once.
+                del model
+                compiled = core.compile_model(path, device, settings)
+            else:
+                compiled = core.compile_model(model, device, settings)
+            self._request = compiled.create_infer_request()
         except RuntimeError as error:
             raise LoadError(_explain(str(error), ov.__version__)) from error
         self.runtime = f"openvino {ov.__version__.partition('-')[0]}"
-        self.inputs = tuple(_port(given) for given in model.inputs)
-        self.outputs = tuple(_port(given) for given in model.outputs)
 
     def run(self, pixels: Pixels, given: Mapping[str, Floats] | None = None) -> Floats:
         """Logits `[n, K]` of pixels `[n, S, S, 3]`, and of what else is `given` by name."""
@@ -122,11 +128,20 @@ def _check_device(core: Any, device: str, bf16: bool) -> None:
         raise UserError("--bf16: this CPU does not compute in bfloat16; leave the option out")
 
 
-def _check_weights(weights: Path, entries: Mapping[str, str]) -> None:
-    """Refuse weights of another model; one without our metadata does not say."""
-    wanted = entries.get(WEIGHTS_SHA256)
-    if wanted is not None and sha256_file(weights) != wanted:
+def _check_weights(weights: Path, entries: Mapping[str, str]) -> str:
+    """Sha256 of the weights; another model's are refused, one without our metadata takes any."""
+    wanted, found = entries.get(WEIGHTS_SHA256), sha256_file(weights)
+    if wanted is not None and found != wanted:
         raise LoadError(f"{weights.name} is damaged or of another model; copy both files again")
+    return found
+
+
+def _cache(path: Path, weights_sha256: str) -> Path:
+    """Where what was compiled of these two files is kept.
+
+    A folder by content: by itself OpenVINO tells files of one name apart by size and date alone.
+    """
+    return cache_folder() / "openvino" / f"{sha256_file(path)[:16]}-{weights_sha256[:16]}"
 
 
 def _explain(message: str, version: str) -> str:
