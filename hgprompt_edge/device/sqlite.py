@@ -33,7 +33,11 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
     uri = f"{path.resolve().as_uri()}?mode={mode}"
     connection = sqlite3.connect(uri, uri=True, timeout=10, isolation_level=None)
     connection.text_factory = bytes
-    connection.execute("PRAGMA synchronous = FULL")
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+    except UnicodeDecodeError as error:  # sqlite3 cannot even say what is damaged
+        connection.close()
+        raise sqlite3.DatabaseError("database disk image is malformed") from error
     connection.execute("PRAGMA fullfsync = ON")  # macOS: past the drive's own cache, too
     return connection
 
