@@ -69,8 +69,9 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except sqlite3.ProgrammingError:
         raise
-    except sqlite3.Error as error:
-        text = str(error).lower()
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        undecodable = isinstance(error, UnicodeDecodeError)  # damage that it cannot even name
+        text = "malformed" if undecodable else str(error).lower()
         reason = next((_REASONS[key] for key in _REASONS if key in text), f"unusable ({text})")
         raise UserError(f"{path}: {reason}") from error
     except OSError as error:
