@@ -33,7 +33,7 @@ def condition(
     conditions: Annotated[str, typer.Option(help="Which, separated by commas.")] = DEFAULT,
     task: options.Task = None,
     data: options.Data = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs over the training images.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs over the training images.")] = 12,
     checkpoint: options.Checkpoint = None,
     output: Annotated[
         Path | None,

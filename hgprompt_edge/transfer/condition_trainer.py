@@ -49,9 +49,9 @@ class ConditionRecipe:
         `float32` or `bfloat16` for the training passes; all figures are measured in float32.
     """
 
-    epochs: int = 24
-    batch_size: int = 64
-    learning_rate: float = 1e-2
+    epochs: int = 12
+    batch_size: int = 32
+    learning_rate: float = 3e-2
     warmup: float = 0.05
     features: float = 1.0
     predictions: float = 1.0

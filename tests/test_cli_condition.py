@@ -1,0 +1,78 @@
+"""`hgedge condition` and `fit --conditions`, from the bundle on."""
+
+from __future__ import annotations
+
+import json
+from inspect import signature
+from pathlib import Path
+
+import pytest
+from command_line import class_folders, run, small_bank
+
+from hgprompt_edge.bundle import read_bundle
+from hgprompt_edge.cli.condition import condition
+from hgprompt_edge.transfer.condition_trainer import ConditionRecipe, ConditionTrainer
+
+
+@pytest.fixture
+def fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with images in `mine` and their bundle."""
+    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    monkeypatch.chdir(tmp_path)
+    bank, data = small_bank(tmp_path / "bank"), class_folders(tmp_path / "mine")
+    result = run(*f"fit --sources {bank} --data {data} --refine 0 --steps 5".split())
+    assert result.exit_code == 0, result.stderr
+    return tmp_path
+
+
+def test_interrupted_and_gone_on_with(fitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "condition --data mine --conditions dark,blur --epochs 1".split()
+    before = (fitted / "mine.hgbundle").read_bytes()
+    train = ConditionTrainer.run
+
+    def interrupt_blur(trainer: ConditionTrainer, report: object) -> object:
+        if trainer.condition == "blur":
+            raise KeyboardInterrupt
+        return train(trainer, report)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConditionTrainer, "run", interrupt_blur)
+        assert run(*words).exit_code == 130
+    assert (fitted / "mine.hgbundle").read_bytes() == before
+    result = run(*words)
+    assert result.exit_code == 0, result.stderr
+    assert "resuming from .mine.conditions" in result.stderr
+    assert "with its prompt" in result.stdout
+    assert not (fitted / ".mine.conditions").exists()
+    names = [about["name"] for about in read_bundle(fitted / "mine.hgbundle").conditions]
+    assert names == ["dark", "blur"]
+
+
+def test_json_and_another_file(fitted: Path) -> None:
+    before = (fitted / "mine.hgbundle").read_bytes()
+    words = "condition mine.hgbundle --data mine --conditions noise --epochs 1 -o b.hgbundle --json"
+    result = run(*words.split())
+    assert result.exit_code == 0, result.stderr
+    (worth,) = json.loads(result.stdout)["conditions"]
+    assert worth["name"] == "noise"
+    assert all(0 <= worth[key] <= 1 for key in ("clean", "corrupted", "prompted"))
+    assert (fitted / "mine.hgbundle").read_bytes() == before
+    (about,) = read_bundle(fitted / "b.hgbundle").conditions
+    assert float(about["prompted"]) == worth["prompted"]
+
+
+def test_bad_input_is_one_sentence(fitted: Path) -> None:
+    class_folders(fitted / "others", 10)
+    for words, message in (
+        ("--data mine --conditions dark,sandstorm", "unknown condition 'sandstorm'; choose from"),
+        ("--data mine --conditions ,", "none is named"),
+        ("--data others", "not the images that the bundle of mine"),
+    ):
+        result = run("condition", *words.split())
+        assert result.exit_code == 2, result.output
+        assert message in " ".join(result.stderr.split())
+    assert not (fitted / ".mine.conditions").exists()
+
+
+def test_epochs_are_those_of_the_recipe() -> None:
+    assert signature(condition).parameters["epochs"].default == ConditionRecipe().epochs
