@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from adapt_report import RESULTS, write_report
-from rows import read_rows, write_rows
+from rows import gather_rows
 from targets import load_target
 from torch import nn
 
@@ -45,6 +45,8 @@ from hgprompt_edge.transfer.condition import starting_tokens
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import features_prefix, normalize
 
+KEYS = ("task", "shift", "severity", "images_per_class", "method", "seed")
+"""Rows of the same values of these are of the same run."""
 TASKS = ("flowers17", "dtd10", "weather4", "digits")
 METHODS = (
     "mix",
@@ -80,7 +82,7 @@ def main() -> None:
         if options.data is None or options.bundles is None:
             raise SystemExit("name the folders of the data sets and of the bundles")
         run(options)
-    gather(options.work)
+    gather_rows(RESULTS, options.work, KEYS)
     write_report()
 
 
@@ -350,17 +352,6 @@ RUNS: dict[str, Callable[[Case], Outcome]] = {
     "prompt_full": run_prompt_full,
 }
 WITHOUT_LABELS = ("feature_mean", "mix_unlabelled")
-
-
-def gather(work: Path) -> None:
-    """Add the rows of the cells in `work` to the results file; a newer row replaces an older."""
-    found = read_rows(RESULTS)
-    for path in sorted(work.glob("*.json")):
-        found += json.loads(path.read_text())
-    keys = ("task", "shift", "severity", "images_per_class", "method", "seed")
-    rows = {tuple(str(row[key]) for key in keys): row for row in found}
-    if rows:
-        write_rows(RESULTS, (row for _, row in sorted(rows.items())))
 
 
 if __name__ == "__main__":

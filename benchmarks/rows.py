@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,3 +21,13 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(row) for row in rows)
     write_bytes(path, f"[\n{lines}\n]\n".encode())
+
+
+def gather_rows(results: Path, work: Path, keys: Sequence[str]) -> None:
+    """Add the rows of the files in `work` to the results; a newer row of the same keys replaces."""
+    found = read_rows(results)
+    for path in sorted(work.glob("*.json")):
+        found += json.loads(path.read_text())
+    rows = {tuple(str(row[key]) for key in keys): row for row in found}
+    if rows:
+        write_rows(results, (row for _, row in sorted(rows.items())))

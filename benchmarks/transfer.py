@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rows import read_rows, write_rows
+from rows import gather_rows, read_rows
 from targets import TARGETS, few, load_target
 from transfer_report import RESULTS, is_bank_study, write_report
 
@@ -38,6 +38,8 @@ from hgprompt_edge.transfer.compare import compare
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.train import fastest_precision
 
+KEYS = ("backbone", "images_per_class", "bank_size", "task", "seed", "method")
+"""Rows of the same values of these are of the same run."""
 MAIN_METHODS = ("none", "best_source", "uniform", "hgprompt", "hgprompt_guarded")
 SIZES = (2, 5, 10, 80)
 SIZE_TARGETS = ("flowers17", "dtd10", "weather4", "digits")
@@ -94,7 +96,7 @@ def main() -> None:
         if options.data is None:
             raise SystemExit("name the folder of the data sets with --data")
         run(options)
-    gather(options.work)
+    gather_rows(RESULTS, options.work, KEYS)
     write_report()
 
 
@@ -172,17 +174,6 @@ def run_cell(
         }
         for result in results
     ]
-
-
-def gather(work: Path) -> None:
-    """Add the rows of the cells in `work` to the results file; a newer row replaces an older."""
-    found = read_rows(RESULTS)
-    for path in sorted(work.glob("*.json")):
-        found += json.loads(path.read_text())
-    keys = ("backbone", "images_per_class", "bank_size", "task", "seed", "method")
-    rows = {tuple(str(row[key]) for key in keys): row for row in found}
-    if rows:
-        write_rows(RESULTS, (row for _, row in sorted(rows.items())))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hgprompt_edge.files import atomic_path
 from hgprompt_edge.tasks.conditions import CONDITIONS, training_corruption
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import block_rows, normalize
 from hgprompt_edge.vit.heads import Head
+from hgprompt_edge.vit.resume import load_state, save_state
 
 Pixels = npt.NDArray[np.uint8]
 Tokens = npt.NDArray[np.float32]
@@ -228,8 +227,6 @@ class ConditionTrainer:
             group["lr"] = self.recipe.learning_rate * warm * cosine
 
     def _save_state(self) -> None:
-        if self.state_path is None:
-            return
         state = {
             "of": self._of(),
             "start": self.start,
@@ -243,17 +240,13 @@ class ConditionTrainer:
             "epoch": self.epoch,
             "step": self.step,
         }
-        with atomic_path(self.state_path) as temporary:
-            torch.save(state, temporary)
+        save_state(self.state_path, state)
 
     def _load_state(self) -> None:
         """Take over a state file of the same recipe, start and images; ignore any other."""
-        if self.state_path is None or not self.state_path.exists():
+        state = load_state(self.state_path)
+        if state is None:
             return
-        try:
-            state: dict[str, Any] = torch.load(self.state_path, weights_only=True)
-        except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError):
-            return  # a damaged state costs the time spent, no more
         same = (
             state.get("of") == self._of()
             and torch.equal(state["start"], self.start)

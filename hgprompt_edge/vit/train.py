@@ -9,12 +9,10 @@ with differentiable closed-form solvers", for the idea). Prompt: VPT (Jia et al.
 from __future__ import annotations
 
 import math
-import pickle
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from hgprompt_edge.files import atomic_path
 from hgprompt_edge.prompts import DEEP
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import extract_features, features_prefix, normalize
 from hgprompt_edge.vit.heads import accuracy, fit_lda, lda, log_loss
+from hgprompt_edge.vit.resume import load_state, save_state
 from hgprompt_edge.vit.start import neutral_tokens
 
 Pixels = npt.NDArray[np.uint8]
@@ -263,8 +261,6 @@ class PromptTrainer:
             self.best, self.best_epoch = self.averaged.clone(), self.epoch
 
     def _save_state(self) -> None:
-        if self.state_path is None:
-            return
         state = {
             "recipe": asdict(self.recipe),
             "backbone": self.backbone.sha256,
@@ -278,17 +274,13 @@ class PromptTrainer:
             "epoch": self.epoch,
             "step": self.step,
         }
-        with atomic_path(self.state_path) as temporary:
-            torch.save(state, temporary)
+        save_state(self.state_path, state)
 
     def _load_state(self) -> None:
         """Take over a state file of the same recipe, backbone and start; ignore any other."""
-        if self.state_path is None or not self.state_path.exists():
+        state = load_state(self.state_path)
+        if state is None:
             return
-        try:
-            state: dict[str, Any] = torch.load(self.state_path, weights_only=True)
-        except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError):
-            return  # a damaged state costs the time spent, no more
         if state["recipe"] != asdict(self.recipe) or state["backbone"] != self.backbone.sha256:
             return
         if not torch.equal(state["start"], self.start):

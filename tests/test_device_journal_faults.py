@@ -1,0 +1,256 @@
+"""Kills, full disks, damage, other files: the journal serves what was committed or says why not."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from journals import AS_ROOT, BANK, FACTORY, ROOT, in_child, learn, mix, open_journal
+
+from hgprompt_edge.device.journal import FILE, Journal
+from hgprompt_edge.errors import UserError
+
+
+def kill(tmp_path: Path, kills: int) -> None:
+    path = tmp_path / "kills.json"
+    script = [sys.executable, str(ROOT / "benchmarks" / "kills.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = ["--kills", str(kills), "--seed", str(kills), "--json", str(path)]
+    subprocess.run([*script, *words], check=True, env=environment)
+    counts = json.loads(path.read_text())
+    assert counts["kills"] == kills
+    assert counts["versions"] > kills
+    assert counts["lost"] == counts["unreadable"] == counts["wrong"] == 0
+
+
+def test_killed_at_random_moments_it_serves_what_was_last_committed(tmp_path: Path) -> None:
+    kill(tmp_path, 25)
+
+
+@pytest.mark.slow
+def test_killed_at_five_hundred_random_moments(tmp_path: Path) -> None:
+    kill(tmp_path, 500)
+
+
+FILL = """
+with Journal(state, BANK, FACTORY) as journal:
+    head = np.ones((100, 100), np.float32)
+    print(journal.current().id, flush=True)
+    try:
+        while True:
+            print(journal.commit(FACTORY, method="x", images=1, figures={}, head_weight=head).id)
+    except UserError as error:
+        print(error)
+    print(journal.current().id)
+    with Journal(state, BANK, FACTORY, read_only=True) as reader:
+        print(reader.current().id)
+"""
+
+
+def check_full(lines: list[str], folder: Path) -> None:
+    *committed, message, current, read = lines
+    assert "the disk is full" in message
+    assert "the versions before are kept" in message
+    assert len(committed) > 3
+    assert committed[-1] == current == read
+    with open_journal(folder) as journal:
+        assert journal.current().id == int(current)
+        assert learn(journal, 0.6).id == int(current) + 1
+
+
+def test_a_file_that_cannot_grow_keeps_what_it_holds(tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+
+    child = in_child(FILL, tmp_path, preexec_fn=limit)
+    check_full(child.communicate()[0].splitlines(), tmp_path)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if not AS_ROOT or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(1000)):
+            pass
+
+
+def test_a_full_disk_keeps_what_it_holds_and_can_be_read(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(200_000))
+        lines = in_child(FILL, disk).communicate()[0].splitlines()
+        with open_journal(disk, read_only=True) as journal:
+            assert journal.current().id == int(lines[-1])
+        ballast.unlink()
+        check_full(lines, disk)
+        fill(disk / "more")
+        with open_journal(disk, read_only=True) as journal:  # no room for SQLite's own files
+            assert journal.current().weights.tolist() == mix(0.6).tolist()
+        with pytest.raises(UserError, match="the disk is full"):
+            learn(open_journal(disk), 0.7)
+
+
+KILLED = """
+import os
+journal = Journal(state, BANK, FACTORY)
+journal.commit(FACTORY, method="x", images=1, figures={})
+os.kill(os.getpid(), 9)
+"""
+AS_NOBODY = "import os; os.setgid(65534); os.setuid(65534)\n" if AS_ROOT else ""
+
+
+@pytest.mark.parametrize("tidy", [True, False])
+def test_a_folder_that_cannot_be_written_is_read_and_refused_for_writing(tidy: bool) -> None:
+    code = """
+with Journal(state, BANK, FACTORY, read_only=True) as journal:
+    print(journal.current().id, journal.changed())
+for make in (lambda: Journal(state, BANK, FACTORY), lambda: Journal(state / "new", BANK, FACTORY)):
+    try:
+        make()
+    except UserError as error:
+        print(error)
+"""
+    with tempfile.TemporaryDirectory() as name:
+        folder, state = Path(name), Path(name) / "state"
+        in_child(KILLED, folder).wait()
+        if tidy:
+            open_journal(folder).close()
+        for path in state.iterdir():
+            path.chmod(0o444)
+        folder.chmod(0o755)
+        state.chmod(0o555)
+        first, *messages = in_child(AS_NOBODY + code, folder).communicate()[0].splitlines()
+        state.chmod(0o755)
+    assert first == "2 False"
+    assert len(messages) == 2
+    assert "journal.sqlite: read-only; give a state folder that can be written" in messages[0]
+    assert "cannot be made or opened (permission denied)" in messages[1]
+
+
+def test_folders_above_the_state_are_not_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file or directory"):
+        Journal(tmp_path / "typo" / "state", BANK, FACTORY)
+    assert not list(tmp_path.iterdir())
+
+
+def change(folder: Path, statement: str) -> None:
+    connection = sqlite3.connect(folder / "state" / FILE)
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_journals_of_others_are_refused(tmp_path: Path, read_only: bool) -> None:
+    state = tmp_path / "state"
+    with open_journal(tmp_path, classes=("cat", "dog")) as journal:
+        learn(journal, 0.6)
+    before = (state / FILE).read_bytes()
+    with pytest.raises(UserError, match=r"state: holds .*another bank; name another state folder"):
+        Journal(state, "cd" * 32, FACTORY, read_only=read_only)
+    with pytest.raises(UserError, match="with other classes"):
+        open_journal(tmp_path, classes=("dog", "cat"), read_only=read_only)
+    open_journal(tmp_path, read_only=read_only).close()
+    open_journal(tmp_path, classes=("cat", "dog"), read_only=read_only).close()
+    assert (state / FILE).read_bytes() == before
+    change(tmp_path, "PRAGMA user_version = 2")
+    with pytest.raises(UserError, match=r"format 2 is newer .*\(1\); upgrade hgprompt-edge"):
+        open_journal(tmp_path, read_only=read_only)
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_other_files_under_its_name_are_refused_and_left_alone(
+    tmp_path: Path, read_only: bool
+) -> None:
+    (tmp_path / "state").mkdir()
+    path = tmp_path / "state" / FILE
+    path.write_bytes(b"these are holiday notes, and no database at all" * 50)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="not a journal of hgedge; name another state folder"):
+        open_journal(tmp_path, read_only=read_only)
+    assert path.read_bytes() == before
+    path.unlink()
+    change(tmp_path, "CREATE TABLE photos (name TEXT)")
+    with pytest.raises(UserError, match="not a journal of hgedge; name another state folder"):
+        open_journal(tmp_path, read_only=read_only)
+
+
+def test_an_empty_file_is_a_journal_that_was_not_made_yet(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / FILE).touch()
+    with open_journal(tmp_path, read_only=True) as journal:
+        assert journal.current().id == 1
+    with open_journal(tmp_path) as journal:
+        assert learn(journal, 0.6).id == 2
+
+
+def test_damaged_versions_are_passed_over(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        learn(journal, 0.6), learn(journal, 0.7), learn(journal, 0.8)
+    change(tmp_path, "UPDATE version SET weights = zeroblob(12) WHERE id = 4")
+    with open_journal(tmp_path) as journal:
+        assert journal.current().id == 3
+        assert [version.id for version in journal.history()] == [1, 2, 3]
+        new = learn(journal, 0.9)
+        assert (new.id, new.parent) == (5, 3)
+        with pytest.raises(UserError, match="holds no version 4"):
+            journal.rollback(4)
+    change(tmp_path, "UPDATE version SET images = 8")
+    with open_journal(tmp_path) as journal:
+        assert journal.current().weights.tolist() == FACTORY.tolist()
+        assert len(journal.history()) == 1
+
+
+@given(data=st.data())
+@settings(max_examples=40)
+def test_any_damage_to_the_bytes_is_a_sentence_or_leaves_whole_versions(
+    data: st.DataObject,
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        with open_journal(Path(name)) as journal:
+            head = np.full((40, 50), 2, np.float32)  # longer than a page of the file
+            versions = [journal.current()]
+            versions += [
+                learn(journal, n / 8, head_weight=head if n % 2 else None) for n in range(6)
+            ]
+        path = Path(name) / "state" / FILE
+        content = bytearray(path.read_bytes())
+        place = data.draw(st.integers(0, len(content) - 1))
+        length = data.draw(st.sampled_from([1, 8, 512, 5000]))
+        content[place : place + length] = bytes(
+            byte ^ data.draw(st.sampled_from([1, 0x80, 0xFF]))
+            for byte in content[place : place + length][:1]
+        ) + bytes(len(content[place : place + length]) - 1)
+        path.write_bytes(content)
+        for read_only in (True, False):
+            with (
+                suppress(UserError),
+                open_journal(Path(name), read_only=read_only) as journal,
+            ):
+                found = [journal.current(), *journal.history()]
+                whole = {repr(version) for version in versions}
+                assert all(
+                    repr(v) in whole or v.weights.tolist() == FACTORY.tolist() for v in found
+                )
