@@ -96,8 +96,7 @@ class TestTuning:
         trained = prepared.condition_tokens[0].astype(np.float32)
         assert distance(trained) < 0.9 * distance(self.bundle.prompt)
         np.testing.assert_allclose(prepared.clean_mean, clean.mean(0), rtol=1e-4, atol=1e-5)
-        assert prepared.factory is None, "a mix over the bank before means nothing"
-        assert len(factory_mix(prepared)) == 4
+        np.testing.assert_array_equal(factory_mix(prepared), [0.5, 0.5, 0, 0])
         assert bank_sha256(prepared) != bank_sha256(self.bundle)
         path = tmp_path / "b.hgbundle"
         write_bundle(path, prepared)
@@ -105,6 +104,15 @@ class TestTuning:
         np.testing.assert_array_equal(again.condition_tokens, prepared.condition_tokens)
         assert again.conditions == prepared.conditions
         np.testing.assert_array_equal(again.clean_var, prepared.clean_var)
+
+    def test_what_devices_were_merged_to_stays_with_its_names(self) -> None:
+        recipe = ConditionRecipe(epochs=1)
+        first, _ = tune_conditions(self.bundle, self.backbone, self.task, ["dark", "blur"], recipe)
+        merged = replace(first, factory=np.array([0.1, 0.2, 0.3, 0.4], np.float32))
+        second, _ = tune_conditions(merged, self.backbone, self.task, ["noise", "dark"], recipe)
+        assert [c["name"] for c in second.conditions] == ["blur", "noise", "dark"]
+        wanted = np.array([0.1, 0.2, 0.4, 0.0, 0.3], np.float32)
+        np.testing.assert_array_equal(factory_mix(second), wanted)
 
     def test_another_condition_joins_and_the_same_one_is_replaced(self) -> None:
         recipe = ConditionRecipe(epochs=1)

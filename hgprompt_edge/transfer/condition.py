@@ -89,6 +89,7 @@ def tune_conditions(
     validation = seen_under(backbone, task.validation.pixels, bundle.prompt)
     if state is not None:
         state.mkdir(exist_ok=True)
+    judge = _Judge(bundle, backbone, task)
     prompts, worths = [], []
     for name in names:
         trainer = ConditionTrainer(
@@ -96,7 +97,7 @@ def tune_conditions(
         )
         restored = trainer.run(partial(report, name) if report else None)
         prompts.append(restored.tokens.astype(np.float16))
-        worths.append(_worth(bundle, backbone, task, name, prompts[-1].astype(np.float32)))
+        worths.append(judge(name, prompts[-1].astype(np.float32)))
     mean, variance = train.features.mean(0).numpy(), train.features.var(0).numpy()
     prepared = replace(_joined(bundle, worths, prompts), clean_mean=mean, clean_var=variance)
     return prepared, tuple(worths)
@@ -112,12 +113,24 @@ def _joined(bundle: Bundle, worths: Sequence[Worth], prompts: Sequence[Halves]) 
         if about["name"] not in new
     ]
     abouts = [{key: str(value) for key, value in vars(worth).items()} for worth in worths]
+    conditions = (*(about for about, _ in kept), *abouts)
     return replace(
         bundle,
-        conditions=(*(about for about, _ in kept), *abouts),
+        conditions=conditions,
         condition_tokens=np.stack([*(tokens for _, tokens in kept), *prompts]),
-        factory=None,  # a mix over another bank
+        factory=_carried_over(bundle, [about["name"] for about in conditions]),
     )
+
+
+def _carried_over(bundle: Bundle, conditions: Sequence[str]) -> Floats | None:
+    """Keep what devices were merged to, over the new bank: each share stays with its name."""
+    if bundle.factory is None:
+        return None
+    before = len(bundle.factory) - len(bundle.conditions)
+    names = (about["name"] for about in bundle.conditions)
+    shares = dict(zip(names, bundle.factory[before:], strict=True))
+    carried = [shares.get(name, 0.0) for name in conditions]
+    return np.array([*bundle.factory[:before], *carried], np.float32)
 
 
 def starting_tokens(bundle: Bundle, backbone: Backbone) -> Floats:
@@ -133,21 +146,27 @@ def starting_tokens(bundle: Bundle, backbone: Backbone) -> Floats:
     return tokens
 
 
-def _worth(bundle: Bundle, backbone: Backbone, task: Task, name: str, prompt: Floats) -> Worth:
-    labels = task.validation.labels
-    judge = Judge(FeatureStore(backbone), task, bundle.objective.get("head", "lda"), bundle.seed)
-    head = judge.training_head(bundle.prompt)
+class _Judge:
+    """Measures condition prompts on validation images that neither they nor its head have seen."""
 
-    def measure(pixels: Pixels, tokens: Floats | None) -> float:
-        return accuracy(head.logits(extract_features(backbone, pixels, tokens)), labels)
+    def __init__(self, bundle: Bundle, backbone: Backbone, task: Task) -> None:
+        self.bundle, self.backbone, self.images = bundle, backbone, task.validation
+        kind = bundle.objective.get("head", "lda")
+        judge = Judge(FeatureStore(backbone), task, kind, bundle.seed)
+        self.head = judge.training_head(bundle.prompt)
+        self.clean = self._accuracy(task.validation.pixels, bundle.prompt)
 
-    shifted = [corrupt(task.validation.pixels, name, severity) for severity in SEVERITIES]
-    return Worth(
-        name=name,
-        clean=measure(task.validation.pixels, bundle.prompt),
-        corrupted=float(np.mean([measure(pixels, bundle.prompt) for pixels in shifted])),
-        prompted=float(np.mean([measure(pixels, prompt) for pixels in shifted])),
-    )
+    def __call__(self, name: str, prompt: Floats) -> Worth:
+        shifted = [corrupt(self.images.pixels, name, severity) for severity in SEVERITIES]
+        before, after = (
+            float(np.mean([self._accuracy(pixels, tokens) for pixels in shifted]))
+            for tokens in (self.bundle.prompt, prompt)
+        )
+        return Worth(name, self.clean, before, after)
+
+    def _accuracy(self, pixels: Pixels, tokens: Floats | None) -> float:
+        features = extract_features(self.backbone, pixels, tokens)
+        return accuracy(self.head.logits(features), self.images.labels)
 
 
 def check_names(names: Sequence[str]) -> None:
