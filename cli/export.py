@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -116,10 +116,10 @@ def export(
 
     _check_options(file_format, precision, opset, task or data)
     runtime = adapt or weights is Weights.RUNTIME
-    if runtime and precision is Precision.INT8:
+    if runtime and precision is Precision.INT8 and file_format is Format.OPENVINO:
         raise UserError(
-            "--precision int8: the mix of an int8 model is folded into it; leave out "
-            f"{'--adapt' if adapt else '--weights runtime'} or export in fp32"
+            f"{'--adapt' if adapt else '--weights runtime'}: int8 models of OpenVINO have the mix "
+            "folded in; use --format onnx, or another precision"
         )
     if accuracy_control and (file_format, precision) != (Format.OPENVINO, Precision.INT8):
         raise UserError(
@@ -140,7 +140,18 @@ def export(
     backbone = load_backbone(content.backbone, checkpoint=checkpoint, image_size=size)
     result: Int8 | None = None
     if precision is Precision.INT8:
-        result = _quantize(content, backbone, path, task, data, max_drop, digest, accuracy_control)
+        result = _quantize(
+            content,
+            backbone,
+            path,
+            task,
+            data,
+            max_drop=max_drop,
+            control=accuracy_control,
+            bundle_sha256=digest,
+            runtime_weights=runtime,
+            adapt=adapt,
+        )
         checked = result.verification
     else:
         checked = _write(content, backbone, path, precision, opset, digest, runtime, adapt)
@@ -244,9 +255,7 @@ def _quantize(
     path: Path,
     task: str | None,
     data: Path | None,
-    max_drop: float,
-    digest: str,
-    control: bool,
+    **how: Any,
 ) -> Int8:
     from hgprompt_edge.export.int8 import export_int8
     from hgprompt_edge.tasks import load_task
@@ -259,16 +268,7 @@ def _quantize(
             seed=bundle.seed,
             progress=lambda done, total: report("images", done, total),
         )
-        return export_int8(
-            bundle,
-            backbone,
-            path,
-            images,
-            max_drop=max_drop,
-            control=control,
-            bundle_sha256=digest,
-            report=report,
-        )
+        return export_int8(bundle, backbone, path, images, report=report, **how)
 
 
 def _print_trials(result: Int8) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from hgprompt_edge.bundle import Bundle, bank_sha256, bank_tokens, factory_mix
 from hgprompt_edge.device.bank import TINY, Bank, adapt_path, bank_path, write_bank
 from hgprompt_edge.device.mixing import BlockWeights, Norm, project_bank
+from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.adapt_file import export_adapt
 from hgprompt_edge.export.attention import prepare
 from hgprompt_edge.export.graph import folded_head, last_norm
@@ -34,9 +35,14 @@ def make_bank(bundle: Bundle, backbone: Backbone) -> Bank:
     Raises
     ------
     UserError
-        The bundle has no sources, or shallow ones.
+        The bundle has no sources, shallow ones, or one prompt alone.
     """
     names, tokens = bank_tokens(bundle)
+    if len(names) < 2:
+        raise UserError(
+            f"the bundle of {bundle.task} holds one prompt alone, so there is nothing to mix; fit "
+            "more sources, or add condition prompts with `hgedge condition`"
+        )
     blocks = [_block_weights(block) for block in backbone.model.blocks]
     norm = last_norm(backbone.model)
     weight, bias = folded_head(bundle, norm, Rewrites())

@@ -16,10 +16,8 @@ import onnx_ir as ir
 
 from hgprompt_edge.device.openvino_engine import import_openvino
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.export.graph import OUTPUT
+from hgprompt_edge.export.graph import FEATURES, OUTPUT
 
-FEATURES = "features"
-"""The body's output, `[batch, D]`."""
 Floats = npt.NDArray[np.float32]
 Head = tuple[Floats, Floats]
 """Weight `[D, K]` and bias `[K]`."""
@@ -43,15 +41,18 @@ def split_head(model: ir.Model) -> tuple[ir.Model, Head]:
     return model, head
 
 
-def attach_head(path: Path, head: Head) -> None:
-    """Put a head on the body in a file, `.onnx` or `.xml`; its output is then the logits."""
+def attach_head(path: Path, head: Head, *, keep_features: bool = False) -> None:
+    """Put a head on the body in a file, `.onnx` or `.xml`; its output is then the logits.
+
+    With `keep_features`, for ONNX alone, the features stay an output behind them.
+    """
     if path.suffix == ".xml":
         _attach_openvino(path, head)
     else:
-        _attach_onnx(path, head)
+        _attach_onnx(path, head, keep_features)
 
 
-def _attach_onnx(path: Path, head: Head) -> None:
+def _attach_onnx(path: Path, head: Head, keep_features: bool) -> None:
     proto = onnx.load(path)
     graph, names = proto.graph, ("head.weight", "head.bias")
     graph.initializer.extend(
@@ -59,8 +60,10 @@ def _attach_onnx(path: Path, head: Head) -> None:
     )
     graph.node.append(onnx.helper.make_node("Gemm", [FEATURES, *names], [OUTPUT], name=OUTPUT))
     shape: list[str | int | None] = ["batch", len(head[1])]
+    kept = list(graph.output) if keep_features else []
     del graph.output[:]
-    graph.output.append(onnx.helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, shape))
+    logits = onnx.helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, shape)
+    graph.output.extend([logits, *kept])
     onnx.save(proto, path)
 
 

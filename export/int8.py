@@ -6,6 +6,7 @@ kind is fitted on the training images alone, and that one judges; the file gets 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -21,13 +22,14 @@ from hgprompt_edge.device.metadata import PREFIX, parse_metadata
 from hgprompt_edge.device.openvino_engine import OpenVinoEngine
 from hgprompt_edge.device.parity import TOLERANCES
 from hgprompt_edge.errors import CheckError, UserError
+from hgprompt_edge.export.bank_file import at_factory, beside, make_bank, write_beside
 from hgprompt_edge.export.body import Head, attach_head, split_head
 from hgprompt_edge.export.graph import build_graph
 from hgprompt_edge.export.onnx_file import append_metadata, check_fits, describe
 from hgprompt_edge.export.openvino_file import add_metadata
 from hgprompt_edge.export.rewrites import Attention, Rewrites
-from hgprompt_edge.export.schemes import Control, Scheme, onnx_schemes, openvino_schemes
-from hgprompt_edge.export.verify import Verification, verify_engine
+from hgprompt_edge.export.schemes import Control, Given, Scheme, onnx_schemes, openvino_schemes
+from hgprompt_edge.export.verify import Verification, verify_mixes
 from hgprompt_edge.files import atomic_paths
 from hgprompt_edge.tasks.task import Images, Task
 from hgprompt_edge.transfer.choice import Judge
@@ -79,6 +81,8 @@ def export_int8(
     max_drop: float = 1.0,
     control: bool = False,
     bundle_sha256: str = "",
+    runtime_weights: bool = False,
+    adapt: bool = False,
     report: Report | None = None,
 ) -> Int8:
     """Write an int8 model, `.onnx` or `.xml`, whose accuracy was held against float32.
@@ -91,6 +95,9 @@ def export_int8(
         Points of validation accuracy that the model may lose.
     control
         Let NNCF search which layers must stay in float (OpenVINO alone, takes minutes).
+    runtime_weights, adapt
+        As for `export_onnx`, for `.onnx` alone; the accuracy is that at the factory mix, and the
+        graph of the gradient is in float32.
     report
         Called with (scheme, schemes tried, schemes there are).
 
@@ -107,29 +114,34 @@ def export_int8(
     files = (path.with_suffix(".bin"), path) if is_ir else (path,)
     # Quantized, too, each runtime is fastest with its own way to take the prefix.
     on = Rewrites(attention=Attention.PAST if is_ir else Attention.STANDARD)
+    bank = make_bank(bundle, backbone) if runtime_weights else None
+    given = bank.inputs(bank.factory) if bank else {}
     unseen, floating = _judge(bundle, backbone, task)
     judge = split_head(build_graph(unseen, backbone, on))[1]
     if is_ir:
-        given = Control(task.validation, lambda f: _softmax(f @ judge[0] + judge[1]), max_drop)
-        schemes = openvino_schemes(backbone.depth, given if control else None)
+        held = Control(task.validation, lambda f: _softmax(f @ judge[0] + judge[1]), max_drop)
+        schemes = openvino_schemes(backbone.depth, held if control else None)
     else:
-        schemes = onnx_schemes(backbone.depth)
-    with atomic_paths(*files) as temporary:
+        schemes = onnx_schemes(backbone.depth, given)
+    with atomic_paths(*beside(path, bank, adapt), *files) as temporary:
         graph = temporary[-1].with_name("float.onnx")
-        body, head = split_head(build_graph(bundle, backbone, on))
+        if bank is not None:
+            bundle = at_factory(bundle, backbone, bank)
+            write_beside(bundle, backbone, bank, temporary[: -len(files)])
+        body, head = split_head(build_graph(bundle, backbone, on, bank))
         ir.save(body, graph)
-        tried = _try(schemes, graph, temporary[-1], task, judge, floating, max_drop, report)
+        measure = functools.partial(accuracy, head=judge, images=task.validation, given=given)
+        tried = _try(schemes, graph, temporary[-1], task, measure, floating, max_drop, report)
         if tried[-1].drop > max_drop:
             raise CheckError(_refusal(path, floating, tried, max_drop))
-        attach_head(temporary[-1], head)
-        engine = _open(temporary[-1])
-        verification = verify_engine(
-            engine, bundle, backbone, bundle.probe_images, tolerance=TOLERANCES["int8"]
+        attach_head(temporary[-1], head, keep_features=bank is not None)
+        verification = verify_mixes(
+            _open(temporary[-1]), bundle, backbone, bundle.probe_images, bank, TOLERANCES["int8"]
         )
         if not verification.ok:
             raise CheckError(f"{path}: the int8 model is broken ({verification}); nothing written")
         entries = {
-            **describe(bundle, bundle_sha256),
+            **describe(bundle, bundle_sha256, bank),
             f"{PREFIX}precision": "int8",
             f"{PREFIX}verification": json.dumps(asdict(verification), sort_keys=True),
             f"{PREFIX}quantization": json.dumps(
@@ -142,10 +154,10 @@ def export_int8(
     return Int8(tuple(tried), floating, verification)
 
 
-def accuracy(body: Engine, head: Head, images: Images) -> float:
+def accuracy(body: Engine, head: Head, images: Images, given: Given | None = None) -> float:
     """Share of the images whose class a head names from the features of a body."""
     parts = range(0, len(images), BATCH)
-    features = np.concatenate([body.run(images.pixels[i : i + BATCH]) for i in parts])
+    features = np.concatenate([body.run(images.pixels[i : i + BATCH], given) for i in parts])
     return float(((features @ head[0] + head[1]).argmax(1) == images.labels).mean())
 
 
@@ -171,7 +183,7 @@ def _try(
     graph: Path,
     path: Path,
     task: Task,
-    judge: Head,
+    measure: Callable[[Engine], float],
     floating: float,
     max_drop: float,
     report: Report | None,
@@ -183,7 +195,7 @@ def _try(
         if report:
             report(f"int8: {scheme.name}", index, len(schemes))
         scheme.write(graph, calibration, path)
-        found = accuracy(_open(path), judge, task.validation)
+        found = measure(_open(path))
         # Rounded, so that one point is one point whatever the number of images.
         tried.append(Trial(scheme.name, found, round(100 * (floating - found), 6)))
         if tried[-1].drop <= max_drop:

@@ -7,7 +7,7 @@ import functools
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,8 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.tasks.task import Images
 
 Pixels = npt.NDArray[np.uint8]
+Given = Mapping[str, npt.NDArray[np.float32]]
+"""What a graph takes beside the image."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Control:
     max_drop: float
 
 
-def onnx_schemes(depth: int) -> list[Scheme]:
-    """Schemes of onnxruntime for a ViT of `depth` blocks.
+def onnx_schemes(depth: int, given: Given | None = None) -> list[Scheme]:
+    """Schemes of onnxruntime for a ViT of `depth` blocks; `given` is what calibration feeds, too.
 
     Only products with constant matrices are quantized; those of activations with each other stay
     in float. Weights have a scale for each column.
@@ -58,7 +60,7 @@ def onnx_schemes(depth: int) -> list[Scheme]:
     ends, outer = _in_float(depth), _in_float(depth) + _outer(depth)
     return [
         Scheme("dynamic", lambda *files: _dynamic(*files, exclude=ends)),
-        Scheme("static", lambda *files: _static(*files, exclude=ends)),
+        Scheme("static", lambda *files: _static(*files, exclude=ends, given=given or {})),
         Scheme("dynamic, outer blocks in float", lambda *files: _dynamic(*files, exclude=outer)),
         Scheme(
             "dynamic, outer blocks and second MLP layers in float",
@@ -138,14 +140,14 @@ def _dynamic(graph: Path, _: Pixels, path: Path, *, exclude: list[str]) -> None:
         )
 
 
-def _static(graph: Path, images: Pixels, path: Path, *, exclude: list[str]) -> None:
+def _static(graph: Path, images: Pixels, path: Path, *, exclude: list[str], given: Given) -> None:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     with _quiet():
         quantize_static(
             graph,
             path,
-            _Reader(images),
+            _Reader(images, given),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
@@ -159,13 +161,13 @@ def _static(graph: Path, images: Pixels, path: Path, *, exclude: list[str]) -> N
 class _Reader:
     """Feeds the calibration one image at a time, as onnxruntime asks for them."""
 
-    def __init__(self, images: Pixels) -> None:
-        self._images = iter(images)
+    def __init__(self, images: Pixels, given: Given) -> None:
+        self._images, self._given = iter(images), given
 
-    def get_next(self) -> dict[str, Pixels] | None:
+    def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
         """Return the next input, None at the end."""
         image = next(self._images, None)
-        return None if image is None else {"image": image[None]}
+        return None if image is None else {"image": image[None], **self._given}
 
 
 def _nncf(

@@ -217,6 +217,15 @@ def test_tolerance_is_that_of_method_8() -> None:
     ("change", "message"),
     [
         ({"source_tokens": None}, "does not hold its sources"),
+        (
+            {
+                "source_tokens": np.ones((1, 2, 5, 32), np.float16),
+                "sources": ({"name": "a"},),
+                "conditions": (),
+                "condition_tokens": None,
+            },
+            "nothing to mix",
+        ),
         ({"mode": "shallow"}, "only deep prompts can be mixed on a device"),
     ],
 )

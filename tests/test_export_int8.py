@@ -8,16 +8,26 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from small_vits import make_backbone, make_bundle
 from toys import make_task
 from typer.testing import CliRunner, Result
 
 from hgprompt_edge.bundle import Bundle, write_bundle
+from hgprompt_edge.device.adapt import Weights, adapt_labelled
+from hgprompt_edge.device.bank import adapt_path, bank_path
+from hgprompt_edge.device.descend import Settings
+from hgprompt_edge.device.engine import OnnxEngine
+from hgprompt_edge.device.learner import ForwardLearner
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export import int8
+from hgprompt_edge.export.bank_file import make_bank
+from hgprompt_edge.export.graph import build_graph
 from hgprompt_edge.export.int8 import export_int8
+from hgprompt_edge.export.onnx_file import export_onnx
+from hgprompt_edge.export.rewrites import Rewrites
 from hgprompt_edge.export.schemes import Scheme, onnx_schemes
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.choice import Candidate, Judge
@@ -139,6 +149,67 @@ def test_accuracy_control_keeps_layers_in_float(
     assert 0 < counts["bound"] <= counts["free"]
 
 
+def mixable(bundle: Bundle) -> Bundle:
+    """The same bundle with two sources of which the first is what was chosen."""
+    other = np.random.default_rng(1).normal(size=bundle.prompt.shape)
+    tokens = np.stack([bundle.prompt, other]).astype(np.float16)
+    return replace(
+        bundle,
+        choice="best_source",
+        weights=np.array([1, 0], np.float32),
+        source_tokens=tokens,
+    )
+
+
+def test_weights_at_run_time_reach_an_int8_model(
+    tmp_path: Path, backbone: Backbone, fitted: tuple[Bundle, Task]
+) -> None:
+    bundle, task = fitted
+    path, floating = tmp_path / "pets.onnx", tmp_path / "float.onnx"
+    bundle = mixable(bundle)
+    assert export_int8(
+        bundle, backbone, path, task, max_drop=20, runtime_weights=True, adapt=True
+    ).verification.ok
+    export_onnx(bundle, backbone, floating, runtime_weights=True)
+    small, large = Predictor(path), Predictor(floating)
+    assert small.metadata.precision == "int8"
+    assert bank_path(path).exists()
+    assert adapt_path(path).exists()
+    images = task.test.pixels[:20]
+    found = []
+    for mix in ([1.0, 0.0], [0.0, 1.0]):
+        small.set_weights(mix)
+        large.set_weights(mix)
+        found.append(small.logits(images))
+        scale = np.abs(large.logits(images)).max()
+        assert np.abs(found[-1] - large.logits(images)).max() < 0.2 * scale
+    assert np.abs(found[0] - found[1]).max() > 0.3 * np.abs(found[0]).max()
+    small.set_weights([1.0, 0.0])
+    seen = task.train.pixels[:60]
+    labels = small.logits(seen).argmax(1)  # what the first source says
+    learner = ForwardLearner(small, Settings(steps=4))
+    start = Weights(np.array([0.0, 1.0]), learner.head)
+    proposal = adapt_labelled(learner, seen, labels, start)
+    assert proposal.verdict.taken, proposal.verdict.reason
+    assert proposal.weights.mix[0] > 0.5, "forwards only, on int8"
+
+
+@pytest.mark.parametrize("scheme", onnx_schemes(2), ids=lambda scheme: scheme.name)
+def test_every_scheme_takes_a_prefix_that_comes_with_the_image(
+    tmp_path: Path, backbone: Backbone, fitted: tuple[Bundle, Task], scheme: Scheme
+) -> None:
+    bundle = mixable(fitted[0])
+    bank = make_bank(bundle, backbone)
+    given = bank.inputs(bank.factory)
+    scheme = next(s for s in onnx_schemes(backbone.depth, given) if s.name == scheme.name)
+    ir.save(build_graph(bundle, backbone, Rewrites(), bank), tmp_path / "float.onnx")
+    scheme.write(tmp_path / "float.onnx", fitted[1].train.pixels[:32], tmp_path / "int8.onnx")
+    images = fitted[1].test.pixels[:7]
+    found = OnnxEngine(tmp_path / "int8.onnx").run(images, given)
+    wanted = OnnxEngine(tmp_path / "float.onnx").run(images, given)
+    assert np.abs(found - wanted).max() < 0.3 * np.abs(wanted).max()
+
+
 @pytest.mark.parametrize("head", ["lda", "logistic"])
 def test_a_head_that_has_not_seen_the_images_judges(
     tmp_path: Path, backbone: Backbone, fitted: tuple[Bundle, Task], head: str
@@ -176,7 +247,7 @@ def spoiled(*damage: float) -> Any:
 
         return Scheme(f"moved by {amount:g}", write)
 
-    return lambda depth: [scheme(amount) for amount in damage]
+    return lambda *_: [scheme(amount) for amount in damage]
 
 
 def test_the_next_safer_scheme_is_tried(
