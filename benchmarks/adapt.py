@@ -272,16 +272,13 @@ def run_head(case: Case) -> Outcome:
 
     class HeadLearner:
         factory, head, method = device.factory.mix, device.head, "head"
+        settings = Settings(rate=0.0, proximal=0.0, head="weights", steps=60)
 
         def check(self, *_: Any) -> None:
             pass
 
         def logits(self, images: Pixels, _: Any, head: Head) -> Any:
             return device.features(images) @ head.weight.T + head.bias
-
-        def starts(self, images: Pixels, labels: Any, start: Point) -> tuple[list[Point], Any]:
-            del images
-            return [start], np.zeros((1, len(labels)))
 
         def learn(self, images: Pixels, labels: Any, start: Point, report: Any) -> Descent:
             features = device.features(images).astype(np.float64)
@@ -292,8 +289,7 @@ def run_head(case: Case) -> Outcome:
                 loss = float(-(labels * log_p).sum(axis=1).mean())
                 return Slope(loss, np.zeros_like(self.factory), d.T @ features, d.sum(axis=0))
 
-            settings = Settings(rate=0.0, proximal=0.0, head="weights", steps=60)
-            return descend(judge, start, self.factory, settings, report)
+            return descend(judge, start, self.factory, self.settings, report)
 
     proposal = adapt_labelled(
         HeadLearner(), case.images, case.labels, device.factory, seed=case.seed

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hgprompt_edge.device.descend import Descent, average, start_at
+from hgprompt_edge.device.descend import Descent, Point, average, divergence, start_at
 from hgprompt_edge.device.guard import (
     FOLDS,
     Labels,
@@ -21,9 +21,13 @@ from hgprompt_edge.device.guard import (
     fold_of,
     judge_labelled,
     judge_unlabelled,
+    log_loss,
 )
 from hgprompt_edge.device.learner import Learner
-from hgprompt_edge.device.step import Doubles, Head, Pixels
+from hgprompt_edge.device.step import Doubles, Head, Pixels, smoothed
+
+TOWARDS = 0.9
+"""How far towards each prompt another start lies."""
 
 Report = Callable[[str, int, int], None]
 
@@ -82,7 +86,7 @@ def adapt_labelled(
     folds = fold_of(labels, FOLDS, rng)
     held_out = learner.logits(images, current.mix, current.head)
     old = held_out.copy()
-    points, losses = learner.starts(images, rows, start)
+    points, losses = _starts(learner, images, labels, start)
     descents: list[Descent] = []
     for fold in np.unique(folds):
         kept, out = folds != fold, folds == fold
@@ -137,6 +141,26 @@ def adapt_unlabelled(
         seconds=time.monotonic() - begin,
         images=len(images),
     )
+
+
+def _starts(
+    learner: Learner, images: Pixels, labels: Labels, start: Point
+) -> tuple[list[Point], Doubles]:
+    """Points to start from, and the loss of each image at each of them, `[S, n]`.
+
+    The loss has more than one valley, and a descent stays in the one it begins in: beside the start
+    itself there are points well on the way to each of the prompts.
+    """
+    points = [start]
+    for corner in np.eye(len(start.theta)):
+        points.append(Point(np.log((1 - TOWARDS) * start.mix + TOWARDS * corner), start.head))
+    prior, tau = smoothed(learner.factory), learner.settings.proximal
+    losses = [
+        log_loss(learner.logits(images, point.mix, point.head), labels)
+        + tau * divergence(point.mix, prior)
+        for point in points
+    ]
+    return points, np.stack(losses)
 
 
 def _stage(report: Report | None, stage: str) -> Callable[[int, int], None] | None:

@@ -41,8 +41,6 @@ from hgprompt_edge.errors import UserError
 CHECKED_IMAGES = 8
 SPREAD = 1.0
 """First standard deviation of CMA-ES on the logits of the mix."""
-TOWARDS = 0.9
-"""How far towards each prompt another start lies."""
 BATCH = 16
 
 
@@ -55,12 +53,15 @@ class Learner(Protocol):
         The mix `[M]` that the model left the factory with.
     head
         The model's own.
+    settings
+        How it descends.
     method
         Its name in the journal.
     """
 
     factory: Doubles
     head: Head
+    settings: Settings
     method: str
 
     def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
@@ -69,13 +70,6 @@ class Learner(Protocol):
 
     def logits(self, images: Pixels, mix: npt.ArrayLike, head: Head) -> Floats:
         """Logits `[n, K]` of `images [n, S, S, 3]`."""
-        ...
-
-    def starts(self, images: Pixels, labels: Floats, start: Point) -> tuple[list[Point], Doubles]:
-        """Points to start from, and the loss of each image at each of them, `[S, n]`.
-
-        The loss has more than one valley, and a descent stays in the one it begins in.
-        """
         ...
 
     def learn(
@@ -91,7 +85,7 @@ class GradientLearner:
     method = "gradient"
 
     def __init__(self, graph: AdaptGraph, settings: Settings) -> None:
-        self._graph, self._settings = graph, settings
+        self._graph, self.settings = graph, settings
         self.factory, self.head = graph.bank.factory.astype(np.float64), graph.head
 
     def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
@@ -112,21 +106,7 @@ class GradientLearner:
             judge = information_judge(self._graph, images)
         else:
             judge = cross_entropy_judge(self._graph, images, labels)
-        return descend(judge, start, self.factory, self._settings, report)
-
-    def starts(self, images: Pixels, labels: Floats, start: Point) -> tuple[list[Point], Doubles]:
-        """Take the start itself, and points well on the way to each of the prompts."""
-        points = [start]
-        for corner in np.eye(len(start.theta)):
-            mix = (1 - TOWARDS) * start.mix + TOWARDS * corner
-            points.append(Point(np.log(mix), start.head))
-        prior, tau = smoothed(self.factory), self._settings.proximal
-        losses = [
-            self._graph(images, labels, point.mix, point.head).loss
-            + tau * divergence(point.mix, prior)
-            for point in points
-        ]
-        return points, np.stack(losses)
+        return descend(judge, start, self.factory, self.settings, report)
 
 
 class ForwardLearner:
@@ -146,7 +126,7 @@ class ForwardLearner:
             )
         if settings.head != "none":
             raise UserError(f"--head {settings.head}: needs the gradient; leave out --method cma")
-        self._predictor, self._settings, self._seed = predictor, settings, seed
+        self._predictor, self.settings, self._seed = predictor, settings, seed
         bank = predictor.bank
         self.factory = bank.factory.astype(np.float64)
         self.head = Head(bank.head_weight, bank.head_bias)
@@ -159,11 +139,6 @@ class ForwardLearner:
         self._predictor.set_weights(mix, (head.weight, head.bias))
         parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
         return np.concatenate([self._predictor.logits(part) for part in parts])
-
-    def starts(self, images: Pixels, labels: Floats, start: Point) -> tuple[list[Point], Doubles]:
-        """Take the start alone: the search is wide enough to leave a valley."""
-        del images
-        return [start], np.zeros((1, len(labels)))
 
     def learn(
         self, images: Pixels, labels: Floats | None, start: Point, report: Report | None
@@ -183,7 +158,7 @@ class ForwardLearner:
     ) -> Descent:
         from cmaes import CMA  # takes SciPy where that is installed: not for those without need
 
-        settings, prior = self._settings, smoothed(self.factory)
+        settings, prior = self.settings, smoothed(self.factory)
         end = deadline_of(settings.seconds)
         search = CMA(mean=start.theta.copy(), sigma=SPREAD, seed=self._seed)
         best = (math.inf, start)
