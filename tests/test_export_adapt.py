@@ -201,7 +201,7 @@ def test_wrong_gradient_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monke
         w = args[0]
         return y, lambda dy: w.op("Mul", f"{dy.name}.half", back(dy), adjoint.scalar(w, 0.5))  # type: ignore[attr-defined]
 
-    monkeypatch.setattr("hgprompt_edge.export.adapt_graph.norm", wrong)
+    monkeypatch.setattr("hgprompt_edge.export.adapt_block.norm", wrong)
     with pytest.raises(CheckError, match="'d_mix' of the adapt graph is not that of PyTorch"):
         export_onnx(
             case.bundle, case.backbone, tmp_path / "p.onnx", runtime_weights=True, adapt=True
