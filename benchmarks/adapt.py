@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from adapt_report import RESULTS, write_report
+from cmaes import CMA
 from rows import gather_rows
 from targets import load_target
 from torch import nn
@@ -34,16 +35,23 @@ from hgprompt_edge.bundle import Bundle, read_bundle
 from hgprompt_edge.device.adapt import Proposal, Weights, adapt_labelled, adapt_unlabelled
 from hgprompt_edge.device.bank import Bank, adapt_path
 from hgprompt_edge.device.descend import Descent, Point, Settings, descend
-from hgprompt_edge.device.guard import accuracy
+from hgprompt_edge.device.guard import accuracy, mean_entropy
 from hgprompt_edge.device.learner import GradientLearner
-from hgprompt_edge.device.losses import Slope, log_softmax
+from hgprompt_edge.device.losses import Slope, log_softmax, statistics_distance
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.device.step import AdaptGraph, Head
 from hgprompt_edge.files import write_bytes
 from hgprompt_edge.tasks.conditions import CONDITIONS, SHIFTS, corrupt
 from hgprompt_edge.transfer.condition import starting_tokens
 from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.forward import features_prefix, normalize
+from hgprompt_edge.vit.forward import (
+    features_prefix,
+    normalize,
+    pool,
+    prepare_tokens,
+    project_prefix,
+    run_blocks,
+)
 
 KEYS = ("task", "shift", "severity", "images_per_class", "method", "seed")
 """Rows of the same values of these are of the same run."""
@@ -54,9 +62,12 @@ METHODS = (
     "head",
     "feature_mean",
     "mix_unlabelled",
+    "forward_only",
     "prompt_full",
 )
 UNLABELLED = 100
+FOA_TOKENS, FOA_POPULATION, FOA_GENERATIONS = 3, 28, 8
+"""FOA's number of tokens and of candidates a generation; it takes one generation a batch."""
 SEEN_SHARE = 0.4
 """Of the test part: where the device's images come from."""
 
@@ -159,7 +170,6 @@ class Device:
             self.graph = AdaptGraph(adapt_path(path), self.bank, threads=1)
         self.head = Head(self.bank.head_weight, self.bank.head_bias)
         self.factory = Weights(self.bank.factory.astype(np.float64), self.head)
-        self.clean_features = self.features(task.train.pixels)
 
     @cached_property
     def without_conditions(self) -> Device:
@@ -175,11 +185,9 @@ class Device:
 
     def features(self, pixels: Pixels) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Features under the factory mix."""
-        width = self.head.weight.shape[1]
-        eye = Weights(
-            self.factory.mix, Head(np.eye(width, dtype=np.float32), np.zeros(width, np.float32))
-        )
-        return self.logits(pixels, eye)
+        self.predictor.set_weights(self.factory.mix)
+        parts = [pixels[i : i + 16] for i in range(0, len(pixels), 16)]
+        return np.concatenate([self.predictor.features(part) for part in parts])
 
 
 def run_cell(cell: Cell, device: Device, methods: list[str]) -> Iterator[dict[str, Any]]:
@@ -301,7 +309,8 @@ def run_head(case: Case) -> Outcome:
 def run_feature_mean(case: Case) -> Outcome:
     """Move the features' mean back to where it was on clean images: a change of the bias."""
     device = case.device
-    moved = device.clean_features.mean(0) - device.features(case.unlabelled).mean(0)
+    assert device.bank.clean_mean is not None
+    moved = device.bank.clean_mean - device.features(case.unlabelled).mean(0)
     bias = (device.head.bias + device.head.weight @ moved).astype(np.float32)
     return Outcome(
         case.measure(Weights(device.factory.mix, Head(device.head.weight, bias))), True, 1
@@ -314,6 +323,50 @@ def run_mix_unlabelled(case: Case) -> Outcome:
     return case.outcome(
         adapt_unlabelled(learner, case.unlabelled, case.device.factory, seed=case.seed)
     )
+
+
+def run_forward_only(case: Case) -> Outcome:
+    """Search three tokens at the input by CMA-ES without labels, as FOA does (Niu et al., 2024).
+
+    Fitness is the mean entropy plus the distance of the features' statistics from clean ones, which
+    FOA takes after every block.
+    """
+    device = case.device
+    bundle, model = device.bundle, device.backbone.model
+    weight, bias = torch.tensor(bundle.head_weight), torch.tensor(bundle.head_bias)
+    prefix = None if bundle.prompt is None else project_prefix(model, torch.tensor(bundle.prompt))
+    assert bundle.clean_mean is not None
+    assert bundle.clean_var is not None
+
+    @torch.inference_mode()
+    def features(pixels: Pixels, tokens: Any) -> Any:
+        parts = []
+        for part in normalize(torch.from_numpy(pixels), bundle.preprocessing).split(64):
+            x, start = prepare_tokens(model, part), int(model.num_prefix_tokens)
+            given = torch.as_tensor(tokens, dtype=torch.float32).reshape(FOA_TOKENS, -1)
+            given = given.expand(len(x), -1, -1)
+            x = torch.cat([x[:, :start], given, x[:, start:]], dim=1)
+            parts.append(pool(model, run_blocks(model, x, prefix), 0))
+        return torch.cat(parts)
+
+    def fitness(tokens: Any) -> float:
+        found = features(case.unlabelled, tokens)
+        logits = (found @ weight.T + bias).numpy()
+        distance, _ = statistics_distance(found.numpy(), bundle.clean_mean, bundle.clean_var)
+        return mean_entropy(logits) + distance
+
+    rng = np.random.default_rng(case.seed)
+    start = rng.uniform(-1, 1, FOA_TOKENS * model.embed_dim) * np.sqrt(
+        6 / (3 * 64 + model.embed_dim)
+    )
+    search = CMA(mean=start, sigma=0.1, seed=case.seed, population_size=FOA_POPULATION)
+    best = (np.inf, start)
+    for _ in range(FOA_GENERATIONS):
+        told = [(x, fitness(x)) for x in (search.ask() for _ in range(FOA_POPULATION))]
+        best = min(best, *((value, x) for x, value in told), key=lambda pair: pair[0])
+        search.tell(told)
+    logits = (features(case.test, best[1]) @ weight.T + bias).numpy()
+    return Outcome(accuracy(logits, case.test_labels), True, FOA_GENERATIONS)
 
 
 def run_prompt_full(case: Case) -> Outcome:
@@ -345,9 +398,10 @@ RUNS: dict[str, Callable[[Case], Outcome]] = {
     "head": run_head,
     "feature_mean": run_feature_mean,
     "mix_unlabelled": run_mix_unlabelled,
+    "forward_only": run_forward_only,
     "prompt_full": run_prompt_full,
 }
-WITHOUT_LABELS = ("feature_mean", "mix_unlabelled")
+WITHOUT_LABELS = ("feature_mean", "mix_unlabelled", "forward_only")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ METHODS = {
     "prompt_full": "whole prompt (PyTorch)",
     "feature_mean": "feature mean, no labels",
     "mix_unlabelled": "mix, no labels",
+    "forward_only": "tokens by CMA-ES (FOA), no labels",
 }
 PAGE_TEXT = """# What adapting on the device recovers
 
@@ -41,9 +42,10 @@ the old weights, nothing is recovered.
 
 {worst}
 
-`prompt_full` and `feature_mean` have no guard. Condition prompts were trained with other operations
-and parameters than the shifts have ([the module](../hgprompt_edge/tasks/conditions.py) lists both);
-there are none for rotation and fog. Accuracy by task, under the guard (before -> after, clean):
+The whole prompt, the feature mean and FOA's search have no guard. Condition prompts were trained
+with other operations and parameters than the shifts have
+([the module](../hgprompt_edge/tasks/conditions.py) lists both); none are for rotation and fog.
+Accuracy by task, under the guard (before -> after, clean):
 
 {details}
 """

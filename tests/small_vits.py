@@ -101,15 +101,20 @@ def make_bundle(backbone: Backbone, mode: str = "deep", seed: int = 0, classes: 
 
 def token_logits(bundle: Bundle, backbone: Backbone, images: np.ndarray) -> np.ndarray:
     """Logits by the definition, in float64 throughout."""
+    features = token_features(bundle, backbone, images)
+    return (features @ bundle.head_weight.T + bundle.head_bias).astype(np.float32)
+
+
+def token_features(bundle: Bundle, backbone: Backbone, images: np.ndarray) -> np.ndarray:
+    """Features `[n, D]` by the definition, in float64."""
     model = backbone.model.double()
     try:
         with torch.inference_mode():
             x = normalize(torch.tensor(images), bundle.preprocessing).double()
             prompt = None if bundle.prompt is None else torch.tensor(bundle.prompt).double()
-            features = features_token(model, x, prompt).numpy()
+            return features_token(model, x, prompt).numpy()
     finally:
         model.float()
-    return (features @ bundle.head_weight.T + bundle.head_bias).astype(np.float32)
 
 
 def make_mixable(backbone: Backbone, choice: str = "learned", seed: int = 0) -> Bundle:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small_vits import make_backbone, make_mixable, token_logits
+from small_vits import make_backbone, make_mixable, token_features, token_logits
 
 from hgprompt_edge.bundle import bank_tokens
 from hgprompt_edge.device.adapt import Weights, adapt_labelled, adapt_unlabelled
@@ -119,6 +119,38 @@ def test_without_labels_predictions_become_surer(planted: Planted) -> None:
     start = start_at(planted.factory.mix, planted.factory.head)
     before = learner.logits(planted.images, start.mix, start.head)
     assert information(logits)[0] < information(before)[0]
+
+
+def test_without_labels_the_statistics_of_clean_images_lead_back(
+    planted: Planted, tmp_path: Path
+) -> None:
+    """Clean images under the first source; the device starts from the condition prompt."""
+    tokens = bank_tokens(planted.bundle)[1]
+    clean = replace(planted.bundle, prompt=tokens[0], choice="learned")
+    features = token_features(clean, planted.backbone, planted.images)
+    known = replace(planted.bundle, clean_mean=features.mean(0), clean_var=features.var(0))
+    path = tmp_path / "pets.onnx"
+    export_onnx(known, planted.backbone, path, runtime_weights=True, adapt=True)
+    predictor = Predictor(path)
+    assert predictor.bank is not None
+    first = len(predictor.bank.names) - 3  # behind "no prompt", where there is one
+    away = Weights(np.eye(len(predictor.bank.names))[first + 2], planted.factory.head)
+    graph = AdaptGraph(adapt_path(path), predictor.bank)
+    for learner in (
+        GradientLearner(graph, Settings(steps=60, proximal=0)),
+        ForwardLearner(predictor, Settings(steps=15, proximal=0)),
+    ):
+        found = adapt_unlabelled(learner, planted.images, away)
+
+        def distance(mix: np.ndarray) -> float:
+            predictor.set_weights(mix)
+            seen = predictor.features(planted.images)
+            bank = predictor.bank
+            return statistics_distance(seen, bank.clean_mean, bank.clean_var)[0]
+
+        at_source = distance(np.eye(len(predictor.bank.names))[first])
+        assert at_source < 1e-6, "the bank's statistics are those of the clean images"
+        assert distance(found.weights.mix) < 0.5 * distance(away.mix), learner.method
 
 
 @pytest.mark.parametrize("moved", ["bias", "weights"])

@@ -80,8 +80,7 @@ def adapt_labelled(
         The loss is no number.
     """
     begin, rng = time.monotonic(), np.random.default_rng(seed)
-    start = start_at(current.mix, current.head)
-    learner.check(images, start, rng)
+    start = _checked_start(learner, images, current, rng)
     rows = np.eye(len(learner.head.bias), dtype=np.float32)[labels]
     folds = fold_of(labels, FOLDS, rng)
     held_out = learner.logits(images, current.mix, current.head)
@@ -97,14 +96,9 @@ def adapt_labelled(
         held_out[out] = learner.logits(images[out], point.mix, point.head)
     middle = average([descent.point for descent in descents])
     descents.append(learner.learn(images, rows, middle, _stage(report, "all images")))
-    point = descents[-1].point
-    return Proposal(
-        weights=Weights(point.mix, point.head),
-        verdict=judge_labelled(old, held_out, labels),
-        steps=sum(descent.steps for descent in descents),
-        seconds=time.monotonic() - begin,
-        images=len(images),
-    )
+    verdict = judge_labelled(old, held_out, labels)
+    steps = sum(descent.steps for descent in descents)
+    return _propose(descents[-1].point, verdict, steps, begin, len(images))
 
 
 def adapt_unlabelled(
@@ -124,9 +118,8 @@ def adapt_unlabelled(
     UserError
         The loss is no number.
     """
-    begin, rng = time.monotonic(), np.random.default_rng(seed)
-    start = start_at(current.mix, current.head)
-    learner.check(images, start, rng)
+    begin = time.monotonic()
+    start = _checked_start(learner, images, current, np.random.default_rng(seed))
     descent = learner.learn(images, None, start, _stage(report, "images"))
     point = descent.point
     verdict = judge_unlabelled(
@@ -134,13 +127,21 @@ def adapt_unlabelled(
         learner.logits(images, current.mix, current.head),
         learner.logits(images, point.mix, point.head),
     )
-    return Proposal(
-        weights=Weights(point.mix, point.head),
-        verdict=verdict,
-        steps=descent.steps,
-        seconds=time.monotonic() - begin,
-        images=len(images),
-    )
+    return _propose(point, verdict, descent.steps, begin, len(images))
+
+
+def _checked_start(
+    learner: Learner, images: Pixels, current: Weights, rng: np.random.Generator
+) -> Point:
+    """Where to begin, on a runtime whose gradient has been checked there."""
+    start = start_at(current.mix, current.head)
+    learner.check(images, start, rng)
+    return start
+
+
+def _propose(point: Point, verdict: Verdict, steps: int, begin: float, images: int) -> Proposal:
+    weights = Weights(point.mix, point.head)
+    return Proposal(weights, verdict, steps, time.monotonic() - begin, images)
 
 
 def _starts(

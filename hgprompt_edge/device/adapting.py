@@ -13,7 +13,7 @@ from hgprompt_edge.device.bank import Bank, adapt_path
 from hgprompt_edge.device.descend import Settings
 from hgprompt_edge.device.journal import Journal, Version
 from hgprompt_edge.device.learner import ForwardLearner, GradientLearner, Learner
-from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.device.predictor import Predictor, head_of
 from hgprompt_edge.device.seen import Seen, read_labelled, read_unlabelled
 from hgprompt_edge.device.step import AdaptGraph, Head
 from hgprompt_edge.device.version import Figures
@@ -105,9 +105,8 @@ def adapt_model(
 
 def weights_of(version: Version, bank: Bank) -> Weights:
     """Mix and head of a version; the model's own head where it has none."""
-    weight = bank.head_weight if version.head_weight is None else version.head_weight
-    bias = bank.head_bias if version.head_bias is None else version.head_bias
-    return Weights(version.weights.astype(np.float64), Head(weight, bias))
+    head = Head(*(head_of(version, bank) or (bank.head_weight, bank.head_bias)))
+    return Weights(version.weights.astype(np.float64), head)
 
 
 def _read(request: Request, predictor: Predictor) -> Seen:

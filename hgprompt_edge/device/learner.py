@@ -22,8 +22,9 @@ from hgprompt_edge.device.descend import (
 from hgprompt_edge.device.losses import (
     cross_entropy_judge,
     information,
-    information_judge,
     log_softmax,
+    statistics_distance,
+    unlabelled_judge,
 )
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.device.step import (
@@ -101,9 +102,9 @@ class GradientLearner:
     def learn(
         self, images: Pixels, labels: Floats | None, start: Point, report: Report | None
     ) -> Descent:
-        """Cross-entropy with labels, information maximisation without."""
+        """Descend on the cross-entropy with labels, without them on `unlabelled_judge`."""
         if labels is None:
-            judge = information_judge(self._graph, images)
+            judge = unlabelled_judge(self._graph, images)
         else:
             judge = cross_entropy_judge(self._graph, images, labels)
         return descend(judge, start, self.factory, self.settings, report)
@@ -136,20 +137,29 @@ class ForwardLearner:
 
     def logits(self, images: Pixels, mix: npt.ArrayLike, head: Head) -> Floats:
         """Logits `[n, K]` of `images [n, S, S, 3]`."""
-        self._predictor.set_weights(mix, (head.weight, head.bias))
+        return self._run(images, mix, head)[0]
+
+    def _run(self, images: Pixels, mix: npt.ArrayLike, head: Head) -> tuple[Floats, Floats]:
+        """Logits `[n, K]` and features `[n, D]`."""
+        self._predictor.set_weights(mix)
         parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-        return np.concatenate([self._predictor.logits(part) for part in parts])
+        features = np.concatenate([self._predictor.features(part) for part in parts])
+        return features @ head.weight.T + head.bias, features
 
     def learn(
         self, images: Pixels, labels: Floats | None, start: Point, report: Report | None
     ) -> Descent:
-        """Cross-entropy with labels, information maximisation without."""
+        """Search by the same losses as with the gradient."""
+        bank = self._predictor.bank
+        clean = None if bank is None else (bank.clean_mean, bank.clean_var)
 
         def loss(theta: Doubles) -> float:
-            logits = self.logits(images, softmax(theta), start.head)
-            if labels is None:
+            logits, features = self._run(images, softmax(theta), start.head)
+            if labels is not None:
+                return float(-(labels * log_softmax(logits)).sum(axis=1).mean())
+            if clean is None or clean[0] is None or clean[1] is None:
                 return information(logits)[0]
-            return float(-(labels * log_softmax(logits)).sum(axis=1).mean())
+            return statistics_distance(features, clean[0], clean[1])[0]
 
         return self._search(loss, start, report)
 

@@ -38,6 +38,14 @@ def cross_entropy_judge(graph: AdaptGraph, images: Pixels, labels: Floats) -> Ju
     return judge
 
 
+def unlabelled_judge(graph: AdaptGraph, images: Pixels) -> Judge:
+    """Distance of statistics where the bank knows those of clean images, else information."""
+    bank = graph.bank
+    if bank.clean_mean is None or bank.clean_var is None:
+        return information_judge(graph, images)
+    return statistics_judge(graph, images, bank.clean_mean, bank.clean_var)
+
+
 def information_judge(graph: AdaptGraph, images: Pixels) -> Judge:
     """Information maximisation: mean entropy of the predictions less the entropy of their mean."""
     blank = np.zeros((len(images), len(graph.head.bias)), np.float32)

@@ -142,13 +142,7 @@ class Predictor:
         version = journal.current()
         if self.version is not None and version.id == self.version.id:
             return False
-        weight, bias = version.head_weight, version.head_bias
-        head = None
-        if weight is not None or bias is not None:
-            head = (
-                self.bank.head_weight if weight is None else weight,
-                self.bank.head_bias if bias is None else bias,
-            )
+        head = head_of(version, self.bank)
         self.set_weights(version.weights, head)
         self.version = version
         return True
@@ -170,19 +164,26 @@ class Predictor:
 
     def logits(self, pixels: Pixels) -> Floats:
         """Logits `[n, K]` float32 of pixels `[n, S, S, 3]` uint8, RGB, resized and cropped."""
+        self._check(pixels)
+        if len(pixels) == 0:
+            return np.zeros((0, len(self.classes)), np.float32)
+        if self._head is None:
+            return self._engine.run(pixels, self._given)
+        weight, bias = self._head
+        return cast("Floats", self.features(pixels) @ weight.T + bias)
+
+    def features(self, pixels: Pixels) -> Floats:
+        """Features `[n, D]` of pixels `[n, S, S, 3]`, of a model with `--weights runtime`."""
+        self._check(pixels)
+        return self._engine.run_all(pixels, self._given)[1]
+
+    def _check(self, pixels: Pixels) -> None:
         side = self.preprocessing.image_size
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (side, side, 3):
             raise ValueError(
                 f"The 'pixels' must be uint8 [n, {side}, {side}, 3]. "
                 f"Got {pixels.dtype} {list(pixels.shape)} instead."
             )
-        if len(pixels) == 0:
-            return np.zeros((0, len(self.classes)), np.float32)
-        if self._head is None:
-            return self._engine.run(pixels, self._given)
-        weight, bias = self._head
-        _, features = self._engine.run_all(pixels, self._given)
-        return cast("Floats", features @ weight.T + bias)
 
     def probabilities(self, pixels: Pixels) -> Floats:
         """Probabilities `[n, K]` of pixels `[n, S, S, 3]`; each row sums to 1."""
@@ -305,6 +306,17 @@ def read_bank_of(path: Path, metadata: Metadata) -> Bank | None:
             f"{metadata.bank_sha256[:12]}...); copy the two files that one export wrote"
         )
     return bank
+
+
+def head_of(version: Version, bank: Bank) -> tuple[Floats, Floats] | None:
+    """Head `[K, D]`, `[K]` that a version moved; None: the model's own."""
+    weight, bias = version.head_weight, version.head_bias
+    if weight is None and bias is None:
+        return None
+    return (
+        bank.head_weight if weight is None else weight,
+        bank.head_bias if bias is None else bias,
+    )
 
 
 def state_folder(model: Path) -> Path:

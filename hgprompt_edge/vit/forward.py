@@ -75,7 +75,7 @@ def features_token(model: VisionTransformer, x: Tensor, prompt: Tensor | None) -
     """
     x = prepare_tokens(model, x)
     if prompt is None:
-        return pool(model, _run_blocks(model, x, None), 0)
+        return pool(model, run_blocks(model, x, None), 0)
     prompt = _checked(model, prompt).to(x.dtype)
     tokens = prompt.shape[1]
     start = int(model.num_prefix_tokens)
@@ -121,17 +121,17 @@ def features_prefix(
     """
     x = prepare_tokens(model, x)
     if prompt is None:
-        return pool(model, _run_blocks(model, x, None), 0)
+        return pool(model, run_blocks(model, x, None), 0)
     prompt = _checked(model, prompt)
     if len(prompt) == len(model.blocks):
         prefix = project_prefix(model, prompt)
         mask = None
         if share is not None:
             mask = torch.cat([share.log().expand(prompt.shape[1]), share.new_zeros(x.shape[1])])
-        return pool(model, _run_blocks(model, x, prefix, mask), 0)
+        return pool(model, run_blocks(model, x, prefix, mask), 0)
     start = int(model.num_prefix_tokens)
     inserted = prompt[0].to(x.dtype).expand(len(x), -1, -1)
-    x = _run_blocks(model, torch.cat([x[:, :start], inserted, x[:, start:]], dim=1), None)
+    x = run_blocks(model, torch.cat([x[:, :start], inserted, x[:, start:]], dim=1), None)
     return pool(model, x, prompt.shape[1])
 
 
@@ -180,7 +180,7 @@ def _checked(model: VisionTransformer, prompt: Tensor) -> Tensor:
     return prompt
 
 
-def _run_blocks(
+def run_blocks(
     model: VisionTransformer,
     x: Tensor,
     prefix: Sequence[Prefix] | None,
