@@ -167,7 +167,7 @@ class Device:
             self.predictor = Predictor(path, threads=1)
             assert self.predictor.bank is not None
             self.bank: Bank = self.predictor.bank
-            self.graph = AdaptGraph(adapt_path(path), self.bank, threads=1)
+            self.graph = AdaptGraph(adapt_path(path), self.bank, threads=1, micro_batch=16)
         self.head = Head(self.bank.head_weight, self.bank.head_bias)
         self.factory = Weights(self.bank.factory.astype(np.float64), self.head)
 
