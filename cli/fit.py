@@ -111,7 +111,7 @@ def fit(
     from hgprompt_edge.bundle import SUFFIX, write_bundle
     from hgprompt_edge.errors import UserError
     from hgprompt_edge.files import check_writable
-    from hgprompt_edge.prompts import read_bank
+    from hgprompt_edge.prompts import SHALLOW, read_bank
 
     start = time.perf_counter()
     if merge:
@@ -136,8 +136,14 @@ def fit(
     from hgprompt_edge.vit.backbone import load_backbone
 
     wanted = [] if conditions is None else condition_names(conditions)
-    if conditions is not None:
+    if conditions is not None:  # before a minute of fitting
         check_names(wanted)
+        if not keep_sources or bank.mode == SHALLOW:
+            why = "--no-keep-sources" if not keep_sources else "shallow prompts"
+            raise UserError(
+                "--conditions: a device mixes them with the bundle's deep source prompts, and with "
+                f"{why} there are none; leave one of the two out"
+            )
     vit = load_backbone(
         backbone or bank.backbone, checkpoint=checkpoint, image_size=bank.image_size
     )
@@ -167,7 +173,8 @@ def fit(
                 mixer.bundle_, vit, images, wanted, report=report, state=state
             )
     write_bundle(path, mixer.bundle_)
-    shutil.rmtree(state, ignore_errors=True)
+    if wanted:
+        shutil.rmtree(state, ignore_errors=True)
     figure = path.with_suffix(".png")
     draw_fit(mixer.bundle_, mixer.history_, figure)
     seconds = time.perf_counter() - start
@@ -175,9 +182,7 @@ def fit(
         document = _document(mixer, images, path, figure, seconds)
         print_json({**document, "conditions": [vars(worth) for worth in worths]})
     else:
-        if worths:
-            out.print(worth_table(worths))
-        _print_result(mixer, images, path, figure, seconds)
+        _print_result(mixer, images, path, figure, worths, seconds)
 
 
 def _document(
@@ -201,7 +206,14 @@ def _document(
     }
 
 
-def _print_result(mixer: HGPrompt, images: Task, path: Path, figure: Path, seconds: float) -> None:
+def _print_result(
+    mixer: HGPrompt,
+    images: Task,
+    path: Path,
+    figure: Path,
+    worths: tuple[Worth, ...],
+    seconds: float,
+) -> None:
     bundle = mixer.bundle_
     counts = ", ".join(f"{count} {name}" for name, count in _counts(images).items())
     out.print(f"{images.name}: {len(images.classes)} classes; {counts} images", soft_wrap=True)
@@ -218,8 +230,11 @@ def _print_result(mixer: HGPrompt, images: Task, path: Path, figure: Path, secon
     out.print(never_worse_table(bundle))
     chosen = METHODS[bundle.choice]
     out.print(f"chosen on held-out images: {chosen}", soft_wrap=True)
+    if worths:
+        out.print(worth_table(worths))
     out.print(f"{path}, {figure} ({seconds:.0f} s)", soft_wrap=True)
-    out.print(f"next: hgedge export {path} --format onnx", soft_wrap=True)
+    how = "--adapt" if worths else "--format onnx"
+    out.print(f"next: hgedge export {path} {how}", soft_wrap=True)
 
 
 def _counts(images: Task) -> dict[str, int]:

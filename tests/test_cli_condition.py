@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import class_folders, run, small_bank
@@ -72,6 +74,38 @@ def test_bad_input_is_one_sentence(fitted: Path) -> None:
         assert result.exit_code == 2, result.output
         assert message in " ".join(result.stderr.split())
     assert not (fitted / ".mine.conditions").exists()
+
+
+def test_fit_refuses_before_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = class_folders(tmp_path / "mine")
+    fit = f"fit --data {data} --conditions dark --no-keep-sources"
+    result = run(*fit.split())
+    assert result.exit_code == 2
+    assert "with --no-keep-sources there are none" in " ".join(result.stderr.split())
+    assert not list(tmp_path.glob("*.hgbundle"))
+
+
+def test_fit_trains_them_and_names_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    monkeypatch.setattr(ConditionRecipe, "__init__", one_epoch(ConditionRecipe.__init__))
+    monkeypatch.chdir(tmp_path)
+    bank, data = small_bank(tmp_path / "bank"), class_folders(tmp_path / "mine")
+    words = f"fit --sources {bank} --data {data} --refine 0 --steps 5 --conditions dark,dark"
+    result = run(*words.split())
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.index("chosen on held-out") < result.stdout.index("with its prompt")
+    assert "next: hgedge export mine.hgbundle --adapt" in result.stdout
+    assert [c["name"] for c in read_bundle(tmp_path / "mine.hgbundle").conditions] == ["dark"]
+
+
+def one_epoch(init: Callable[..., None]) -> Callable[..., None]:
+    def shorter(self: ConditionRecipe, **options: Any) -> None:
+        init(self, **{**options, "epochs": 1})
+
+    return shorter
 
 
 def test_epochs_are_those_of_the_recipe() -> None:
