@@ -37,8 +37,9 @@ from hgprompt_edge.device.bank import Bank, adapt_path
 from hgprompt_edge.device.descend import Descent, Point, Settings, descend
 from hgprompt_edge.device.guard import accuracy, mean_entropy
 from hgprompt_edge.device.learner import GradientLearner
-from hgprompt_edge.device.losses import Slope, log_softmax, statistics_distance
+from hgprompt_edge.device.losses import Slope, statistics_distance
 from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.device.softmax import log_softmax
 from hgprompt_edge.device.step import AdaptGraph, Head
 from hgprompt_edge.files import write_bytes
 from hgprompt_edge.tasks.conditions import CONDITIONS, SHIFTS, corrupt

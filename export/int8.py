@@ -21,6 +21,7 @@ from hgprompt_edge.device.engine import Engine, OnnxEngine
 from hgprompt_edge.device.metadata import PREFIX, parse_metadata
 from hgprompt_edge.device.openvino_engine import OpenVinoEngine
 from hgprompt_edge.device.parity import TOLERANCES
+from hgprompt_edge.device.softmax import softmax
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export.bank_file import at_factory, beside, make_bank, write_beside
 from hgprompt_edge.export.body import Head, attach_head, split_head
@@ -119,7 +120,7 @@ def export_int8(
     unseen, floating = _judge(bundle, backbone, task)
     judge = split_head(build_graph(unseen, backbone, on))[1]
     if is_ir:
-        held = Control(task.validation, lambda f: _softmax(f @ judge[0] + judge[1]), max_drop)
+        held = Control(task.validation, lambda f: softmax(f @ judge[0] + judge[1]), max_drop)
         schemes = openvino_schemes(backbone.depth, held if control else None)
     else:
         schemes = onnx_schemes(backbone.depth, given)
@@ -170,12 +171,6 @@ def _judge(bundle: Bundle, backbone: Backbone, task: Task) -> tuple[Bundle, floa
     weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
     unseen = replace(bundle, head_weight=weight, head_bias=bias)
     return unseen, share_right(logits, task.validation.labels)
-
-
-def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    shares: npt.NDArray[np.float32] = np.exp(logits - logits.max(1, keepdims=True))
-    total: npt.NDArray[np.float32] = shares.sum(1, keepdims=True)
-    return np.divide(shares, total, dtype=np.float32)
 
 
 def _try(

@@ -19,17 +19,11 @@ from hgprompt_edge.device.bank import adapt_path
 from hgprompt_edge.device.descend import Point, Settings, descend, start_at
 from hgprompt_edge.device.guard import fold_of, judge_labelled, judge_unlabelled
 from hgprompt_edge.device.learner import ForwardLearner, GradientLearner
-from hgprompt_edge.device.losses import Slope, information, log_softmax, statistics_distance
+from hgprompt_edge.device.losses import Slope, information, statistics_distance
 from hgprompt_edge.device.predictor import Predictor, open_journal
 from hgprompt_edge.device.seen import read_labelled, read_unlabelled
-from hgprompt_edge.device.step import (
-    AdaptGraph,
-    Head,
-    check_gradient,
-    smoothed,
-    softmax,
-    through_softmax,
-)
+from hgprompt_edge.device.softmax import log_softmax, softmax
+from hgprompt_edge.device.step import AdaptGraph, Head, check_gradient, smoothed, through_softmax
 from hgprompt_edge.device.watch import watch
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export.onnx_file import export_onnx

@@ -18,7 +18,8 @@ from small_vits import make_backbone, make_bundle, token_logits
 
 from hgprompt_edge.bundle import Bundle
 from hgprompt_edge.device.engine import explain
-from hgprompt_edge.device.predictor import Prediction, Predictor, find_images, softmax
+from hgprompt_edge.device.predictor import Prediction, Predictor, find_images
+from hgprompt_edge.device.softmax import softmax
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.preprocess import read_image

@@ -15,14 +15,13 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from hgprompt_edge.bundle import NO_PROMPT
 from hgprompt_edge.device.mixing import BankKeysValues
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import Array, read_safetensors, write_safetensors
 
 FORMAT = "hgprompt.bank/1"
 SUFFIX = ".bank.safetensors"
-NO_PROMPT = "no prompt"
-"""A first entry of this name has no tokens: its weight is the share of the model alone."""
 TINY = 1e-30
 """Smallest share of the prompts: its logarithm is finite, and no score notices it."""
 
@@ -61,7 +60,7 @@ class Bank:
 
     @property
     def gated(self) -> bool:
-        """Whether the model alone, without a prompt, is one of the entries."""
+        """Whether the first entry is the model alone: it has no tokens, its weight is a share."""
         return self.names[0] == NO_PROMPT
 
     def share(self, weights: npt.ArrayLike) -> float:

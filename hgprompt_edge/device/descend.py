@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.device.losses import Judge
-from hgprompt_edge.device.step import Doubles, Head, smoothed, softmax, through_softmax
+from hgprompt_edge.device.softmax import softmax
+from hgprompt_edge.device.step import Doubles, Head, smoothed, through_softmax
 from hgprompt_edge.errors import UserError
 
 HEADS = ("none", "bias", "weights")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.device.losses import log_softmax
+from hgprompt_edge.device.softmax import log_softmax
 from hgprompt_edge.device.step import Doubles, Floats
 
 FOLDS = 3

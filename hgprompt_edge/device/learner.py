@@ -22,11 +22,11 @@ from hgprompt_edge.device.descend import (
 from hgprompt_edge.device.losses import (
     cross_entropy_judge,
     information,
-    log_softmax,
     statistics_distance,
     unlabelled_judge,
 )
 from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.device.softmax import log_softmax, softmax
 from hgprompt_edge.device.step import (
     AdaptGraph,
     Doubles,
@@ -35,7 +35,6 @@ from hgprompt_edge.device.step import (
     Pixels,
     check_gradient,
     smoothed,
-    softmax,
 )
 from hgprompt_edge.errors import UserError
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from hgprompt_edge.device.softmax import log_softmax
 from hgprompt_edge.device.step import AdaptGraph, Doubles, Floats, Head, Pixels
 
 
@@ -101,11 +101,3 @@ def statistics_distance(features: Floats, mean: Floats, variance: Floats) -> tup
     gradient = 2 / (width * count) * off_centre / scale
     gradient = gradient + 2 / (width * count) * off_scale / scale * (x - centre) / deviation
     return loss, gradient.astype(np.float32)
-
-
-def log_softmax(logits: npt.ArrayLike) -> Doubles:
-    """Logarithm of the softmax over the last axis, in float64."""
-    x = np.asarray(logits, np.float64)
-    x = x - x.max(axis=-1, keepdims=True)
-    total: Doubles = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
-    return total

@@ -16,6 +16,7 @@ from hgprompt_edge.device.engine import Engine, Port, open_engine
 from hgprompt_edge.device.journal import Journal, Version
 from hgprompt_edge.device.metadata import PREFIX, Metadata, assume_metadata, parse_metadata
 from hgprompt_edge.device.parity import TOLERANCES, Comparison, compare
+from hgprompt_edge.device.softmax import softmax
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.preprocess import (
     IMAGE_SUFFIXES,
@@ -240,12 +241,6 @@ class Predictor:
 def tolerance_of(entries: Mapping[str, str]) -> float:
     """How far a model's logits may be from PyTorch's, relative to the largest (METHOD 8)."""
     return TOLERANCES[entries.get(f"{PREFIX}precision", "fp32")]
-
-
-def softmax(logits: Floats) -> Floats:
-    """Softmax over the last axis; safe for logits of any size."""
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return cast("Floats", exponentials / exponentials.sum(axis=-1, keepdims=True))
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:

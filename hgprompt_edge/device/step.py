@@ -18,6 +18,7 @@ import onnxruntime as ort
 from hgprompt_edge.device.bank import Bank
 from hgprompt_edge.device.engine import explain
 from hgprompt_edge.device.metadata import PREFIX
+from hgprompt_edge.device.softmax import softmax
 from hgprompt_edge.errors import CheckError, UserError
 
 ADAPT_FORMAT = "hgprompt.adapt/1"
@@ -209,12 +210,6 @@ def check_gradient(
             f"{error:.2g} where its length is {np.linalg.norm(gradient):.2g}); nothing was "
             "changed; use --method cma or another version of onnxruntime"
         )
-
-
-def softmax(theta: Doubles) -> Doubles:
-    """Mix `[M]` from its logits."""
-    exponentials = np.exp(theta - theta.max())
-    return cast("Doubles", exponentials / exponentials.sum())
 
 
 def through_softmax(d_mix: Doubles, a: Doubles) -> Doubles:
