@@ -63,9 +63,9 @@ def predict(
         fail("--json and --csv: choose one of them", EXIT_BAD_INPUT)
     if bool(images) == (watch is not None):
         raise UserError("images or --watch: name image files, or one folder to watch")
-    if state is None and state_folder(model).is_dir():
-        state = state_folder(model)
     predictor = Predictor(model, threads=threads, device=device, bf16=bf16, state=state)
+    if state is None and predictor.bank is not None:
+        predictor.follow(state_folder(model))
     if watch is not None:
         _serve(predictor, watch, top, json)
         return

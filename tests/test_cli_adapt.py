@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 from test_device_adapt import Planted
 
 from hgprompt_edge.device.parcel import read_parcel
+from hgprompt_edge.export.onnx_file import export_onnx
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,25 @@ def test_predict_takes_the_newest_weights(planted: Planted, seen: Path, tmp_path
     assert adapted != factory
     run("adapt", "--model", str(planted.path), "--state", str(state), "--reset")
     assert json.loads(run(*words, "--state", str(state)).stdout) == factory
+
+
+def test_state_beside_the_model_is_followed_where_the_model_can(
+    planted: Planted, seen: Path, tmp_path: Path
+) -> None:
+    image = str(next(seen.rglob("*.png")))
+    model = tmp_path / "pets.onnx"
+    for suffix in (".onnx", ".bank.safetensors", ".adapt.onnx"):
+        shutil.copy(planted.path.with_suffix(suffix), tmp_path)
+    words = ("predict", "--model", str(model), "--json", image)
+    factory = json.loads(run(*words).stdout)
+    assert not (tmp_path / "pets.state").exists(), "predicting writes nothing"
+    assert run("adapt", "--model", str(model), "--data", str(seen), "--steps", "8").exit_code == 0
+    assert json.loads(run(*words).stdout) != factory
+    export_onnx(planted.bundle, planted.backbone, model)  # folded, under the same name
+    assert run(*words).exit_code == 0, "the state of the model that was here is none of its own"
+    result = run(*words, "--state", str(tmp_path / "pets.state"))
+    assert result.exit_code == 2
+    assert "are folded into it" in " ".join(result.stderr.split())
 
 
 def test_forwards_only_and_without_labels(planted: Planted, seen: Path, tmp_path: Path) -> None:

@@ -100,14 +100,24 @@ class Predictor:
         self.version: Version | None = None
         if self.bank is not None:
             self.set_weights(self.bank.factory)
-            if state is not None:
-                self._journal = open_journal(state, self.bank, self.classes, read_only=True)
-                self.refresh(force=True)
-        elif state is not None:
+        if state is not None:
+            self.follow(state)
+
+    def follow(self, state: Path) -> None:
+        """Take the newest weights of a state folder, now and whenever `refresh` is called.
+
+        Raises
+        ------
+        UserError
+            The weights are folded into this model, or the folder is another model's.
+        """
+        if self.bank is None:
             raise UserError(
-                f"--state {state}: the weights of {path} are folded into it; "
+                f"--state {state}: the weights of {self.path} are folded into it; "
                 "export it with `--weights runtime` to change them later"
             )
+        self._journal = open_journal(state, self.bank, self.classes, read_only=True)
+        self.refresh(force=True)
 
     def release(self) -> None:
         """Let go of the graph and its memory; what the file says of itself stays."""
