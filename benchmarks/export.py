@@ -280,7 +280,9 @@ def load(models: Models, path: Path, runtime: str, precision: str) -> Run:
     if precision == "int8":
         path = quantize(path, models.backbone, runtime)
     if runtime == "openvino":
-        return in_openvino(path, "bf16" if precision == "bf16" else "f32")
+        # As predict does it: where a CPU has AMX, int8 models leave the rest to bfloat16.
+        rounded = precision == "bf16" or (precision == "int8" and "amx_bf16" in cpu_features())
+        return in_openvino(path, "bf16" if rounded else "f32")
     return in_onnxruntime(path)
 
 

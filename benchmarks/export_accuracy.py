@@ -102,7 +102,7 @@ def measure(name: str, prompt: str, bundle: Any, backbone: Any, task: Any) -> li
             }
             rows.append(row)
             print(
-                f"{name:10} {prompt:8} {bundle.choice:12} {runtime:12} {precision:5} {scheme:17}"
+                f"{name:10} {prompt:8} {bundle.choice:12} {runtime:12} {precision:13} {scheme:17}"
                 f"{right:7.2f} %  drop {row['drop']:5.2f}  other {row['other']:5.2f} %",
                 flush=True,
             )
@@ -112,6 +112,7 @@ def measure(name: str, prompt: str, bundle: Any, backbone: Any, task: Any) -> li
 def engines(
     bundle: Any, backbone: Any, task: Any, folder: Path
 ) -> Iterator[tuple[str, str, str, Engine]]:
+    has_bf16 = {"avx512_bf16", "amx_bf16"} & set(cpu_features())
     path = folder / "fp32.onnx"
     export_onnx(bundle, backbone, path)
     yield "onnxruntime", "fp32", "", OnnxEngine(path)
@@ -121,11 +122,13 @@ def engines(
     path = folder / "fp32.xml"
     export_openvino(bundle, backbone, path)
     yield "openvino", "fp32", "", OpenVinoEngine(path, cache=False)
-    if {"avx512_bf16", "amx_bf16"} & set(cpu_features()):
+    if has_bf16:
         yield "openvino", "bf16", "", OpenVinoEngine(path, cache=False, bf16=True)
     path = folder / "int8.xml"
     scheme = export_int8(bundle, backbone, path, task).tried[-1].scheme
-    yield "openvino", "int8", scheme, OpenVinoEngine(path, cache=False)
+    yield "openvino", "int8", scheme, OpenVinoEngine(path, cache=False, bf16=False)
+    if has_bf16:
+        yield "openvino", "int8 and bf16", scheme, OpenVinoEngine(path, cache=False, bf16=True)
 
 
 def predicted(engine: Engine, pixels: Any) -> Any:

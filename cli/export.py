@@ -276,7 +276,7 @@ def _print_trials(result: Int8) -> None:
     table.add_column("int8 scheme")
     table.add_column("validation", justify="right")
     table.add_row("(float32)", f"{100 * result.float_accuracy:.1f} %")
-    for trial in result.tried:
+    for trial in [*result.tried, *([result.bf16] if result.bf16 else [])]:
         table.add_row(trial.scheme, f"{100 * trial.val_accuracy:.1f} %")
     out.print(table)
 

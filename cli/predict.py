@@ -36,8 +36,13 @@ def predict(
         str, typer.Option(help="For OpenVINO models: CPU, GPU, AUTO or another of its devices.")
     ] = "CPU",
     bf16: Annotated[
-        bool, typer.Option("--bf16", help="For OpenVINO models: compute in bfloat16.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            help="For OpenVINO models: compute in bfloat16 (default: what int8 models leave in "
+            "float, on CPUs with AMX).",
+            show_default=False,
+        ),
+    ] = None,
     state: Annotated[
         Path | None,
         typer.Option(

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from hgprompt_edge.bundle import Bundle
 from hgprompt_edge.device.engine import Engine, OnnxEngine
 from hgprompt_edge.device.metadata import PREFIX, parse_metadata
-from hgprompt_edge.device.openvino_engine import OpenVinoEngine
+from hgprompt_edge.device.openvino_engine import OpenVinoEngine, computes_bf16
 from hgprompt_edge.device.parity import TOLERANCES
 from hgprompt_edge.device.softmax import softmax
 from hgprompt_edge.errors import CheckError, UserError
@@ -66,10 +66,14 @@ class Int8:
         All schemes that were tried; the last one is in the file.
     float_accuracy
         Validation accuracy in float32, that of fit's table.
+    bf16
+        The same model, what is left in float in bfloat16; None: not measured, since the runtime or
+        this CPU does not compute in it.
     """
 
     tried: tuple[Trial, ...]
     float_accuracy: float
+    bf16: Trial | None
     verification: Verification
 
 
@@ -135,6 +139,11 @@ def export_int8(
         tried = _try(schemes, graph, temporary[-1], task, measure, floating, max_drop, report)
         if tried[-1].drop > max_drop:
             raise CheckError(_refusal(path, floating, tried, max_drop))
+        rounded = None
+        if is_ir and computes_bf16():
+            engine = OpenVinoEngine(temporary[-1], bf16=True, cache=False)
+            name = f"{tried[-1].scheme}, the rest in bfloat16"
+            rounded = _trial(name, measure(engine), floating)
         attach_head(temporary[-1], head, keep_features=bank is not None)
         verification = verify_mixes(
             _open(temporary[-1]), bundle, backbone, bundle.probe_images, bank, TOLERANCES["int8"]
@@ -144,15 +153,20 @@ def export_int8(
         entries = {
             **describe(bundle, bundle_sha256, bank),
             f"{PREFIX}precision": "int8",
+            f"{PREFIX}bf16": json.dumps(rounded is not None and rounded.drop <= max_drop),
             f"{PREFIX}verification": json.dumps(asdict(verification), sort_keys=True),
             f"{PREFIX}quantization": json.dumps(
-                {"val_accuracy_fp32": floating, "tried": [asdict(trial) for trial in tried]}
+                {
+                    "val_accuracy_fp32": floating,
+                    "tried": [asdict(trial) for trial in tried],
+                    "bf16": asdict(rounded) if rounded else None,
+                }
             ),
         }
         (add_metadata if is_ir else append_metadata)(temporary[-1], entries)
         parse_metadata(path, _open(temporary[-1]).entries)
         graph.unlink()
-    return Int8(tuple(tried), floating, verification)
+    return Int8(tuple(tried), floating, rounded, verification)
 
 
 def accuracy(body: Engine, head: Head, images: Images, given: Given | None = None) -> float:
@@ -190,12 +204,15 @@ def _try(
         if report:
             report(f"int8: {scheme.name}", index, len(schemes))
         scheme.write(graph, calibration, path)
-        found = measure(_open(path))
-        # Rounded, so that one point is one point whatever the number of images.
-        tried.append(Trial(scheme.name, found, round(100 * (floating - found), 6)))
+        tried.append(_trial(scheme.name, measure(_open(path)), floating))
         if tried[-1].drop <= max_drop:
             break
     return tried
+
+
+def _trial(name: str, found: float, floating: float) -> Trial:
+    # Rounded, so that one point is one point whatever the number of images.
+    return Trial(name, found, round(100 * (floating - found), 6))
 
 
 def _open(path: Path) -> Engine:

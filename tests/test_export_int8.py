@@ -20,6 +20,7 @@ from hgprompt_edge.device.bank import adapt_path, bank_path
 from hgprompt_edge.device.descend import Settings
 from hgprompt_edge.device.engine import OnnxEngine
 from hgprompt_edge.device.learner import ForwardLearner
+from hgprompt_edge.device.openvino_engine import computes_bf16
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export import int8
@@ -101,6 +102,13 @@ def test_a_model_is_smaller_and_keeps_its_accuracy(
     assert metadata.precision == "int8"
     assert metadata.quantization["val_accuracy_fp32"] == result.float_accuracy
     assert metadata.quantization["tried"][-1]["scheme"] == last.scheme
+    if suffix == ".xml" and computes_bf16():
+        assert result.bf16 is not None
+        assert metadata.bf16 is (result.bf16.drop <= 5)
+        assert metadata.quantization["bf16"]["val_accuracy"] == result.bf16.val_accuracy
+    else:
+        assert result.bf16 is None
+        assert not metadata.bf16
     assert predictor.compare_probe().ok
 
 

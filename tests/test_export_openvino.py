@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +18,12 @@ from typer.testing import CliRunner, Result
 
 from hgprompt_edge.bundle import Bundle
 from hgprompt_edge.device.bench import file_bytes
+from hgprompt_edge.device.openvino_engine import computes_bf16
 from hgprompt_edge.device.parity import compare
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export import openvino_file
-from hgprompt_edge.export.openvino_file import Precision, export_openvino
+from hgprompt_edge.export.openvino_file import Precision, add_metadata, export_openvino
 from hgprompt_edge.vit.backbone import Backbone
 
 ov = pytest.importorskip("openvino")
@@ -207,6 +209,28 @@ def test_bfloat16_is_measured_and_never_the_default(model: Path, bundle: Bundle)
     assert not rounded.ok, "computed in float32 after all"
     assert rounded.max_abs_diff < 0.1 * np.abs(bundle.probe_logits).max()
     assert str(rounded).endswith(" of 9 images")
+
+
+@pytest.mark.skipif(not computes_bf16(), reason="this CPU does not compute in bfloat16")
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("amx", [True, False])
+def test_bfloat16_is_the_default_where_the_file_and_the_cpu_agree(
+    tmp_path: Path, model: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch,
+    held: bool, amx: bool,
+) -> None:  # fmt: skip
+    path = tmp_path / "m.xml"
+    for suffix in (".xml", ".bin"):
+        shutil.copy(model.with_suffix(suffix), path.with_suffix(suffix))
+    add_metadata(path, {"hgprompt.bf16": json.dumps(held)})
+    features = ["avx512f", *(["amx_bf16"] if amx else [])]
+    monkeypatch.setattr("hgprompt_edge.device.openvino_engine.cpu_features", lambda: features)
+    assert Predictor(path).metadata.bf16 is held
+    exact, rounded = (
+        Predictor(path, bf16=choice).logits(bundle.probe_images) for choice in (False, True)
+    )
+    assert np.abs(exact - rounded).max() > 0
+    expected = rounded if held and amx else exact
+    np.testing.assert_array_equal(Predictor(path).logits(bundle.probe_images), expected)
 
 
 def test_a_device_that_is_not_there_is_named(model: Path) -> None:

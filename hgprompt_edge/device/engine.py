@@ -69,7 +69,7 @@ class Engine(Protocol):
 
 
 def open_engine(
-    path: Path, threads: int | None = None, *, device: str = "CPU", bf16: bool = False
+    path: Path, threads: int | None = None, *, device: str = "CPU", bf16: bool | None = None
 ) -> Engine:
     """Open a model file in the runtime that its name stands for: `.xml` OpenVINO, else onnxruntime.
 
@@ -78,7 +78,7 @@ def open_engine(
     threads
         CPU threads of one run; None: the runtime's default.
     device, bf16
-        For OpenVINO: what to run on, and whether to compute in bfloat16.
+        For OpenVINO: what to run on, and whether to compute in bfloat16, see `OpenVinoEngine`.
 
     Raises
     ------

@@ -44,6 +44,8 @@ class Metadata(BaseModel):
         Of the bundle file that the model was made from.
     bank_sha256
         Of the bank beside the model, from which its prompt is mixed; empty where it is folded in.
+    bf16
+        Whether an int8 model was held against float32 with what it leaves in float in bfloat16.
     quantization
         Of int8 models: validation accuracy in float32, and of each scheme that was tried.
     probe_logits
@@ -75,6 +77,7 @@ class Metadata(BaseModel):
     precision: str = "fp32"
     bundle_sha256: str = ""
     bank_sha256: str = ""
+    bf16: Json[bool] = Field(default="false", validate_default=True)
     quantization: Json[dict[str, Any]] = Field(default="{}", validate_default=True)
 
     @field_validator("preprocessing")

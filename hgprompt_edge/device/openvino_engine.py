@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hgprompt_edge.device.cpu import cpu_features
 from hgprompt_edge.device.engine import Floats, LoadError, Pixels, Port
 from hgprompt_edge.device.metadata import PREFIX
 from hgprompt_edge.errors import UserError
@@ -16,6 +17,7 @@ SUFFIX = ".xml"
 RT_INFO = "hgprompt"
 """Under this name the metadata stand in the model's runtime information."""
 WEIGHTS_SHA256 = f"{PREFIX}weights_sha256"
+BF16 = f"{PREFIX}bf16"
 TYPES = {"uint8_t": "uint8", "u8": "uint8", "float": "float", "f32": "float"}
 
 
@@ -30,6 +32,7 @@ class OpenVinoEngine:
         `CPU`, `GPU`, `AUTO`, ...
     bf16
         Compute in bfloat16, which is twice as fast on some CPUs and slower than float32 on others.
+        None: what an int8 model leaves in float, on CPUs with AMX, if its accuracy was held so.
     cache
         Keep what the device compiled, so that the next process starts faster.
 
@@ -47,19 +50,17 @@ class OpenVinoEngine:
         threads: int | None = None,
         *,
         device: str = "CPU",
-        bf16: bool = False,
+        bf16: bool | None = None,
         cache: bool = True,
     ) -> None:
         ov = import_openvino()
         core = ov.Core()
-        _check_device(core, device, bf16)
+        _check_device(core, device, bool(bf16))
         weights = path.with_suffix(".bin")
         if not weights.is_file():
             raise LoadError(f"needs {weights.name} beside it, which is missing; copy both files")
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            # Said here, since the runtime's own default is bfloat16 wherever a CPU knows it.
-            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
         }
         if threads is not None and device == "CPU":
             settings["INFERENCE_NUM_THREADS"] = threads
@@ -68,9 +69,15 @@ class OpenVinoEngine:
             self.entries: Mapping[str, str] = read_entries(model)
             self.inputs = tuple(_port(given) for given in model.inputs)
             self.outputs = tuple(_port(given) for given in model.outputs)
+            if bf16 is None:
+                held = self.entries.get(BF16) == "true"
+                bf16 = held and device == "CPU" and "amx_bf16" in cpu_features()
+            # Said here, since the runtime's own default is bfloat16 wherever a CPU knows it.
+            precision = "bf16" if bf16 else "f32"
+            settings["INFERENCE_PRECISION_HINT"] = precision
             digest = _check_weights(weights, self.entries)
             if cache:
-                core.set_property({"CACHE_DIR": str(_cache(path, digest))})
+                core.set_property({"CACHE_DIR": str(_cache(path, digest, precision))})
                 # Given the path and not the model, a compiled one is read without the weights of
                 # both in memory at once.
                 del model
@@ -108,6 +115,11 @@ def import_openvino() -> Any:
     return openvino
 
 
+def computes_bf16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this CPU, fast or slow."""
+    return _has_bf16(import_openvino().Core())
+
+
 def read_entries(model: Any) -> dict[str, str]:
     """Metadata of a model as `Metadata` reads them, empty where it has none."""
     if not model.has_rt_info([RT_INFO]):
@@ -117,6 +129,10 @@ def read_entries(model: Any) -> dict[str, str]:
     }
 
 
+def _has_bf16(core: Any) -> bool:
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def _check_device(core: Any, device: str, bf16: bool) -> None:
     known = [name.partition(".")[0] for name in core.available_devices]
     if device != "AUTO" and device not in known:
@@ -124,7 +140,7 @@ def _check_device(core: Any, device: str, bf16: bool) -> None:
             f"--device {device}: OpenVINO finds none here; choose one of "
             f"{', '.join(dict.fromkeys([*known, 'AUTO']))}"
         )
-    if bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if bf16 and not _has_bf16(core):
         raise UserError("--bf16: this CPU does not compute in bfloat16; leave the option out")
 
 
@@ -136,12 +152,15 @@ def _check_weights(weights: Path, entries: Mapping[str, str]) -> str:
     return found
 
 
-def _cache(path: Path, weights_sha256: str) -> Path:
+def _cache(path: Path, weights_sha256: str, precision: str) -> Path:
     """Where what was compiled of these two files is kept.
 
-    A folder by content: by itself OpenVINO tells files of one name apart by size and date alone.
+    A folder by content and precision: by itself OpenVINO tells files of one name apart by size and
+    date alone, and on CPUs with AMX it takes what was compiled for float32 for bfloat16, too, which
+    gives NaN.
     """
-    return cache_folder() / "openvino" / f"{sha256_file(path)[:16]}-{weights_sha256[:16]}"
+    name = f"{sha256_file(path)[:16]}-{weights_sha256[:16]}-{precision}"
+    return cache_folder() / "openvino" / name
 
 
 def _explain(message: str, version: str) -> str:

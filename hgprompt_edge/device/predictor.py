@@ -84,7 +84,7 @@ class Predictor:
         threads: int | None = None,
         *,
         device: str = "CPU",
-        bf16: bool = False,
+        bf16: bool | None = None,
         state: Path | None = None,
     ) -> None:
         self.path = path
