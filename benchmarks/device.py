@@ -213,7 +213,7 @@ def import_seconds() -> dict[str, float]:
 def step_ratio(site: Site, batch: int, rounds: int) -> dict[str, float]:
     """One pass of the gradient's graph by one inference of the folded model, in turns."""
     from hgprompt_edge.device.bank import adapt_path, bank_path, read_bank
-    from hgprompt_edge.device.engine import OnnxEngine
+    from hgprompt_edge.device.onnx_engine import OnnxEngine
     from hgprompt_edge.device.step import AdaptGraph
 
     bank = read_bank(bank_path(site.model))

@@ -25,7 +25,8 @@ from targets import load_target
 
 from hgprompt_edge import HGPrompt, load_backbone, read_bank
 from hgprompt_edge.device.cpu import cpu_features
-from hgprompt_edge.device.engine import Engine, OnnxEngine
+from hgprompt_edge.device.engine import Engine
+from hgprompt_edge.device.onnx_engine import OnnxEngine
 from hgprompt_edge.device.openvino_engine import OpenVinoEngine
 from hgprompt_edge.export.int8 import BATCH, export_int8
 from hgprompt_edge.export.onnx_file import export_onnx

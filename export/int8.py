@@ -17,8 +17,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from hgprompt_edge.bundle import Bundle
-from hgprompt_edge.device.engine import Engine, OnnxEngine
+from hgprompt_edge.device.engine import Engine
 from hgprompt_edge.device.metadata import PREFIX, parse_metadata
+from hgprompt_edge.device.onnx_engine import OnnxEngine
 from hgprompt_edge.device.openvino_engine import OpenVinoEngine, computes_bf16
 from hgprompt_edge.device.parity import TOLERANCES
 from hgprompt_edge.device.softmax import softmax

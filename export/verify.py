@@ -12,7 +12,8 @@ import torch
 
 from hgprompt_edge.bundle import Bundle, bank_tokens
 from hgprompt_edge.device.bank import Bank
-from hgprompt_edge.device.engine import Engine, LoadError, OnnxEngine
+from hgprompt_edge.device.engine import Engine, LoadError
+from hgprompt_edge.device.onnx_engine import OnnxEngine
 from hgprompt_edge.device.parity import TOLERANCE, compare
 from hgprompt_edge.errors import CheckError
 from hgprompt_edge.prompts import mix

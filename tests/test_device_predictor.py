@@ -17,7 +17,7 @@ from PIL import Image
 from small_vits import make_backbone, make_bundle, token_logits
 
 from hgprompt_edge.bundle import Bundle
-from hgprompt_edge.device.engine import explain
+from hgprompt_edge.device.onnx_engine import explain
 from hgprompt_edge.device.predictor import Prediction, Predictor, find_images
 from hgprompt_edge.device.softmax import softmax
 from hgprompt_edge.errors import UserError

@@ -18,8 +18,8 @@ from hgprompt_edge.bundle import Bundle, write_bundle
 from hgprompt_edge.device.adapt import Weights, adapt_labelled
 from hgprompt_edge.device.bank import adapt_path, bank_path
 from hgprompt_edge.device.descend import Settings
-from hgprompt_edge.device.engine import OnnxEngine
 from hgprompt_edge.device.learner import ForwardLearner
+from hgprompt_edge.device.onnx_engine import OnnxEngine
 from hgprompt_edge.device.openvino_engine import computes_bf16
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.errors import CheckError, UserError

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -209,6 +210,18 @@ def test_bfloat16_is_measured_and_never_the_default(model: Path, bundle: Bundle)
     assert not rounded.ok, "computed in float32 after all"
     assert rounded.max_abs_diff < 0.1 * np.abs(bundle.probe_logits).max()
     assert str(rounded).endswith(" of 9 images")
+
+
+def test_the_other_runtime_is_not_loaded(model: Path) -> None:
+    """It would take 20 MB of the device's memory."""
+    code = (
+        "import sys; from pathlib import Path; "
+        "from hgprompt_edge.device.predictor import Predictor; "
+        "predictor = Predictor(Path(sys.argv[1])); predictor.compare_probe(); "
+        "print('openvino' in sys.modules, 'onnxruntime' in sys.modules)"
+    )
+    words = [sys.executable, "-c", code, str(model)]
+    assert subprocess.check_output(words, text=True).split() == ["True", "False"]
 
 
 @pytest.mark.skipif(not computes_bf16(), reason="this CPU does not compute in bfloat16")

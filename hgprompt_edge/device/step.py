@@ -16,8 +16,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from hgprompt_edge.device.bank import Bank
-from hgprompt_edge.device.engine import explain
 from hgprompt_edge.device.metadata import PREFIX
+from hgprompt_edge.device.onnx_engine import explain
 from hgprompt_edge.device.softmax import softmax
 from hgprompt_edge.errors import CheckError, UserError
 
