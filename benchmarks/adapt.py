@@ -1,6 +1,7 @@
 """Measure what adapting on the device recovers of the accuracy that a shift costs.
 
     python benchmarks/adapt.py --data ../shared/assets/datasets --bundles DIR   # resumes
+    python benchmarks/adapt.py --memory --bundles DIR                           # peak_rss_mb
     python benchmarks/adapt.py --only-report
 
 `--bundles` holds TASK.hgbundle with condition prompts (`hgedge fit`, `hgedge condition`). The test
@@ -26,7 +27,9 @@ import numpy as np
 import torch
 from adapt_report import RESULTS, write_report
 from cmaes import CMA
-from rows import gather_rows
+from device import run as run_alone
+from PIL import Image
+from rows import gather_rows, read_rows, write_rows
 from targets import load_target
 from torch import nn
 
@@ -88,9 +91,14 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--part", default="1/1", help="this share of the cells: 1/2, 2/2")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/.adapt"))
+    parser.add_argument("--memory", action="store_true", help="measure `hgedge adapt` itself")
     parser.add_argument("--only-report", action="store_true")
     options = parser.parse_args()
-    if not options.only_report:
+    if options.memory:
+        if options.bundles is None:
+            raise SystemExit("name the folder of the bundles")
+        fill_memory(options)
+    elif not options.only_report:
         if options.data is None or options.bundles is None:
             raise SystemExit("name the folders of the data sets and of the bundles")
         run(options)
@@ -225,7 +233,7 @@ def run_cell(cell: Cell, device: Device, methods: list[str]) -> Iterator[dict[st
             "taken": outcome.taken,
             "steps": outcome.steps,
             "seconds": round(time.perf_counter() - began, 2),
-            "peak_rss_mb": None,  # of a process of its own: benchmarks/device.py
+            "peak_rss_mb": None,  # of a process of its own: `--memory`
         }
 
 
@@ -391,6 +399,47 @@ def run_prompt_full(case: Case) -> Outcome:
         found = [features_prefix(backbone.model, part, tokens) @ weight.T + bias for part in parts]
     after = accuracy(torch.cat(found).numpy(), case.test_labels)
     return Outcome(after, True, 30)
+
+
+def fill_memory(options: argparse.Namespace) -> None:
+    """Write the peak of `hgedge adapt` in a process of its own into the rows of its methods.
+
+    It does not depend on what the images show, nor on the number of steps.
+    """
+    backbone = load_backbone("bundled")
+    rows = read_rows(RESULTS)
+    for task in sorted({row["task"] for row in rows}):
+        bundle = read_bundle(options.bundles / f"{task}.hgbundle")
+        alone = replace(bundle, conditions=(), condition_tokens=None)
+        for method, given, words in (
+            ("mix", bundle, ()),
+            ("mix_sources", alone, ()),
+            ("mix_unlabelled", bundle, ("--unlabelled",)),
+        ):
+            with tempfile.TemporaryDirectory() as folder:
+                peak = adapt_peak(Path(folder), given, backbone, words)
+            print(f"{task} {method}: {peak} MB", flush=True)
+            for row in rows:
+                if (row["task"], row["method"]) == (task, method):
+                    row["peak_rss_mb"] = peak
+    write_rows(RESULTS, rows)
+
+
+def adapt_peak(folder: Path, bundle: Bundle, backbone: Backbone, words: tuple[str, ...]) -> float:
+    """Peak memory in MB of `hgedge adapt` on a hundred images of noise."""
+    model, seen = folder / "m.onnx", folder / "seen"
+    export_onnx(bundle, backbone, model, runtime_weights=True, adapt=True)
+    rng, side = np.random.default_rng(0), backbone.image_size
+    for index in range(UNLABELLED):
+        place = seen / bundle.classes[index % len(bundle.classes)]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{index}.png")
+    given = ("--model", str(model), "--data", str(seen), "--threads", "1", "--steps", "2")
+    code, peak, _, said = run_alone(("adapt", *given, *words), folder / "state")
+    if code not in (0, 1):  # 1 is the guard's
+        raise SystemExit(said)
+    return peak
 
 
 RUNS: dict[str, Callable[[Case], Outcome]] = {

@@ -6,7 +6,8 @@ ViT-S at 224 pixels with random weights and the bundled backbone at 64, 50 deep 
 one thread. `unprompted` and `naive` are what `torch.onnx.export` writes. Each loads and predicts
 in a process of its own, as `hgedge bench` measures it: median and lowest of five, since one model
 has peaks 20 to 40 MB apart from start to start in onnxruntime. OpenVINO reads what it has compiled
-before from its cache, as from the second start on a device.
+before from its cache, as from the second start on a device. `bare` is `unprompted` in a process of
+the runtime and numpy alone, without this package and its cache: what people run who do not have it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +32,30 @@ from hgprompt_edge.device.cpu import cpu_features
 
 RESULTS = Path(__file__).parent / "results" / "export_memory.json"
 REPEATS = 5
+BARE = {
+    "onnxruntime": """
+import sys, numpy, onnxruntime
+from pathlib import Path
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+side = session.get_inputs()[0].shape[1]
+for _ in range(4):
+    session.run(None, {"image": numpy.zeros((1, side, side, 3), numpy.uint8)})
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+""",
+    "openvino": """
+import sys, numpy, openvino
+from pathlib import Path
+settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+model = openvino.compile_model(sys.argv[1], "CPU", settings)
+side = model.inputs[0].partial_shape[1].get_length()
+for _ in range(4):
+    model({0: numpy.zeros((1, side, side, 3), numpy.uint8)})
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+""",
+}
+"""Scripts that load the model they are given, predict, and print the peak in KiB."""
 
 
 def main() -> None:
@@ -49,8 +76,10 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
     models = list(files(backbone, folder))
     rounds = [bench([path for *_, path in models], threads=1, runs=3) for _ in range(REPEATS)]
     rows: list[dict[str, Any]] = []
-    for index, (form, runtime, precision, _) in enumerate(models):
+    for index, (form, runtime, precision, path) in enumerate(models):
         peaks = [found[index].peak_mb for found in rounds]
+        if form == "bare":
+            peaks = [bare_peak(runtime, path) for _ in range(REPEATS)]
         row = {
             "model": name,
             "form": form,
@@ -72,6 +101,12 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def bare_peak(runtime: str, path: Path) -> float:
+    """Peak memory in MB of a process that has the runtime and numpy alone."""
+    found = subprocess.check_output([sys.executable, "-c", BARE[runtime], str(path)])
+    return int(found) * 1024 / 1e6
+
+
 def files(backbone: Any, folder: Path) -> Iterator[tuple[str, str, str, Path]]:
     """Form, runtime, precision and file of each model; `unprompted` comes first in each runtime."""
     import onnx_ir as ir
@@ -84,6 +119,7 @@ def files(backbone: Any, folder: Path) -> Iterator[tuple[str, str, str, Path]]:
     for form, bundle in traced.items():
         trace(backbone, bundle, folder / f"{form}.onnx")
         yield form, "onnxruntime", "fp32", folder / f"{form}.onnx"
+    yield "bare", "onnxruntime", "fp32", folder / "unprompted.onnx"
     for form, on, (runtime, *others) in steps(full=False):
         if form != "hgedge" or others:
             continue
@@ -97,6 +133,7 @@ def files(backbone: Any, folder: Path) -> Iterator[tuple[str, str, str, Path]]:
             xml = folder / f"{form_}.xml"
             ov.save_model(ov.convert_model(source), xml, compress_to_fp16=False)
             yield form_, runtime, "fp32", xml
+        yield "bare", runtime, "fp32", folder / "unprompted.xml"
         yield form, runtime, "int8", quantize(path, backbone, runtime)
 
 

@@ -6,7 +6,6 @@ The runtime is not trusted: `check_gradient` holds its gradient against differen
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -25,7 +24,7 @@ ADAPT_FORMAT = "hgprompt.adapt/1"
 DIRECTIONS, STRIDE, AGREEMENT = 3, 0.05, 0.05
 """Of the check: how many directions, how far to go on either side, and how far off the slope may
 be, relative to the gradient's length."""
-MICRO_BATCH = 1
+MICRO_BATCH = 2
 """Images at a time: more are hardly faster, and each takes the memory of its activations."""
 
 Pixels = npt.NDArray[np.uint8]
@@ -102,7 +101,7 @@ class AdaptGraph:
         # would double the memory for a few percent of speed.
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # not alone here
-        _use_tight_arena(options)
+        options.enable_mem_pattern = False  # would hold a second plan of the same memory
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
@@ -221,16 +220,6 @@ def smoothed(a: npt.ArrayLike, floor: float = 0.05) -> Doubles:
     """`(1 - floor) a + floor / M`: away from the vertices, where a softmax has no gradient."""
     a = np.asarray(a, np.float64)
     return cast("Doubles", (1 - floor) * a / a.sum() + floor / len(a))
-
-
-def _use_tight_arena(options: ort.SessionOptions) -> None:
-    """Let memory grow by what is asked for, not by doubling. It is one arena for the process."""
-    info = ort.OrtMemoryInfo(
-        "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
-    )
-    with suppress(RuntimeError):  # there is one already
-        ort.create_and_register_allocator(info, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
-    options.add_session_config_entry("session.use_env_allocators", "1")
 
 
 def _check_origin(path: Path, entries: dict[str, str], bank: Bank) -> None:
