@@ -66,6 +66,7 @@ METHODS = (
     "head",
     "feature_mean",
     "mix_unlabelled",
+    "mix_unlabelled_bias",
     "forward_only",
     "prompt_full",
 )
@@ -176,7 +177,7 @@ class Device:
             self.predictor = Predictor(path, threads=1)
             assert self.predictor.bank is not None
             self.bank: Bank = self.predictor.bank
-            self.graph = AdaptGraph(adapt_path(path), self.bank, threads=1, micro_batch=16)
+            self.graph = AdaptGraph(adapt_path(path), self.bank, threads=1, micro_batch=4)
         self.head = Head(self.bank.head_weight, self.bank.head_bias)
         self.factory = Weights(self.bank.factory.astype(np.float64), self.head)
 
@@ -289,13 +290,16 @@ def run_head(case: Case) -> Outcome:
 
     class HeadLearner:
         factory, head, method = device.factory.mix, device.head, "head"
-        settings = Settings(rate=0.0, proximal=0.0, head="weights", steps=60)
+        settings, clean = Settings(rate=0.0, proximal=0.0, head="weights", steps=60), None
 
         def check(self, *_: Any) -> None:
             pass
 
         def logits(self, images: Pixels, _: Any, head: Head) -> Any:
             return device.features(images) @ head.weight.T + head.bias
+
+        def features(self, images: Pixels, _: Any) -> Any:
+            return device.features(images)
 
         def learn(self, images: Pixels, labels: Any, start: Point, report: Any) -> Descent:
             features = device.features(images).astype(np.float64)
@@ -326,12 +330,17 @@ def run_feature_mean(case: Case) -> Outcome:
     )
 
 
-def run_mix_unlabelled(case: Case) -> Outcome:
+def run_mix_unlabelled(case: Case, head: str = "none") -> Outcome:
     """Ours without labels."""
-    learner = GradientLearner(case.device.graph, Settings())
+    learner = GradientLearner(case.device.graph, Settings(head=head))
     return case.outcome(
         adapt_unlabelled(learner, case.unlabelled, case.device.factory, seed=case.seed)
     )
+
+
+def run_mix_unlabelled_bias(case: Case) -> Outcome:
+    """Ours without labels, the head's bias following the features' mean (`--head bias`)."""
+    return run_mix_unlabelled(case, "bias")
 
 
 def run_forward_only(case: Case) -> Outcome:
@@ -415,6 +424,7 @@ def fill_memory(options: argparse.Namespace) -> None:
             ("mix", bundle, ()),
             ("mix_sources", alone, ()),
             ("mix_unlabelled", bundle, ("--unlabelled",)),
+            ("mix_unlabelled_bias", bundle, ("--unlabelled", "--head", "bias")),
         ):
             with tempfile.TemporaryDirectory() as folder:
                 peak = adapt_peak(Path(folder), given, backbone, words)
@@ -448,10 +458,11 @@ RUNS: dict[str, Callable[[Case], Outcome]] = {
     "head": run_head,
     "feature_mean": run_feature_mean,
     "mix_unlabelled": run_mix_unlabelled,
+    "mix_unlabelled_bias": run_mix_unlabelled_bias,
     "forward_only": run_forward_only,
     "prompt_full": run_prompt_full,
 }
-WITHOUT_LABELS = ("feature_mean", "mix_unlabelled", "forward_only")
+WITHOUT_LABELS = ("feature_mean", "mix_unlabelled", "mix_unlabelled_bias", "forward_only")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ METHODS = {
     "prompt_full": "whole prompt (PyTorch)",
     "feature_mean": "feature mean, no labels",
     "mix_unlabelled": "mix, no labels",
+    "mix_unlabelled_bias": "mix and bias, no labels",
     "forward_only": "tokens by CMA-ES (FOA), no labels",
 }
 PAGE_TEXT = """# What adapting on the device recovers
@@ -178,7 +179,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 def worst(rows: list[dict[str, Any]]) -> list[str]:
     """List the worst change of each guarded method, in points."""
     lines = []
-    for method in ("mix", "mix_unlabelled"):
+    for method in ("mix", "mix_unlabelled", "mix_unlabelled_bias"):
         changes = [
             (100 * (row["accuracy_after"] - row["accuracy_before"]), row)
             for row in rows
@@ -198,7 +199,7 @@ def worst(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def details(rows: list[dict[str, Any]]) -> list[str]:
-    titles = ("mix", "mix_unlabelled", "feature_mean", "prompt_full")
+    titles = ("mix", "mix_unlabelled", "mix_unlabelled_bias", "feature_mean", "prompt_full")
     lines = [f"| task | shift | clean | before | {' | '.join(METHODS[t] for t in titles)} |"]
     lines.append("| --- |" + " --- |" * (3 + len(titles)))
     found: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}

@@ -11,12 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import hgedge, run
 from PIL import Image
 from test_device_adapt import Planted
 
 from hgprompt_edge.device.parcel import read_parcel
+from hgprompt_edge.device.predictor import open_journal
 from hgprompt_edge.export.onnx_file import export_onnx
 
 
@@ -116,6 +118,22 @@ def test_forwards_only_and_without_labels(planted: Planted, seen: Path, tmp_path
     )
     assert "agreement" in found
     assert (found["version"]["method"] == "unlabelled") == (code == 0)
+
+
+def test_a_head_that_moved_stays_when_the_mix_moves_on(
+    planted: Planted, seen: Path, tmp_path: Path
+) -> None:
+    """The guard judges new weights with the head in force, so that head is what is served."""
+    state, model = tmp_path / "state", ("adapt", "--model", str(planted.path))
+    assert adapt(planted, state, "--data", str(seen), "--head", "bias", "--steps", "2")[0] == 0
+    assert adapt(planted, state, "--data", str(seen), "--steps", "12")[0] == 0
+    with open_journal(state, planted.bank, planted.predictor.classes) as journal:
+        _, first, second = journal.history()
+    assert first.head_bias is not None
+    np.testing.assert_array_equal(first.head_bias, second.head_bias)
+    result = run(*model, "--data", str(seen), "--unlabelled", "--head", "weights")
+    assert result.exit_code == 2
+    assert "--head weights: needs labels" in " ".join(result.stderr.split())
 
 
 def test_needs_no_torch(planted: Planted, seen: Path, tmp_path: Path) -> None:

@@ -145,6 +145,27 @@ def test_without_labels_the_statistics_of_clean_images_lead_back(
         at_source = distance(np.eye(len(predictor.bank.names))[first])
         assert at_source < 1e-6, "the bank's statistics are those of the clean images"
         assert distance(found.weights.mix) < 0.5 * distance(away.mix), learner.method
+        assert found.weights.head is away.head
+        at_factory = distance(learner.factory)
+        assert found.verdict.figures["distance_before"] == pytest.approx(at_factory, rel=1e-3)
+        assert found.verdict.figures["distance_after"] == pytest.approx(
+            distance(found.weights.mix), rel=1e-3
+        )
+
+
+def test_without_labels_the_bias_takes_the_mean_back(planted: Planted) -> None:
+    """Mean logits are then what the factory's head gives for the mean of clean features."""
+    rng = np.random.default_rng(0)
+    width = planted.bank.head_weight.shape[1]
+    clean = rng.normal(size=width).astype(np.float32), np.ones(width, np.float32)
+    bank = replace(planted.bank, clean_mean=clean[0], clean_var=clean[1])
+    graph = AdaptGraph(adapt_path(planted.path), bank)
+    learner = GradientLearner(graph, Settings(steps=3, head="bias"))
+    found = adapt_unlabelled(learner, planted.images, planted.factory).weights
+    np.testing.assert_array_equal(found.head.weight, planted.bank.head_weight)
+    logits = learner.logits(planted.images, found.mix, found.head).mean(axis=0)
+    wanted = planted.bank.head_weight @ clean[0] + planted.bank.head_bias
+    np.testing.assert_allclose(logits, wanted, atol=1e-3 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("moved", ["bias", "weights"])
@@ -320,6 +341,20 @@ class TestGuard:
         turned = 9 * np.eye(4)[(self.labels + 1) % 4]
         assert not judge_unlabelled(factory, factory, turned).taken
         assert judge_unlabelled(factory, factory, self.logits(6.0)).taken
+
+    def test_statistics_must_be_off_and_come_back(self) -> None:
+        logits = self.logits(3.0)
+        for before, after, taken, reason in (
+            (1.0, 0.5, True, "same class"),
+            (1.0, 0.6, True, "same class"),
+            (1.0, 0.61, False, "little nearer"),
+            (1.0, float("nan"), False, "little nearer"),
+            (0.09, 0.0, False, "look as clean ones do"),
+        ):
+            verdict = judge_unlabelled(logits, logits, logits, (before, after))
+            assert verdict.taken is taken, (before, after)
+            assert reason in verdict.reason
+            assert verdict.figures["distance_before"] == before
 
     @given(st.lists(st.integers(0, 3), min_size=3, max_size=60))
     @settings(max_examples=40, deadline=None)

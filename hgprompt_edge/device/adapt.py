@@ -24,7 +24,8 @@ from hgprompt_edge.device.guard import (
     log_loss,
 )
 from hgprompt_edge.device.learner import Learner
-from hgprompt_edge.device.step import Doubles, Head, Pixels, smoothed
+from hgprompt_edge.device.losses import statistics_distance
+from hgprompt_edge.device.step import Doubles, Floats, Head, Pixels, smoothed
 
 TOWARDS = 0.9
 """How far towards each prompt another start lies."""
@@ -111,6 +112,9 @@ def adapt_unlabelled(
 ) -> Proposal:
     """Learn the mix from `images [n, S, S, 3]` alone.
 
+    Where the head's bias moves, too, it moves by what takes the features' mean back to that of
+    clean images, as FOA shifts activations (Niu et al., ICML 2024).
+
     Raises
     ------
     CheckError
@@ -122,12 +126,31 @@ def adapt_unlabelled(
     start = _checked_start(learner, images, current, np.random.default_rng(seed))
     descent = learner.learn(images, None, start, _stage(report, "images"))
     point = descent.point
+    factory, new = (learner.features(images, mix) for mix in (learner.factory, point.mix))
+    distances = None
+    if learner.clean is not None:
+        shift = np.zeros_like(learner.clean[0])
+        if learner.settings.head == "bias":
+            shift = learner.clean[0] - new.mean(axis=0)
+            bias = learner.head.bias + learner.head.weight @ shift
+            point = Point(point.theta, Head(learner.head.weight, bias))
+        before, after = (
+            statistics_distance(features, *learner.clean)[0] for features in (factory, new + shift)
+        )
+        distances = before, after
     verdict = judge_unlabelled(
-        learner.logits(images, learner.factory, learner.head),
+        logits_of(factory, learner.head),
         learner.logits(images, current.mix, current.head),
-        learner.logits(images, point.mix, point.head),
+        logits_of(new, point.head),
+        distances,
     )
     return _propose(point, verdict, descent.steps, begin, len(images))
+
+
+def logits_of(features: Floats, head: Head) -> Floats:
+    """Logits `[n, K]` of a head on `features [n, D]`."""
+    logits: Floats = features @ head.weight.T + head.bias
+    return logits
 
 
 def _checked_start(

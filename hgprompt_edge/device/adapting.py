@@ -87,6 +87,10 @@ def adapt_model(
         The runtime's gradient is wrong.
     """
     bank = bank_of(predictor)
+    if request.unlabelled and request.settings.head == "weights":
+        raise UserError(
+            "--head weights: needs labels; without them the bias alone can follow (--head bias)"
+        )
     seen = _read(request, predictor)
     learner = _learner(request, predictor, bank)
     before = journal.current()
@@ -133,12 +137,16 @@ def _commit(journal: Journal, request: Request, learner: Learner, proposal: Prop
     kind = "unlabelled" if request.unlabelled else "labelled"
     figures = {"steps": proposal.steps, "seconds": round(proposal.seconds, 2)}
     rounded = {name: round(value, 6) for name, value in proposal.verdict.figures.items()}
-    moved, head = request.settings.head, proposal.weights.head
+    head = proposal.weights.head
+    moved = (
+        not np.array_equal(head.weight, learner.head.weight),
+        not np.array_equal(head.bias, learner.head.bias),
+    )
     return journal.commit(
         proposal.weights.mix.astype(np.float32),
         method=kind if learner.method == "gradient" else f"{kind}, {learner.method}",
         images=proposal.images,
         figures=cast("Figures", figures | rounded),
-        head_weight=head.weight if moved == "weights" else None,
-        head_bias=head.bias if moved != "none" else None,
+        head_weight=head.weight if moved[0] else None,
+        head_bias=head.bias if any(moved) else None,
     )

@@ -59,6 +59,13 @@ class Bank:
     clean_var: Floats | None = None
 
     @property
+    def clean(self) -> tuple[Floats, Floats] | None:
+        """Mean and variance `[D]` of the features of clean images, where they are known."""
+        if self.clean_mean is None or self.clean_var is None:
+            return None
+        return self.clean_mean, self.clean_var
+
+    @property
     def gated(self) -> bool:
         """Whether the first entry is the model alone: it has no tokens, its weight is a share."""
         return self.names[0] == NO_PROMPT
@@ -111,8 +118,8 @@ def write_bank(path: Path, bank: Bank) -> None:
     if mixer.key_norm is not None:
         names = ("key_norm.weight", "key_norm.bias", "key_norm.eps")
         tensors |= dict(zip(names, mixer.key_norm, strict=True))
-    if bank.clean_mean is not None and bank.clean_var is not None:
-        tensors |= {"clean.mean": bank.clean_mean, "clean.var": bank.clean_var}
+    if bank.clean is not None:
+        tensors |= dict(zip(("clean.mean", "clean.var"), bank.clean, strict=True))
     metadata = {
         "format": FORMAT,
         "names": json.dumps(bank.names),

@@ -16,6 +16,12 @@ MIN_AGREEMENT = 0.6
 are surer of it. Surer and different is how adaptation without labels goes wrong."""
 MIN_CLASSES = 0.5
 """Unlabelled: so much of the factory's effective number of predicted classes must be left."""
+MIN_DISTANCE = 0.1
+"""Unlabelled: the images' statistics must be so far from those of clean images, under the factory
+weights. A hundred clean images are some 0.02 away by chance."""
+MIN_FALL = 0.4
+"""Unlabelled: and that distance must fall by this share of it: where it does not, the mix has not
+found what changed. Both bounds were chosen on validation images, see docs/ADAPT.md."""
 
 Labels = npt.NDArray[np.int64]
 
@@ -66,13 +72,19 @@ def judge_labelled(old: Floats, new: Floats, labels: Labels) -> Verdict:
     return Verdict(True, why, figures)
 
 
-def judge_unlabelled(factory: Floats, old: Floats, new: Floats) -> Verdict:
+def judge_unlabelled(
+    factory: Floats, old: Floats, new: Floats, distances: tuple[float, float] | None = None
+) -> Verdict:
     """Refuse new weights that collapse to few classes, or are surer and say something else.
 
     Parameters
     ----------
     factory, old, new
         Logits `[n, K]` of the factory's weights, of those in force and of the new ones.
+    distances
+        Of the features' statistics from those of clean images, under the factory's weights and the
+        new ones; None: those of clean images are not known. Refused where the first is small or the
+        second not much smaller.
     """
     agreement = float((factory.argmax(1) == new.argmax(1)).mean())
     classes_before, classes_after = effective_classes(factory), effective_classes(new)
@@ -84,6 +96,11 @@ def judge_unlabelled(factory: Floats, old: Floats, new: Floats) -> Verdict:
         "entropy_before": sure_before,
         "entropy_after": sure_after,
     }
+    if distances is not None:
+        figures["distance_before"], figures["distance_after"] = distances
+        why = _refuse_distances(*distances)
+        if why is not None:
+            return Verdict(False, why, figures)
     if classes_after < MIN_CLASSES * classes_before:
         why = (
             f"predictions collapse to {classes_after:.1f} classes from {classes_before:.1f} "
@@ -98,6 +115,21 @@ def judge_unlabelled(factory: Floats, old: Floats, new: Floats) -> Verdict:
         return Verdict(False, why, figures)
     why = f"same class as with the factory weights on {100 * agreement:.0f} % of the images"
     return Verdict(True, why, figures)
+
+
+def _refuse_distances(before: float, after: float) -> str | None:
+    if before < MIN_DISTANCE:
+        return (
+            f"under the factory weights these images look as clean ones do (distance of the "
+            f"features' statistics {before:.2f}, bound {MIN_DISTANCE:g})"
+        )
+    if not after <= (1 - MIN_FALL) * before:
+        return (
+            f"the features' statistics come little nearer to those of clean images (distance "
+            f"{before:.2f} to {after:.2f}, bound {(1 - MIN_FALL) * before:.2f}); what changed is "
+            "not in the bank"
+        )
+    return None
 
 
 def log_loss(logits: Floats, labels: Labels) -> Doubles:

@@ -43,6 +43,9 @@ SPREAD = 1.0
 """First standard deviation of CMA-ES on the logits of the mix."""
 BATCH = 16
 
+Statistics = tuple[Floats, Floats]
+"""Mean and variance `[D]`."""
+
 
 class Learner(Protocol):
     """Learns a mix from images.
@@ -57,12 +60,15 @@ class Learner(Protocol):
         How it descends.
     method
         Its name in the journal.
+    clean
+        Mean and variance `[D]` of the features of clean images; None: not known.
     """
 
     factory: Doubles
     head: Head
     settings: Settings
     method: str
+    clean: Statistics | None
 
     def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
         """Refuse to learn where the runtime computes wrongly."""
@@ -70,6 +76,10 @@ class Learner(Protocol):
 
     def logits(self, images: Pixels, mix: npt.ArrayLike, head: Head) -> Floats:
         """Logits `[n, K]` of `images [n, S, S, 3]`."""
+        ...
+
+    def features(self, images: Pixels, mix: npt.ArrayLike) -> Floats:
+        """Features `[n, D]` of `images [n, S, S, 3]`."""
         ...
 
     def learn(
@@ -87,6 +97,7 @@ class GradientLearner:
     def __init__(self, graph: AdaptGraph, settings: Settings) -> None:
         self._graph, self.settings = graph, settings
         self.factory, self.head = graph.bank.factory.astype(np.float64), graph.head
+        self.clean = graph.bank.clean
 
     def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
         """Hold the runtime's gradient against differences of its loss."""
@@ -97,6 +108,11 @@ class GradientLearner:
         """Logits `[n, K]` of `images [n, S, S, 3]`."""
         blank = np.zeros((len(images), len(self.head.bias)), np.float32)
         return self._graph(images, blank, mix, head).logits
+
+    def features(self, images: Pixels, mix: npt.ArrayLike) -> Floats:
+        """Features `[n, D]` of `images [n, S, S, 3]`."""
+        blank = np.zeros((len(images), len(self.head.bias)), np.float32)
+        return self._graph(images, blank, mix).features
 
     def learn(
         self, images: Pixels, labels: Floats | None, start: Point, report: Report | None
@@ -124,12 +140,11 @@ class ForwardLearner:
                 f"{predictor.path}: the weights are folded into this model; export it with "
                 "`--weights runtime` or `--adapt`"
             )
-        if settings.head != "none":
-            raise UserError(f"--head {settings.head}: needs the gradient; leave out --method cma")
         self._predictor, self.settings, self._seed = predictor, settings, seed
         bank = predictor.bank
         self.factory = bank.factory.astype(np.float64)
         self.head = Head(bank.head_weight, bank.head_bias)
+        self.clean = bank.clean
 
     def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
         """There is no gradient to be wrong."""
@@ -137,6 +152,10 @@ class ForwardLearner:
     def logits(self, images: Pixels, mix: npt.ArrayLike, head: Head) -> Floats:
         """Logits `[n, K]` of `images [n, S, S, 3]`."""
         return self._run(images, mix, head)[0]
+
+    def features(self, images: Pixels, mix: npt.ArrayLike) -> Floats:
+        """Features `[n, D]` of `images [n, S, S, 3]`."""
+        return self._run(images, mix, self.head)[1]
 
     def _run(self, images: Pixels, mix: npt.ArrayLike, head: Head) -> tuple[Floats, Floats]:
         """Logits `[n, K]` and features `[n, D]`."""
@@ -149,16 +168,18 @@ class ForwardLearner:
         self, images: Pixels, labels: Floats | None, start: Point, report: Report | None
     ) -> Descent:
         """Search by the same losses as with the gradient."""
-        bank = self._predictor.bank
-        clean = None if bank is None else (bank.clean_mean, bank.clean_var)
+        if labels is not None and self.settings.head != "none":
+            raise UserError(
+                f"--head {self.settings.head}: needs the gradient; leave out --method cma"
+            )
 
         def loss(theta: Doubles) -> float:
             logits, features = self._run(images, softmax(theta), start.head)
             if labels is not None:
                 return float(-(labels * log_softmax(logits)).sum(axis=1).mean())
-            if clean is None or clean[0] is None or clean[1] is None:
+            if self.clean is None:
                 return information(logits)[0]
-            return statistics_distance(features, clean[0], clean[1])[0]
+            return statistics_distance(features, *self.clean)[0]
 
         return self._search(loss, start, report)
 

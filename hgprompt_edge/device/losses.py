@@ -40,10 +40,10 @@ def cross_entropy_judge(graph: AdaptGraph, images: Pixels, labels: Floats) -> Ju
 
 def unlabelled_judge(graph: AdaptGraph, images: Pixels) -> Judge:
     """Distance of statistics where the bank knows those of clean images, else information."""
-    bank = graph.bank
-    if bank.clean_mean is None or bank.clean_var is None:
+    clean = graph.bank.clean
+    if clean is None:
         return information_judge(graph, images)
-    return statistics_judge(graph, images, bank.clean_mean, bank.clean_var)
+    return statistics_judge(graph, images, *clean)
 
 
 def information_judge(graph: AdaptGraph, images: Pixels) -> Judge:
