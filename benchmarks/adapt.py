@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -330,9 +330,22 @@ def run_feature_mean(case: Case) -> Outcome:
     )
 
 
+class Remembering(GradientLearner):
+    """Learns a case once: without labels the descent is the same whether the bias moves or not."""
+
+    learned: ClassVar[tuple[Pixels, Descent] | None] = None
+
+    def learn(self, images: Pixels, *rest: Any) -> Descent:
+        """Learn, or return what was learned from the same array."""
+        if self.learned is None or self.learned[0] is not images:
+            Remembering.learned = images, super().learn(images, *rest)
+        assert self.learned is not None
+        return self.learned[1]
+
+
 def run_mix_unlabelled(case: Case, head: str = "none") -> Outcome:
     """Ours without labels."""
-    learner = GradientLearner(case.device.graph, Settings(head=head))
+    learner = Remembering(case.device.graph, Settings(head=head))
     return case.outcome(
         adapt_unlabelled(learner, case.unlabelled, case.device.factory, seed=case.seed)
     )

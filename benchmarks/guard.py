@@ -1,0 +1,118 @@
+"""How the bounds of the guard without labels were chosen: on validation images.
+
+    python benchmarks/guard.py --data ../shared/assets/datasets --bundles DIR   # resumes
+    python benchmarks/guard.py                                   # the table from the rows
+
+A cell is a task under a shift. The mix is learned without labels from a hundred validation images,
+under a head that was fitted on the training images alone, and measured on all of them. `mix` moves
+the mix, `bias` the head's bias, too. Only `benchmarks/adapt.py` looks at test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from adapt import TASKS, UNLABELLED
+from adapt_report import GUARD, guard_table
+from rows import read_rows, write_rows
+from targets import load_target
+
+from hgprompt_edge import export_onnx, load_backbone
+from hgprompt_edge.bundle import Bundle, read_bundle
+from hgprompt_edge.device.adapt import Weights, adapt_unlabelled
+from hgprompt_edge.device.bank import adapt_path
+from hgprompt_edge.device.descend import Settings
+from hgprompt_edge.device.guard import accuracy
+from hgprompt_edge.device.learner import GradientLearner
+from hgprompt_edge.device.losses import statistics_distance
+from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.device.step import AdaptGraph
+from hgprompt_edge.export.verify import reference_logits
+from hgprompt_edge.tasks import Task
+from hgprompt_edge.tasks.conditions import SHIFTS, corrupt
+from hgprompt_edge.transfer.choice import Judge
+from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.vit.backbone import Backbone
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, help="folder with a folder for each data set")
+    parser.add_argument("--bundles", type=Path, help="folder of TASK.hgbundle")
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS))
+    parser.add_argument("--severities", type=int, nargs="*", default=[3])
+    options = parser.parse_args()
+    if options.data is not None:
+        torch.set_num_threads(1)
+        run(options)
+    print("\n".join(guard_table(read_rows(GUARD))))
+
+
+def run(options: argparse.Namespace) -> None:
+    backbone, rows = load_backbone("bundled"), read_rows(GUARD)
+    for severity in options.severities:
+        for name in options.tasks:
+            done = {
+                row["shift"] for row in rows if (row["task"], row["severity"]) == (name, severity)
+            }
+            missing = [shift for shift in SHIFTS if shift not in done]
+            if not missing:
+                continue
+            task = load_target(name, backbone, options.data, 0)
+            assert task is not None
+            bundle = judging(read_bundle(options.bundles / f"{name}.hgbundle"), backbone, task)
+            for row in measure(bundle, backbone, task, missing, severity):
+                rows.append({"task": name, "severity": severity} | row)
+                write_rows(GUARD, rows)
+                print(rows[-1], flush=True)
+
+
+def judging(bundle: Bundle, backbone: Backbone, task: Task) -> Bundle:
+    """Give the bundle a head that has not seen the validation images."""
+    judge = Judge(FeatureStore(backbone), task, seed=bundle.seed)
+    head = judge.training_head(bundle.prompt)
+    weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
+    bundle = replace(bundle, head_weight=weight, head_bias=bias)
+    return replace(bundle, probe_logits=reference_logits(bundle, backbone, bundle.probe_images))
+
+
+def measure(
+    bundle: Bundle, backbone: Backbone, task: Task, shifts: list[str], severity: int
+) -> Iterator[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.onnx"
+        export_onnx(bundle, backbone, path, runtime_weights=True, adapt=True)
+        bank = Predictor(path, threads=1).bank
+        assert bank is not None
+        learner = GradientLearner(
+            AdaptGraph(adapt_path(path), bank, threads=1, micro_batch=4), Settings()
+        )
+    labels = task.validation.labels
+    seen = np.random.default_rng(5).permutation(len(labels))[:UNLABELLED]
+    factory = Weights(learner.factory, learner.head)
+    assert learner.clean is not None
+    for shift in shifts:
+        pixels = corrupt(task.validation.pixels, shift, severity, 0)
+        found = adapt_unlabelled(learner, pixels[seen], factory)
+        before, after = (
+            learner.features(pixels, mix) for mix in (learner.factory, found.weights.mix)
+        )
+        moved = after + (learner.clean[0] - after[seen].mean(axis=0))
+        row: dict[str, Any] = {"shift": shift, "images": len(pixels), "steps": found.steps}
+        for name, features in (("before", before), ("mix", after), ("bias", moved)):
+            logits = features @ learner.head.weight.T + learner.head.bias
+            row[f"accuracy_{name}"] = round(accuracy(logits, labels), 4)
+            distance = statistics_distance(features[seen], *learner.clean)[0]
+            row[f"distance_{name}"] = round(distance, 4)
+        yield row
+
+
+if __name__ == "__main__":
+    main()
