@@ -72,7 +72,7 @@ Accuracy under the guard, severity 3, five images a class, mean of the seeds:
 ## The guard without labels
 
 Its bounds were chosen on validation images ([rows](../benchmarks/results/guard.json) of
-`benchmarks/guard.py`): severity 3, all shifts, {guard_tasks}, heads that were fitted on the
+`benchmarks/guard.py`): severity 3, {guard_tasks}, heads that were fitted on the
 training images alone. New weights are taken where the distance of the features' statistics from
 those of clean images falls by a share of it; with the bias also only where it is {min_distance:g}
 or more to begin with. Gain in points over all cells, that of the worst that is taken, and how many
