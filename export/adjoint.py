@@ -45,13 +45,7 @@ def norm(
         return x, lambda dy: dy
     width = layer.normalized_shape[-1]
     axes = w.integers(-1)
-    mean = w.op("ReduceMean", f"{name}.mean", x, axes)
-    centred = w.op("Sub", f"{name}.centred", x, mean)
-    square = w.op("Mul", f"{name}.square", centred, centred)
-    variance = w.op("ReduceMean", f"{name}.variance", square, axes)
-    variance = w.op("Add", f"{name}.eps", variance, scalar(w, layer.eps))
-    inverse = w.op("Reciprocal", f"{name}.inverse", w.op("Sqrt", f"{name}.deviation", variance))
-    z = w.op("Mul", f"{name}.z", centred, inverse)
+    z, inverse = w.normalize(f"{name}.z", x, width, layer.eps)
     scale: Doubles = np.full(width, factor)
     if affine and layer.weight is not None:
         scale = to_array(layer.weight) * factor

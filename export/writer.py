@@ -63,6 +63,21 @@ class Writer:
             self.tape.op_multi_out("Split", [x], attributes, name=f"{name}.split", outputs=outputs)
         )
 
+    def normalize(
+        self, name: str, x: ir.Value, width: int, eps: float
+    ) -> tuple[ir.Value, ir.Value]:
+        """`(x - mean) / s` over the last axis, of `width`, and `1 / s`."""
+        outputs = [ir.Value(name=f"{name}{suffix}") for suffix in ("", ".mean", ".inverse")]
+        ones = self.floats(f"ones.{width}", np.ones(width))
+        z, _, inverse = self.tape.op_multi_out(
+            "LayerNormalization",
+            [x, ones],
+            {"axis": -1, "epsilon": eps},
+            name=name,
+            outputs=outputs,
+        )
+        return z, inverse
+
     def repeat(self, name: str, array: npt.NDArray[Any], batch: ir.Value) -> ir.Value:
         """Repeat a constant `[1, ...]` for each image of the batch."""
         shape = self.op("Concat", f"{name}.shape", batch, self.integers(*array.shape[1:]), axis=0)
