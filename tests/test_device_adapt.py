@@ -342,6 +342,18 @@ class TestGuard:
         assert not judge_unlabelled(factory, factory, turned).taken
         assert judge_unlabelled(factory, factory, self.logits(6.0)).taken
 
+    def test_statistics_must_not_go_away(self) -> None:
+        old, new = self.logits(1.0), self.logits(2.0)
+        for before, after, taken in (
+            (1.0, 1.6, True),
+            (1.0, 1.7, False),
+            (0.1, float("nan"), False),
+        ):
+            verdict = judge_labelled(old, new, self.labels, (before, after))
+            assert verdict.taken is taken, (before, after)
+            assert ("go away from those of clean" in verdict.reason) is not taken
+            assert verdict.figures["distance_before"] == before
+
     def test_statistics_must_be_off_and_come_back(self) -> None:
         logits = self.logits(3.0)
         for before, after, taken, reason in (

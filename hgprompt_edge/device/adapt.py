@@ -97,7 +97,13 @@ def adapt_labelled(
         held_out[out] = learner.logits(images[out], point.mix, point.head)
     middle = average([descent.point for descent in descents])
     descents.append(learner.learn(images, rows, middle, _stage(report, "all images")))
-    verdict = judge_labelled(old, held_out, labels)
+    distances = None
+    if learner.clean is not None:
+        distances = (
+            _distance(learner, images, current.mix),
+            _distance(learner, images, descents[-1].point.mix),
+        )
+    verdict = judge_labelled(old, held_out, labels, distances)
     steps = sum(descent.steps for descent in descents)
     return _propose(descents[-1].point, verdict, steps, begin, len(images))
 
@@ -145,6 +151,12 @@ def adapt_unlabelled(
         distances,
     )
     return _propose(point, verdict, descent.steps, begin, len(images))
+
+
+def _distance(learner: Learner, images: Pixels, mix: Doubles) -> float:
+    """Of the features' statistics from those of clean images."""
+    assert learner.clean is not None
+    return statistics_distance(learner.features(images, mix), *learner.clean)[0]
 
 
 def logits_of(features: Floats, head: Head) -> Floats:

@@ -11,6 +11,10 @@ from hgprompt_edge.device.softmax import log_softmax
 from hgprompt_edge.device.step import Doubles, Floats
 
 FOLDS = 3
+MAX_RISE, SLACK = 1.5, 0.1
+"""Labelled: the distance of the images' statistics from those of clean ones may become so many
+times what it was, and so much more. A few images can agree with a mix that is far from all that the
+model was fitted on."""
 MIN_AGREEMENT = 0.4
 """Unlabelled: on so many of the images the new weights must predict what the factory's do, if they
 are surer of it. Surer and different is how adaptation without labels goes wrong."""
@@ -46,11 +50,19 @@ def fold_of(labels: Labels, folds: int, rng: np.random.Generator) -> Labels:
     return dealt
 
 
-def judge_labelled(old: Floats, new: Floats, labels: Labels) -> Verdict:
+def judge_labelled(
+    old: Floats, new: Floats, labels: Labels, distances: tuple[float, float] | None = None
+) -> Verdict:
     """Compare logits `[n, K]` on images that neither was learned from.
 
     The new ones must have a log-loss that is lower by more than one standard error of the paired
     difference, and no lower accuracy.
+
+    Parameters
+    ----------
+    distances
+        Of the features' statistics from those of clean images, under the old weights and the new
+        ones; None: those of clean images are not known. Refused where the second is much larger.
     """
     gain = log_loss(old, labels) - log_loss(new, labels)
     mean, error = float(gain.mean()), standard_error(gain)
@@ -62,11 +74,19 @@ def judge_labelled(old: Floats, new: Floats, labels: Labels) -> Verdict:
         "accuracy_before": before,
         "accuracy_after": after,
     }
+    if distances is not None:
+        figures["distance_before"], figures["distance_after"] = distances
     if not mean > error:
         why = f"held-out log-loss changes by {-mean:+.3f} where its uncertainty is {error:.3f}"
         return Verdict(False, why, figures)
     if after < before:
         why = f"held-out accuracy falls from {100 * before:.1f} % to {100 * after:.1f} %"
+        return Verdict(False, why, figures)
+    if distances is not None and not distances[1] <= MAX_RISE * distances[0] + SLACK:
+        why = (
+            "the features' statistics go away from those of clean images (distance "
+            f"{distances[0]:.2f} to {distances[1]:.2f}): learned by heart; give more images"
+        )
         return Verdict(False, why, figures)
     why = f"held-out log-loss falls by {mean:.3f}, uncertainty {error:.3f}"
     return Verdict(True, why, figures)
