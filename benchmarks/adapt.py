@@ -449,11 +449,11 @@ def fill_memory(options: argparse.Namespace) -> None:
 
 
 def adapt_peak(folder: Path, bundle: Bundle, backbone: Backbone, words: tuple[str, ...]) -> float:
-    """Peak memory in MB of `hgedge adapt` on a hundred images of noise."""
+    """Peak memory in MB of `hgedge adapt` on forty images of noise."""
     model, seen = folder / "m.onnx", folder / "seen"
     export_onnx(bundle, backbone, model, runtime_weights=True, adapt=True)
     rng, side = np.random.default_rng(0), backbone.image_size
-    for index in range(UNLABELLED):
+    for index in range(40):
         place = seen / bundle.classes[index % len(bundle.classes)]
         place.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
