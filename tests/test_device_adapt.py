@@ -345,8 +345,8 @@ class TestGuard:
     def test_statistics_must_not_go_away(self) -> None:
         old, new = self.logits(1.0), self.logits(2.0)
         for before, after, taken in (
-            (1.0, 1.6, True),
-            (1.0, 1.7, False),
+            (1.0, 4.1, True),
+            (1.0, 4.2, False),
             (0.1, float("nan"), False),
         ):
             verdict = judge_labelled(old, new, self.labels, (before, after))

@@ -11,7 +11,7 @@ from hgprompt_edge.device.softmax import log_softmax
 from hgprompt_edge.device.step import Doubles, Floats
 
 FOLDS = 3
-MAX_RISE, SLACK = 1.5, 0.1
+MAX_RISE, SLACK = 4.0, 0.1
 """Labelled: the distance of the images' statistics from those of clean ones may become so many
 times what it was, and so much more. A few images can agree with a mix that is far from all that the
 model was fitted on."""
