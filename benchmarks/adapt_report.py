@@ -207,10 +207,15 @@ def worst(rows: list[dict[str, Any]]) -> list[str]:
         change, row = min(changes, key=lambda pair: pair[0])
         taken = sum(row["taken"] for _, row in changes)
         mean = np.mean([change for change, _ in changes])
+        free = [
+            100 * (row["accuracy_unguarded"] - row["accuracy_before"])
+            for row in rows
+            if row["method"] == method
+        ]
         lines.append(
             f"- {METHODS[method]}: taken over in {taken} of {len(changes)} cases, {mean:+.1f} "
             f"points on average, worst {change:+.1f} ({row['task']}, {row['shift']}, severity "
-            f"{row['severity']})."
+            f"{row['severity']}); without the guard {np.mean(free):+.1f}, worst {min(free):+.1f}."
         )
     return lines
 
