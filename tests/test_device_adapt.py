@@ -19,7 +19,7 @@ from hgprompt_edge.device.bank import adapt_path
 from hgprompt_edge.device.descend import Point, Settings, descend, start_at
 from hgprompt_edge.device.guard import fold_of, judge_labelled, judge_unlabelled
 from hgprompt_edge.device.learner import ForwardLearner, GradientLearner
-from hgprompt_edge.device.losses import Slope, information, statistics_distance
+from hgprompt_edge.device.losses import Slope, anchored_judge, information, statistics_distance
 from hgprompt_edge.device.predictor import Predictor, open_journal
 from hgprompt_edge.device.seen import read_labelled, read_unlabelled
 from hgprompt_edge.device.softmax import log_softmax, softmax
@@ -94,6 +94,52 @@ def test_where_there_is_nothing_to_gain_nothing_changes(planted: Planted, seed: 
     )
     found = adapt_labelled(learner, planted.images, labels, planted.factory, seed=seed)
     assert not found.verdict.taken, found.verdict.reason
+
+
+def test_the_anchor_is_the_gradient_of_its_loss(planted: Planted) -> None:
+    """At the mix of the step before, where the statistics' gradient is not an old one."""
+    rng = np.random.default_rng(0)
+    width = planted.bank.head_weight.shape[1]
+    clean = rng.normal(size=width).astype(np.float32), np.ones(width, np.float32)
+    images, rows = planted.images[:9], np.eye(4, dtype=np.float32)[planted.labels[:9]]
+    judge = anchored_judge(planted.graph, images, rows, clean, 0.7)
+    mix, head = smoothed(rng.dirichlet(np.ones(len(planted.bank.names))), 0.3), planted.factory.head
+    judge(mix, head)
+    slope = judge(mix, head)
+    direction = rng.normal(size=len(mix))
+    direction -= direction.mean()
+    direction *= 3e-3 / np.abs(direction).max()
+
+    def loss(point: np.ndarray) -> float:
+        step = planted.graph(images, rows, point, head)
+        at_factory = planted.graph(images, 0 * rows, planted.bank.factory).features
+        far, near = (
+            statistics_distance(features, *clean)[0] for features in (step.features, at_factory)
+        )
+        return float(step.loss.mean()) + 0.7 * far / near
+
+    assert slope.loss == pytest.approx(loss(mix), rel=1e-5)
+    difference = (loss(mix + direction) - loss(mix - direction)) / 2
+    assert slope.d_mix @ direction == pytest.approx(difference, rel=0.02)
+
+
+def test_the_anchor_keeps_features_on_the_ground(planted: Planted) -> None:
+    """Labels that say nothing lead far away without it."""
+    learner = GradientLearner(planted.graph, Settings(steps=1))
+    at_factory = learner.features(planted.images, learner.factory)
+    clean = at_factory.mean(axis=0), at_factory.var(axis=0)
+    bank = replace(planted.bank, clean_mean=clean[0], clean_var=clean[1])
+    graph = AdaptGraph(adapt_path(planted.path), bank, threads=1)
+    labels = np.random.default_rng(0).integers(0, 4, 12)
+    rows = np.eye(4, dtype=np.float32)[labels]
+    start = start_at(planted.factory.mix, planted.factory.head)
+    found = {}
+    for anchor in (0.0, 3.0):
+        learner = GradientLearner(graph, Settings(steps=12, proximal=0, anchor=anchor))
+        point = learner.learn(planted.images[:12], rows, start, None).point
+        features = learner.features(planted.images[:12], point.mix)
+        found[anchor] = statistics_distance(features, *clean)[0]
+    assert found[3.0] < found[0.0]
 
 
 def test_same_seed_same_weights(planted: Planted) -> None:

@@ -24,7 +24,7 @@ from hgprompt_edge.device.guard import (
     log_loss,
 )
 from hgprompt_edge.device.learner import Learner
-from hgprompt_edge.device.losses import statistics_distance
+from hgprompt_edge.device.losses import LEAST_DISTANCE, statistics_distance
 from hgprompt_edge.device.step import Doubles, Floats, Head, Pixels, smoothed
 
 TOWARDS = 0.9
@@ -190,12 +190,17 @@ def _starts(
     points = [start]
     for corner in np.eye(len(start.theta)):
         points.append(Point(np.log((1 - TOWARDS) * start.mix + TOWARDS * corner), start.head))
-    prior, tau = smoothed(learner.factory), learner.settings.proximal
-    losses = [
-        log_loss(learner.logits(images, point.mix, point.head), labels)
-        + tau * divergence(point.mix, prior)
-        for point in points
-    ]
+    prior, settings = smoothed(learner.factory), learner.settings
+    unit, losses = 0.0, []
+    if learner.clean is not None:
+        at_factory = _distance(learner, images, learner.factory)
+        unit = settings.anchor / max(at_factory, LEAST_DISTANCE)
+    for point in points:
+        features = learner.features(images, point.mix)
+        loss = log_loss(logits_of(features, point.head), labels)
+        if learner.clean is not None:
+            loss = loss + unit * statistics_distance(features, *learner.clean)[0]
+        losses.append(loss + settings.proximal * divergence(point.mix, prior))
     return points, np.stack(losses)
 
 

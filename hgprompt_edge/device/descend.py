@@ -39,6 +39,9 @@ class Settings:
         `tau` of METHOD 7, in nats of loss a nat of KL divergence from the factory mix.
     head
         What of the head moves, too: `none`, `bias` or `weights`.
+    anchor
+        With labels: nats of loss for each time that the features are as far from those of clean
+        images as under the factory mix.
     head_rate, head_decay
         Adam's step on the head, and the weight of its squared distance from where it started.
     """
@@ -48,6 +51,7 @@ class Settings:
     rate: float = 0.3
     proximal: float = 0.02
     head: str = "none"
+    anchor: float = 1.0
     head_rate: float = 0.02
     head_decay: float = 0.05
 

@@ -20,6 +20,7 @@ from hgprompt_edge.device.descend import (
     divergence,
 )
 from hgprompt_edge.device.losses import (
+    anchored_judge,
     cross_entropy_judge,
     information,
     statistics_distance,
@@ -120,8 +121,10 @@ class GradientLearner:
         """Descend on the cross-entropy with labels, without them on `unlabelled_judge`."""
         if labels is None:
             judge = unlabelled_judge(self._graph, images)
-        else:
+        elif self.clean is None or self.settings.anchor == 0:
             judge = cross_entropy_judge(self._graph, images, labels)
+        else:
+            judge = anchored_judge(self._graph, images, labels, self.clean, self.settings.anchor)
         return descend(judge, start, self.factory, self.settings, report)
 
 

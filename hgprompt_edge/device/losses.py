@@ -25,6 +25,9 @@ class Slope:
     d_bias: Doubles
 
 
+LEAST_DISTANCE = 0.1
+"""Of statistics: what two samples of clean images may be apart by chance."""
+
 Judge = Callable[[Doubles, Head], Slope]
 
 
@@ -34,6 +37,32 @@ def cross_entropy_judge(graph: AdaptGraph, images: Pixels, labels: Floats) -> Ju
     def judge(mix: Doubles, head: Head) -> Slope:
         step = graph(images, labels, mix, head)
         return Slope(float(step.loss.mean()), step.d_mix, step.d_weight, step.d_bias)
+
+    return judge
+
+
+def anchored_judge(
+    graph: AdaptGraph, images: Pixels, labels: Floats, clean: tuple[Floats, Floats], weight: float
+) -> Judge:
+    """Cross-entropy plus `weight` times the distance of statistics, by that at the factory mix.
+
+    A few images can be fitted by mixes under which the features are like nothing that the model was
+    fitted on; the statistics need no labels to say so. Their gradient is that of the features of
+    the step before, so that a step stays one pass.
+    """
+    blank = np.zeros((len(images), len(graph.head.bias)), np.float32)
+    features = graph(images, blank, graph.bank.factory).features
+    unit = weight / max(statistics_distance(features, *clean)[0], LEAST_DISTANCE)
+    last = [features]
+
+    def judge(mix: Doubles, head: Head) -> Slope:
+        _, d_features = statistics_distance(last[0], *clean)
+        scaled = (unit * len(images) * d_features).astype(np.float32)
+        step = graph(images, labels, mix, head, scaled)
+        last[0] = step.features
+        distance, _ = statistics_distance(step.features, *clean)
+        loss = float(step.loss.mean()) + unit * distance
+        return Slope(loss, step.d_mix, step.d_weight, step.d_bias)
 
     return judge
 
