@@ -49,6 +49,8 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             fail("interrupted; the same command goes on from here", EXIT_INTERRUPTED)
         except (typer.Exit, typer.Abort):
             raise
+        except BrokenPipeError:  # the reader (`| head`) has what it wanted; typer ends quietly
+            raise
         except Exception:
             err.print(f"hgedge {version('hgprompt-edge')}: this is a bug, please report it:")
             raise

@@ -222,6 +222,27 @@ def test_watch_serves_a_folder_until_ctrl_c(planted: Planted, tmp_path: Path) ->
     assert process.returncode == 130
 
 
+def test_watch_ends_quietly_when_nobody_reads(planted: Planted, tmp_path: Path) -> None:
+    """As under `| head -1`."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    words = ("predict", "--model", str(planted.path), "--watch", str(folder))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hgprompt_edge.cli.main", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    Image.fromarray(planted.images[0]).save(folder / "a.png")
+    said = process.stderr.read()
+    process.wait(timeout=30)
+    assert process.returncode == 1
+    assert said == ""
+
+
 def test_watch_or_images(planted: Planted, tmp_path: Path) -> None:
     result = run("predict", "--model", str(planted.path))
     assert result.exit_code == 2
