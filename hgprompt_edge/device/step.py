@@ -24,8 +24,8 @@ ADAPT_FORMAT = "hgprompt.adapt/1"
 DIRECTIONS, STRIDE, AGREEMENT = 3, 0.05, 0.05
 """Of the check: how many directions, how far to go on either side, and how far off the slope may
 be, relative to the gradient's length."""
-MICRO_BATCH = 2
-"""Images at a time: more are hardly faster, and each takes the memory of its activations."""
+MICRO_BATCH = 1
+"""Images at a time: two are 3 to 15 % faster, and each takes the memory of its activations."""
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
