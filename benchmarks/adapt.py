@@ -1,7 +1,7 @@
 """Measure what adapting on the device recovers of the accuracy that a shift costs.
 
     python benchmarks/adapt.py --data ../shared/assets/datasets --bundles DIR   # resumes
-    python benchmarks/adapt.py --memory --bundles DIR                           # peak_rss_mb
+    python benchmarks/adapt_memory.py --bundles DIR                             # peak_rss_mb
     python benchmarks/adapt.py --only-report
 
 `--bundles` holds TASK.hgbundle with condition prompts (`hgedge fit`, `hgedge condition`). The test
@@ -21,15 +21,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from adapt_report import RESULTS, write_report
 from cmaes import CMA
-from device import run as run_alone
-from PIL import Image
-from rows import gather_rows, read_rows, write_rows
+from rows import gather_rows
 from targets import load_target
 from torch import nn
 
@@ -92,14 +90,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--part", default="1/1", help="this share of the cells: 1/2, 2/2")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/.adapt"))
-    parser.add_argument("--memory", action="store_true", help="measure `hgedge adapt` itself")
     parser.add_argument("--only-report", action="store_true")
     options = parser.parse_args()
-    if options.memory:
-        if options.bundles is None:
-            raise SystemExit("name the folder of the bundles")
-        fill_memory(options)
-    elif not options.only_report:
+    if not options.only_report:
         if options.data is None or options.bundles is None:
             raise SystemExit("name the folders of the data sets and of the bundles")
         run(options)
@@ -234,7 +227,7 @@ def run_cell(cell: Cell, device: Device, methods: list[str]) -> Iterator[dict[st
             "taken": outcome.taken,
             "steps": outcome.steps,
             "seconds": round(time.perf_counter() - began, 2),
-            "peak_rss_mb": None,  # of a process of its own: `--memory`
+            "peak_rss_mb": None,  # of a process of its own: adapt_memory.py
         }
 
 
@@ -295,9 +288,6 @@ def run_head(case: Case) -> Outcome:
         def check(self, *_: Any) -> None:
             pass
 
-        def logits(self, images: Pixels, _: Any, head: Head) -> Any:
-            return device.features(images) @ head.weight.T + head.bias
-
         def features(self, images: Pixels, _: Any) -> Any:
             return device.features(images)
 
@@ -305,7 +295,7 @@ def run_head(case: Case) -> Outcome:
             features = device.features(images).astype(np.float64)
 
             def judge(_: Any, head: Head) -> Slope:
-                log_p = log_softmax(features @ head.weight.T + head.bias)
+                log_p = log_softmax(head.logits(features))
                 d = (np.exp(log_p) - labels) / len(labels)
                 loss = float(-(labels * log_p).sum(axis=1).mean())
                 return Slope(loss, np.zeros_like(self.factory), d.T @ features, d.sum(axis=0))
@@ -320,32 +310,16 @@ def run_head(case: Case) -> Outcome:
 
 
 def run_feature_mean(case: Case) -> Outcome:
-    """Move the features' mean back to where it was on clean images: a change of the bias."""
+    """Move the head's bias by what takes the features' mean back to that of clean images."""
     device = case.device
-    assert device.bank.clean_mean is not None
-    moved = device.bank.clean_mean - device.features(case.unlabelled).mean(0)
-    bias = (device.head.bias + device.head.weight @ moved).astype(np.float32)
-    return Outcome(
-        case.measure(Weights(device.factory.mix, Head(device.head.weight, bias))), True, 1
-    )
-
-
-class Remembering(GradientLearner):
-    """Learns a case once: without labels the descent is the same whether the bias moves or not."""
-
-    learned: ClassVar[tuple[Pixels, Descent] | None] = None
-
-    def learn(self, images: Pixels, *rest: Any) -> Descent:
-        """Learn, or return what was learned from the same array."""
-        if self.learned is None or self.learned[0] is not images:
-            Remembering.learned = images, super().learn(images, *rest)
-        assert self.learned is not None
-        return self.learned[1]
+    assert device.bank.clean is not None
+    head = device.head.following(device.features(case.unlabelled), device.bank.clean[0])
+    return Outcome(case.measure(Weights(device.factory.mix, head)), True, 1)
 
 
 def run_mix_unlabelled(case: Case, head: str = "none") -> Outcome:
     """Ours without labels."""
-    learner = Remembering(case.device.graph, Settings(head=head))
+    learner = GradientLearner(case.device.graph, Settings(head=head))
     return case.outcome(
         adapt_unlabelled(learner, case.unlabelled, case.device.factory, seed=case.seed)
     )
@@ -421,48 +395,6 @@ def run_prompt_full(case: Case) -> Outcome:
         found = [features_prefix(backbone.model, part, tokens) @ weight.T + bias for part in parts]
     after = accuracy(torch.cat(found).numpy(), case.test_labels)
     return Outcome(after, True, 30)
-
-
-def fill_memory(options: argparse.Namespace) -> None:
-    """Write the peak of `hgedge adapt` in a process of its own into the rows of its methods.
-
-    It does not depend on what the images show, nor on the number of steps.
-    """
-    backbone = load_backbone("bundled")
-    rows = read_rows(RESULTS)
-    for task in sorted({row["task"] for row in rows}):
-        bundle = read_bundle(options.bundles / f"{task}.hgbundle")
-        alone = replace(bundle, conditions=(), condition_tokens=None)
-        for method, given, words in (
-            ("mix", bundle, ()),
-            ("mix_sources", alone, ()),
-            ("mix_unlabelled", bundle, ("--unlabelled",)),
-            ("mix_unlabelled_bias", bundle, ("--unlabelled", "--head", "bias")),
-        ):
-            with tempfile.TemporaryDirectory() as folder:
-                peak = adapt_peak(Path(folder), given, backbone, words)
-            print(f"{task} {method}: {peak} MB", flush=True)
-            for row in rows:
-                if (row["task"], row["method"]) == (task, method):
-                    row["peak_rss_mb"] = peak
-    write_rows(RESULTS, rows)
-
-
-def adapt_peak(folder: Path, bundle: Bundle, backbone: Backbone, words: tuple[str, ...]) -> float:
-    """Peak memory in MB of `hgedge adapt` on forty images of noise."""
-    model, seen = folder / "m.onnx", folder / "seen"
-    export_onnx(bundle, backbone, model, runtime_weights=True, adapt=True)
-    rng, side = np.random.default_rng(0), backbone.image_size
-    for index in range(40):
-        place = seen / bundle.classes[index % len(bundle.classes)]
-        place.mkdir(parents=True, exist_ok=True)
-        pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(place / f"{index}.png")
-    given = ("--model", str(model), "--data", str(seen), "--threads", "1", "--steps", "2")
-    code, peak, _, said = run_alone(("adapt", *given, *words), folder / "state")
-    if code not in (0, 1):  # 1 is the guard's
-        raise SystemExit(said)
-    return peak
 
 
 RUNS: dict[str, Callable[[Case], Outcome]] = {

@@ -79,9 +79,8 @@ Accuracy under the guard, severity 3, five images a class, mean of the seeds:
 Its bounds were chosen on validation images ([rows](../benchmarks/results/guard.json) of
 `benchmarks/guard.py`): severity 3, {guard_tasks}, heads that were fitted on the
 training images alone. New weights are taken where the distance of the features' statistics from
-those of clean images falls by a share of it; with the bias also only where it is {min_distance:g}
-or more to begin with. Gain in points over all cells, that of the worst that is taken, and how many
-are:
+those of clean images is {min_distance:g} or more and falls by a share of it under the new mix. Mean
+gain in points over all cells, with what is not taken as none, and that of the worst that is taken:
 
 {guard}
 """
@@ -92,6 +91,7 @@ def write_report() -> None:
     if not rows:
         return
     usual = [row for row in rows if row["images_per_class"] in (5, None)]
+    labelled = [row for row in rows if row["severity"] == 3 and row["images_per_class"]]
     draw(usual)
     PAGE.write_text(
         PAGE_TEXT.format(
@@ -101,8 +101,8 @@ def write_report() -> None:
             seeds=f"seed {', '.join(map(str, sorted({row['seed'] for row in rows})))}",
             table="\n".join(table(usual)),
             worst="\n".join(worst(rows)),
-            by_severity="\n".join(by_severity(usual)),
-            by_images="\n".join(by_images(rows)),
+            by_severity="\n".join(by_value(usual, "severity", "severity {}")),
+            by_images="\n".join(by_value(labelled, "images_per_class", "{} images a class")),
             guard="\n".join(guard_table(read_rows(GUARD))),
             guard_tasks=", ".join(sorted({row["task"] for row in read_rows(GUARD)})),
             min_distance=MIN_DISTANCE,
@@ -159,31 +159,17 @@ def with_interval(rows: list[dict[str, Any]], method: str, shifts: tuple[str, ..
     return f"{percent(recovered(rows, method, shifts))} ({100 * low:.0f} to {100 * high:.0f})"
 
 
-def by_severity(rows: list[dict[str, Any]]) -> list[str]:
-    severities = sorted({row["severity"] for row in rows})
-    if len(severities) == 1:
-        return [f"Only severity {severities[0]} was run."]
-    lines = [f"| recovered | {' | '.join(f'severity {s}' for s in severities)} |"]
-    lines.append("| --- |" + " --- |" * len(severities))
+def by_value(rows: list[dict[str, Any]], key: str, title: str) -> list[str]:
+    """Recovered share of each method by the value of a key, a column a value."""
+    values = sorted({row[key] for row in rows})
+    if len(values) == 1:
+        return [f"Only {title.format(values[0])} was run."]
+    lines = [f"| recovered | {' | '.join(title.format(value) for value in values)} |"]
+    lines.append("| --- |" + " --- |" * len(values))
     for method in METHODS:
-        shared = shared_rows(rows, method, "severity", severities)
-        cells = [percent(recovered(shared[s], method, CONDITIONS)) for s in severities]
+        shared = shared_rows(rows, method, key, values)
+        cells = [percent(recovered(shared[value], method, CONDITIONS)) for value in values]
         if any(shared.values()):
-            lines.append(f"| {METHODS[method]} | {' | '.join(cells)} |")
-    return lines
-
-
-def by_images(rows: list[dict[str, Any]]) -> list[str]:
-    rows = [row for row in rows if row["severity"] == 3 and row["images_per_class"] is not None]
-    counts = sorted({row["images_per_class"] for row in rows})
-    if len(counts) == 1:
-        return [f"Only {counts[0]} images a class were run."]
-    lines = [f"| recovered | {' | '.join(f'{c} a class' for c in counts)} |"]
-    lines.append("| --- |" + " --- |" * len(counts))
-    for method in METHODS:
-        shared = shared_rows(rows, method, "images_per_class", counts)
-        if any(shared.values()):
-            cells = [percent(recovered(shared[c], method, CONDITIONS)) for c in counts]
             lines.append(f"| {METHODS[method]} | {' | '.join(cells)} |")
     return lines
 
@@ -279,20 +265,21 @@ def mean(rows: list[dict[str, Any]], key: str) -> float:
 
 def guard_table(rows: list[dict[str, Any]]) -> list[str]:
     """Gain in points by the bound on the fall: mean over the cells, worst cell, how many taken."""
-    titles = ("falls by", "mix", "worst", "taken", "mix and bias", "worst", "taken")
-    lines = [f"| {' | '.join(titles)} |", "| --- |" + " --- |" * 6]
+    titles = ("falls by", "taken", "mix", "worst", "mix and bias", "worst")
+    lines = [f"| {' | '.join(titles)} |", "| --- |" + " --- |" * 5]
     for fall in FALLS:
         mark = "**" if fall == MIN_FALL else ""
+        taken = [
+            row
+            for row in rows
+            if row["distance_mix"] <= (1 - fall) * row["distance_before"]
+            and row["distance_before"] >= MIN_DISTANCE
+        ]
         cells = [f"{mark}{'any' if np.isinf(fall) else f'{100 * fall:.0f} %'}{mark}"]
+        cells.append(f"{len(taken)} of {len(rows)}")
         for name in ("mix", "bias"):
-            gains = [
-                100 * (row[f"accuracy_{name}"] - row["accuracy_before"])
-                for row in rows
-                if row[f"distance_{name}"] <= (1 - fall) * row["distance_before"]
-                and (name == "mix" or row["distance_before"] >= MIN_DISTANCE)
-            ]
+            gains = [100 * (row[f"accuracy_{name}"] - row["accuracy_before"]) for row in taken]
             cells += [f"{sum(gains) / len(rows):+.1f}", f"{min(gains, default=0):+.1f}"]
-            cells.append(f"{len(gains)} of {len(rows)}")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

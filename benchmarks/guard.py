@@ -104,14 +104,23 @@ def measure(
         before, after = (
             learner.features(pixels, mix) for mix in (learner.factory, found.weights.mix)
         )
-        moved = after + (learner.clean[0] - after[seen].mean(axis=0))
-        row: dict[str, Any] = {"shift": shift, "images": len(pixels), "steps": found.steps}
-        for name, features in (("before", before), ("mix", after), ("bias", moved)):
-            logits = features @ learner.head.weight.T + learner.head.bias
-            row[f"accuracy_{name}"] = round(accuracy(logits, labels), 4)
-            distance = statistics_distance(features[seen], *learner.clean)[0]
-            row[f"distance_{name}"] = round(distance, 4)
-        yield row
+        head = learner.head.following(after[seen], learner.clean[0])
+        accuracies = {
+            "before": accuracy(learner.head.logits(before), labels),
+            "mix": accuracy(learner.head.logits(after), labels),
+            "bias": accuracy(head.logits(after), labels),
+        }
+        distances = {
+            name: statistics_distance(features[seen], *learner.clean)[0]
+            for name, features in (("before", before), ("mix", after))
+        }
+        yield {
+            "shift": shift,
+            "images": len(pixels),
+            "steps": found.steps,
+            **{f"accuracy_{name}": round(value, 4) for name, value in accuracies.items()},
+            **{f"distance_{name}": round(value, 4) for name, value in distances.items()},
+        }
 
 
 if __name__ == "__main__":

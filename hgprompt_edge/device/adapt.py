@@ -24,7 +24,7 @@ from hgprompt_edge.device.guard import (
     log_loss,
 )
 from hgprompt_edge.device.learner import Learner
-from hgprompt_edge.device.losses import LEAST_DISTANCE, statistics_distance
+from hgprompt_edge.device.losses import anchor_unit, statistics_distance
 from hgprompt_edge.device.step import Doubles, Floats, Head, Pixels, smoothed
 
 TOWARDS = 0.9
@@ -84,8 +84,9 @@ def adapt_labelled(
     start = _checked_start(learner, images, current, rng)
     rows = np.eye(len(learner.head.bias), dtype=np.float32)[labels]
     folds = fold_of(labels, FOLDS, rng)
-    held_out = learner.logits(images, current.mix, current.head)
-    old = held_out.copy()
+    before = learner.features(images, current.mix)
+    old = current.head.logits(before)
+    held_out = old.copy()
     points, losses = _starts(learner, images, labels, start)
     descents: list[Descent] = []
     for fold in np.unique(folds):
@@ -94,16 +95,11 @@ def adapt_labelled(
         best = points[int(losses[:, kept].mean(axis=1).argmin())]
         descents.append(learner.learn(images[kept], rows[kept], best, tell))
         point = descents[-1].point
-        held_out[out] = learner.logits(images[out], point.mix, point.head)
+        held_out[out] = point.head.logits(learner.features(images[out], point.mix))
     middle = average([descent.point for descent in descents])
     descents.append(learner.learn(images, rows, middle, _stage(report, "all images")))
-    distances = None
-    if learner.clean is not None:
-        distances = (
-            _distance(learner, images, current.mix),
-            _distance(learner, images, descents[-1].point.mix),
-        )
-    verdict = judge_labelled(old, held_out, labels, distances)
+    after = learner.features(images, descents[-1].point.mix)
+    verdict = judge_labelled(old, held_out, labels, _distances(learner, before, after))
     steps = sum(descent.steps for descent in descents)
     return _propose(descents[-1].point, verdict, steps, begin, len(images))
 
@@ -118,8 +114,9 @@ def adapt_unlabelled(
 ) -> Proposal:
     """Learn the mix from `images [n, S, S, 3]` alone.
 
-    Where the head's bias moves, too, it moves by what takes the features' mean back to that of
-    clean images, as FOA shifts activations (Niu et al., ICML 2024).
+    Where the head's bias moves, too, that of the model's own head follows the features' mean. The
+    mix alone is judged by the distance of statistics: a bias takes the mean back whatever the
+    images show, of clean images of a few classes, too.
 
     Raises
     ------
@@ -132,37 +129,26 @@ def adapt_unlabelled(
     start = _checked_start(learner, images, current, np.random.default_rng(seed))
     descent = learner.learn(images, None, start, _stage(report, "images"))
     point = descent.point
-    factory, new = (learner.features(images, mix) for mix in (learner.factory, point.mix))
-    distances = None
-    if learner.clean is not None:
-        shift = np.zeros_like(learner.clean[0])
-        if learner.settings.head == "bias":
-            shift = learner.clean[0] - new.mean(axis=0)
-            bias = learner.head.bias + learner.head.weight @ shift
-            point = Point(point.theta, Head(learner.head.weight, bias))
-        before, after = (
-            statistics_distance(features, *learner.clean)[0] for features in (factory, new + shift)
-        )
-        distances = before, after
+    factory, old, new = (
+        learner.features(images, mix) for mix in (learner.factory, current.mix, point.mix)
+    )
+    if learner.clean is not None and learner.settings.head == "bias":
+        point = Point(point.theta, learner.head.following(new, learner.clean[0]))
     verdict = judge_unlabelled(
-        logits_of(factory, learner.head),
-        learner.logits(images, current.mix, current.head),
-        logits_of(new, point.head),
-        distances,
+        learner.head.logits(factory),
+        current.head.logits(old),
+        point.head.logits(new),
+        _distances(learner, factory, new),
     )
     return _propose(point, verdict, descent.steps, begin, len(images))
 
 
-def _distance(learner: Learner, images: Pixels, mix: Doubles) -> float:
-    """Of the features' statistics from those of clean images."""
-    assert learner.clean is not None
-    return statistics_distance(learner.features(images, mix), *learner.clean)[0]
-
-
-def logits_of(features: Floats, head: Head) -> Floats:
-    """Logits `[n, K]` of a head on `features [n, D]`."""
-    logits: Floats = features @ head.weight.T + head.bias
-    return logits
+def _distances(learner: Learner, before: Floats, after: Floats) -> tuple[float, float] | None:
+    """Of the features' statistics from those of clean images, where these are known."""
+    if learner.clean is None:
+        return None
+    first, second = (statistics_distance(x, *learner.clean)[0] for x in (before, after))
+    return first, second
 
 
 def _checked_start(
@@ -193,11 +179,11 @@ def _starts(
     prior, settings = smoothed(learner.factory), learner.settings
     unit, losses = 0.0, []
     if learner.clean is not None:
-        at_factory = _distance(learner, images, learner.factory)
-        unit = settings.anchor / max(at_factory, LEAST_DISTANCE)
+        at_factory = learner.features(images, learner.factory)
+        unit = anchor_unit(at_factory, learner.clean, settings.anchor)
     for point in points:
         features = learner.features(images, point.mix)
-        loss = log_loss(logits_of(features, point.head), labels)
+        loss = log_loss(point.head.logits(features), labels)
         if learner.clean is not None:
             loss = loss + unit * statistics_distance(features, *learner.clean)[0]
         losses.append(loss + settings.proximal * divergence(point.mix, prior))

@@ -87,10 +87,7 @@ def adapt_model(
         The runtime's gradient is wrong.
     """
     bank = bank_of(predictor)
-    if request.unlabelled and request.settings.head == "weights":
-        raise UserError(
-            "--head weights: needs labels; without them the bias alone can follow (--head bias)"
-        )
+    _check_head(request, bank)
     seen = _read(request, predictor)
     learner = _learner(request, predictor, bank)
     before = journal.current()
@@ -105,6 +102,18 @@ def adapt_model(
     if proposal.verdict.taken:
         after = _commit(journal, request, learner, proposal)
     return Adapted(before, after, proposal, seen)
+
+
+def _check_head(request: Request, bank: Bank) -> None:
+    """Refuse heads that nothing would move."""
+    head = request.settings.head
+    if request.unlabelled and head == "weights":
+        raise UserError(
+            "--head weights: needs labels; without them the bias alone can follow (--head bias)"
+        )
+    follows = request.unlabelled and bank.clean is not None
+    if request.forward_only and head != "none" and not follows:
+        raise UserError(f"--head {head}: needs the gradient; leave out --method cma")
 
 
 def weights_of(version: Version, bank: Bank) -> Weights:

@@ -29,6 +29,10 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 
+Statistics = tuple[Floats, Floats]
+"""Mean and variance `[D]` of features."""
+
+
 @dataclass(frozen=True)
 class Bank:
     """What a device mixes, and where it starts.
@@ -59,8 +63,8 @@ class Bank:
     clean_var: Floats | None = None
 
     @property
-    def clean(self) -> tuple[Floats, Floats] | None:
-        """Mean and variance `[D]` of the features of clean images, where they are known."""
+    def clean(self) -> Statistics | None:
+        """Of the features of clean images, where they are known."""
         if self.clean_mean is None or self.clean_var is None:
             return None
         return self.clean_mean, self.clean_var

@@ -102,8 +102,8 @@ def judge_unlabelled(
     factory, old, new
         Logits `[n, K]` of the factory's weights, of those in force and of the new ones.
     distances
-        Of the features' statistics from those of clean images, under the factory's weights and the
-        new ones; None: those of clean images are not known. Refused where the first is small or the
+        Of the features' statistics from those of clean images, under the factory's mix and the new
+        one; None: those of clean images are not known. Refused where the first is small or the
         second not much smaller.
     """
     agreement = float((factory.argmax(1) == new.argmax(1)).mean())
@@ -145,7 +145,7 @@ def judge_unlabelled(
 def _refuse_distances(before: float, after: float) -> str | None:
     if before < MIN_DISTANCE:
         return (
-            f"under the factory weights these images look as clean ones do (distance of the "
+            "under the factory weights these images look as clean ones do (distance of the "
             f"features' statistics {before:.2f}, bound {MIN_DISTANCE:g})"
         )
     if not after <= (1 - MIN_FALL) * before:

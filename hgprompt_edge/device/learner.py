@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from hgprompt_edge.device.bank import Statistics
 from hgprompt_edge.device.descend import (
     Descent,
     Point,
@@ -20,11 +21,13 @@ from hgprompt_edge.device.descend import (
     divergence,
 )
 from hgprompt_edge.device.losses import (
+    anchor_unit,
     anchored_judge,
     cross_entropy_judge,
     information,
+    information_judge,
     statistics_distance,
-    unlabelled_judge,
+    statistics_judge,
 )
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.device.softmax import log_softmax, softmax
@@ -44,9 +47,6 @@ SPREAD = 1.0
 """First standard deviation of CMA-ES on the logits of the mix."""
 BATCH = 16
 
-Statistics = tuple[Floats, Floats]
-"""Mean and variance `[D]`."""
-
 
 class Learner(Protocol):
     """Learns a mix from images.
@@ -62,7 +62,7 @@ class Learner(Protocol):
     method
         Its name in the journal.
     clean
-        Mean and variance `[D]` of the features of clean images; None: not known.
+        Statistics of the features of clean images; None: not known.
     """
 
     factory: Doubles
@@ -73,10 +73,6 @@ class Learner(Protocol):
 
     def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
         """Refuse to learn where the runtime computes wrongly."""
-        ...
-
-    def logits(self, images: Pixels, mix: npt.ArrayLike, head: Head) -> Floats:
-        """Logits `[n, K]` of `images [n, S, S, 3]`."""
         ...
 
     def features(self, images: Pixels, mix: npt.ArrayLike) -> Floats:
@@ -105,11 +101,6 @@ class GradientLearner:
         rows = rng.choice(len(images), min(len(images), CHECKED_IMAGES), replace=False)
         check_gradient(self._graph, images[rows], start.theta, rng)
 
-    def logits(self, images: Pixels, mix: npt.ArrayLike, head: Head) -> Floats:
-        """Logits `[n, K]` of `images [n, S, S, 3]`."""
-        blank = np.zeros((len(images), len(self.head.bias)), np.float32)
-        return self._graph(images, blank, mix, head).logits
-
     def features(self, images: Pixels, mix: npt.ArrayLike) -> Floats:
         """Features `[n, D]` of `images [n, S, S, 3]`."""
         blank = np.zeros((len(images), len(self.head.bias)), np.float32)
@@ -118,13 +109,18 @@ class GradientLearner:
     def learn(
         self, images: Pixels, labels: Floats | None, start: Point, report: Report | None
     ) -> Descent:
-        """Descend on the cross-entropy with labels, without them on `unlabelled_judge`."""
+        """Descend on what is known: labels, statistics of clean images, both or neither."""
+        graph, clean = self._graph, self.clean
         if labels is None:
-            judge = unlabelled_judge(self._graph, images)
-        elif self.clean is None or self.settings.anchor == 0:
-            judge = cross_entropy_judge(self._graph, images, labels)
+            judge = (
+                information_judge(graph, images)
+                if clean is None
+                else statistics_judge(graph, images, *clean)
+            )
+        elif clean is None:
+            judge = cross_entropy_judge(graph, images, labels)
         else:
-            judge = anchored_judge(self._graph, images, labels, self.clean, self.settings.anchor)
+            judge = anchored_judge(graph, images, labels, clean, self.settings.anchor)
         return descend(judge, start, self.factory, self.settings, report)
 
 
@@ -152,37 +148,28 @@ class ForwardLearner:
     def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
         """There is no gradient to be wrong."""
 
-    def logits(self, images: Pixels, mix: npt.ArrayLike, head: Head) -> Floats:
-        """Logits `[n, K]` of `images [n, S, S, 3]`."""
-        return self._run(images, mix, head)[0]
-
     def features(self, images: Pixels, mix: npt.ArrayLike) -> Floats:
         """Features `[n, D]` of `images [n, S, S, 3]`."""
-        return self._run(images, mix, self.head)[1]
-
-    def _run(self, images: Pixels, mix: npt.ArrayLike, head: Head) -> tuple[Floats, Floats]:
-        """Logits `[n, K]` and features `[n, D]`."""
         self._predictor.set_weights(mix)
         parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-        features = np.concatenate([self._predictor.features(part) for part in parts])
-        return features @ head.weight.T + head.bias, features
+        return np.concatenate([self._predictor.features(part) for part in parts])
 
     def learn(
         self, images: Pixels, labels: Floats | None, start: Point, report: Report | None
     ) -> Descent:
         """Search by the same losses as with the gradient."""
-        if labels is not None and self.settings.head != "none":
-            raise UserError(
-                f"--head {self.settings.head}: needs the gradient; leave out --method cma"
-            )
+        clean, unit = self.clean, 1.0
+        if labels is not None and clean is not None:
+            at_factory = self.features(images, self.factory)
+            unit = anchor_unit(at_factory, clean, self.settings.anchor)
 
         def loss(theta: Doubles) -> float:
-            logits, features = self._run(images, softmax(theta), start.head)
+            features = self.features(images, softmax(theta))
+            logits = start.head.logits(features)
+            distance = 0.0 if clean is None else unit * statistics_distance(features, *clean)[0]
             if labels is not None:
-                return float(-(labels * log_softmax(logits)).sum(axis=1).mean())
-            if self.clean is None:
-                return information(logits)[0]
-            return statistics_distance(features, *self.clean)[0]
+                return float(-(labels * log_softmax(logits)).sum(axis=1).mean()) + distance
+            return information(logits)[0] if clean is None else distance
 
         return self._search(loss, start, report)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hgprompt_edge.device.bank import Statistics
 from hgprompt_edge.device.softmax import log_softmax
 from hgprompt_edge.device.step import AdaptGraph, Doubles, Floats, Head, Pixels
 
@@ -41,38 +42,37 @@ def cross_entropy_judge(graph: AdaptGraph, images: Pixels, labels: Floats) -> Ju
     return judge
 
 
-def anchored_judge(
-    graph: AdaptGraph, images: Pixels, labels: Floats, clean: tuple[Floats, Floats], weight: float
-) -> Judge:
-    """Cross-entropy plus `weight` times the distance of statistics, by that at the factory mix.
+def anchor_unit(at_factory: Floats, clean: Statistics, weight: float) -> float:
+    """Loss a unit of distance: `weight` for that of the features `[n, D]` at the factory mix.
 
     A few images can be fitted by mixes under which the features are like nothing that the model was
-    fitted on; the statistics need no labels to say so. Their gradient is that of the features of
-    the step before, so that a step stays one pass.
+    fitted on; the statistics need no labels to say so.
+    """
+    return weight / max(statistics_distance(at_factory, *clean)[0], LEAST_DISTANCE)
+
+
+def anchored_judge(
+    graph: AdaptGraph, images: Pixels, labels: Floats, clean: Statistics, weight: float
+) -> Judge:
+    """Cross-entropy plus the distance of statistics, see `anchor_unit`.
+
+    The distance's gradient is that of the features of the step before: so a step stays one pass.
     """
     blank = np.zeros((len(images), len(graph.head.bias)), np.float32)
-    features = graph(images, blank, graph.bank.factory).features
-    unit = weight / max(statistics_distance(features, *clean)[0], LEAST_DISTANCE)
-    last = [features]
+    before = graph(images, blank, graph.bank.factory).features
+    unit = anchor_unit(before, clean, weight)
 
     def judge(mix: Doubles, head: Head) -> Slope:
-        _, d_features = statistics_distance(last[0], *clean)
+        nonlocal before
+        _, d_features = statistics_distance(before, *clean)
         scaled = (unit * len(images) * d_features).astype(np.float32)
         step = graph(images, labels, mix, head, scaled)
-        last[0] = step.features
+        before = step.features
         distance, _ = statistics_distance(step.features, *clean)
         loss = float(step.loss.mean()) + unit * distance
         return Slope(loss, step.d_mix, step.d_weight, step.d_bias)
 
     return judge
-
-
-def unlabelled_judge(graph: AdaptGraph, images: Pixels) -> Judge:
-    """Distance of statistics where the bank knows those of clean images, else information."""
-    clean = graph.bank.clean
-    if clean is None:
-        return information_judge(graph, images)
-    return statistics_judge(graph, images, *clean)
 
 
 def information_judge(graph: AdaptGraph, images: Pixels) -> Judge:

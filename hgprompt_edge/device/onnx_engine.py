@@ -27,7 +27,7 @@ class OnnxEngine:
     def __init__(self, path: Path, threads: int | None = None) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors come as exceptions
-        # A plan of the memory, held beside what the first run took: up to 40 MB for no speed.
+        # A plan of the memory, held beside what the first run took: megabytes for no speed.
         options.enable_mem_pattern = False
         if threads is not None:
             options.intra_op_num_threads = threads

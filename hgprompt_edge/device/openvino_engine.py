@@ -59,9 +59,7 @@ class OpenVinoEngine:
         weights = path.with_suffix(".bin")
         if not weights.is_file():
             raise LoadError(f"needs {weights.name} beside it, which is missing; copy both files")
-        settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-        }
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         if threads is not None and device == "CPU":
             settings["INFERENCE_NUM_THREADS"] = threads
         try:

@@ -25,7 +25,7 @@ DIRECTIONS, STRIDE, AGREEMENT = 3, 0.05, 0.05
 """Of the check: how many directions, how far to go on either side, and how far off the slope may
 be, relative to the gradient's length."""
 MICRO_BATCH = 1
-"""Images at a time: two are 3 to 15 % faster, and each takes the memory of its activations."""
+"""Images at a time: more are hardly faster, and each takes the memory of its activations."""
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -38,6 +38,17 @@ class Head:
 
     weight: Floats
     bias: Floats
+
+    def logits(self, features: Floats) -> Floats:
+        """Logits `[n, K]` of `features [n, D]`."""
+        return cast("Floats", features @ self.weight.T + self.bias)
+
+    def following(self, features: Floats, mean: Floats) -> Head:
+        """Move the bias by what takes the mean of `features [n, D]` to `mean [D]`.
+
+        As FOA shifts activations (Niu et al., ICML 2024).
+        """
+        return Head(self.weight, self.bias + self.weight @ (mean - features.mean(axis=0)))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,43 @@
+"""A model with a bank whose images are labelled by one of its prompts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from small_vits import make_backbone, make_mixable, token_logits
+
+from hgprompt_edge.bundle import bank_tokens
+from hgprompt_edge.device.adapt import Weights
+from hgprompt_edge.device.bank import adapt_path
+from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.device.step import AdaptGraph, Head
+from hgprompt_edge.export.onnx_file import export_onnx
+
+
+class Planted:
+    """A model whose images are labelled by what its own condition prompt would say."""
+
+    def __init__(self, folder: Path, choice: str = "learned") -> None:
+        self.backbone = make_backbone("tanh gelu")
+        bundle = make_mixable(self.backbone, choice)
+        # Patches of one colour each: noise would look the same to a random ViT in every image.
+        coarse = np.random.default_rng(5).integers(0, 256, (90, 3, 3, 3), dtype=np.uint8)
+        self.images = coarse.repeat(8, axis=1).repeat(8, axis=2)
+        target = replace(bundle, prompt=bank_tokens(bundle)[1][-1])
+        level = token_logits(target, self.backbone, self.images).mean(0)
+        head = 4 * bundle.head_weight, 4 * (bundle.head_bias - level)  # all classes occur
+        target = replace(target, head_weight=head[0], head_bias=head[1])
+        self.labels = token_logits(target, self.backbone, self.images).argmax(1)
+        bundle = replace(bundle, head_weight=head[0], head_bias=head[1])
+        logits = token_logits(bundle, self.backbone, bundle.probe_images)
+        self.bundle = replace(bundle, probe_logits=logits)
+        self.path = folder / "pets.onnx"
+        export_onnx(self.bundle, self.backbone, self.path, runtime_weights=True, adapt=True)
+        self.predictor = Predictor(self.path)
+        assert self.predictor.bank is not None
+        self.bank = self.predictor.bank
+        self.graph = AdaptGraph(adapt_path(self.path), self.bank, threads=1)
+        head = Head(self.bank.head_weight, self.bank.head_bias)
+        self.factory = Weights(self.bank.factory.astype(np.float64), head)

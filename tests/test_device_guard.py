@@ -1,0 +1,83 @@
+"""When new weights are taken over, and when the old ones stay."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hgprompt_edge.device.guard import fold_of, judge_labelled, judge_unlabelled
+
+
+class TestGuard:
+    labels = np.arange(40) % 4
+
+    def logits(self, strength: float, noise: float = 0.0, seed: int = 0) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        return strength * np.eye(4)[self.labels] + noise * rng.normal(size=(40, 4))
+
+    def test_clear_gain_is_taken(self) -> None:
+        verdict = judge_labelled(self.logits(0.5), self.logits(2.0), self.labels)
+        assert verdict.taken
+        assert "falls by" in verdict.reason
+
+    def test_gain_within_its_uncertainty_is_not(self) -> None:
+        old = self.logits(1.0)
+        up_and_down = np.where(np.arange(40) % 2, 1.2, 0.85)[:, None]  # better on average, barely
+        verdict = judge_labelled(old, old * up_and_down, self.labels)
+        assert verdict.figures["log_loss_before"] - verdict.figures["log_loss_after"] > 0
+        assert not verdict.taken
+        assert "uncertainty" in verdict.reason
+        assert not judge_labelled(old, old, self.labels).taken, "nothing is no gain"
+
+    def test_lower_accuracy_is_never_taken(self) -> None:
+        old = self.logits(0.2)
+        new = self.logits(5.0)
+        new[:4] = -new[:4]
+        new[:4] += 4.9 * np.eye(4)[self.labels[:4]]  # sure elsewhere, wrong here by a little
+        assert not judge_labelled(old, new, self.labels).taken
+
+    def test_collapse_and_surer_disagreement_are_refused(self) -> None:
+        factory = self.logits(3.0)
+        one = np.tile([5.0, 0, 0, 0], (40, 1))
+        collapsed = judge_unlabelled(factory, factory, one)
+        assert not collapsed.taken
+        assert "collapse" in collapsed.reason
+        turned = 9 * np.eye(4)[(self.labels + 1) % 4]
+        assert not judge_unlabelled(factory, factory, turned).taken
+        assert judge_unlabelled(factory, factory, self.logits(6.0)).taken
+
+    def test_statistics_must_not_go_away(self) -> None:
+        old, new = self.logits(1.0), self.logits(2.0)
+        for before, after, taken in (
+            (1.0, 4.1, True),
+            (1.0, 4.2, False),
+            (0.1, float("nan"), False),
+        ):
+            verdict = judge_labelled(old, new, self.labels, (before, after))
+            assert verdict.taken is taken, (before, after)
+            assert ("go away from those of clean" in verdict.reason) is not taken
+            assert verdict.figures["distance_before"] == before
+
+    def test_statistics_must_be_off_and_come_back(self) -> None:
+        logits = self.logits(3.0)
+        for before, after, taken, reason in (
+            (1.0, 0.5, True, "same class"),
+            (1.0, 0.6, True, "same class"),
+            (1.0, 0.61, False, "little nearer"),
+            (1.0, float("nan"), False, "little nearer"),
+            (0.09, 0.0, False, "look as clean ones do"),
+        ):
+            verdict = judge_unlabelled(logits, logits, logits, (before, after))
+            assert verdict.taken is taken, (before, after)
+            assert reason in verdict.reason
+            assert verdict.figures["distance_before"] == before
+
+    @given(st.lists(st.integers(0, 3), min_size=3, max_size=60))
+    @settings(max_examples=40, deadline=None)
+    def test_folds_share_out_every_class(self, labels: list[int]) -> None:
+        folds = fold_of(np.array(labels), 3, np.random.default_rng(0))
+        assert set(folds) <= {0, 1, 2}
+        for label in set(labels):
+            counts = np.bincount(folds[np.array(labels) == label], minlength=3)
+            assert counts.max() - counts.min() <= 1

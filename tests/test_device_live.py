@@ -1,0 +1,67 @@
+"""New weights reach a predictor that runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from planted import Planted
+from small_vits import make_backbone, make_mixable
+
+from hgprompt_edge.device.predictor import Predictor, open_journal
+from hgprompt_edge.device.watch import watch
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.export.onnx_file import export_onnx
+
+
+@pytest.fixture(scope="module", params=["learned", "none"])
+def planted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    return Planted(tmp_path_factory.mktemp("planted"), request.param)
+
+
+class TestLive:
+    def test_new_weights_reach_a_running_predictor(self, planted: Planted, tmp_path: Path) -> None:
+        state = tmp_path / "state"
+        classes = planted.predictor.classes
+        with open_journal(state, planted.bank, classes) as journal:
+            live = Predictor(planted.path, state=state)
+            old = live.logits(planted.images[:3])
+            assert not live.refresh()
+            mix = np.roll(planted.bank.factory, 1)
+            bias = planted.bank.head_bias + np.float32(1)
+            journal.commit(mix, method="labelled", images=1, figures={}, head_bias=bias)
+            assert live.refresh()
+            assert not live.refresh()
+        fresh = Predictor(planted.path)
+        np.testing.assert_allclose(fresh.logits(planted.images[:3]), old, rtol=1e-5, atol=1e-5)
+        fresh.set_weights(mix)
+        wanted = fresh.logits(planted.images[:3]) + 1
+        np.testing.assert_allclose(live.logits(planted.images[:3]), wanted, rtol=1e-4, atol=1e-4)
+
+    def test_watch_serves_new_images_with_new_weights(
+        self, planted: Planted, tmp_path: Path
+    ) -> None:
+        state, folder = tmp_path / "state", tmp_path / "in"
+        folder.mkdir()
+        Image.fromarray(planted.images[0]).save(folder / "0.png")
+        with open_journal(state, planted.bank, planted.predictor.classes) as journal:
+            served = watch(Predictor(planted.path, state=state), folder, sleep=lambda _: None)
+            prediction, version = next(served)
+            assert prediction.path == folder / "0.png"
+            assert version is not None
+            assert version.id == 1
+            journal.commit(planted.bank.factory, method="labelled", images=1, figures={})
+            Image.fromarray(planted.images[1]).save(folder / "1.png")
+            prediction, version = next(served)
+            assert prediction.path == folder / "1.png"
+            assert version is not None
+            assert version.id == 2
+
+    def test_folded_model_has_no_state(self, tmp_path: Path) -> None:
+        backbone = make_backbone("tanh gelu")
+        path = tmp_path / "p.onnx"
+        export_onnx(make_mixable(backbone), backbone, path)
+        with pytest.raises(UserError, match="are folded into it"):
+            Predictor(path, state=tmp_path)

@@ -1,0 +1,69 @@
+"""Images that a device has seen: which are read, which are refused and how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from planted import Planted
+
+from hgprompt_edge.device.seen import read_labelled, read_unlabelled
+from hgprompt_edge.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    return Planted(tmp_path_factory.mktemp("planted"))
+
+
+class TestSeen:
+    def folder(self, root: Path, names: dict[str, int]) -> Path:
+        rng = np.random.default_rng(0)
+        for name, count in names.items():
+            (root / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / name / f"{i}.png")
+        return root
+
+    def read(self, folder: Path, planted: Planted, **options: Any) -> Any:
+        predictor = planted.predictor
+        return read_labelled(folder, predictor.classes, predictor.preprocessing, **options)
+
+    def test_labels_follow_the_models_classes(self, tmp_path: Path, planted: Planted) -> None:
+        classes = planted.predictor.classes
+        folder = self.folder(tmp_path / "seen", {classes[2]: 2, classes[0]: 1})
+        (folder / classes[0] / "broken.png").write_bytes(b"no image")
+        seen = self.read(folder, planted)
+        assert sorted(seen.labels) == [0, 2, 2]
+        assert seen.pixels.shape == (3, 24, 24, 3)
+        assert len(seen.unreadable) == 1
+        assert len(self.read(folder, planted, limit=3).pixels) in (2, 3)
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            ({}, "holds no class folders"),
+            ({"zebra": 1}, "'zebra' is no class of the model"),
+            ({"class 0, ä": 3}, "one class alone"),
+        ],
+    )
+    def test_bad_labels(
+        self, names: dict[str, int], message: str, tmp_path: Path, planted: Planted
+    ) -> None:
+        folder = self.folder(tmp_path / "seen", names)
+        folder.mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=message):
+            self.read(folder, planted)
+        with pytest.raises(UserError, match="no such folder"):
+            self.read(tmp_path / "missing", planted)
+
+    def test_any_folder_without_labels(self, tmp_path: Path, planted: Planted) -> None:
+        folder = self.folder(tmp_path / "x", {"a": 2, "b": 1})
+        rule = planted.predictor.preprocessing
+        assert len(read_unlabelled(folder, rule).pixels) == 3
+        with pytest.raises(UserError, match="fewer than two"):
+            read_unlabelled(folder / "b", rule)
