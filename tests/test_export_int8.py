@@ -102,6 +102,8 @@ def test_a_model_is_smaller_and_keeps_its_accuracy(
     assert metadata.precision == "int8"
     assert metadata.quantization["val_accuracy_fp32"] == result.float_accuracy
     assert metadata.quantization["tried"][-1]["scheme"] == last.scheme
+    if suffix == ".xml":
+        assert quantized_inputs_of_attention(path) == 0
     if suffix == ".xml" and computes_bf16():
         assert result.bf16 is not None
         assert metadata.bf16 is (result.bf16.drop <= 5)
@@ -110,6 +112,23 @@ def test_a_model_is_smaller_and_keeps_its_accuracy(
         assert result.bf16 is None
         assert not metadata.bf16
     assert predictor.compare_probe().ok
+
+
+def quantized_inputs_of_attention(path: Path) -> int:
+    """FakeQuantize nodes on the way into attention; there must be attention."""
+    import openvino as ov
+
+    ops = ov.Core().read_model(path).get_ops()
+    attention = [op for op in ops if op.get_type_name() == "ScaledDotProductAttention"]
+    assert attention
+    found, todo = 0, [op.input_value(i).get_node() for op in attention for i in range(3)]
+    while todo:
+        node = todo.pop()
+        if node.get_type_name() == "FakeQuantize":
+            found += 1
+        elif node.get_type_name() != "MatMul":  # up to the projection, whose inputs are int8
+            todo += [value.get_node() for value in node.input_values()]
+    return found
 
 
 def float_model(folder: Path, bundle: Bundle, backbone: Backbone) -> Path:

@@ -1,0 +1,76 @@
+"""What the ways to int8 in OpenVINO cost in time, with the rest in float32 and in bfloat16.
+
+    python benchmarks/export_int8.py
+
+ViT-S at 224 pixels with random weights and 50 deep prompt tokens, batch 1, one thread, all in
+turns; ratios of medians to fp32 `unprompted` in OpenVINO and fp32 `naive` in onnxruntime.
+Calibrated on noise: for speed, not for accuracy.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from export_runtimes import Run, in_onnxruntime, in_openvino
+from rows import write_rows
+
+from export import Models, files, time_in_turns
+from hgprompt_edge.device.cpu import cpu_features
+from hgprompt_edge.device.openvino_engine import computes_bf16
+from hgprompt_edge.export.body import split_head
+from hgprompt_edge.export.schemes import openvino_schemes
+
+RESULTS = Path(__file__).parent / "results" / "export_int8.json"
+ROUNDS = 40
+
+
+def main() -> None:
+    print(f"cpu: {' '.join(cpu_features())}")
+    with tempfile.TemporaryDirectory() as folder:
+        runs = make_runs(Models("s", "deep", Path(folder), full=False))
+        pixels = np.random.default_rng(1).integers(0, 256, (1, 224, 224, 3), dtype=np.uint8)
+        medians = time_in_turns(list(runs.values()), pixels, ROUNDS)
+    seconds = dict(zip(runs, medians, strict=True))
+    unprompted, naive = seconds.pop(("unprompted", "f32")), seconds.pop(("naive", "f32"))
+    rows = [
+        {
+            "scheme": scheme,
+            "rest": rest,
+            "p50_ms": round(1e3 * median, 3),
+            "ratio_unprompted": round(median / unprompted, 4),
+            "ratio_naive": round(median / naive, 4),
+            "cpu_features": " ".join(cpu_features()),
+        }
+        for (scheme, rest), median in seconds.items()
+    ]
+    for row in rows:
+        print(
+            f"{row['scheme']:40} {row['rest']:5}{row['p50_ms']:8.2f} ms"
+            f"  / unprompted {row['ratio_unprompted']:.3f}  / naive {row['ratio_naive']:.3f}"
+        )
+    write_rows(RESULTS, rows)
+
+
+def make_runs(models: Models) -> dict[tuple[str, str], Run]:
+    """Ready to run, by scheme and by the precision of what it leaves in float."""
+    graph = dict(files(models, "openvino"))["hgedge"]
+    body = graph.with_suffix(".body.onnx")
+    ir.save(split_head(ir.load(graph))[0], body)
+    runs = {
+        ("unprompted", "f32"): in_openvino(models.traced("unprompted")),
+        ("naive", "f32"): in_onnxruntime(models.traced("naive")),
+    }
+    noise = np.random.default_rng(2).integers(0, 256, (4, 224, 224, 3), dtype=np.uint8)
+    for index, scheme in enumerate(openvino_schemes(models.backbone.depth)):
+        path = graph.with_suffix(f".{index}.xml")
+        scheme.write(body, noise, path)
+        for rest in ("f32", "bf16") if computes_bf16() else ("f32",):
+            runs[scheme.name, rest] = in_openvino(path, rest)
+    return runs
+
+
+if __name__ == "__main__":
+    main()
