@@ -54,6 +54,7 @@ from hgprompt_edge.vit.forward import (
     project_prefix,
     run_blocks,
 )
+from hgprompt_edge.vit.train import fastest_precision
 
 KEYS = ("task", "shift", "severity", "images_per_class", "method", "seed")
 """Rows of the same values of these are of the same run."""
@@ -334,43 +335,46 @@ def run_forward_only(case: Case) -> Outcome:
     """Search three tokens at the input by CMA-ES without labels, as FOA does (Niu et al., 2024).
 
     Fitness is the mean entropy plus the distance of the features' statistics from clean ones, which
-    FOA takes after every block.
+    FOA takes after every block; its shift of the activations is `feature_mean` here. The search
+    runs in this CPU's fastest precision, what it found is measured in float32.
     """
-    device = case.device
-    bundle, model = device.bundle, device.backbone.model
+    device, bundle = case.device, case.device.bundle
     weight, bias = torch.tensor(bundle.head_weight), torch.tensor(bundle.head_bias)
-    prefix = None if bundle.prompt is None else project_prefix(model, torch.tensor(bundle.prompt))
+    embed_dim = int(device.backbone.model.embed_dim)
     assert bundle.clean_mean is not None
     assert bundle.clean_var is not None
 
     @torch.inference_mode()
-    def features(pixels: Pixels, tokens: Any) -> Any:
+    def features(backbone: Backbone, pixels: Pixels, tokens: Any) -> Any:
+        model = backbone.model
+        dtype, start = model.patch_embed.proj.weight.dtype, int(model.num_prefix_tokens)
+        folded = bundle.prompt
+        prefix = None if folded is None else project_prefix(model, torch.tensor(folded))
+        given = torch.as_tensor(tokens, dtype=dtype).reshape(1, FOA_TOKENS, -1)
         parts = []
         for part in normalize(torch.from_numpy(pixels), bundle.preprocessing).split(64):
-            x, start = prepare_tokens(model, part), int(model.num_prefix_tokens)
-            given = torch.as_tensor(tokens, dtype=torch.float32).reshape(FOA_TOKENS, -1)
-            given = given.expand(len(x), -1, -1)
-            x = torch.cat([x[:, :start], given, x[:, start:]], dim=1)
-            parts.append(pool(model, run_blocks(model, x, prefix), 0))
+            x = prepare_tokens(model, part.to(dtype))
+            x = torch.cat([x[:, :start], given.expand(len(x), -1, -1), x[:, start:]], dim=1)
+            parts.append(pool(model, run_blocks(model, x, prefix), 0).float())
         return torch.cat(parts)
 
+    fast = device.backbone.in_precision(fastest_precision())
+
     def fitness(tokens: Any) -> float:
-        found = features(case.unlabelled, tokens)
+        found = features(fast, case.unlabelled, tokens)
         logits = (found @ weight.T + bias).numpy()
         distance, _ = statistics_distance(found.numpy(), bundle.clean_mean, bundle.clean_var)
         return mean_entropy(logits) + distance
 
     rng = np.random.default_rng(case.seed)
-    start = rng.uniform(-1, 1, FOA_TOKENS * model.embed_dim) * np.sqrt(
-        6 / (3 * 64 + model.embed_dim)
-    )
+    start = rng.uniform(-1, 1, FOA_TOKENS * embed_dim) * np.sqrt(6 / (3 * 64 + embed_dim))
     search = CMA(mean=start, sigma=0.1, seed=case.seed, population_size=FOA_POPULATION)
     best = (np.inf, start)
     for _ in range(FOA_GENERATIONS):
         told = [(x, fitness(x)) for x in (search.ask() for _ in range(FOA_POPULATION))]
         best = min(best, *((value, x) for x, value in told), key=lambda pair: pair[0])
         search.tell(told)
-    logits = (features(case.test, best[1]) @ weight.T + bias).numpy()
+    logits = (features(device.backbone, case.test, best[1]) @ weight.T + bias).numpy()
     return Outcome(accuracy(logits, case.test_labels), True, FOA_GENERATIONS)
 
 
