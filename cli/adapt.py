@@ -141,6 +141,8 @@ def adapt(
             adapted = adapt_model(predictor, journal, request, report)
     for sentence in adapted.seen.unreadable:
         note(f"left out {sentence}")
+    if absent := adapted.seen.absent(predictor.classes):
+        note(f"no images of some classes, for which the new weights were not judged: {absent}")
     _print_adapted(adapted, bank.names, folder, json)
     if not adapted.proposal.verdict.taken:
         raise typer.Exit(EXIT_CHECK_FAILED)

@@ -77,6 +77,19 @@ def test_guard_keeps_the_old_weights_and_says_so(
     assert found["version"]["id"] == 2
 
 
+def test_classes_without_images_are_named(planted: Planted, seen: Path, tmp_path: Path) -> None:
+    words = ("adapt", "--model", str(planted.path), "--state", str(tmp_path / "state"))
+    asked = (*words, "--data", str(seen), "--steps", "1")
+    assert "no images of some classes" not in run(*asked).stderr
+    first, second, *others = planted.predictor.classes
+    for name in others:
+        shutil.rmtree(seen / name, ignore_errors=True)
+    text = " ".join(run(*asked).stderr.split())
+    assert text.endswith("not judged: " + ", ".join(others))
+    assert first not in text
+    assert second not in text
+
+
 def test_predict_takes_the_newest_weights(planted: Planted, seen: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
     images = [str(p) for p in sorted(seen.rglob("*.png"))[:4]]

@@ -189,6 +189,9 @@ def test_without_labels_the_statistics_of_clean_images_lead_back(
             distance(found.weights.mix), rel=1e-3
         )
 
+    begun = adapt_unlabelled(GradientLearner(graph, Settings(steps=1)), planted.images, away)
+    assert begun.weights.mix[first] > 0.85, "begins at the prompt that brings statistics nearest"
+
 
 def test_without_labels_the_bias_takes_the_mean_back(planted: Planted) -> None:
     """Mean logits are then what the factory's head gives for the mean of clean features."""

@@ -127,6 +127,9 @@ def adapt_unlabelled(
     """
     begin = time.monotonic()
     start = _checked_start(learner, images, current, np.random.default_rng(seed))
+    if learner.clean is not None:
+        points, losses = _starts(learner, images, None, start)
+        start = points[int(losses.mean(axis=1).argmin())]
     descent = learner.learn(images, None, start, _stage(report, "images"))
     point = descent.point
     factory, old, new = (
@@ -166,9 +169,11 @@ def _propose(point: Point, verdict: Verdict, steps: int, begin: float, images: i
 
 
 def _starts(
-    learner: Learner, images: Pixels, labels: Labels, start: Point
+    learner: Learner, images: Pixels, labels: Labels | None, start: Point
 ) -> tuple[list[Point], Doubles]:
     """Points to start from, and the loss of each image at each of them, `[S, n]`.
+
+    Without labels all images have the same, that of their statistics.
 
     The loss has more than one valley, and a descent stays in the one it begins in: beside the start
     itself there are points well on the way to each of the prompts.
@@ -183,7 +188,9 @@ def _starts(
         unit = anchor_unit(at_factory, learner.clean, settings.anchor)
     for point in points:
         features = learner.features(images, point.mix)
-        loss = log_loss(point.head.logits(features), labels)
+        loss = np.zeros(len(images))
+        if labels is not None:
+            loss = log_loss(point.head.logits(features), labels)
         if learner.clean is not None:
             loss = loss + unit * statistics_distance(features, *learner.clean)[0]
         losses.append(loss + settings.proximal * divergence(point.mix, prior))

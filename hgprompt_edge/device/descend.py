@@ -40,8 +40,8 @@ class Settings:
     head
         What of the head moves, too: `none`, `bias` or `weights`.
     anchor
-        With labels: nats of loss for each time that the features are as far from those of clean
-        images as under the factory mix.
+        Nats of loss for each time that the features are as far from those of clean images as under
+        the factory mix.
     head_rate, head_decay
         Adam's step on the head, and the weight of its squared distance from where it started.
     """

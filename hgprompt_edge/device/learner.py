@@ -110,17 +110,17 @@ class GradientLearner:
         self, images: Pixels, labels: Floats | None, start: Point, report: Report | None
     ) -> Descent:
         """Descend on what is known: labels, statistics of clean images, both or neither."""
-        graph, clean = self._graph, self.clean
+        graph, clean, anchor = self._graph, self.clean, self.settings.anchor
         if labels is None:
             judge = (
                 information_judge(graph, images)
                 if clean is None
-                else statistics_judge(graph, images, *clean)
+                else statistics_judge(graph, images, clean, anchor)
             )
         elif clean is None:
             judge = cross_entropy_judge(graph, images, labels)
         else:
-            judge = anchored_judge(graph, images, labels, clean, self.settings.anchor)
+            judge = anchored_judge(graph, images, labels, clean, anchor)
         return descend(judge, start, self.factory, self.settings, report)
 
 
@@ -158,8 +158,8 @@ class ForwardLearner:
         self, images: Pixels, labels: Floats | None, start: Point, report: Report | None
     ) -> Descent:
         """Search by the same losses as with the gradient."""
-        clean, unit = self.clean, 1.0
-        if labels is not None and clean is not None:
+        clean, unit = self.clean, 0.0
+        if clean is not None:
             at_factory = self.features(images, self.factory)
             unit = anchor_unit(at_factory, clean, self.settings.anchor)
 

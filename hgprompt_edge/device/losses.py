@@ -45,8 +45,9 @@ def cross_entropy_judge(graph: AdaptGraph, images: Pixels, labels: Floats) -> Ju
 def anchor_unit(at_factory: Floats, clean: Statistics, weight: float) -> float:
     """Loss a unit of distance: `weight` for that of the features `[n, D]` at the factory mix.
 
-    A few images can be fitted by mixes under which the features are like nothing that the model was
-    fitted on; the statistics need no labels to say so.
+    A few labelled images can be fitted by mixes under which the features are like nothing that the
+    model was fitted on; the statistics need no labels to say so. In this unit the distance weighs
+    as much against the proximal term whether a shift is small or large.
     """
     return weight / max(statistics_distance(at_factory, *clean)[0], LEAST_DISTANCE)
 
@@ -88,19 +89,21 @@ def information_judge(graph: AdaptGraph, images: Pixels) -> Judge:
     return judge
 
 
-def statistics_judge(graph: AdaptGraph, images: Pixels, mean: Floats, variance: Floats) -> Judge:
-    """Distance of the features' mean and standard deviation from those of clean images.
+def statistics_judge(graph: AdaptGraph, images: Pixels, clean: Statistics, weight: float) -> Judge:
+    """Distance of the features' mean and deviation from those of clean images, see `anchor_unit`.
 
-    `mean`, `variance` `[D]`. The term that keeps label-free adaptation stable in FOA (Niu et al.,
-    ICML 2024), on the last features alone.
+    The term that keeps label-free adaptation stable in FOA (Niu et al., ICML 2024), on the last
+    features alone. Here it is all there is, so that its gradient must be that of the very step.
     """
     blank = np.zeros((len(images), len(graph.head.bias)), np.float32)
+    unit = anchor_unit(graph(images, blank, graph.bank.factory).features, clean, weight)
 
     def judge(mix: Doubles, head: Head) -> Slope:
         features = graph(images, blank, mix, head).features
-        loss, d_features = statistics_distance(features, mean, variance)
-        step = graph(images, blank, mix, head, len(images) * d_features)
-        return Slope(loss, step.d_mix, step.d_weight, step.d_bias)
+        distance, d_features = statistics_distance(features, *clean)
+        scaled = (unit * len(images) * d_features).astype(np.float32)
+        step = graph(images, blank, mix, head, scaled)
+        return Slope(unit * distance, step.d_mix, step.d_weight, step.d_bias)
 
     return judge
 

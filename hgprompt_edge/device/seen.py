@@ -35,6 +35,14 @@ class Seen:
     labels: Labels | None
     unreadable: tuple[str, ...]
 
+    def absent(self, classes: Sequence[str]) -> str:
+        """Classes of the model without a labelled image, the first few by name; empty: none."""
+        if self.labels is None:
+            return ""
+        here = set(self.labels.tolist())
+        missing = [name for place, name in enumerate(classes) if place not in here]
+        return _some(missing) if missing else ""
+
 
 def read_labelled(
     folder: Path,
