@@ -43,9 +43,10 @@ shift that comes back: the sum of the gains by the sum of the losses, over tasks
 seeds, with a 95 % bootstrap interval over tasks and shifts. *Mean case* is the mean of the shares
 of the cases that lost more than two points, in which digits, whose losses are the largest, count
 as much as any. After the guard: where it keeps the old weights, nothing is recovered. The whole
-prompt, the feature mean and FOA's search have no guard.
+prompt, the feature mean and FOA's search have no guard; FOA's has a budget of 224 passes over the
+images, eight generations, where ours takes some 60 forward and as many back.
 
-## Five images a class, severity {severities}
+## Five images a class, severity 3
 
 {table}
 
@@ -91,22 +92,22 @@ def write_report() -> None:
     if not rows:
         return
     usual = [row for row in rows if row["images_per_class"] in (5, None)]
+    severe = [row for row in usual if row["severity"] == 3]
     labelled = [row for row in rows if row["severity"] == 3 and row["images_per_class"]]
-    draw(usual)
+    draw(severe)
     PAGE.write_text(
         PAGE_TEXT.format(
             rows=len(rows),
             tasks=", ".join(sorted({row["task"] for row in rows})),
-            severities=", ".join(map(str, sorted({row["severity"] for row in usual}))),
             seeds=f"seed {', '.join(map(str, sorted({row['seed'] for row in rows})))}",
-            table="\n".join(table(usual)),
+            table="\n".join(table(severe)),
             worst="\n".join(worst(rows)),
             by_severity="\n".join(by_value(usual, "severity", "severity {}")),
             by_images="\n".join(by_value(labelled, "images_per_class", "{} images a class")),
             guard="\n".join(guard_table(read_rows(GUARD))),
             guard_tasks=", ".join(sorted({row["task"] for row in read_rows(GUARD)})),
             min_distance=MIN_DISTANCE,
-            details="\n".join(details([row for row in usual if row["severity"] == 3])),
+            details="\n".join(details(severe)),
         )
     )
 
