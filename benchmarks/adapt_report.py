@@ -178,13 +178,20 @@ def by_value(rows: list[dict[str, Any]], key: str, title: str) -> list[str]:
 def shared_rows(
     rows: list[dict[str, Any]], method: str, key: str, values: list[Any]
 ) -> dict[Any, list[dict[str, Any]]]:
-    """Rows of a method by the value of a key, of the tasks, shifts and seeds that have them all."""
+    """Rows of a method by the value of a key: the tasks, shifts and seeds with all it was run at.
+
+    Values at which it was not run have none.
+    """
     found: dict[Any, dict[tuple[Any, ...], dict[str, Any]]] = {value: {} for value in values}
     for row in rows:
         if row["method"] == method:
             found[row[key]][row["task"], row["shift"], row["seed"]] = row
-    common = set.intersection(*(set(rows) for rows in found.values()))
-    return {value: [rows[case] for case in sorted(common)] for value, rows in found.items()}
+    cases = [set(rows) for rows in found.values() if rows]
+    common = set.intersection(*cases) if len(cases) > 1 else set()
+    return {
+        value: [rows[case] for case in sorted(common)] if rows else []
+        for value, rows in found.items()
+    }
 
 
 def present(rows: list[dict[str, Any]]) -> list[str]:
