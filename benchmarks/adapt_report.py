@@ -44,7 +44,7 @@ seeds, with a 95 % bootstrap interval over tasks and shifts. *Mean case* is the 
 of the cases that lost more than two points, in which digits, whose losses are the largest, count
 as much as any. After the guard: where it keeps the old weights, nothing is recovered. The whole
 prompt, the feature mean and FOA's search have no guard; FOA's has a budget of 224 passes over the
-images, eight generations, where ours takes some 60 forward and as many back.
+images, eight generations, where ours without labels takes some 60 forward and as many back.
 
 ## Five images a class, severity 3
 
