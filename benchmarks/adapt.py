@@ -317,7 +317,9 @@ def run_head(case: Case) -> Outcome:
         def features(self, images: Pixels, _: Any) -> Any:
             return device.features(images)
 
-        def learn(self, images: Pixels, labels: Any, start: Point, report: Any) -> Descent:
+        def learn(
+            self, images: Pixels, labels: Any, start: Point, report: Any, deadline: float
+        ) -> Descent:
             features = device.features(images).astype(np.float64)
 
             def judge(_: Any, head: Head) -> Slope:
@@ -326,7 +328,7 @@ def run_head(case: Case) -> Outcome:
                 loss = float(-(labels * log_p).sum(axis=1).mean())
                 return Slope(loss, np.zeros_like(self.factory), d.T @ features, d.sum(axis=0))
 
-            return descend(judge, start, self.factory, self.settings, report)
+            return descend(judge, start, self.factory, self.settings, report, deadline)
 
     proposal = adapt_labelled(
         HeadLearner(), case.images, case.labels, device.factory, seed=case.seed
@@ -355,10 +357,10 @@ class UnlabelledLearner(GradientLearner):
         compute = super().features
         return self.memory.once(np.asarray(mix).tobytes(), lambda: compute(images, mix))
 
-    def learn(self, images: Pixels, labels: Any, start: Point, report: Any) -> Descent:
+    def learn(self, *given: Any) -> Descent:
         """Descend once."""
         compute = super().learn
-        found = self.memory.once(b"descent", lambda: compute(images, labels, start, report))
+        found = self.memory.once(b"descent", lambda: compute(*given))
         assert isinstance(found, Descent)
         return found
 

@@ -72,7 +72,10 @@ def adapt(
         ),
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0.1, help="Time that may be spent.", show_default=False)
+        float | None,
+        typer.Option(
+            min=0.1, help="Time to learn in; judging takes a little more.", show_default=False
+        ),
     ] = None,
     images: Annotated[
         int | None, typer.Option(min=2, help="Images to use at most.", show_default=False)

@@ -16,7 +16,12 @@ from hgprompt_edge.device.adapt import Weights, adapt_labelled, adapt_unlabelled
 from hgprompt_edge.device.bank import adapt_path
 from hgprompt_edge.device.descend import Settings, start_at
 from hgprompt_edge.device.learner import ForwardLearner, GradientLearner
-from hgprompt_edge.device.losses import anchored_judge, information, statistics_distance
+from hgprompt_edge.device.losses import (
+    anchored_judge,
+    information,
+    statistics_distance,
+    statistics_judge,
+)
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.device.softmax import log_softmax
 from hgprompt_edge.device.step import AdaptGraph, check_gradient, smoothed
@@ -64,15 +69,21 @@ def test_where_there_is_nothing_to_gain_nothing_changes(planted: Planted, seed: 
     assert not found.verdict.taken, found.verdict.reason
 
 
-def test_the_anchor_is_the_gradient_of_its_loss(planted: Planted) -> None:
-    """At the mix of the step before, where the statistics' gradient is not an old one."""
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_distance_is_in_units_of_the_factorys(planted: Planted, labelled: bool) -> None:
+    """Loss and gradient, with labels at the mix of the step before, whose statistics it takes."""
     rng = np.random.default_rng(0)
     width = planted.bank.head_weight.shape[1]
     clean = rng.normal(size=width).astype(np.float32), np.ones(width, np.float32)
     images, rows = planted.images[:9], np.eye(4, dtype=np.float32)[planted.labels[:9]]
-    judge = anchored_judge(planted.graph, images, rows, clean, 0.7)
+    judge = (
+        anchored_judge(planted.graph, images, rows, clean, 0.7)
+        if labelled
+        else statistics_judge(planted.graph, images, clean, 0.7)
+    )
     mix, head = smoothed(rng.dirichlet(np.ones(len(planted.bank.names))), 0.3), planted.factory.head
-    judge(mix, head)
+    if labelled:
+        judge(mix, head)
     slope = judge(mix, head)
     direction = rng.normal(size=len(mix))
     direction -= direction.mean()
@@ -84,11 +95,41 @@ def test_the_anchor_is_the_gradient_of_its_loss(planted: Planted) -> None:
         far, near = (
             statistics_distance(features, *clean)[0] for features in (step.features, at_factory)
         )
-        return float(step.loss.mean()) + 0.7 * far / near
+        return labelled * float(step.loss.mean()) + 0.7 * far / near
 
     assert slope.loss == pytest.approx(loss(mix), rel=1e-5)
     difference = (loss(mix + direction) - loss(mix - direction)) / 2
     assert slope.d_mix @ direction == pytest.approx(difference, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["gradient", "cma"])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_seconds_are_for_all_of_the_learning(
+    planted: Planted, kind: str, labelled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock on which each look at images takes a second."""
+    clock = 0.0
+    looks = {AdaptGraph: "__call__", ForwardLearner: "features"}
+
+    def ticking(look: Any) -> Any:
+        def timed(*given: Any, **named: Any) -> Any:
+            nonlocal clock
+            clock += 1
+            return look(*given, **named)
+
+        return timed
+
+    for owner, name in looks.items():
+        monkeypatch.setattr(owner, name, ticking(getattr(owner, name)))
+    monkeypatch.setattr("time.monotonic", lambda: clock)
+    learner = learner_of(kind, planted, Settings(steps=10**6, seconds=40))
+    width = planted.bank.head_weight.shape[1]
+    learner.clean = np.ones(width, np.float32), np.ones(width, np.float32)
+    if labelled:
+        adapt_labelled(learner, planted.images, planted.labels, planted.factory)
+    else:
+        adapt_unlabelled(learner, planted.images, planted.factory)
+    assert clock < 40 + 20, "a last step or generation, and what judges it"
 
 
 @pytest.mark.parametrize("kind", ["gradient", "cma"])

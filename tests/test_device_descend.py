@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hgprompt_edge.device.descend import Point, Settings, descend, start_at
-from hgprompt_edge.device.losses import Slope, information, statistics_distance
+from hgprompt_edge.device.descend import Point, Settings, deadline_of, descend, start_at
+from hgprompt_edge.device.losses import Judge, Slope, information, statistics_distance
 from hgprompt_edge.device.softmax import softmax
 from hgprompt_edge.device.step import Head, through_softmax
 from hgprompt_edge.errors import UserError
@@ -43,34 +44,32 @@ class TestDescend:
         )
         assert near > 0.8 > far
 
-    def test_nan_is_undone_then_given_up(self) -> None:
-        calls = 0
+    def nan_at(self, calls: Container[int]) -> Judge:
+        """Judge as before, but with no number at some of the calls."""
+        count = 0
 
         def judge(mix: np.ndarray, head: Head) -> Slope:
-            nonlocal calls
-            calls += 1
+            nonlocal count
+            count += 1
             slope = self.judge(mix, head)
-            return slope if calls == 1 else replace(slope, loss=float("nan"))
+            return replace(slope, loss=float("nan")) if count in calls else slope
 
+        return judge
+
+    def test_nan_is_undone_then_given_up(self) -> None:
         start = Point(np.zeros(3), self.head)
         with pytest.raises(UserError, match="the loss is nan even after 5 halvings"):
-            descend(judge, start, np.full(3, 1 / 3), Settings())
+            descend(self.nan_at(range(2, 99)), start, np.full(3, 1 / 3), Settings())
 
     def test_one_nan_does_no_harm(self) -> None:
-        calls = 0
-
-        def judge(mix: np.ndarray, head: Head) -> Slope:
-            nonlocal calls
-            calls += 1
-            slope = self.judge(mix, head)
-            return replace(slope, loss=float("nan")) if calls == 3 else slope
-
-        found = descend(judge, Point(np.zeros(3), self.head), np.full(3, 1 / 3), Settings(steps=60))
+        start = Point(np.zeros(3), self.head)
+        found = descend(self.nan_at({3}), start, np.full(3, 1 / 3), Settings(steps=60))
         assert found.point.mix[0] > 0.6
 
-    def test_seconds_end_it(self) -> None:
-        start = Point(np.zeros(3), self.head)
-        found = descend(self.judge, start, np.full(3, 1 / 3), Settings(steps=10**9, seconds=1e-9))
+    def test_a_deadline_ends_it(self) -> None:
+        start, endless = Point(np.zeros(3), self.head), Settings(steps=10**9)
+        end = deadline_of(1e-9)
+        found = descend(self.judge, start, np.full(3, 1 / 3), endless, deadline=end)
         assert found.steps == 0
         np.testing.assert_array_equal(found.point.mix, start.mix)
 

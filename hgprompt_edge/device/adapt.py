@@ -13,7 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hgprompt_edge.device.descend import Descent, Point, average, divergence, start_at
+from hgprompt_edge.device.descend import (
+    Descent,
+    Point,
+    average,
+    deadline_of,
+    divergence,
+    share_of,
+    start_at,
+)
 from hgprompt_edge.device.guard import (
     FOLDS,
     Labels,
@@ -29,6 +37,8 @@ from hgprompt_edge.device.step import Doubles, Floats, Head, Pixels, smoothed
 
 TOWARDS = 0.9
 """How far towards each prompt another start lies."""
+STARTS_SHARE = 3
+"""One part of so many of a budget of seconds is for finding where to start."""
 
 Report = Callable[[str, int, int], None]
 
@@ -81,23 +91,26 @@ def adapt_labelled(
         The loss is no number.
     """
     begin, rng = time.monotonic(), np.random.default_rng(seed)
+    deadline = deadline_of(learner.settings.seconds)
     start = _checked_start(learner, images, current, rng)
     rows = np.eye(len(learner.head.bias), dtype=np.float32)[labels]
     folds = fold_of(labels, FOLDS, rng)
-    before = learner.features(images, current.mix)
+    at_factory, before = _features_before(learner, images, current)
     old = current.head.logits(before)
     held_out = old.copy()
-    points, losses = _starts(learner, images, labels, start)
+    points, losses = _starts(learner, images, labels, start, at_factory, deadline, report)
     descents: list[Descent] = []
-    for fold in np.unique(folds):
+    for place, fold in enumerate(np.unique(folds)):
         kept, out = folds != fold, folds == fold
         tell = _stage(report, f"fold {fold + 1} of {FOLDS}")
         best = points[int(losses[:, kept].mean(axis=1).argmin())]
-        descents.append(learner.learn(images[kept], rows[kept], best, tell))
+        end = share_of(deadline, FOLDS + 1 - place)
+        descents.append(learner.learn(images[kept], rows[kept], best, tell, end))
         point = descents[-1].point
         held_out[out] = point.head.logits(learner.features(images[out], point.mix))
     middle = average([descent.point for descent in descents])
-    descents.append(learner.learn(images, rows, middle, _stage(report, "all images")))
+    tell = _stage(report, "all images")
+    descents.append(learner.learn(images, rows, middle, tell, deadline))
     after = learner.features(images, descents[-1].point.mix)
     verdict = judge_labelled(old, held_out, labels, _distances(learner, before, after))
     steps = sum(descent.steps for descent in descents)
@@ -125,16 +138,15 @@ def adapt_unlabelled(
     UserError
         The loss is no number.
     """
-    begin = time.monotonic()
+    begin, deadline = time.monotonic(), deadline_of(learner.settings.seconds)
     start = _checked_start(learner, images, current, np.random.default_rng(seed))
+    factory, old = _features_before(learner, images, current)
     if learner.clean is not None:
-        points, losses = _starts(learner, images, None, start)
+        points, losses = _starts(learner, images, None, start, factory, deadline, report)
         start = points[int(losses.mean(axis=1).argmin())]
-    descent = learner.learn(images, None, start, _stage(report, "images"))
+    descent = learner.learn(images, None, start, _stage(report, "images"), deadline)
     point = descent.point
-    factory, old, new = (
-        learner.features(images, mix) for mix in (learner.factory, current.mix, point.mix)
-    )
+    new = learner.features(images, point.mix)
     if learner.clean is not None and learner.settings.head == "bias":
         point = Point(point.theta, learner.head.following(new, learner.clean[0]))
     verdict = judge_unlabelled(
@@ -163,38 +175,54 @@ def _checked_start(
     return start
 
 
+def _features_before(learner: Learner, images: Pixels, current: Weights) -> tuple[Floats, Floats]:
+    """Features `[n, D]` under the factory mix and under the one in force, often the same."""
+    factory = learner.features(images, learner.factory)
+    if np.array_equal(current.mix, learner.factory):
+        return factory, factory
+    return factory, learner.features(images, current.mix)
+
+
 def _propose(point: Point, verdict: Verdict, steps: int, begin: float, images: int) -> Proposal:
     weights = Weights(point.mix, point.head)
     return Proposal(weights, verdict, steps, time.monotonic() - begin, images)
 
 
 def _starts(
-    learner: Learner, images: Pixels, labels: Labels | None, start: Point
+    learner: Learner,
+    images: Pixels,
+    labels: Labels | None,
+    start: Point,
+    at_factory: Floats,
+    deadline: float,
+    report: Report | None,
 ) -> tuple[list[Point], Doubles]:
     """Points to start from, and the loss of each image at each of them, `[S, n]`.
 
-    Without labels all images have the same, that of their statistics.
-
     The loss has more than one valley, and a descent stays in the one it begins in: beside the start
-    itself there are points well on the way to each of the prompts.
+    itself there are points well on the way to each of the prompts, or to as many as there is time
+    for. Without labels all images have the same loss, that of their statistics.
     """
     points = [start]
     for corner in np.eye(len(start.theta)):
         points.append(Point(np.log((1 - TOWARDS) * start.mix + TOWARDS * corner), start.head))
-    prior, settings = smoothed(learner.factory), learner.settings
-    unit, losses = 0.0, []
-    if learner.clean is not None:
-        at_factory = learner.features(images, learner.factory)
-        unit = anchor_unit(at_factory, learner.clean, settings.anchor)
+    prior, settings, clean = smoothed(learner.factory), learner.settings, learner.clean
+    unit = 0.0 if clean is None else anchor_unit(at_factory, clean, settings.anchor)
+    end = share_of(deadline, STARTS_SHARE)
+    losses: list[Doubles] = []
     for point in points:
+        if losses and time.monotonic() >= end:
+            break
         features = learner.features(images, point.mix)
         loss = np.zeros(len(images))
         if labels is not None:
             loss = log_loss(point.head.logits(features), labels)
-        if learner.clean is not None:
-            loss = loss + unit * statistics_distance(features, *learner.clean)[0]
+        if clean is not None:
+            loss = loss + unit * statistics_distance(features, *clean)[0]
         losses.append(loss + settings.proximal * divergence(point.mix, prior))
-    return points, np.stack(losses)
+        if report is not None:
+            report("starts", len(losses), len(points))
+    return points[: len(losses)], np.stack(losses)
 
 
 def _stage(report: Report | None, stage: str) -> Callable[[int, int], None] | None:

@@ -31,8 +31,10 @@ class Settings:
 
     Attributes
     ----------
-    steps, seconds
-        The budget of one descent; seconds None: no limit.
+    steps
+        Of one descent at most.
+    seconds
+        That all of the learning may take; None: no limit. What judges it takes a few passes more.
     rate
         Adam's step on the logits of the mix.
     proximal
@@ -98,15 +100,18 @@ def descend(
     factory: Doubles,
     settings: Settings,
     report: Report | None = None,
+    deadline: float = math.inf,
 ) -> Descent:
     """Minimise `judge + tau KL(a || a_factory)` from `start`; return the best point seen.
+
+    `deadline` is a time of `time.monotonic`; no step begins after it.
 
     Raises
     ------
     UserError
         The loss is no number however small the steps are.
     """
-    prior, deadline = smoothed(factory), deadline_of(settings.seconds)
+    prior = smoothed(factory)
     adam, point, best = _Adam(settings, start), start, (math.inf, start)
     losses: list[float] = []
     halvings = 0
@@ -138,6 +143,12 @@ def descend(
 def deadline_of(seconds: float | None) -> float:
     """When a budget of seconds ends, on a clock that does not jump."""
     return math.inf if seconds is None else time.monotonic() + seconds
+
+
+def share_of(deadline: float, parts: int) -> float:
+    """When the first of so many parts ends, into which the time until `deadline` is divided."""
+    now = time.monotonic()
+    return now + (deadline - now) / parts
 
 
 def divergence(a: Doubles, prior: Doubles) -> float:

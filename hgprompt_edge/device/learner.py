@@ -16,7 +16,6 @@ from hgprompt_edge.device.descend import (
     Point,
     Report,
     Settings,
-    deadline_of,
     descend,
     divergence,
 )
@@ -80,9 +79,14 @@ class Learner(Protocol):
         ...
 
     def learn(
-        self, images: Pixels, labels: Floats | None, start: Point, report: Report | None
+        self,
+        images: Pixels,
+        labels: Floats | None,
+        start: Point,
+        report: Report | None = None,
+        deadline: float = math.inf,
     ) -> Descent:
-        """Learn from `images` with one-hot `labels [n, K]`, or without any."""
+        """Learn from `images` with one-hot `labels [n, K]` or without any, until `deadline`."""
         ...
 
 
@@ -107,7 +111,12 @@ class GradientLearner:
         return self._graph(images, blank, mix).features
 
     def learn(
-        self, images: Pixels, labels: Floats | None, start: Point, report: Report | None
+        self,
+        images: Pixels,
+        labels: Floats | None,
+        start: Point,
+        report: Report | None = None,
+        deadline: float = math.inf,
     ) -> Descent:
         """Descend on what is known: labels, statistics of clean images, both or neither."""
         graph, clean, anchor = self._graph, self.clean, self.settings.anchor
@@ -121,7 +130,7 @@ class GradientLearner:
             judge = cross_entropy_judge(graph, images, labels)
         else:
             judge = anchored_judge(graph, images, labels, clean, anchor)
-        return descend(judge, start, self.factory, self.settings, report)
+        return descend(judge, start, self.factory, self.settings, report, deadline)
 
 
 class ForwardLearner:
@@ -155,7 +164,12 @@ class ForwardLearner:
         return np.concatenate([self._predictor.features(part) for part in parts])
 
     def learn(
-        self, images: Pixels, labels: Floats | None, start: Point, report: Report | None
+        self,
+        images: Pixels,
+        labels: Floats | None,
+        start: Point,
+        report: Report | None = None,
+        deadline: float = math.inf,
     ) -> Descent:
         """Search by the same losses as with the gradient."""
         clean, unit = self.clean, 0.0
@@ -171,19 +185,22 @@ class ForwardLearner:
                 return float(-(labels * log_softmax(logits)).sum(axis=1).mean()) + distance
             return information(logits)[0] if clean is None else distance
 
-        return self._search(loss, start, report)
+        return self._search(loss, start, report, deadline)
 
     def _search(
-        self, loss: Callable[[Doubles], float], start: Point, report: Report | None
+        self,
+        loss: Callable[[Doubles], float],
+        start: Point,
+        report: Report | None,
+        deadline: float,
     ) -> Descent:
         from cmaes import CMA  # takes SciPy where that is installed: not for those without need
 
         settings, prior = self.settings, smoothed(self.factory)
-        end = deadline_of(settings.seconds)
         search = CMA(mean=start.theta.copy(), sigma=SPREAD, seed=self._seed)
         best = (math.inf, start)
         losses: list[float] = []
-        while len(losses) < settings.steps and time.monotonic() < end:
+        while len(losses) < settings.steps and time.monotonic() < deadline:
             told = []
             for _ in range(search.population_size):
                 theta = search.ask()

@@ -27,7 +27,7 @@ class Slope:
 
 
 LEAST_DISTANCE = 0.1
-"""Of statistics: what two samples of clean images may be apart by chance."""
+"""Of statistics, to measure others by: what a few dozen clean images may be away by chance."""
 
 Judge = Callable[[Doubles, Head], Slope]
 
