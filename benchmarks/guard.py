@@ -6,6 +6,9 @@
 A cell is a task under a shift. The mix is learned without labels from a hundred validation images,
 under a head that was fitted on the training images alone, and measured on all of them. `mix` moves
 the mix, `bias` the head's bias, too. Only `benchmarks/adapt.py` looks at test images.
+
+Rows of severity 0 are of clean images: of all classes, of half of them and of one, whose statistics
+are off although nothing has changed.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from adapt import TASKS, UNLABELLED
-from adapt_report import GUARD, guard_table
+from adapt_report import GUARD, clean_table, guard_table
 from rows import read_rows, write_rows
 from targets import load_target
 
@@ -41,18 +44,22 @@ from hgprompt_edge.transfer.choice import Judge
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.vit.backbone import Backbone
 
+CLEAN = "none"
+"""The shift of severity 0."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with a folder for each data set")
     parser.add_argument("--bundles", type=Path, help="folder of TASK.hgbundle")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS))
-    parser.add_argument("--severities", type=int, nargs="*", default=[3])
+    parser.add_argument("--severities", type=int, nargs="*", default=[3, 0])
     options = parser.parse_args()
     if options.data is not None:
         torch.set_num_threads(1)
         run(options)
-    print("\n".join(guard_table(read_rows(GUARD))))
+    rows = read_rows(GUARD)
+    print("\n".join([*guard_table(rows), "", *clean_table(rows)]))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -60,9 +67,16 @@ def run(options: argparse.Namespace) -> None:
     for severity in options.severities:
         for name in options.tasks:
             done = {
-                row["shift"] for row in rows if (row["task"], row["severity"]) == (name, severity)
+                (row["shift"], row["classes"])
+                for row in rows
+                if (row["task"], row["severity"]) == (name, severity)
             }
-            missing = [shift for shift in SHIFTS if shift not in done]
+            wanted = (
+                [(shift, "all") for shift in SHIFTS]
+                if severity
+                else [(CLEAN, classes) for classes in ("all", "half", "one")]
+            )
+            missing = [case for case in wanted if case not in done]
             if not missing:
                 continue
             task = load_target(name, backbone, options.data, 0)
@@ -84,8 +98,9 @@ def judging(bundle: Bundle, backbone: Backbone, task: Task) -> Bundle:
 
 
 def measure(
-    bundle: Bundle, backbone: Backbone, task: Task, shifts: list[str], severity: int
+    bundle: Bundle, backbone: Backbone, task: Task, cases: list[tuple[str, str]], severity: int
 ) -> Iterator[dict[str, Any]]:
+    """Rows of shifts and which classes (`all`, `half`, `one`) the device sees images of."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.onnx"
         export_onnx(bundle, backbone, path, runtime_weights=True, adapt=True)
@@ -95,11 +110,15 @@ def measure(
             AdaptGraph(adapt_path(path), bank, threads=1, micro_batch=4), Settings()
         )
     labels = task.validation.labels
-    seen = np.random.default_rng(5).permutation(len(labels))[:UNLABELLED]
+    order, classes = np.random.default_rng(5).permutation(len(labels)), np.unique(labels)
+    counts = {"all": len(classes), "half": len(classes) // 2, "one": 1}
     factory = Weights(learner.factory, learner.head)
     assert learner.clean is not None
-    for shift in shifts:
-        pixels = corrupt(task.validation.pixels, shift, severity, 0)
+    for shift, part in cases:
+        seen = order[np.isin(labels[order], classes[: counts[part]])][:UNLABELLED]
+        pixels = task.validation.pixels
+        if shift != CLEAN:
+            pixels = corrupt(pixels, shift, severity, 0)
         found = adapt_unlabelled(learner, pixels[seen], factory)
         before, after = (
             learner.features(pixels, mix) for mix in (learner.factory, found.weights.mix)
@@ -116,6 +135,8 @@ def measure(
         }
         yield {
             "shift": shift,
+            "classes": part,
+            "seen": len(seen),
             "images": len(pixels),
             "steps": found.steps,
             **{f"accuracy_{name}": round(value, 4) for name, value in accuracies.items()},
