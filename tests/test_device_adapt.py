@@ -270,10 +270,21 @@ def test_micro_batches_give_the_same_step(planted: Planted) -> None:
     np.testing.assert_allclose(one.logits, other.logits, rtol=1e-4, atol=1e-5)
 
 
+SHARP = 10.0
+
+
 class TestTrustNothing:
     def test_right_gradient_passes(self, planted: Planted) -> None:
         rng = np.random.default_rng(0)
         check_gradient(planted.graph, planted.images[:8], np.zeros(len(planted.bank.names)), rng)
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_right_gradient_of_a_sharp_loss_passes(self, planted: Planted, seed: int) -> None:
+        """The loss of a sure model bends so that central differences alone are far off."""
+        graph = AdaptGraph(adapt_path(planted.path), planted.bank, threads=1)
+        graph.head = replace(graph.head, weight=graph.head.weight * SHARP)
+        rng = np.random.default_rng(seed)
+        check_gradient(graph, planted.images[:8], rng.normal(size=len(planted.bank.names)), rng)
 
     @pytest.mark.parametrize("wrong", [lambda d: -d, lambda d: 0 * d, lambda d: d[::-1]])
     def test_wrong_gradient_stops_adaptation(
