@@ -228,13 +228,27 @@ def _print_result(
         mixed = "the uniform mix" if taken == "uniform" else f"the source {taken}"
         out.print(f"learned: {mixed}, which held out better than where the objective ended")
     out.print(never_worse_table(bundle))
-    chosen = METHODS[bundle.choice]
-    out.print(f"chosen on held-out images: {chosen}", soft_wrap=True)
+    out.print(f"chosen on held-out images: {_choice(bundle, images)}", soft_wrap=True)
     if worths:
         out.print(worth_table(worths))
     out.print(f"{path}, {figure} ({seconds:.0f} s)", soft_wrap=True)
     how = "--adapt" if worths else "--format onnx"
     out.print(f"next: hgedge export {path} {how}", soft_wrap=True)
+
+
+def _choice(bundle: Bundle, images: Task) -> str:
+    """Say what was chosen, and why where that has not the lowest log-loss."""
+    from hgprompt_edge.transfer.choice import MIN_GAIN, choose
+
+    none, best = bundle.table[0], bundle.table[choose(bundle.table)]
+    if bundle.choice == best.method or none.cross_log_loss is None or best.cross_log_loss is None:
+        return METHODS[bundle.choice]
+    count = len(images.train) + len(images.validation)
+    gain = (none.cross_log_loss - best.cross_log_loss) * count
+    return (
+        f"{METHODS[bundle.choice]}, as {METHODS[best.method]} gains {gain:.1f} nats over all "
+        f"{count} images and has to gain {MIN_GAIN:g}"
+    )
 
 
 def _counts(images: Task) -> dict[str, int]:

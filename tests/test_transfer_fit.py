@@ -16,7 +16,7 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import Normalization, PromptBank, mix
 from hgprompt_edge.tasks import Images, Task
 from hgprompt_edge.transfer.alignment import variance_alignment
-from hgprompt_edge.transfer.choice import choose
+from hgprompt_edge.transfer.choice import Candidate, Judge, choose, never_worse
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.fit import HGPrompt
 from hgprompt_edge.transfer.hscore import h_score
@@ -173,7 +173,8 @@ def test_fit_leaves_a_whole_and_true_bundle(
     bundle = read_bundle(tmp_path / "toy.hgbundle")
     assert bundle.mode == ("shallow" if layers == 1 else "deep")
     assert [row.method for row in bundle.table] == ["none", "best_source", "uniform", "learned"]
-    assert bundle.choice == fitted.choice_ == fitted.table_[choose(fitted.table_)].method
+    best = never_worse(fitted.table_, len(task.train) + len(task.validation))
+    assert bundle.choice == fitted.choice_ == fitted.table_[best].method
     assert all(row.test_accuracy is not None for row in bundle.table)
     assert fitted.weights_.sum() == pytest.approx(1)
     assert bundle.objective == fitted.objective_
@@ -335,6 +336,33 @@ def test_cross_fitted_log_loss_chooses_where_all_rows_have_it() -> None:
     assert choose([none, replace(learned, cross_log_loss=0.85)]) == 0
 
 
+def test_a_prompt_has_to_gain_two_nats_over_all_images() -> None:
+    none, mixed = Row("none", 0.5, 1.0, cross_log_loss=0.8), Row("learned", 0.6, 0.9)
+    mixed = replace(mixed, cross_log_loss=0.78)
+    assert never_worse([none, mixed], 99) == 0
+    assert never_worse([none, mixed], 101) == 1
+    assert never_worse([none, replace(mixed, cross_log_loss=0.81)], 10**6) == 0
+    # Without cross-fitted losses (another head) validation's decide alone.
+    assert never_worse([Row("none", 0.5, 1.0), Row("learned", 0.6, 0.9)], 1) == 1
+
+
+def test_the_cross_fitted_log_loss_is_the_mean_over_divisions(backbone: Backbone) -> None:
+    task = make_task(backbone)
+    store = FeatureStore(backbone)
+    judge = Judge(store, task, seed=3)
+    nothing = Candidate("none", None, np.zeros(1))
+    row = judge.cross_validated(judge.on_validation(nothing), nothing)
+    parts = (task.train, task.validation)
+    features = torch.cat([store.features(part.pixels, None) for part in parts])
+    labels = np.concatenate([part.labels for part in parts])
+    losses = [
+        cross_fitted_log_loss(features, labels, len(task.classes), 3 + division)
+        for division in range(8)
+    ]
+    assert max(losses) - min(losses) > 1e-4
+    assert row.cross_log_loss == pytest.approx(np.mean(losses), rel=1e-12)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_what_was_learned_holds_out_no_worse_than_uniform_or_any_source(
     backbone: Backbone, seed: int
@@ -351,5 +379,3 @@ def test_what_was_learned_holds_out_no_worse_than_uniform_or_any_source(
     learned = loss(mix(tokens, fitted.weights_), task.train)
     for weights in (np.full(4, 1 / 4), *np.eye(4)):
         assert learned <= loss(mix(tokens, weights), task.train) + 1e-5
-    none = next(row for row in fitted.table_ if row.method == "none")
-    assert none.cross_log_loss == pytest.approx(loss(None, task.train, task.validation), rel=1e-5)

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from hgprompt_edge.prompts import Floats, PromptBank, mix
 from hgprompt_edge.tasks import Task
-from hgprompt_edge.transfer.choice import Candidate, Judge, choose
+from hgprompt_edge.transfer.choice import Candidate, Judge, choose, never_worse
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.learn import (
     Learned,
@@ -270,13 +270,13 @@ def hgprompt(contest: Contest) -> Plan:
 
 
 def hgprompt_guarded(contest: Contest) -> Plan:
-    """Do as `fit`: of no prompt, each source, uniform and learned the one that holds out best."""
+    """Do as `fit`: of each source, uniform and learned what holds out best, or no prompt."""
     plans = [contest.run(name).plan for name in ("none", "uniform", "hgprompt")]
     candidates = [plan.candidates[0] for plan in plans]
     candidates += [contest.folded(weights)[0] for weights in np.eye(len(contest.bank.prompts))]
     judge = contest.judge
     rows = [judge.cross_validated(judge.on_validation(c), c) for c in candidates]
-    return Plan((candidates[choose(rows)],))
+    return Plan((candidates[never_worse(rows, judge.images)],))
 
 
 def tune(contest: Contest) -> Plan:

@@ -28,6 +28,12 @@ from hgprompt_edge.vit.heads import (
 
 METHODS = ("none", "best_source", "uniform", "learned", "tuned")
 """From the simplest to the most involved; of equals the simpler is chosen."""
+DIVISIONS = 8
+"""Divisions into folds over which the cross-fitted log-loss is averaged: with a few images a class
+that of one division depends on who is in which fold."""
+MIN_GAIN = 2.0
+"""Nats over all images that a prompt must gain: prior odds of exp(2) for no prompt, which a few
+images do not outweigh and many do. Chosen on source sets by benchmarks/few_images.py."""
 
 FitHead = Callable[[Tensor, Labels, int, int], Head]
 HEADS: dict[str, FitHead] = {"lda": fit_lda, "logistic": fit_logistic}
@@ -67,6 +73,11 @@ class Judge:
     head: str = "lda"
     seed: int = 0
 
+    @property
+    def images(self) -> int:
+        """How many images the cross-fitted log-loss is over."""
+        return len(self.task.train) + len(self.task.validation)
+
     def on_validation(self, candidate: Candidate) -> Row:
         """Accuracy and log-loss on validation of a head fitted on the training part."""
         held_out = self.task.validation
@@ -84,13 +95,17 @@ class Judge:
         """Complete the row with the log-loss over all images that may choose, cross-fitted.
 
         Each image is scored by a head that has not seen it, as on validation, but there are five
-        times as many. For the closed-form head; another's row stays as it is.
+        times as many. The mean over `DIVISIONS` into folds. For the closed-form head; another's
+        row stays as it is.
         """
         if self.head != "lda":
             return row
         features, labels = self._both(candidate)
-        loss = cross_fitted_log_loss(features, labels, len(self.task.classes), self.seed)
-        return replace(row, cross_log_loss=loss)
+        losses = [
+            cross_fitted_log_loss(features, labels, len(self.task.classes), self.seed + division)
+            for division in range(DIVISIONS)
+        ]
+        return replace(row, cross_log_loss=float(np.mean(losses)))
 
     def final_head(self, candidate: Candidate) -> Head:
         """Head on training and validation images together."""
@@ -132,3 +147,16 @@ def choose(rows: Sequence[Row]) -> int:
         return (row.val_log_loss if loss is None else loss, -row.val_accuracy, index)
 
     return min(range(len(rows)), key=key)
+
+
+def never_worse(rows: Sequence[Row], images: int) -> int:
+    """Index of the best row, or 0, no prompt, unless the best gains enough over all `images`.
+
+    The gain is that in cross-fitted log-loss, which is a mean over these images; rows without it
+    are chosen from by `choose` alone.
+    """
+    best = choose(rows)
+    none, found = rows[0].cross_log_loss, rows[best].cross_log_loss
+    if none is None or found is None or (none - found) * images > MIN_GAIN:
+        return best
+    return 0

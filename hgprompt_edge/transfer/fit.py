@@ -14,7 +14,7 @@ from hgprompt_edge.prompts import Floats, PromptBank, effective_sources, mix
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.assemble import make_bundle
 from hgprompt_edge.transfer.checks import check_bank, leave_out_family
-from hgprompt_edge.transfer.choice import HEADS, Candidate, Judge, choose
+from hgprompt_edge.transfer.choice import HEADS, Candidate, Judge, choose, never_worse
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.hscore import noise_floor
 from hgprompt_edge.transfer.learn import Learned, Progress, Space, learn_weights, uniform_weights
@@ -194,7 +194,7 @@ class HGPrompt:
             source_rows[best] if candidate is sources[best] else held_out(candidate)
             for candidate in candidates
         ]
-        chosen = choose(rows)
+        chosen = never_worse(rows, judge.images)
         self._chosen = candidates[chosen]
         self.choice_ = rows[chosen].method
         self.head_ = judge.final_head(self._chosen)
