@@ -226,6 +226,8 @@ def run_cell(cell: Cell, device: Device, methods: list[str]) -> Iterator[dict[st
             "accuracy_after": outcome.after if outcome.taken else before,
             "accuracy_unguarded": outcome.after,
             "taken": outcome.taken,
+            "distance_before": outcome.figures.get("distance_before"),
+            "distance_after": outcome.figures.get("distance_after"),
             "steps": outcome.steps,
             "seconds": round(time.perf_counter() - began + case.memory.take_saved(), 2),
             "peak_rss_mb": None,  # of a process of its own: adapt_memory.py
@@ -258,11 +260,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Accuracy under what was learned, and whether the guard took it."""
+    """Accuracy under what was learned, and whether the guard took it, on what figures."""
 
     after: float
     taken: bool
     steps: int
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -284,7 +287,10 @@ class Case:
 
     def outcome(self, proposal: Proposal) -> Outcome:
         """Measure what was learned, whatever the guard says of it."""
-        return Outcome(self.measure(proposal.weights), proposal.verdict.taken, proposal.steps)
+        verdict = proposal.verdict
+        return Outcome(
+            self.measure(proposal.weights), verdict.taken, proposal.steps, verdict.figures
+        )
 
 
 def run_mix(case: Case) -> Outcome:

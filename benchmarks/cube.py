@@ -36,6 +36,14 @@ class Cube:
         """`[targets, methods]`, means over seeds."""
         return np.stack([cell.mean(0) for cell in self.cells])
 
+    @property
+    def seeds(self) -> str:
+        """How many seeds a target has, in words."""
+        least, most = min(map(len, self.cells)), max(map(len, self.cells))
+        if least < most:
+            return f"{least} to {most} seeds"
+        return "1 seed" if most == 1 else f"{most} seeds"
+
     def bootstrap(self, statistic: Callable[[Floats], Floats]) -> tuple[Floats, Floats, Floats]:
         """Value and interval of a statistic of `[targets, methods]`."""
         rng = np.random.default_rng(0)

@@ -46,6 +46,8 @@ from hgprompt_edge.vit.backbone import Backbone
 
 CLEAN = "none"
 """The shift of severity 0."""
+FIGURES = ("agreement", "classes_before", "classes_after", "entropy_before", "entropy_after")
+"""Of the guard's verdict on the mix."""
 
 
 def main() -> None:
@@ -141,6 +143,7 @@ def measure(
             "steps": found.steps,
             **{f"accuracy_{name}": round(value, 4) for name, value in accuracies.items()},
             **{f"distance_{name}": round(value, 4) for name, value in distances.items()},
+            **{f"mix_{name}": round(found.verdict.figures[name], 4) for name in FIGURES},
         }
 
 

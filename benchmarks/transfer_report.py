@@ -56,8 +56,10 @@ def write_report() -> None:
     if banks:
         parts += ["### By number of sources\n", bank_table(banks)]
     for name in sorted({row["backbone"] for row in full} - {"bundled"}):
-        other = cube([row for row in full if row["backbone"] == name])
-        parts += [f"### Another backbone: {name}\n", accuracy_table(other)]
+        rows_there = [row for row in full if row["backbone"] == name]
+        other = cube(rows_there)
+        parts += [f"### Another backbone: {name}\n", main_tables(other, rows_there)]
+        parts.append(accuracy_table(other))
     tuned = read_rows(TUNE_RESULTS)
     if tuned:
         parts += ["### Tune with a fifth of the passes\n", tune_tables(tuned)]
@@ -69,17 +71,15 @@ def write_report() -> None:
 
 
 def is_bank_study(row: Row) -> bool:
-    return row["bank_size"] in (2, 4, 16, 32)
+    return row["backbone"] == "bundled" and row["bank_size"] in (2, 4, 16, 32)
 
 
 def main_tables(main: Cube, rows: Sequence[Row]) -> str:
     """One row a method: accuracy, rank, what ours gain over it, what it costs."""
-    seeds = [len(cell) for cell in main.cells]
-    count = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
     ranks = np.mean([rankdata(-row) for row in main.by_task], axis=0)
     gains = [paired(main, ours) for ours in ("hgprompt", "hgprompt_guarded")]
     lines = [
-        f"{len(main.tasks)} targets, {count} seeds each. Accuracy on test images in %, differences "
+        f"{len(main.tasks)} targets, {main.seeds} each. Accuracy on test images in %, differences "
         "in points with 95 % intervals; seconds are those with the cache as it was.\n",
         "| method | accuracy | rank | HGPrompt, raw, less this | never worse less this "
         "| image passes | seconds | sources |",

@@ -188,11 +188,10 @@ def tune_tables(rows: Sequence[Row]) -> str:
     found = cube([row for row in rows if row["task"] not in PILOT], tuple(TITLES))
     if "tune" not in found.methods:
         return ""
-    seeds = [len(cell) for cell in found.cells]
     rates = {method: picked(rows, method) for method in ("tune", "vpt_long")}
     passes = {m: passes_of(rows, found, m) for m in found.methods}
     lines = [
-        f"{len(found.tasks)} targets, {min(seeds)} to {max(seeds)} seeds each. Learning rate "
+        f"{len(found.tasks)} targets, {found.seeds} each. Learning rate "
         f"{rates['tune']:g} for tune and {rates['vpt_long']:g} for VPT, picked on "
         f"{' and '.join(PILOT)}.\n",
         "| target | " + " | ".join(TITLES[method] for method in found.methods) + " |",
