@@ -4,11 +4,15 @@
     python benchmarks/adapt_memory.py --bundles DIR                             # peak_rss_mb
     python benchmarks/adapt.py --only-report
 
-`--bundles` holds TASK.hgbundle with condition prompts (`hgedge fit`, `hgedge condition`). The test
-part is split once: from one share the device sees its images, on the other accuracy is measured.
-Everything runs through the product's device code on the exported models; `prompt_full`, prompt
-tuning by backpropagation in PyTorch, is the upper bound. A cell is a task, shift, severity and
-seed; its rows are appended to the results as soon as it is done.
+`--bundles` holds TASK.hgbundle with condition prompts, a quarter of an hour each on one core:
+
+    hgedge fit --task TASK --data DATA/TASK --output DIR/TASK.hgbundle \
+        --conditions dark,blur,noise,cast,jpeg,lowres        # digits needs no --data
+
+The test part is split once: from one share the device sees its images, on the other accuracy is
+measured. Everything runs through the product's device code on the exported models; `prompt_full`,
+prompt tuning by backpropagation in PyTorch, is the upper bound. A cell is a task, shift, severity
+and seed; its rows are appended to the results as soon as it is done.
 """
 
 from __future__ import annotations
@@ -226,8 +230,7 @@ def run_cell(cell: Cell, device: Device, methods: list[str]) -> Iterator[dict[st
             "accuracy_after": outcome.after if outcome.taken else before,
             "accuracy_unguarded": outcome.after,
             "taken": outcome.taken,
-            "distance_before": outcome.figures.get("distance_before"),
-            "distance_after": outcome.figures.get("distance_after"),
+            "figures": {name: round(value, 4) for name, value in outcome.figures.items()},
             "steps": outcome.steps,
             "seconds": round(time.perf_counter() - began + case.memory.take_saved(), 2),
             "peak_rss_mb": None,  # of a process of its own: adapt_memory.py
@@ -260,7 +263,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Accuracy under what was learned, and whether the guard took it, on what figures."""
+    """Accuracy under what was learned; whether the guard took it, and the figures that it saw."""
 
     after: float
     taken: bool
@@ -306,7 +309,7 @@ def run_mix_sources(case: Case) -> Outcome:
     learner = GradientLearner(sources.graph, Settings())
     proposal = adapt_labelled(learner, case.images, case.labels, sources.factory, seed=case.seed)
     after = accuracy(sources.logits(case.test, proposal.weights), case.test_labels)
-    return Outcome(after, proposal.verdict.taken, proposal.steps)
+    return Outcome(after, proposal.verdict.taken, proposal.steps, proposal.verdict.figures)
 
 
 def run_head(case: Case) -> Outcome:

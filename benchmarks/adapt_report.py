@@ -9,7 +9,14 @@ import matplotlib
 import numpy as np
 from rows import read_rows
 
-from hgprompt_edge.device.guard import MIN_DISTANCE, MIN_FALL
+from hgprompt_edge.device.guard import (
+    MAX_RISE,
+    MIN_DISTANCE,
+    MIN_ERRORS,
+    MIN_ERRORS_NEARER,
+    MIN_FALL,
+    SLACK,
+)
 from hgprompt_edge.tasks.conditions import CONDITIONS, SHIFTS
 
 matplotlib.use("Agg")
@@ -19,10 +26,13 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "adapt.json"
 PAGE = ROOT / "docs" / "ADAPT.md"
 GUARD = ROOT / "benchmarks" / "results" / "guard.json"
+GUARD_LABELLED = ROOT / "benchmarks" / "results" / "guard_labelled.json"
 LEAST_LOSS = 0.02
 """Shares of less than this are noise by noise."""
 WORST = 0.5
 """Points that no case should lose."""
+ERRORS = ((0, 0), (1, 1), (2, 2), (1, 0), (1.5, 1), (1.5, 0), (1.5, -1), (2, 0))
+"""Standard errors asked for, and asked for where the statistics come back."""
 FALLS = (-np.inf, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 FIGURE = ROOT / "docs" / "images" / "adapt.png"
 METHODS = {
@@ -77,6 +87,19 @@ Accuracy under the guard, severity 3, five images a class, mean of the seeds:
 
 {details}
 
+## The guard with labels
+
+New weights are taken where the log-loss of images that were held out falls by more than so many
+standard errors of the difference, accuracy does not fall, and the statistics of the features do not
+go far. Where those statistics come back, by the bounds of the next section, that is evidence of its
+own, and the labels have to say less. How much was chosen on validation images
+([rows](../benchmarks/results/guard_labelled.json) of `benchmarks/guard_labelled.py`): five images a
+class, {labelled_severities}, heads that were fitted on the training images alone, measured on the
+other validation images. Points, mean over all cells with what is not taken as none, and how often
+the log-loss of the measured images rises:
+
+{labelled}
+
 ## The guard without labels
 
 Its bounds were chosen on validation images ([rows](../benchmarks/results/guard.json) of
@@ -107,6 +130,8 @@ def write_report() -> None:
     usual = [row for row in rows if row["images_per_class"] in (5, None)]
     severe = [row for row in usual if row["severity"] == 3]
     labelled = [row for row in rows if row["severity"] == 3 and row["images_per_class"]]
+    guarded = read_rows(GUARD_LABELLED)
+    severities = sorted({row["severity"] for row in guarded})
     draw(severe)
     PAGE.write_text(
         PAGE_TEXT.format(
@@ -119,6 +144,8 @@ def write_report() -> None:
             by_images="\n".join(by_value(labelled, "images_per_class", "{} images a class")),
             guard="\n".join(guard_table(read_rows(GUARD))),
             clean="\n".join(clean_table(read_rows(GUARD))),
+            labelled="\n".join(labelled_table(guarded)),
+            labelled_severities=f"severities {' and '.join(map(str, severities))}",
             guard_tasks=", ".join(sorted({row["task"] for row in read_rows(GUARD)})),
             min_distance=MIN_DISTANCE,
             details="\n".join(details(severe)),
@@ -304,6 +331,42 @@ def guard_table(rows: list[dict[str, Any]]) -> list[str]:
             cells += [f"{sum(gains) / len(rows):+.1f}", f"{min(gains, default=0):+.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def labelled_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Gain in points by the standard errors asked for: mean over the cells, worst, how many taken.
+
+    "Loss rises" counts the cells taken in which the log-loss of the measured images is higher.
+    """
+    titles = ("falls by", "where statistics come back", "taken", "mean", "worst",
+              f"worse by > {WORST:g}", "loss rises")  # fmt: skip
+    lines = [f"| {' | '.join(titles)} |", "| --- |" + " --- |" * (len(titles) - 1)]
+    for rule in ERRORS:
+        mark = "**" if rule == (MIN_ERRORS, MIN_ERRORS_NEARER) else ""
+        taken = [row for row in rows if would_take(row, *rule)]
+        gains = [100 * (row["accuracy_after"] - row["accuracy_before"]) for row in taken]
+        cells = [f"{mark}{errors:g} errors{mark}" for errors in rule]
+        cells += [
+            f"{len(taken)} of {len(rows)}",
+            f"{sum(gains) / max(len(rows), 1):+.1f}",
+            f"{min(gains, default=0):+.1f}",
+            str(sum(gain < -WORST for gain in gains)),
+            str(sum(row["gain"] < 0 for row in taken)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def would_take(row: dict[str, Any], errors: float, nearer: float) -> bool:
+    """Whether the guard takes what a cell learned when it asks for so many standard errors."""
+    gain = row["held_out_log_loss_before"] - row["held_out_log_loss_after"]
+    before, after = (row[f"held_out_distance_{when}"] for when in ("before", "after"))
+    asked = nearer if before >= MIN_DISTANCE and after <= (1 - MIN_FALL) * before else errors
+    return bool(
+        gain > asked * row["held_out_standard_error"]
+        and row["held_out_accuracy_after"] >= row["held_out_accuracy_before"]
+        and after <= MAX_RISE * before + SLACK
+    )
 
 
 def come_back(row: dict[str, Any], fall: float) -> bool:

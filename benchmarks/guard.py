@@ -8,7 +8,8 @@ under a head that was fitted on the training images alone, and measured on all o
 the mix, `bias` the head's bias, too. Only `benchmarks/adapt.py` looks at test images.
 
 Rows of severity 0 are of clean images: of all classes, of half of them and of one, whose statistics
-are off although nothing has changed.
+are off although nothing has changed. Under a shift, too, a device may see half of the classes only;
+accuracy is over all of them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from adapt import TASKS, UNLABELLED
 from adapt_report import GUARD, clean_table, guard_table
@@ -32,11 +34,11 @@ from hgprompt_edge.bundle import Bundle, read_bundle
 from hgprompt_edge.device.adapt import Weights, adapt_unlabelled
 from hgprompt_edge.device.bank import adapt_path
 from hgprompt_edge.device.descend import Settings
-from hgprompt_edge.device.guard import accuracy
+from hgprompt_edge.device.guard import accuracy, judge_unlabelled
 from hgprompt_edge.device.learner import GradientLearner
 from hgprompt_edge.device.losses import statistics_distance
 from hgprompt_edge.device.predictor import Predictor
-from hgprompt_edge.device.step import AdaptGraph
+from hgprompt_edge.device.step import AdaptGraph, Floats, Pixels
 from hgprompt_edge.export.verify import reference_logits
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.tasks.conditions import SHIFTS, corrupt
@@ -47,7 +49,7 @@ from hgprompt_edge.vit.backbone import Backbone
 CLEAN = "none"
 """The shift of severity 0."""
 FIGURES = ("agreement", "classes_before", "classes_after", "entropy_before", "entropy_after")
-"""Of the guard's verdict on the mix."""
+"""Of the guard's verdict on the mix, alone and with the bias."""
 
 
 def main() -> None:
@@ -55,7 +57,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with a folder for each data set")
     parser.add_argument("--bundles", type=Path, help="folder of TASK.hgbundle")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS))
-    parser.add_argument("--severities", type=int, nargs="*", default=[3, 0])
+    parser.add_argument("--severities", type=int, nargs="*", default=[3, 1, 0])
+    parser.add_argument("--classes", nargs="*", default=["all", "half", "one"])
     options = parser.parse_args()
     if options.data is not None:
         torch.set_num_threads(1)
@@ -73,11 +76,9 @@ def run(options: argparse.Namespace) -> None:
                 for row in rows
                 if (row["task"], row["severity"]) == (name, severity)
             }
-            wanted = (
-                [(shift, "all") for shift in SHIFTS]
-                if severity
-                else [(CLEAN, classes) for classes in ("all", "half", "one")]
-            )
+            shifts = SHIFTS if severity else (CLEAN,)
+            parts = [part for part in options.classes if not (severity and part == "one")]
+            wanted = [(shift, part) for part in parts for shift in shifts]
             missing = [case for case in wanted if case not in done]
             if not missing:
                 continue
@@ -88,6 +89,25 @@ def run(options: argparse.Namespace) -> None:
                 rows.append({"task": name, "severity": severity} | row)
                 write_rows(GUARD, rows)
                 print(rows[-1], flush=True)
+
+
+class StudyLearner(GradientLearner):
+    """Learns as a device does; features come from the model, without their gradient."""
+
+    def __init__(self, bundle: Bundle, backbone: Backbone) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "m.onnx"
+            export_onnx(bundle, backbone, path, runtime_weights=True, adapt=True)
+            self.predictor = Predictor(path, threads=1)
+            assert self.predictor.bank is not None
+            graph = AdaptGraph(adapt_path(path), self.predictor.bank, threads=1, micro_batch=4)
+        super().__init__(graph, Settings())
+
+    def features(self, images: Pixels, mix: npt.ArrayLike) -> Floats:
+        """Features `[n, D]` of `images [n, S, S, 3]`."""
+        self.predictor.set_weights(mix)
+        parts = [images[start : start + 16] for start in range(0, len(images), 16)]
+        return np.concatenate([self.predictor.features(part) for part in parts])
 
 
 def judging(bundle: Bundle, backbone: Backbone, task: Task) -> Bundle:
@@ -103,15 +123,7 @@ def measure(
     bundle: Bundle, backbone: Backbone, task: Task, cases: list[tuple[str, str]], severity: int
 ) -> Iterator[dict[str, Any]]:
     """Rows of shifts and which classes (`all`, `half`, `one`) the device sees images of."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "m.onnx"
-        export_onnx(bundle, backbone, path, runtime_weights=True, adapt=True)
-        bank = Predictor(path, threads=1).bank
-        assert bank is not None
-        learner = GradientLearner(
-            AdaptGraph(adapt_path(path), bank, threads=1, micro_batch=4), Settings()
-        )
-    labels = task.validation.labels
+    learner, labels = StudyLearner(bundle, backbone), task.validation.labels
     order, classes = np.random.default_rng(5).permutation(len(labels)), np.unique(labels)
     counts = {"all": len(classes), "half": len(classes) // 2, "one": 1}
     factory = Weights(learner.factory, learner.head)
@@ -126,10 +138,16 @@ def measure(
             learner.features(pixels, mix) for mix in (learner.factory, found.weights.mix)
         )
         head = learner.head.following(after[seen], learner.clean[0])
+        old, new = learner.head.logits(before), learner.head.logits(after)
+        moved = head.logits(after)
         accuracies = {
-            "before": accuracy(learner.head.logits(before), labels),
-            "mix": accuracy(learner.head.logits(after), labels),
-            "bias": accuracy(head.logits(after), labels),
+            "before": accuracy(old, labels),
+            "mix": accuracy(new, labels),
+            "bias": accuracy(moved, labels),
+        }
+        judged = {
+            name: judge_unlabelled(old[seen], old[seen], logits[seen]).figures
+            for name, logits in (("mix", new), ("bias", moved))
         }
         distances = {
             name: statistics_distance(features[seen], *learner.clean)[0]
@@ -143,7 +161,11 @@ def measure(
             "steps": found.steps,
             **{f"accuracy_{name}": round(value, 4) for name, value in accuracies.items()},
             **{f"distance_{name}": round(value, 4) for name, value in distances.items()},
-            **{f"mix_{name}": round(found.verdict.figures[name], 4) for name in FIGURES},
+            **{
+                f"{name}_{figure}": round(figures[figure], 4)
+                for name, figures in judged.items()
+                for figure in FIGURES
+            },
         }
 
 

@@ -30,6 +30,23 @@ class TestGuard:
         assert "uncertainty" in verdict.reason
         assert not judge_labelled(old, old, self.labels).taken, "nothing is no gain"
 
+    def test_statistics_that_come_back_need_less_of_the_labels(self) -> None:
+        old = self.logits(1.0)
+        better, worse = (
+            old * np.where(np.arange(40) % 2, *scales)[:, None]
+            for scales in ((1.2, 0.85), (1.15, 0.8))
+        )
+        assert judge_labelled(old, better, self.labels, (1.0, 0.5)).taken
+        for before, after in ((1.0, 0.7), (0.09, 0.01), (1.0, float("nan"))):
+            assert not judge_labelled(old, better, self.labels, (before, after)).taken
+        for new in (worse, old):
+            assert not judge_labelled(old, new, self.labels, (1.0, 0.5)).taken
+
+    def test_one_image_says_nothing(self) -> None:
+        old, new = np.zeros((1, 2)), np.array([[3.0, 0.0]])
+        for distances in (None, (1.0, 0.5)):
+            assert not judge_labelled(old, new, np.array([0]), distances).taken
+
     def test_lower_accuracy_is_never_taken(self) -> None:
         old = self.logits(0.2)
         new = self.logits(5.0)

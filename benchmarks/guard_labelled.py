@@ -1,0 +1,117 @@
+"""How many standard errors the guard asks for with labels: chosen on validation images.
+
+    python benchmarks/guard_labelled.py --data ../shared/assets/datasets --bundles DIR   # resumes
+    python benchmarks/guard_labelled.py                          # the table from the rows
+
+A cell is a task under a shift. The mix is learned from some labelled validation images a class,
+under a head that was fitted on the training images alone, and measured on the other validation
+images. Only `benchmarks/adapt.py` looks at test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from adapt import TASKS
+from adapt_report import GUARD_LABELLED, labelled_table
+from guard import StudyLearner, judging
+from rows import read_rows, write_rows
+from targets import load_target
+
+from hgprompt_edge import load_backbone
+from hgprompt_edge.bundle import Bundle, read_bundle
+from hgprompt_edge.device.adapt import Weights, adapt_labelled
+from hgprompt_edge.device.guard import accuracy, log_loss, standard_error
+from hgprompt_edge.tasks import Task
+from hgprompt_edge.tasks.conditions import SHIFTS, corrupt
+from hgprompt_edge.vit.backbone import Backbone
+
+IMAGES = 5
+"""A class, with labels."""
+HELD_OUT = (
+    "log_loss_before",
+    "log_loss_after",
+    "standard_error",
+    "accuracy_before",
+    "accuracy_after",
+    "distance_before",
+    "distance_after",
+)
+"""Figures that the guard judges by."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, help="folder with a folder for each data set")
+    parser.add_argument("--bundles", type=Path, help="folder of TASK.hgbundle")
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS))
+    parser.add_argument("--severities", type=int, nargs="*", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    options = parser.parse_args()
+    if options.data is not None:
+        torch.set_num_threads(1)
+        run(options)
+    print("\n".join(labelled_table(read_rows(GUARD_LABELLED))))
+
+
+def run(options: argparse.Namespace) -> None:
+    backbone, rows = load_backbone("bundled"), read_rows(GUARD_LABELLED)
+    done = {(row["task"], row["shift"], row["severity"], row["seed"]) for row in rows}
+    for name in options.tasks:
+        cells = [
+            (shift, severity, seed)
+            for seed in options.seeds
+            for severity in options.severities
+            for shift in SHIFTS
+            if (name, shift, severity, seed) not in done
+        ]
+        if not cells:
+            continue
+        task = load_target(name, backbone, options.data, 0)
+        assert task is not None
+        bundle = judging(read_bundle(options.bundles / f"{name}.hgbundle"), backbone, task)
+        for row in measure(bundle, backbone, task, cells):
+            rows.append({"task": name} | row)
+            write_rows(GUARD_LABELLED, rows)
+            print(rows[-1], flush=True)
+
+
+def measure(
+    bundle: Bundle, backbone: Backbone, task: Task, cells: list[tuple[str, int, int]]
+) -> Iterator[dict[str, Any]]:
+    """Rows of shifts, severities and seeds: what the guard sees, and what is true."""
+    learner = StudyLearner(bundle, backbone)
+    labels, factory = task.validation.labels, Weights(learner.factory, learner.head)
+    for shift, severity, seed in cells:
+        order = np.random.default_rng([seed, 6]).permutation(len(labels))
+        shots = np.concatenate([order[labels[order] == c][:IMAGES] for c in np.unique(labels)])
+        others = np.setdiff1d(order, shots)
+        pixels = corrupt(task.validation.pixels, shift, severity, seed)
+        found = adapt_labelled(learner, pixels[shots], labels[shots], factory, seed=seed)
+        old, new = (
+            learner.head.logits(learner.features(pixels[others], mix))
+            for mix in (learner.factory, found.weights.mix)
+        )
+        gain = log_loss(old, labels[others]) - log_loss(new, labels[others])
+        yield {
+            "shift": shift,
+            "severity": severity,
+            "seed": seed,
+            "seen": len(shots),
+            "images": len(others),
+            "steps": found.steps,
+            "accuracy_before": round(accuracy(old, labels[others]), 4),
+            "accuracy_after": round(accuracy(new, labels[others]), 4),
+            "gain": round(float(gain.mean()), 4),
+            "gain_error": round(standard_error(gain), 4),
+            **{f"held_out_{name}": round(found.verdict.figures[name], 4) for name in HELD_OUT},
+        }
+
+
+if __name__ == "__main__":
+    main()
