@@ -31,7 +31,7 @@ from targets import load_target
 
 from hgprompt_edge import export_onnx, load_backbone
 from hgprompt_edge.bundle import Bundle, read_bundle
-from hgprompt_edge.device.adapt import Weights, adapt_unlabelled
+from hgprompt_edge.device.adapt import Weights, learn_unlabelled
 from hgprompt_edge.device.bank import adapt_path
 from hgprompt_edge.device.descend import Settings
 from hgprompt_edge.device.guard import accuracy, judge_unlabelled
@@ -133,7 +133,7 @@ def measure(
         pixels = task.validation.pixels
         if shift != CLEAN:
             pixels = corrupt(pixels, shift, severity, 0)
-        found = adapt_unlabelled(learner, pixels[seen], factory)
+        found = learn_unlabelled(learner, pixels[seen], factory)
         before, after = (
             learner.features(pixels, mix) for mix in (learner.factory, found.weights.mix)
         )

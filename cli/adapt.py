@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from hgprompt_edge.device.predictor import Predictor
 
 
+BIAS_HINT = "if the images show all classes alike, try again with --head bias"
+
+
 class Method(str, Enum):
     """How the mix is learned."""
 
@@ -146,7 +149,8 @@ def adapt(
         note(f"left out {sentence}")
     if absent := adapted.seen.absent(predictor.classes):
         note(f"no images of some classes, for which the new weights were not judged: {absent}")
-    _print_adapted(adapted, bank.names, folder, json)
+    tries_more = unlabelled and head is Moving.NONE and adapted.proposal.steps > 0
+    _print_adapted(adapted, bank.names, folder, json, BIAS_HINT if tries_more else None)
     if not adapted.proposal.verdict.taken:
         raise typer.Exit(EXIT_CHECK_FAILED)
 
@@ -205,7 +209,9 @@ def _print_history(journal: Journal, names: Sequence[str], json: bool) -> None:
     out.print(table)
 
 
-def _print_adapted(adapted: Adapted, names: Sequence[str], folder: Path, json: bool) -> None:
+def _print_adapted(
+    adapted: Adapted, names: Sequence[str], folder: Path, json: bool, hint: str | None
+) -> None:
     proposal, verdict = adapted.proposal, adapted.proposal.verdict
     if json:
         document = {"taken": verdict.taken, "reason": verdict.reason, **verdict.figures}
@@ -232,6 +238,8 @@ def _print_adapted(adapted: Adapted, names: Sequence[str], folder: Path, json: b
         out.print(f"version {adapted.after.id} is in force ({folder})", soft_wrap=True)
     else:
         out.print(f"the weights stay as they were, version {adapted.after.id}")
+        if hint is not None:
+            out.print(hint)
 
 
 def _as_dict(version: Version, names: Sequence[str]) -> dict[str, object]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,12 @@ import pytest
 from command_line import hgedge, run
 from PIL import Image
 from planted import Planted
+from small_vits import token_features
 
+from hgprompt_edge.bundle import bank_tokens
 from hgprompt_edge.device.parcel import read_parcel
-from hgprompt_edge.device.predictor import open_journal
+from hgprompt_edge.device.predictor import Predictor, open_journal, state_folder
+from hgprompt_edge.device.seen import read_unlabelled
 from hgprompt_edge.export.onnx_file import export_onnx
 
 
@@ -131,6 +135,50 @@ def test_forwards_only_and_without_labels(planted: Planted, seen: Path, tmp_path
     )
     assert "agreement" in found
     assert (found["version"]["method"] == "unlabelled") == (code == 0)
+
+
+def test_the_factory_weights_come_back_with_the_light(
+    planted: Planted, seen: Path, tmp_path: Path
+) -> None:
+    """Images of the very statistics that the bank knows of clean ones, after something else."""
+    images = read_unlabelled(seen, planted.predictor.preprocessing).pixels
+    mixed = np.tensordot(planted.factory.mix, bank_tokens(planted.bundle)[1], 1)
+    features = token_features(replace(planted.bundle, prompt=mixed), planted.backbone, images)
+    known = replace(planted.bundle, clean_mean=features.mean(0), clean_var=features.var(0))
+    model = tmp_path / "known.onnx"
+    export_onnx(known, planted.backbone, model, runtime_weights=True, adapt=True)
+    predictor = Predictor(model)
+    assert predictor.bank is not None
+    corner = np.eye(len(predictor.bank.names), dtype=np.float32)[-1]
+    state = open_journal(state_folder(model), predictor.bank, predictor.classes)
+    with state as journal, journal.exclusive():
+        journal.commit(corner, method="labelled", images=8, figures={})
+    words = ("adapt", "--model", str(model), "--data", str(seen), "--unlabelled")
+    first, second = run(*words), run(*words)
+    assert first.exit_code == 0, first.output
+    assert "back to the factory weights" in first.stdout
+    assert "version 3 is in force" in first.stdout
+    history = json.loads(run(*words[:3], "--history", "--json").stdout)
+    assert history[-1]["weights"] == history[0]["weights"] != history[1]["weights"]
+    assert second.exit_code == 1
+    assert "look as clean ones do" in second.stdout
+    assert "--head bias" not in second.stdout, "nothing was learned"
+
+
+def test_a_refusal_without_labels_names_the_bias(
+    planted: Planted, seen: Path, tmp_path: Path
+) -> None:
+    features = token_features(planted.bundle, planted.backbone, planted.images)
+    far = features.mean(0) + 5 * features.std(0)
+    known = replace(planted.bundle, clean_mean=far, clean_var=features.var(0))
+    model = tmp_path / "known.onnx"
+    export_onnx(known, planted.backbone, model, runtime_weights=True, adapt=True)
+    words = ("adapt", "--model", str(model), "--data", str(seen), "--unlabelled", "--steps", "1")
+    result = run(*words)
+    assert result.exit_code == 1, result.output
+    assert "little nearer" in result.stdout
+    assert "try again with --head bias" in result.stdout
+    assert "try again" not in run(*words, "--head", "bias").stdout
 
 
 def test_a_head_that_moved_stays_when_the_mix_moves_on(

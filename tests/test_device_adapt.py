@@ -12,7 +12,12 @@ from planted import Planted
 from small_vits import token_features
 
 from hgprompt_edge.bundle import bank_tokens
-from hgprompt_edge.device.adapt import Weights, adapt_labelled, adapt_unlabelled
+from hgprompt_edge.device.adapt import (
+    Weights,
+    adapt_labelled,
+    adapt_unlabelled,
+    learn_unlabelled,
+)
 from hgprompt_edge.device.bank import adapt_path
 from hgprompt_edge.device.descend import Settings, start_at
 from hgprompt_edge.device.learner import ForwardLearner, GradientLearner
@@ -212,7 +217,7 @@ def test_without_labels_the_statistics_of_clean_images_lead_back(
         GradientLearner(graph, Settings(steps=60, proximal=0)),
         ForwardLearner(predictor, Settings(steps=15, proximal=0)),
     ):
-        found = adapt_unlabelled(learner, planted.images, away)
+        found = learn_unlabelled(learner, planted.images, away)
 
         def distance(mix: np.ndarray) -> float:
             predictor.set_weights(mix)
@@ -230,8 +235,52 @@ def test_without_labels_the_statistics_of_clean_images_lead_back(
             distance(found.weights.mix), rel=1e-3
         )
 
-    begun = adapt_unlabelled(GradientLearner(graph, Settings(steps=1)), planted.images, away)
+    begun = learn_unlabelled(GradientLearner(graph, Settings(steps=1)), planted.images, away)
     assert begun.weights.mix[first] > 0.85, "begins at the prompt that brings statistics nearest"
+
+
+@pytest.mark.parametrize("kind", ["gradient", "cma"])
+def test_images_that_look_clean_teach_nothing(planted: Planted, kind: str) -> None:
+    learner = learner_of(kind, planted, Settings(steps=3))
+    features = learner.features(planted.images, planted.factory.mix)
+    learner.clean = features.mean(axis=0), features.var(axis=0)
+    found = adapt_unlabelled(learner, planted.images, planted.factory)
+    assert (found.verdict.taken, found.steps) == (False, 0)
+    assert "look as clean ones do" in found.verdict.reason
+    assert found.weights is planted.factory
+
+
+def test_when_the_light_comes_back_so_do_the_factory_weights(planted: Planted) -> None:
+    """The device has adapted to something that is gone."""
+    learner = GradientLearner(planted.graph, Settings(steps=3))
+    features = learner.features(planted.images, planted.factory.mix)
+    learner.clean = features.mean(axis=0), features.var(axis=0)
+    corner = np.eye(len(planted.factory.mix))[-1]
+    moved = replace(planted.factory.head, bias=planted.factory.head.bias + 1)
+    for share, back in ((1.0, True), (1e-3, False)):
+        mix = (1 - share) * planted.factory.mix + share * corner
+        found = adapt_unlabelled(learner, planted.images, Weights(mix, moved))
+        assert (found.verdict.taken, found.steps) == (back, 0)
+        if back:
+            assert "back to the factory weights" in found.verdict.reason
+            np.testing.assert_array_equal(found.weights.mix, planted.factory.mix)
+            np.testing.assert_array_equal(found.weights.head.bias, planted.factory.head.bias)
+
+
+def test_what_no_mix_explains_leads_back_from_what_is_worse(planted: Planted) -> None:
+    learner = GradientLearner(planted.graph, Settings(steps=1))
+    factory, corner = planted.factory, np.eye(len(planted.factory.mix))[-1]
+    at_factory, away = (learner.features(planted.images, mix) for mix in (factory.mix, corner))
+    # Beyond the factory's features, seen from those of the weights in force.
+    mean = at_factory.mean(axis=0) + 0.6 * (at_factory - away).mean(axis=0)
+    learner.clean = mean, at_factory.var(axis=0)
+    distances = [statistics_distance(x, *learner.clean)[0] for x in (away, at_factory)]
+    assert distances[1] > 0.1, "not what clean images look like"
+    assert distances[1] < 0.6 * distances[0]
+    found = adapt_unlabelled(learner, planted.images, Weights(corner, factory.head))
+    assert found.verdict.taken
+    assert "back to the factory weights" in found.verdict.reason
+    np.testing.assert_array_equal(found.weights.mix, factory.mix)
 
 
 def test_without_labels_the_bias_takes_the_mean_back(planted: Planted) -> None:

@@ -60,6 +60,8 @@ class TestGuard:
         collapsed = judge_unlabelled(factory, factory, one)
         assert not collapsed.taken
         assert "collapse" in collapsed.reason
+        three = np.where(np.arange(4) == 3, -9.0, factory)  # of four classes
+        assert "collapse" in judge_unlabelled(factory, factory, three).reason
         turned = 9 * np.eye(4)[(self.labels + 1) % 4]
         assert not judge_unlabelled(factory, factory, turned).taken
         assert judge_unlabelled(factory, factory, self.logits(6.0)).taken

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from hgprompt_edge.device.guard import (
     Verdict,
     fold_of,
     judge_labelled,
+    judge_return,
+    judge_unchanged,
     judge_unlabelled,
     log_loss,
 )
@@ -125,11 +127,11 @@ def adapt_unlabelled(
     seed: int = 0,
     report: Report | None = None,
 ) -> Proposal:
-    """Learn the mix from `images [n, S, S, 3]` alone.
+    """Learn the mix from `images [n, S, S, 3]` alone, where something has changed.
 
-    Where the head's bias moves, too, that of the model's own head follows the features' mean. The
-    mix alone is judged by the distance of statistics: a bias takes the mean back whatever the
-    images show, of clean images of a few classes, too.
+    Nothing is learned where the images look as clean ones do under the factory weights. Where
+    nothing new is taken and the factory weights suit the images better than those in force, they
+    are what is proposed: when the light comes back, so do they.
 
     Raises
     ------
@@ -137,6 +139,38 @@ def adapt_unlabelled(
         The runtime's gradient is wrong.
     UserError
         The loss is no number.
+    """
+    if learner.clean is None:
+        return learn_unlabelled(learner, images, current, seed=seed, report=report)
+    begin = time.monotonic()
+    factory, in_force = (
+        statistics_distance(features, *learner.clean)[0]
+        for features in _features_before(learner, images, current)
+    )
+    refusal = judge_unchanged(factory)
+    if refusal is not None:
+        proposal = Proposal(current, refusal, 0, 0.0, len(images))
+    else:
+        proposal = learn_unlabelled(learner, images, current, seed=seed, report=report)
+    back = judge_return(in_force, factory)
+    if back is not None and not proposal.verdict.taken:
+        proposal = replace(proposal, weights=Weights(learner.factory, learner.head), verdict=back)
+    return replace(proposal, seconds=time.monotonic() - begin)
+
+
+def learn_unlabelled(
+    learner: Learner,
+    images: Pixels,
+    current: Weights,
+    *,
+    seed: int = 0,
+    report: Report | None = None,
+) -> Proposal:
+    """Learn the mix from `images [n, S, S, 3]` alone and judge it, whatever they look like.
+
+    Where the head's bias moves, too, that of the model's own head follows the features' mean. The
+    mix alone is judged by the distance of statistics: a bias takes the mean back whatever the
+    images show, of clean images of a few classes, too.
     """
     begin, deadline = time.monotonic(), deadline_of(learner.settings.seconds)
     start = _checked_start(learner, images, current, np.random.default_rng(seed))

@@ -24,8 +24,9 @@ model was fitted on."""
 MIN_AGREEMENT = 0.4
 """Unlabelled: on so many of the images the new weights must predict what the factory's do, if they
 are surer of it. Surer and different is how adaptation without labels goes wrong."""
-MIN_CLASSES = 0.5
-"""Unlabelled: so much of the factory's effective number of predicted classes must be left."""
+MIN_CLASSES = 0.9
+"""Unlabelled: so much of the factory's effective number of predicted classes must be left. Where a
+mix finds what changed, predictions spread over as many classes as before or more."""
 MIN_DISTANCE = 0.1
 """Unlabelled: the images' statistics must be so far from those of clean images, under the factory
 weights. A hundred clean images are some 0.02 away by chance."""
@@ -153,12 +154,37 @@ def judge_unlabelled(
     return Verdict(True, why, figures)
 
 
+def judge_unchanged(distance: float) -> Verdict | None:
+    """Refuse to learn where the images look as clean ones do under the factory weights."""
+    if not distance < MIN_DISTANCE:
+        return None
+    return Verdict(False, _looks_clean(distance), {"distance_before": distance})
+
+
+def judge_return(in_force: float, factory: float) -> Verdict | None:
+    """Go back to the factory weights where the statistics come back under them.
+
+    By the bounds that new weights are held to, from the distance under the weights in force.
+    """
+    if _refuse_distances(in_force, factory) is not None:
+        return None
+    why = (
+        "back to the factory weights: under them the features' statistics are nearer to those of "
+        f"clean images than under the weights in force (distance {in_force:.2f} to {factory:.2f})"
+    )
+    return Verdict(True, why, {"distance_before": in_force, "distance_after": factory})
+
+
+def _looks_clean(distance: float) -> str:
+    return (
+        "under the factory weights these images look as clean ones do (distance of the "
+        f"features' statistics {distance:.2f}, bound {MIN_DISTANCE:g})"
+    )
+
+
 def _refuse_distances(before: float, after: float) -> str | None:
     if before < MIN_DISTANCE:
-        return (
-            "under the factory weights these images look as clean ones do (distance of the "
-            f"features' statistics {before:.2f}, bound {MIN_DISTANCE:g})"
-        )
+        return _looks_clean(before)
     if not after <= (1 - MIN_FALL) * before:
         return (
             f"the features' statistics come little nearer to those of clean images (distance "
