@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from adapt import TASKS, UNLABELLED
-from adapt_report import GUARD, clean_table, guard_table
+from adapt_report import GUARD, classes_table, clean_table, guard_table, half_table
 from rows import read_rows, write_rows
 from targets import load_target
 
@@ -64,7 +64,8 @@ def main() -> None:
         torch.set_num_threads(1)
         run(options)
     rows = read_rows(GUARD)
-    print("\n".join([*guard_table(rows), "", *clean_table(rows)]))
+    for table in (guard_table, classes_table, clean_table, half_table):
+        print("\n".join([*table(rows), ""]))
 
 
 def run(options: argparse.Namespace) -> None:
