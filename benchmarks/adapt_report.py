@@ -60,8 +60,8 @@ of the cases that lost more than two points, in which digits, whose losses are t
 as much as any. After the guard: where it keeps the old weights, nothing is recovered. The whole
 prompt, the feature mean and FOA's search have no guard. FOA's makes 224 passes over the images,
 eight generations.
-Rows of labels with no `figures` (seed 1, two and ten images a class) are of an earlier training of
-the condition prompts and of a guard that asked for one standard error; so are the sources alone.
+Rows of guarded methods with no `figures` are of an earlier training of the condition prompts and
+of a guard that with labels asked for one standard error, without labels for half of the classes.
 
 ## Five images a class, severity 3
 
