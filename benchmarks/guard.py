@@ -134,10 +134,9 @@ def measure(
         pixels = task.validation.pixels
         if shift != CLEAN:
             pixels = corrupt(pixels, shift, severity, 0)
-        found = learn_unlabelled(learner, pixels[seen], factory)
-        before, after = (
-            learner.features(pixels, mix) for mix in (learner.factory, found.weights.mix)
-        )
+        before = learner.features(pixels, learner.factory)
+        found = learn_unlabelled(learner, pixels[seen], factory, (before[seen], before[seen]))
+        after = learner.features(pixels, found.weights.mix)
         head = learner.head.following(after[seen], learner.clean[0])
         old, new = learner.head.logits(before), learner.head.logits(after)
         moved = head.logits(after)

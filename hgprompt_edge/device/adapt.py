@@ -27,9 +27,8 @@ from hgprompt_edge.device.guard import (
     Labels,
     Verdict,
     fold_of,
+    judge_clean,
     judge_labelled,
-    judge_return,
-    judge_unchanged,
     judge_unlabelled,
     log_loss,
 )
@@ -129,9 +128,8 @@ def adapt_unlabelled(
 ) -> Proposal:
     """Learn the mix from `images [n, S, S, 3]` alone, where something has changed.
 
-    Nothing is learned where the images look as clean ones do under the factory weights. Where
-    nothing new is taken and the factory weights suit the images better than those in force, they
-    are what is proposed: when the light comes back, so do they.
+    Nothing is learned from images that look as clean ones do under the factory weights; a device
+    that has adapted to something that is gone goes back to these.
 
     Raises
     ------
@@ -140,21 +138,15 @@ def adapt_unlabelled(
     UserError
         The loss is no number.
     """
-    if learner.clean is None:
-        return learn_unlabelled(learner, images, current, seed=seed, report=report)
     begin = time.monotonic()
-    factory, in_force = (
-        statistics_distance(features, *learner.clean)[0]
-        for features in _features_before(learner, images, current)
-    )
-    refusal = judge_unchanged(factory)
-    if refusal is not None:
-        proposal = Proposal(current, refusal, 0, 0.0, len(images))
-    else:
-        proposal = learn_unlabelled(learner, images, current, seed=seed, report=report)
-    back = judge_return(in_force, factory)
-    if back is not None and not proposal.verdict.taken:
-        proposal = replace(proposal, weights=Weights(learner.factory, learner.head), verdict=back)
+    before = _features_before(learner, images, current)
+    if learner.clean is not None:
+        factory, in_force = (statistics_distance(x, *learner.clean)[0] for x in before)
+        verdict = judge_clean(in_force, factory)
+        if verdict is not None:
+            weights = Weights(learner.factory, learner.head) if verdict.taken else current
+            return Proposal(weights, verdict, 0, time.monotonic() - begin, len(images))
+    proposal = learn_unlabelled(learner, images, current, before, seed=seed, report=report)
     return replace(proposal, seconds=time.monotonic() - begin)
 
 
@@ -162,6 +154,7 @@ def learn_unlabelled(
     learner: Learner,
     images: Pixels,
     current: Weights,
+    before: tuple[Floats, Floats],
     *,
     seed: int = 0,
     report: Report | None = None,
@@ -171,10 +164,15 @@ def learn_unlabelled(
     Where the head's bias moves, too, that of the model's own head follows the features' mean. The
     mix alone is judged by the distance of statistics: a bias takes the mean back whatever the
     images show, of clean images of a few classes, too.
+
+    Parameters
+    ----------
+    before
+        Features `[n, D]` of the images under the factory mix, and under the one in force.
     """
     begin, deadline = time.monotonic(), deadline_of(learner.settings.seconds)
     start = _checked_start(learner, images, current, np.random.default_rng(seed))
-    factory, old = _features_before(learner, images, current)
+    factory, old = before
     if learner.clean is not None:
         points, losses = _starts(learner, images, None, start, factory, deadline, report)
         start = points[int(losses.mean(axis=1).argmin())]

@@ -154,25 +154,32 @@ def judge_unlabelled(
     return Verdict(True, why, figures)
 
 
-def judge_unchanged(distance: float) -> Verdict | None:
-    """Refuse to learn where the images look as clean ones do under the factory weights."""
-    if not distance < MIN_DISTANCE:
-        return None
-    return Verdict(False, _looks_clean(distance), {"distance_before": distance})
+def judge_clean(in_force: float, factory: float) -> Verdict | None:
+    """Learn nothing from images that look as clean ones do under the factory weights.
 
+    If the weights in force are others, under which the statistics are off, the factory's are taken:
+    by the bounds on distances that new weights are held to.
 
-def judge_return(in_force: float, factory: float) -> Verdict | None:
-    """Go back to the factory weights where the statistics come back under them.
+    Parameters
+    ----------
+    in_force, factory
+        Distance of the features' statistics from those of clean images, under either weights.
 
-    By the bounds that new weights are held to, from the distance under the weights in force.
+    Returns
+    -------
+    None where the images do not look clean: something has changed, and there is a mix to learn.
     """
-    if _refuse_distances(in_force, factory) is not None:
+    if not factory < MIN_DISTANCE:
         return None
+    figures = {"distance_before": factory, "distance_in_force": in_force}
+    if _refuse_distances(in_force, factory) is not None:
+        return Verdict(False, _looks_clean(factory), figures)
     why = (
-        "back to the factory weights: under them the features' statistics are nearer to those of "
-        f"clean images than under the weights in force (distance {in_force:.2f} to {factory:.2f})"
+        "back to the factory weights: under them these images look as clean ones do, under the "
+        f"weights in force they do not (distance of the features' statistics {factory:.2f}, "
+        f"{in_force:.2f})"
     )
-    return Verdict(True, why, {"distance_before": in_force, "distance_after": factory})
+    return Verdict(True, why, figures)
 
 
 def _looks_clean(distance: float) -> str:
