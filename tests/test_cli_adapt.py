@@ -160,6 +160,7 @@ def test_the_factory_weights_come_back_with_the_light(
     assert "version 3 is in force" in first.stdout
     history = json.loads(run(*words[:3], "--history", "--json").stdout)
     assert history[-1]["weights"] == history[0]["weights"] != history[1]["weights"]
+    assert [version["method"] for version in history] == ["factory", "labelled", "return"]
     assert second.exit_code == 1
     assert "look as clean ones do" in second.stdout
     assert "--head bias" not in second.stdout, "nothing was learned"

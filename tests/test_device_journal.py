@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 from journals import BANK, FACTORY, in_child, learn, mix, open_journal
 
 from hgprompt_edge.device import ledger
-from hgprompt_edge.device.journal import LOCK, Journal, Version
+from hgprompt_edge.device.journal import LOCK, RETURN, Journal, Version
 from hgprompt_edge.device.version import seal, unseal
 from hgprompt_edge.errors import UserError
 
@@ -181,6 +181,18 @@ def test_a_new_factory_mix_is_served_until_something_is_learned(tmp_path: Path) 
     with open_journal(tmp_path) as journal:
         assert journal.current().weights.tolist() == mix(0.6).tolist()
         assert journal.reset().weights.tolist() == FACTORY.tolist()
+
+
+def test_a_return_to_the_factory_mix_follows_a_new_one(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        learned = learn(journal, 0.6)
+        journal.commit(FACTORY, method=RETURN, images=8, figures={})
+    other = np.array([0.1, 0.2, 0.7], np.float32)
+    with Journal(tmp_path / "state", BANK, other) as journal:
+        assert journal.current().weights.tolist() == other.tolist()
+        journal.rollback(learned.id)
+    with open_journal(tmp_path) as journal:
+        assert journal.current().weights.tolist() == learned.weights.tolist()
 
 
 def test_a_clock_that_jumps_back_is_held_and_noted(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from hgprompt_edge.device.adapt import Proposal, Report, Weights, adapt_labelled, adapt_unlabelled
 from hgprompt_edge.device.bank import Bank, adapt_path
 from hgprompt_edge.device.descend import Settings
-from hgprompt_edge.device.journal import Journal, Version
+from hgprompt_edge.device.journal import RETURN, Journal, Version
 from hgprompt_edge.device.learner import ForwardLearner, GradientLearner, Learner
 from hgprompt_edge.device.predictor import Predictor, head_of
 from hgprompt_edge.device.seen import Seen, read_labelled, read_unlabelled
@@ -143,7 +143,9 @@ def _learner(request: Request, predictor: Predictor, bank: Bank) -> Learner:
 
 
 def _commit(journal: Journal, request: Request, learner: Learner, proposal: Proposal) -> Version:
-    kind = "unlabelled" if request.unlabelled else "labelled"
+    method = "unlabelled" if request.unlabelled else "labelled"
+    if learner.method != "gradient":
+        method = f"{method}, {learner.method}"
     figures = {"steps": proposal.steps, "seconds": round(proposal.seconds, 2)}
     rounded = {name: round(value, 6) for name, value in proposal.verdict.figures.items()}
     head = proposal.weights.head
@@ -151,9 +153,11 @@ def _commit(journal: Journal, request: Request, learner: Learner, proposal: Prop
         not np.array_equal(head.weight, learner.head.weight),
         not np.array_equal(head.bias, learner.head.bias),
     )
+    if np.array_equal(proposal.weights.mix, learner.factory) and not any(moved):
+        method = RETURN
     return journal.commit(
         proposal.weights.mix.astype(np.float32),
-        method=kind if learner.method == "gradient" else f"{kind}, {learner.method}",
+        method=method,
         images=proposal.images,
         figures=cast("Figures", figures | rounded),
         head_weight=head.weight if moved[0] else None,

@@ -23,10 +23,12 @@ from hgprompt_edge.device.sqlite import explained
 from hgprompt_edge.device.version import Figures, Floats, Version
 from hgprompt_edge.errors import UserError
 
-__all__ = ["Journal", "Version"]
+__all__ = ["RETURN", "Journal", "Version"]
 
 FILE, LOCK = "journal.sqlite", "adapt.lock"
 FACTORY, RESET, ROLLBACK = "factory", "reset", "rollback"
+RETURN = "return"
+"""To the factory's weights, because images look clean under them again."""
 
 
 class Journal:
@@ -289,7 +291,7 @@ class Journal:
         """Whether nothing was learned, and the model now comes with another mix."""
         if np.array_equal(version.weights, self._first.weights):
             return False
-        return self._origin(version).method in (FACTORY, RESET)
+        return self._origin(version).method in (FACTORY, RESET, RETURN)
 
 
 def classes_digest(classes: Sequence[str]) -> str:
