@@ -20,7 +20,7 @@ from hgprompt_edge.device.adapt import (
     learn_unlabelled,
 )
 from hgprompt_edge.device.bank import adapt_path
-from hgprompt_edge.device.descend import Settings, start_at
+from hgprompt_edge.device.descend import Descent, Settings, start_at
 from hgprompt_edge.device.learner import ForwardLearner, GradientLearner, Learner
 from hgprompt_edge.device.losses import (
     anchored_judge,
@@ -244,6 +244,29 @@ def test_without_labels_the_statistics_of_clean_images_lead_back(
 
     begun = learn_from(GradientLearner(graph, Settings(steps=1)), planted.images, away)
     assert begun.weights.mix[first] > 0.85, "begins at the prompt that brings statistics nearest"
+
+
+def test_a_descent_that_goes_wrong_leaves_its_start_to_judge(planted: Planted) -> None:
+    """Clean images under the condition prompt; the descent ends where its loss is worst."""
+
+    class Wandering(GradientLearner):
+        def learn(self, *given: Any) -> Descent:
+            found = super().learn(*given)
+            return replace(found, point=start_at(np.eye(len(self.factory))[0], self.head))
+
+    learner = Wandering(planted.graph, Settings(steps=2))
+    corner = np.eye(len(planted.factory.mix))[-1]
+    features = learner.features(planted.images, corner)
+    learner.clean = features.mean(axis=0), features.var(axis=0)
+    found = learn_from(learner, planted.images, planted.factory)
+    assert found.verdict.taken, found.verdict.reason
+    assert found.weights.mix[-1] > 0.85
+    first, second = (found.verdict.figures[f"distance_{when}"] for when in ("before", "after"))
+    assert second < 0.6 * first
+    learner.clean = features.mean(axis=0) + 100, features.var(axis=0)
+    refused = learn_from(learner, planted.images, planted.factory)
+    assert not refused.verdict.taken
+    assert refused.weights.mix[0] > 0.85, "what the descent found is what is shown"
 
 
 @pytest.mark.parametrize("kind", ["gradient", "cma"])

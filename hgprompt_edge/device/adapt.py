@@ -171,13 +171,30 @@ def learn_unlabelled(
         Features `[n, D]` of the images under the factory mix, and under the one in force.
     """
     begin, deadline = time.monotonic(), deadline_of(learner.settings.seconds)
-    start = _checked_start(learner, images, current, np.random.default_rng(seed))
-    factory, old = before
+    origin = _checked_start(learner, images, current, np.random.default_rng(seed))
+    start = origin
     if learner.clean is not None:
-        points, losses = _starts(learner, images, None, start, factory, deadline, report)
+        points, losses = _starts(learner, images, None, origin, before[0], deadline, report)
         start = points[int(losses.mean(axis=1).argmin())]
     descent = learner.learn(images, None, start, _stage(report, "images"), deadline)
-    point = descent.point
+    point, verdict = _judged(learner, images, descent.point, current, before)
+    if not verdict.taken and start is not origin:
+        # A descent may leave a sound mix for one whose statistics are right and predictions wrong.
+        fallback, sound = _judged(learner, images, start, current, before)
+        if sound.taken:
+            point, verdict = fallback, sound
+    return _propose(point, verdict, descent.steps, begin, len(images))
+
+
+def _judged(
+    learner: Learner,
+    images: Pixels,
+    point: Point,
+    current: Weights,
+    before: tuple[Floats, Floats],
+) -> tuple[Point, Verdict]:
+    """Judge a point without labels; the head's bias follows its features where it is to move."""
+    factory, old = before
     new = learner.features(images, point.mix)
     if learner.clean is not None and learner.settings.head == "bias":
         point = Point(point.theta, learner.head.following(new, learner.clean[0]))
@@ -187,7 +204,7 @@ def learn_unlabelled(
         point.head.logits(new),
         _distances(learner, factory, new),
     )
-    return _propose(point, verdict, descent.steps, begin, len(images))
+    return point, verdict
 
 
 def _distances(learner: Learner, before: Floats, after: Floats) -> tuple[float, float] | None:
