@@ -5,7 +5,8 @@
 
 A cell is a task under a shift. The mix is learned without labels from a hundred validation images,
 under a head that was fitted on the training images alone, and measured on all of them. `mix` moves
-the mix, `bias` the head's bias, too. Only `benchmarks/adapt.py` looks at test images.
+the mix, `bias` the head's bias, too; `start` and `start_bias` are the mix that the descent began
+at. Only `benchmarks/adapt.py` looks at test images.
 
 Rows of severity 0 are of clean images: of all classes, of half of them and of one, whose statistics
 are off although nothing has changed. Under a shift, too, a device may see half of the classes only;
@@ -33,7 +34,7 @@ from hgprompt_edge import export_onnx, load_backbone
 from hgprompt_edge.bundle import Bundle, read_bundle
 from hgprompt_edge.device.adapt import Weights, learn_unlabelled
 from hgprompt_edge.device.bank import adapt_path
-from hgprompt_edge.device.descend import Settings
+from hgprompt_edge.device.descend import Descent, Point, Settings
 from hgprompt_edge.device.guard import accuracy, judge_unlabelled
 from hgprompt_edge.device.learner import GradientLearner
 from hgprompt_edge.device.losses import statistics_distance
@@ -49,7 +50,7 @@ from hgprompt_edge.vit.backbone import Backbone
 CLEAN = "none"
 """The shift of severity 0."""
 FIGURES = ("agreement", "classes_before", "classes_after", "entropy_before", "entropy_after")
-"""Of the guard's verdict on the mix, alone and with the bias."""
+"""Of the guard's verdict on a mix, alone and with the bias."""
 
 
 def main() -> None:
@@ -93,7 +94,16 @@ def run(options: argparse.Namespace) -> None:
 
 
 class StudyLearner(GradientLearner):
-    """Learns as a device does; features come from the model, without their gradient."""
+    """Learns as a device does; features come from the model, without their gradient.
+
+    Attributes
+    ----------
+    began, ended
+        Where the last descent did so, whatever was proposed.
+    """
+
+    began: Point
+    ended: Point
 
     def __init__(self, bundle: Bundle, backbone: Backbone) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -109,6 +119,12 @@ class StudyLearner(GradientLearner):
         self.predictor.set_weights(mix)
         parts = [images[start : start + 16] for start in range(0, len(images), 16)]
         return np.concatenate([self.predictor.features(part) for part in parts])
+
+    def learn(self, images: Pixels, labels: Any, start: Point, *given: Any) -> Descent:
+        """Descend, and remember from where to where."""
+        found = super().learn(images, labels, start, *given)
+        self.began, self.ended = start, found.point
+        return found
 
 
 def judging(bundle: Bundle, backbone: Backbone, task: Task) -> Bundle:
@@ -136,23 +152,22 @@ def measure(
             pixels = corrupt(pixels, shift, severity, 0)
         before = learner.features(pixels, learner.factory)
         found = learn_unlabelled(learner, pixels[seen], factory, (before[seen], before[seen]))
-        after = learner.features(pixels, found.weights.mix)
-        head = learner.head.following(after[seen], learner.clean[0])
-        old, new = learner.head.logits(before), learner.head.logits(after)
-        moved = head.logits(after)
-        accuracies = {
-            "before": accuracy(old, labels),
-            "mix": accuracy(new, labels),
-            "bias": accuracy(moved, labels),
-        }
-        judged = {
-            name: judge_unlabelled(old[seen], old[seen], logits[seen]).figures
-            for name, logits in (("mix", new), ("bias", moved))
-        }
-        distances = {
-            name: statistics_distance(features[seen], *learner.clean)[0]
-            for name, features in (("before", before), ("mix", after))
-        }
+        old = learner.head.logits(before)
+        accuracies, judged = {"before": accuracy(old, labels)}, {}
+        distances = {"before": statistics_distance(before[seen], *learner.clean)[0]}
+        for name, biased, point in (
+            ("mix", "bias", learner.ended),
+            ("start", "start_bias", learner.began),
+        ):
+            after = learner.features(pixels, point.mix)
+            distances[name] = statistics_distance(after[seen], *learner.clean)[0]
+            head = learner.head.following(after[seen], learner.clean[0])
+            for key, logits in (
+                (name, learner.head.logits(after)),
+                (biased, head.logits(after)),
+            ):
+                accuracies[key] = accuracy(logits, labels)
+                judged[key] = judge_unlabelled(old[seen], old[seen], logits[seen]).figures
         yield {
             "shift": shift,
             "classes": part,
