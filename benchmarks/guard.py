@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from adapt import TASKS, UNLABELLED
-from adapt_report import GUARD, classes_table, clean_table, guard_table, half_table
+from guard_report import GUARD, classes_table, clean_table, guard_table, half_table
 from rows import read_rows, write_rows
 from targets import load_target
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from adapt import TASKS
-from adapt_report import GUARD_LABELLED, labelled_table
 from guard import StudyLearner, judging
+from guard_report import GUARD_LABELLED, labelled_table
 from rows import read_rows, write_rows
 from targets import load_target
 

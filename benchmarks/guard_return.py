@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from adapt import TASKS, UNLABELLED
-from adapt_report import GUARD_RETURN, return_table
 from guard import CLEAN, StudyLearner, judging
+from guard_report import GUARD_RETURN, return_table
 from rows import read_rows, write_rows
 from targets import load_target
 

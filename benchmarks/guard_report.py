@@ -1,0 +1,275 @@
+"""How the bounds of the guard were chosen: the sections of docs/ADAPT.md about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rows import read_rows
+
+from hgprompt_edge.device.guard import (
+    MAX_RISE,
+    MIN_AGREEMENT,
+    MIN_CLASSES,
+    MIN_DISTANCE,
+    MIN_ERRORS,
+    MIN_ERRORS_NEARER,
+    MIN_FALL,
+    SLACK,
+    judge_clean,
+)
+
+RESULTS = Path(__file__).parent / "results"
+GUARD = RESULTS / "guard.json"
+GUARD_RETURN = RESULTS / "guard_return.json"
+GUARD_LABELLED = RESULTS / "guard_labelled.json"
+WORST = 0.5
+"""Points that no case should lose."""
+ERRORS = ((0, 0), (1, 1), (2, 2), (1, 0), (1.5, 1), (1.5, 0), (1.5, -1), (2, 0))
+"""Standard errors asked for, and asked for where the statistics come back."""
+CLASSES = (0.0, 0.5, 0.9, 1.0)
+FALLS = (-np.inf, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+TEXT = """## The guard with labels
+
+New weights are taken where the log-loss of images that were held out falls by more than so many
+standard errors of the difference, accuracy does not fall, and the statistics of the features do not
+go far. Where those statistics come back, by the bounds of the next section, that is evidence of its
+own, and the labels have to say less. How much was chosen on validation images
+([rows](../benchmarks/results/guard_labelled.json) of `benchmarks/guard_labelled.py`): five images a
+class, {labelled_severities}, heads that were fitted on the training images alone, measured on the
+other validation images. Points, mean over all cells with what is not taken as none, and how often
+the log-loss of the measured images rises:
+
+{labelled}
+
+## The guard without labels
+
+Its bounds were chosen on validation images ([rows](../benchmarks/results/guard.json) of
+`benchmarks/guard.py`): severities 3 and 1, {tasks}, heads that
+were fitted on the training images alone. New weights are taken where the distance of the
+features' statistics from those of clean images is {min_distance:g} or more and falls by a share of
+it under the new mix. Mean gain in points over all cells, with what is not taken as none, and that
+of the worst that is taken:
+
+{guard}
+
+By the effective number of classes that are predicted, of that under the factory weights:
+
+{classes}
+
+It refuses none of these cells that the others let pass. It was 0.5 until test images showed such
+a case, with condition prompts of an earlier training: digits under mild noise lost 2.7 points
+while predictions fell on fewer classes.
+
+A descent on statistics alone can leave a sound mix for one under which they are better still and
+the predictions wrong. Where the bounds refuse its end, they judge the mix that it began at, most
+of the way to the prompt that brings the statistics nearest. Cells whose end is refused, with what
+a device would gain from either, in points, and those of the starts that are taken in bold:
+
+{starts}
+
+Clean images of a few classes have other statistics than those of all, so a distance alone does not
+say that something has changed, and a bias that follows their mean does harm. No mix brings it back,
+though, so nothing is taken here (severity 0 of the same rows; points are what it would have cost):
+
+{clean}
+
+Where something has changed and the device sees half of the classes, what is taken gains with the
+bias, too, but on weather4 eight to ten points less than the mix alone, as the bias takes the mean
+to that of all classes; so it moves on request only (severity 3; points over all classes):
+
+{half}
+
+A device that has adapted goes back to the factory weights where images look clean under these, and
+under the weights in force do not, by the same two bounds. `benchmarks/guard_return.py`
+([rows](../benchmarks/results/guard_return.json)), validation images, {tasks}: in force is nine
+tenths of each condition prompt. Points of going back over staying, mean and worst where it does,
+and the mean where it does not:
+
+{returns}
+
+It never leaves a prompt while its condition lasts. Where it stays in daylight, the prompt in force
+costs a point on average, 5.5 at worst (flowers17, the prompt for casts): too little for the bounds.
+"""
+
+
+def guard_sections() -> str:
+    """Fill the sections with the tables of the rows."""
+    rows, labelled = read_rows(GUARD), read_rows(GUARD_LABELLED)
+    severities = sorted({row["severity"] for row in labelled})
+    return TEXT.format(
+        labelled="\n".join(labelled_table(labelled)),
+        labelled_severities=f"severities {' and '.join(map(str, severities))}",
+        tasks=", ".join(sorted({row["task"] for row in rows})),
+        min_distance=MIN_DISTANCE,
+        guard="\n".join(guard_table(rows)),
+        classes="\n".join(classes_table(rows)),
+        starts="\n".join(start_table(rows)),
+        clean="\n".join(clean_table(rows)),
+        half="\n".join(half_table(rows)),
+        returns="\n".join(return_table(read_rows(GUARD_RETURN))),
+    )
+
+
+def guard_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Gain in points by the bound on the fall, the other bounds as they are."""
+    rules = [("any" if np.isinf(fall) else f"{100 * fall:.0f} %", fall, MIN_CLASSES)
+             for fall in FALLS]  # fmt: skip
+    return rule_table("falls by", rules, rows)
+
+
+def classes_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Gain in points by the bound on the predicted classes, the other bounds as they are."""
+    return rule_table("classes left", [(f"{c:g}", MIN_FALL, c) for c in CLASSES], rows)
+
+
+def rule_table(
+    title: str, rules: list[tuple[str, float, float]], rows: list[dict[str, Any]]
+) -> list[str]:
+    """Mean gain over the cells, that of the worst cell taken, and how many are taken."""
+    rows = [row for row in rows if row["severity"] and row["classes"] == "all"]
+    titles = (title, "taken", "mix", "worst", "taken", "mix and bias", "worst")
+    lines = [f"| {' | '.join(titles)} |", "| --- |" + " --- |" * 6]
+    for name, fall, classes in rules:
+        cells = [f"**{name}**" if (fall, classes) == (MIN_FALL, MIN_CLASSES) else name]
+        for head in ("mix", "bias"):
+            taken = [row for row in rows if is_sound(row, head, fall, classes)]
+            gains = [100 * (row[f"accuracy_{head}"] - row["accuracy_before"]) for row in taken]
+            cells += [f"{len(taken)} of {len(rows)}", f"{sum(gains) / len(rows):+.1f}"]
+            cells.append(f"{min(gains, default=0):+.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def labelled_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Gain in points by the standard errors asked for: mean over the cells, worst, how many taken.
+
+    "Loss rises" counts the cells taken in which the log-loss of the measured images is higher.
+    """
+    titles = ("falls by", "where statistics come back", "taken", "mean", "worst",
+              f"worse by > {WORST:g}", "loss rises")  # fmt: skip
+    lines = [f"| {' | '.join(titles)} |", "| --- |" + " --- |" * (len(titles) - 1)]
+    for rule in ERRORS:
+        mark = "**" if rule == (MIN_ERRORS, MIN_ERRORS_NEARER) else ""
+        taken = [row for row in rows if would_take(row, *rule)]
+        gains = [100 * (row["accuracy_after"] - row["accuracy_before"]) for row in taken]
+        cells = [f"{mark}{errors:g} errors{mark}" for errors in rule]
+        cells += [
+            f"{len(taken)} of {len(rows)}",
+            f"{sum(gains) / max(len(rows), 1):+.1f}",
+            f"{min(gains, default=0):+.1f}",
+            str(sum(gain < -WORST for gain in gains)),
+            str(sum(row["gain"] < 0 for row in taken)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def would_take(row: dict[str, Any], errors: float, nearer: float) -> bool:
+    """Whether the guard takes what a cell learned when it asks for so many standard errors."""
+    gain = row["held_out_log_loss_before"] - row["held_out_log_loss_after"]
+    before, after = (row[f"held_out_distance_{when}"] for when in ("before", "after"))
+    asked = nearer if before >= MIN_DISTANCE and after <= (1 - MIN_FALL) * before else errors
+    return bool(
+        gain > asked * row["held_out_standard_error"]
+        and row["held_out_accuracy_after"] >= row["held_out_accuracy_before"]
+        and after <= MAX_RISE * before + SLACK
+    )
+
+
+def is_sound(
+    row: dict[str, Any], key: str, fall: float = MIN_FALL, classes: float = MIN_CLASSES
+) -> bool:
+    """Whether the guard without labels takes the `mix`, the `start`, or either with its bias.
+
+    Statistics that were off have come back by so much, predictions stay on so many of the classes,
+    and are not surer and different.
+    """
+    mix = "start" if key.startswith("start") else "mix"
+    before = row["distance_before"]
+    if before < MIN_DISTANCE or not row[f"distance_{mix}"] <= (1 - fall) * before:
+        return False
+    spread = row[f"{key}_classes_after"] >= classes * row[f"{key}_classes_before"]
+    surer = row[f"{key}_entropy_after"] < row[f"{key}_entropy_before"]
+    return bool(spread and not (surer and row[f"{key}_agreement"] < MIN_AGREEMENT))
+
+
+def start_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Where the end of a descent is refused: what it and the start are worth, in points."""
+    titles = ("task", "shift", "severity", "distance", "at the end", "at the start",
+              "end", "start", "end, with bias", "start, with bias")  # fmt: skip
+    lines = [f"| {' | '.join(titles)} |", "| --- |" + " --- |" * (len(titles) - 1)]
+    for row in rows:
+        off = row["distance_before"] >= MIN_DISTANCE and "accuracy_start" in row
+        refused = [head for head in ("mix", "bias") if off and not is_sound(row, head)]
+        if not row["severity"] or not refused:
+            continue
+        cells = [row["task"], row["shift"], str(row["severity"])]
+        cells += [f"{row[f'distance_{when}']:.2f}" for when in ("before", "mix", "start")]
+        for head, start in (("mix", "start"), ("bias", "start_bias")):
+            for key in (head, start):
+                gain = f"{100 * (row[f'accuracy_{key}'] - row['accuracy_before']):+.1f}"
+                taken = key == start and head in refused and is_sound(row, start)
+                cells.append(f"**{gain}**" if taken else gain)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def return_table(rows: list[dict[str, Any]]) -> list[str]:
+    """How often a device goes back to the factory weights, and what that changes, in points."""
+    titles = (
+        "what the device sees",
+        "goes back",
+        "mean",
+        "worst",
+        "stays",
+        "going back would change",
+    )
+    lines = [f"| {' | '.join(titles)} |", "| --- |" + " --- |" * (len(titles) - 1)]
+    kinds = dict.fromkeys((row["severity"], row["classes"]) for row in rows)
+    for severity, classes in kinds:
+        cells: dict[bool, list[float]] = {True: [], False: []}
+        for row in rows:
+            if (row["severity"], row["classes"]) == (severity, classes):
+                verdict = judge_clean(row["distance_in_force"], row["distance_factory"])
+                gain = 100 * (row["accuracy_factory"] - row["accuracy_in_force"])
+                cells[verdict is not None and verdict.taken].append(gain)
+        back, stay = cells[True], cells[False]
+        seen = f"the condition still, severity {severity}"
+        if not severity:
+            seen = f"clean images, {classes} of the classes"
+        lines.append(
+            f"| {seen} | {len(back)} of {len(back) + len(stay)} | {_mean(back)} | "
+            f"{min(back, default=0):+.1f} | {len(stay)} | {_mean(stay)} |"
+        )
+    return lines
+
+
+def _mean(gains: list[float]) -> str:
+    return f"{np.mean(gains):+.1f}" if gains else "-"
+
+
+def clean_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Clean images of all, half and one of the classes."""
+    return case_table([row for row in rows if not row["severity"]], "classes")
+
+
+def half_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Images of half of the classes under a shift."""
+    halves = [row for row in rows if row["severity"] and row["classes"] == "half"]
+    return case_table(halves, "shift")
+
+
+def case_table(rows: list[dict[str, Any]], key: str) -> list[str]:
+    """Cells: distances, and what the weights are worth, taken or not."""
+    titles = ("task", key, "images", "distance", "under the mix", "taken", "mix", "with bias")
+    lines = [f"| {' | '.join(titles)} |", "| --- |" + " --- |" * (len(titles) - 1)]
+    for row in rows:
+        cells = [row["task"], row[key], str(row["seen"])]
+        cells += [f"{row[f'distance_{when}']:.3f}" for when in ("before", "mix")]
+        cells.append("yes" if is_sound(row, "mix") else "no")
+        for name in ("mix", "bias"):
+            cells.append(f"{100 * (row[f'accuracy_{name}'] - row['accuracy_before']):+.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
