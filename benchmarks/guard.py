@@ -49,6 +49,8 @@ from hgprompt_edge.vit.backbone import Backbone
 
 CLEAN = "none"
 """The shift of severity 0."""
+BIASED = {"mix": "bias", "start": "start_bias"}
+"""Names of the same mixes with the bias."""
 FIGURES = ("agreement", "classes_before", "classes_after", "entropy_before", "entropy_after")
 """Of the guard's verdict on a mix, alone and with the bias."""
 
@@ -155,17 +157,12 @@ def measure(
         old = learner.head.logits(before)
         accuracies, judged = {"before": accuracy(old, labels)}, {}
         distances = {"before": statistics_distance(before[seen], *learner.clean)[0]}
-        for name, biased, point in (
-            ("mix", "bias", learner.ended),
-            ("start", "start_bias", learner.began),
-        ):
+        for name, point in (("mix", learner.ended), ("start", learner.began)):
             after = learner.features(pixels, point.mix)
             distances[name] = statistics_distance(after[seen], *learner.clean)[0]
-            head = learner.head.following(after[seen], learner.clean[0])
-            for key, logits in (
-                (name, learner.head.logits(after)),
-                (biased, head.logits(after)),
-            ):
+            following = learner.head.following(after[seen], learner.clean[0])
+            for key, head in ((name, learner.head), (BIASED[name], following)):
+                logits = head.logits(after)
                 accuracies[key] = accuracy(logits, labels)
                 judged[key] = judge_unlabelled(old[seen], old[seen], logits[seen]).figures
         yield {
