@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from hgprompt_edge.files import atomic_path
 from hgprompt_edge.transfer.compare import Result
-from hgprompt_edge.transfer.figure import BLUE, GREY, ORANGE, draw_terms
+from hgprompt_edge.transfer.figure import BLUE, GREY, ORANGE, draw_terms, legend_below
 
 TITLES = {
     "none": "no prompt",
@@ -65,7 +65,7 @@ def _draw_accuracy(axes: Axes, results: Sequence[Result]) -> None:
     reference = next((r for r in results if r.method == "none"), None)
     if reference is not None and reference.accuracy is not None:
         axes.axvline(100 * reference.accuracy, color=ORANGE, linestyle=":", label="no prompt")
-        axes.legend(loc="upper right", bbox_to_anchor=(1.0, -0.06), fontsize=8, frameon=False)
+        legend_below(axes)
     axes.set_yticks(range(len(results)), [TITLES[result.method] for result in results])
     axes.set_ylim(len(results) - 0.4, -0.7)  # from the top down, with room for the first label
     tested = any(result.accuracy is not None for result in results)

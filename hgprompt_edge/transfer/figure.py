@@ -38,14 +38,14 @@ def _draw_weights(axes: Axes, bundle: Bundle) -> None:
     names = [source["name"] for source in bundle.sources]
     weights = bundle.learned_weights
     axes.barh(names, weights, color=BLUE)
-    axes.set_xlabel("weight (they sum to 1)")
+    axes.set_xlabel("weight (they sum to 1)", loc="left")
     axes.axvline(1 / len(names), color=GREY, linestyle=":", label="uniform")
     for row, weight in enumerate(weights):
         axes.text(weight, row, f" {weight:.2f}", va="center", fontsize=8)
     axes.set_xlim(0, max(1.15 * float(weights.max()), 1.3 / len(names)))
     axes.invert_yaxis()
     axes.set_title("learned weight of each source prompt")
-    axes.legend(loc="lower right", fontsize=8)
+    legend_below(axes)
 
 
 def draw_terms(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
@@ -60,8 +60,13 @@ def draw_terms(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
     exact = [step for step, row in enumerate(history) if row["stage"] == "exact"]
     if exact:
         axes.axvspan(exact[0], exact[-1] + 1e-9, color=GREY, alpha=0.3, label="exact steps")
-        axes.legend(loc="center right", fontsize=8)
+        legend_below(axes)
     axes.set_title("the two terms of the objective")
+
+
+def legend_below(axes: Axes) -> None:
+    """Put the legend under the right end of the axis, where it hides nothing."""
+    axes.legend(loc="upper right", bbox_to_anchor=(1.0, -0.06), fontsize=8, frameon=False)
 
 
 def _draw_table(axes: Axes, bundle: Bundle) -> None:
