@@ -4,8 +4,6 @@
 
 Each variant yields one prefix for a target; the same head as everywhere is fitted on it. Choices
 are made on validation (log-loss, accuracy); test accuracy is only reported. Resumes when killed.
-Rows whose `bank` is "earlier" are of the bank before its orientation prompt was trained longer, and
-are compared with the uniform mix of that bank.
 """
 
 from __future__ import annotations
@@ -48,7 +46,6 @@ TARGETS = (
 )
 BOTH_HEADS = ("no prompt", "uniform", "H (default)")
 STEPS, RATE = 8, 0.15
-BANK = "bundled"
 
 Weights = npt.NDArray[np.float64]
 Prompt = npt.NDArray[np.float32]
@@ -210,7 +207,7 @@ def main() -> None:
                 continue
             bank, _ = leave_out_family(whole, task)
             bench = Bench(FeatureStore(fast), task, bank.tokens, start, seed)
-            done = {row["variant"] for row in rows if key(row) == (name, seed, BANK)}
+            done = {row["variant"] for row in rows if (row["task"], row["seed"]) == (name, seed)}
             for variant, make in variants(bench):
                 if variant in done or variant not in (options.variants or (variant,)):
                     continue
@@ -235,7 +232,6 @@ def run(bench: Bench, name: str, make: Maker) -> list[dict[str, Any]]:
             {
                 "task": bench.task.name,
                 "seed": bench.seed,
-                "bank": BANK,
                 "variant": name if head == "lda" else f"{name}, logistic head",
                 "val_accuracy": found.val_accuracy,
                 "val_log_loss": round(found.val_log_loss, 6),
@@ -245,21 +241,16 @@ def run(bench: Bench, name: str, make: Maker) -> list[dict[str, Any]]:
     return rows
 
 
-def key(row: dict[str, Any]) -> tuple[str, int, str]:
-    """Name what a row shares with the uniform mix that it is compared with."""
-    return row["task"], row["seed"], row["bank"]
-
-
 def show(rows: list[dict[str, Any]]) -> None:
     """Means over targets and seeds of the differences to uniform, with standard errors."""
-    reference = {key(row): row for row in rows if row["variant"] == "uniform"}
+    reference = {(r["task"], r["seed"]): r for r in rows if r["variant"] == "uniform"}
     header = "targets   validation log-loss   validation acc.     test acc., less uniform's"
     print(f"{'variant':34s} {header}")
     for name in dict.fromkeys(row["variant"] for row in rows):
         mine = [row for row in rows if row["variant"] == name]
         words = []
-        for figure, scale in (("val_log_loss", 1), ("val_accuracy", 100), ("accuracy", 100)):
-            gaps = [scale * (r[figure] - reference[key(r)][figure]) for r in mine]
+        for key, scale in (("val_log_loss", 1), ("val_accuracy", 100), ("accuracy", 100)):
+            gaps = [scale * (r[key] - reference[r["task"], r["seed"]][key]) for r in mine]
             error = np.std(gaps, ddof=1) / np.sqrt(len(gaps)) if len(gaps) > 1 else float("nan")
             words.append(f"{np.mean(gaps):+7.3f} ± {error:.3f}")
         print(f"{name:34s} {len({row['task'] for row in mine}):7d}   {'   '.join(words)}")
