@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from log_loss import LogLoss
 from rows import read_rows, write_rows
 from side_by_side import SideBySide, SideBySideStore
 from targets import load_target
@@ -29,7 +28,8 @@ from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.checks import leave_out_family
 from hgprompt_edge.transfer.choice import Candidate, Judge
 from hgprompt_edge.transfer.features import FeatureStore
-from hgprompt_edge.transfer.learn import learn_weights, uniform_weights
+from hgprompt_edge.transfer.learn import maximise_exactly, uniform_weights
+from hgprompt_edge.transfer.log_loss import LogLoss
 from hgprompt_edge.vit.start import neutral_tokens
 from hgprompt_edge.vit.train import fastest_precision
 
@@ -75,8 +75,8 @@ class Bench:
     def learned(self, **options: Any) -> Weights:
         """Weights where J ends with these options instead of the defaults."""
         given = {"lam": 0.003, "steps": 300, "refine_steps": 3, "seed": self.seed, **options}
-        found = learn_weights(self.store, self.task, self.tokens, report=silent, **given)
-        weights: Weights = found.refined.weights.numpy()
+        found = maximise_exactly(self.store, self.task, self.tokens, report=silent, **given)
+        weights: Weights = found.weights.numpy()
         return weights
 
     def side_by_side(self, weights: Weights, steps: int = 0) -> SideBySideStore:
@@ -148,6 +148,14 @@ def variants(bench: Bench) -> Iterator[tuple[str, Maker]]:
     def simplex_by_layer(theta: Tensor) -> Tensor:
         return torch.einsum("nl,nltd->ltd", theta.softmax(0), tokens)
 
+    with_start = torch.cat([tokens, start[None]])
+
+    def simplex_and_start(theta: Tensor) -> Tensor:
+        return torch.einsum("n,nltd->ltd", theta.softmax(0), with_start)
+
+    def by_layer_and_start(theta: Tensor) -> Tensor:
+        return torch.einsum("nl,nltd->ltd", theta.softmax(0), with_start)
+
     def signed(theta: Tensor) -> Tensor:
         return start + torch.einsum("n,nltd->ltd", theta, change)
 
@@ -173,9 +181,14 @@ def variants(bench: Bench) -> Iterator[tuple[str, Maker]]:
     yield "H, weights' square root", lambda: sharpened(0.5)
     yield "H, halfway to uniform", halfway
     equal, zeros = torch.full((count,), 1 / count), torch.zeros(count)
-    wide = torch.ones(1, layers)
+    longer, wide = torch.zeros(count + 1), torch.ones(1, layers)
     yield "log-loss", lambda: bench.descend(zeros, simplex)
     yield "log-loss, weight a layer", lambda: bench.descend(zeros[:, None] * wide, simplex_by_layer)
+    yield "log-loss, start as a source", lambda: bench.descend(longer, simplex_and_start)
+    yield (
+        "log-loss, weight a layer, start as a source",
+        lambda: bench.descend(longer[:, None] * wide, by_layer_and_start),
+    )
     yield "log-loss, signed", lambda: bench.descend(equal, signed)
     yield (
         "log-loss, signed, weight a layer",

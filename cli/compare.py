@@ -90,7 +90,7 @@ def compare(
     }
     write_bytes(path, _dumps(document))
     figure = path.with_suffix(".png")
-    history = learn(contest, contest.budget.lam).history if "hgprompt" in chosen else []
+    history = learn(contest).history if "hgprompt" in chosen else []
     draw_comparison(images.name, contest.bank.names, results, history, figure)
     if json:
         print_json({**document, "figure": str(figure)})

@@ -8,6 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 import typer
 from rich.table import Table
 
@@ -73,7 +75,10 @@ def fit(
         float, typer.Option("--lambda", min=0.0, help="Weight of the gradient conflict.")
     ] = 0.003,
     steps: Annotated[int, typer.Option(min=0, help="Steps on cached features.")] = 300,
-    refine: Annotated[int, typer.Option(min=0, help="Exact steps through the ViT.")] = 3,
+    refine: Annotated[
+        int,
+        typer.Option(min=0, help="Exact steps through the ViT, with a weight for each layer."),
+    ] = 8,
     space: Annotated[Space, typer.Option(help="Where gradients are compared.")] = Space.HEAD,
     head: Annotated[HeadKind, typer.Option(help="Classifier.")] = HeadKind.LDA,
     seed: options.Seed = 0,
@@ -107,7 +112,7 @@ def fit(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Learn one weight for each source prompt, fit a head, write one bundle and a figure."""
+    """Learn how to mix the source prompts, fit a head, write one bundle and a figure."""
     from hgprompt_edge.bundle import SUFFIX, write_bundle
     from hgprompt_edge.errors import UserError
     from hgprompt_edge.files import check_writable
@@ -188,6 +193,8 @@ def fit(
 def _document(
     mixer: HGPrompt, images: Task, path: Path, figure: Path, seconds: float
 ) -> dict[str, Any]:
+    from hgprompt_edge.prompts import source_shares
+
     bundle = mixer.bundle_
     names = [source["name"] for source in bundle.sources]
     return {
@@ -195,8 +202,11 @@ def _document(
         "images": _counts(images),
         "unreadable": list(images.unreadable),
         "left_out": list(mixer.left_out_),
-        "learned_weights": dict(zip(names, map(float, bundle.learned_weights), strict=True)),
-        "weights": dict(zip(names, map(float, bundle.weights), strict=True)),
+        "learned_weights": _by_name(names, source_shares(bundle.learned_weights)),
+        "learned_weights_by_layer": (
+            _by_name(names, bundle.learned_weights) if bundle.learned_weights.ndim == 2 else None
+        ),
+        "weights": _by_name(names, source_shares(bundle.weights)),
         "objective": bundle.objective,
         "table": [vars(row) for row in bundle.table],
         "choice": bundle.choice,
@@ -204,6 +214,10 @@ def _document(
         "figure": str(figure),
         "seconds": round(seconds, 2),
     }
+
+
+def _by_name(names: list[str], weights: npt.NDArray[np.floating]) -> dict[str, Any]:
+    return dict(zip(names, weights.tolist(), strict=True))
 
 
 def _print_result(
@@ -223,10 +237,7 @@ def _print_result(
         out.print(f"left out, same family as the target: {', '.join(mixer.left_out_)}")
     out.print(_weights_table(bundle))
     out.print(_objective_line(bundle.objective), soft_wrap=True)
-    taken = bundle.objective["taken"]
-    if taken != "objective":
-        mixed = "the uniform mix" if taken == "uniform" else f"the source {taken}"
-        out.print(f"learned: {mixed}, which held out better than where the objective ended")
+    out.print(_log_loss_line(bundle.objective), soft_wrap=True)
     out.print(never_worse_table(bundle))
     out.print(f"chosen on held-out images: {_choice(bundle, images)}", soft_wrap=True)
     if worths:
@@ -260,13 +271,29 @@ def _counts(images: Task) -> dict[str, int]:
 
 
 def _weights_table(bundle: Bundle) -> Table:
+    """Share of each source, and its weight in each layer where these differ."""
+    from hgprompt_edge.prompts import source_shares
+
     table = Table(box=None, pad_edge=False)
     table.add_column("source")
     table.add_column("learned weight", justify="right")
     table.add_column("")
-    for source, weight in zip(bundle.sources, bundle.learned_weights, strict=True):
-        table.add_row(source["name"], f"{weight:.3f}", "━" * round(30 * float(weight)))
+    layers = bundle.learned_weights.ndim == 2
+    if layers:
+        table.add_column("by layer")
+    shares = source_shares(bundle.learned_weights)
+    for row, (source, share) in enumerate(zip(bundle.sources, shares, strict=True)):
+        cells = [source["name"], f"{share:.3f}", "━" * round(30 * float(share))]
+        if layers:
+            cells.append(_sparkline(bundle.learned_weights[row], bundle.learned_weights.max()))
+        table.add_row(*cells)
     return table
+
+
+def _sparkline(values: npt.NDArray[np.floating], largest: float) -> str:
+    """Draw each value in [0, largest] as a block of one of eight heights."""
+    heights = np.clip(np.ceil(8 * values / largest), 1, 8).astype(int)
+    return "".join("▁▂▃▄▅▆▇█"[height - 1] for height in heights)
 
 
 def _objective_line(objective: dict[str, Any]) -> str:
@@ -275,6 +302,18 @@ def _objective_line(objective: dict[str, Any]) -> str:
         f"conflict R {objective['R']:.3f}, "
         f"effective sources {objective['effective_sources']:.1f} of {objective['sources']}"
     )
+
+
+def _log_loss_line(objective: dict[str, Any]) -> str:
+    """Say which mix was learned, and what it holds out on the training images."""
+    taken = objective["taken"]
+    where = {
+        "exact": f"exact step {objective['refine_steps']}",
+        "objective": "where J ended on cached features",
+        "uniform": "the uniform mix",
+    }.get(taken, f"the source {taken}")
+    gain = "" if taken == "uniform" else f", uniform {objective['log_loss_uniform']:.3f}"
+    return f"learned: {where}, cross-fitted log-loss {objective['log_loss']:.3f}{gain}"
 
 
 def never_worse_table(bundle: Bundle) -> Table:

@@ -28,6 +28,7 @@ from hgprompt_edge.export.rewrites import Attention, Rewrites
 from hgprompt_edge.export.verify import Verification, verify_onnx
 from hgprompt_edge.files import atomic_paths
 from hgprompt_edge.preprocess import Preprocessing
+from hgprompt_edge.prompts import source_shares
 from hgprompt_edge.vit.backbone import Backbone
 
 MAX_MODEL_BYTES = 2**31 - 2**24
@@ -148,7 +149,7 @@ def describe(bundle: Bundle, bundle_sha256: str = "", bank: Bank | None = None) 
         "bank_sha256": bank.sha256 if bank else "",
         "mode": bundle.mode,
         "choice": bundle.choice,
-        "weights": json.dumps(bundle.weights.tolist()),
+        "weights": json.dumps(source_shares(bundle.weights).tolist()),
         "sources": json.dumps(bundle.sources),
         "objective": json.dumps(bundle.objective, sort_keys=True),
         "table": json.dumps([vars(row) for row in bundle.table]),

@@ -1,10 +1,10 @@
 """What `fit` produces and everything else consumes: one `TASK.hgbundle` file (safetensors).
 
 Tensors: the folded `prompt [L, T, D]` (absent where no prompt was the best choice), the mix
-`weights [N]`, `learned_weights [N]`, `head.weight [K, D]`, `head.bias [K]`, `probe.images`,
-`probe.logits`, and with kept sources `sources [N, L, T, D]` float16. Where it was prepared for
-adapting on a device: `conditions [C, L, T, D]` float16, and `clean.mean`, `clean.var` `[D]`;
-where devices were merged `factory [M]`.
+`weights` and `learned_weights` (`[N]`, or `[N, L]` where each layer has its own), `head.weight [K,
+D]`, `head.bias [K]`, `probe.images`, `probe.logits`, and with kept sources `sources [N, L, T, D]`
+float16. Where it was prepared for adapting on a device: `conditions [C, L, T, D]` float16, and
+`clean.mean`, `clean.var` `[D]`; where devices were merged `factory [M]`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ import numpy.typing as npt
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import read_safetensors, write_safetensors
 from hgprompt_edge.preprocess import Preprocessing
+from hgprompt_edge.prompts import mix
 
-FORMAT = "hgprompt.bundle/1"
+FORMAT = "hgprompt.bundle/2"
+READABLE = (FORMAT, "hgprompt.bundle/1")
+"""The first version had no weights `[N, L]`; all else is the same."""
 SUFFIX = ".hgbundle"
-NO_PROMPT, TUNED = "no prompt", "tuned"
+NO_PROMPT, TUNED, LEARNED = "no prompt", "tuned", "learned"
 """Entries of a device's bank that are no sources."""
 Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
@@ -64,8 +67,8 @@ class Bundle:
         The method of `table` that was chosen on held-out images: `none`, `best_source`, `uniform`,
         `learned` or `tuned`.
     weights, learned_weights
-        `[N]` float32: the chosen mix (all zero for `none`; where `tuned` started), and what the
-        objective learned.
+        `[N]` or, a weight for each layer, `[N, L]` float32: the chosen mix (all zero for `none`;
+        where `tuned` started), and the learned one.
     head_weight, head_bias
         `[K, D]`, `[K]` float32, calibrated: softmax of the logits are probabilities.
     sources
@@ -164,13 +167,14 @@ def read_bundle(path: Path) -> Bundle:
         Missing, damaged, another format, or numbers that are not finite.
     """
     tensors, metadata = read_safetensors(path)
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in READABLE:
         found = metadata.get("format", "missing")
         raise UserError(f"{path}: not a bundle of this version (format '{found}', not '{FORMAT}')")
     for name, tensor in tensors.items():
         if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
             raise UserError(f"{path}: '{name}' holds NaN or inf; run `hgedge fit` again")
     try:
+        _check_weights(tensors, len(json.loads(metadata["sources"])))
         _check_prepared(tensors, json.loads(metadata.get("conditions", "[]")))
         return Bundle(
             task=metadata["task"],
@@ -204,6 +208,16 @@ def read_bundle(path: Path) -> Bundle:
         raise UserError(f"{path}: damaged bundle ({error}); run `hgedge fit` again") from error
 
 
+def _check_weights(tensors: dict[str, npt.NDArray[np.generic]], sources: int) -> None:
+    """Refuse weights that are neither one a source nor one for each source and layer."""
+    like = tensors.get("sources", tensors.get("prompt"))
+    for name in ("weights", "learned_weights"):
+        shape = tensors[name].shape
+        layers = shape[1:] if like is None else like.shape[-3:-2]
+        if shape not in ((sources,), (sources, *layers)) or len(shape) > 2:
+            raise ValueError(f"'{name}' is {list(shape)} for {sources} sources")
+
+
 def _check_prepared(
     tensors: dict[str, npt.NDArray[np.generic]], conditions: list[dict[str, str]]
 ) -> None:
@@ -233,26 +247,18 @@ class Entry(NamedTuple):
 def bank_entries(bundle: Bundle) -> tuple[Entry, ...]:
     """List what a device mixes, in the order of its weights `[M]`.
 
-    First what was chosen, where that is no mix (`no prompt`, `tuned`), then the sources, then the
-    condition prompts.
+    First what was chosen, where it is no mix with one weight a source (`no prompt`, `tuned`, or
+    `learned` with a weight for each layer), then the sources, then the condition prompts.
 
     Raises
     ------
     UserError
         The bundle does not hold its sources.
     """
-    if bundle.source_tokens is None:
-        raise UserError(
-            f"the bundle of {bundle.task} does not hold its sources, so there is nothing for a "
-            "device to mix; run `hgedge fit` with --keep-sources"
-        )
-    entries = []
-    if bundle.choice == "none":
-        entries.append(Entry(NO_PROMPT, None))
-    elif bundle.choice == "tuned" and bundle.prompt is not None:
-        entries.append(Entry(TUNED, bundle.prompt.astype(np.float16)))
+    sources, chosen = _kept_sources(bundle), chosen_entry(bundle)
+    entries = [] if chosen is None else [chosen]
     named = (
-        (bundle.sources, bundle.source_tokens),
+        (bundle.sources, sources),
         (bundle.conditions, bundle.condition_tokens),
     )
     for about, tokens in named:
@@ -260,6 +266,34 @@ def bank_entries(bundle: Bundle) -> tuple[Entry, ...]:
             names = (source["name"] for source in about)
             entries += [Entry(name, prompt) for name, prompt in zip(names, tokens, strict=True)]
     return tuple(entries)
+
+
+def chosen_entry(bundle: Bundle) -> Entry | None:
+    """Return what was chosen as an entry of its own; None where its weights are over the sources.
+
+    Raises
+    ------
+    UserError
+        The bundle does not hold its sources.
+    """
+    if bundle.choice == "none":
+        return Entry(NO_PROMPT, None)
+    if bundle.choice == "tuned" and bundle.prompt is not None:
+        return Entry(TUNED, bundle.prompt.astype(np.float16))
+    if bundle.choice == "learned" and bundle.learned_weights.ndim == 2:
+        # From what was learned, since `prompt` moves on when devices are merged.
+        learned = mix(_kept_sources(bundle).astype(np.float32), bundle.learned_weights)
+        return Entry(LEARNED, learned.astype(np.float16))
+    return None
+
+
+def _kept_sources(bundle: Bundle) -> Halves:
+    if bundle.source_tokens is None:
+        raise UserError(
+            f"the bundle of {bundle.task} does not hold its sources, so there is nothing for a "
+            "device to mix; run `hgedge fit` with --keep-sources"
+        )
+    return bundle.source_tokens
 
 
 def bank_sha256(bundle: Bundle) -> str:
@@ -321,9 +355,9 @@ def factory_mix(bundle: Bundle) -> Floats:
     if bundle.factory is not None:
         return bundle.factory
     names, _ = bank_tokens(bundle)
-    mix = np.zeros(len(names), np.float32)
-    if names[0] in (NO_PROMPT, TUNED):
-        mix[0] = 1
+    factory = np.zeros(len(names), np.float32)
+    if chosen_entry(bundle) is not None:
+        factory[0] = 1
     else:
-        mix[: len(bundle.weights)] = bundle.weights / bundle.weights.sum()
-    return mix
+        factory[: len(bundle.weights)] = bundle.weights / bundle.weights.sum()
+    return factory

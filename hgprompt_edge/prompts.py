@@ -244,14 +244,29 @@ def match_tokens(reference: Floats, tokens: Floats) -> Floats:
 
 
 def mix(tokens: Floats, weights: npt.ArrayLike) -> Floats:
-    """Fold `tokens [N, L, T, D]` with `weights [N]` into one prompt `[L, T, D]` (METHOD eq. 1)."""
+    """Fold `tokens [N, L, T, D]` into one prompt `[L, T, D]` (METHOD eq. 1).
+
+    `weights` are `[N]`, or `[N, L]` where each layer has its own.
+    """
     weights = np.asarray(weights, dtype=np.float64)
-    return np.tensordot(weights, tokens.astype(np.float64), axes=1).astype(np.float32)
+    if weights.ndim == 1:
+        return np.tensordot(weights, tokens.astype(np.float64), axes=1).astype(np.float32)
+    mixed: Floats = np.einsum("nl,nltd->ltd", weights, tokens, dtype=np.float64).astype(np.float32)
+    return mixed
+
+
+def source_shares(weights: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Share `[N]` of each source: its weight, of weights `[N, L]` the mean over the layers."""
+    weights = np.asarray(weights, dtype=np.float64)
+    return weights if weights.ndim == 1 else weights.mean(1)
 
 
 def effective_sources(weights: npt.ArrayLike) -> float:
-    """Effective number of sources: the exponential of the entropy of the weights `[N]`."""
-    weights = np.asarray(weights, dtype=np.float64)
+    """Effective number of sources: the exponential of the entropy of their shares.
+
+    `weights` are `[N]` or `[N, L]`.
+    """
+    weights = source_shares(weights)
     positive = weights[weights > 0]
     return float(np.exp(-np.sum(positive * np.log(positive))))
 

@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from hgprompt_edge.bundle import Bundle, Row
+from hgprompt_edge.prompts import mix
 from hgprompt_edge.vit.backbone import Backbone, wrap_backbone
 from hgprompt_edge.vit.forward import features_token, normalize
 
@@ -118,14 +119,28 @@ def token_features(bundle: Bundle, backbone: Backbone, images: np.ndarray) -> np
 
 
 def make_mixable(backbone: Backbone, choice: str = "learned", seed: int = 0) -> Bundle:
-    """A bundle with two sources and one condition prompt for a device's bank."""
+    """A bundle with two sources and one condition prompt for a device's bank.
+
+    `layered` is the choice `learned` with a weight for each layer.
+    """
     rng = np.random.default_rng(seed + 1)
     shape = (backbone.depth, TOKENS, backbone.embed_dim)
     bundle = make_bundle(backbone, "none" if choice == "none" else "deep", seed)
-    return replace(
+    mixable = replace(
         bundle,
-        choice=choice,
+        choice="learned" if choice == "layered" else choice,
         source_tokens=rng.normal(size=(2, *shape)).astype(np.float16),
         conditions=({"name": "dark"},),
         condition_tokens=rng.normal(size=(1, *shape)).astype(np.float16),
     )
+    return with_layers(mixable, backbone) if choice == "layered" else mixable
+
+
+def with_layers(bundle: Bundle, backbone: Backbone, seed: int = 0) -> Bundle:
+    """The bundle with a mix of its two sources that differs from layer to layer."""
+    first = np.random.default_rng(seed).uniform(size=backbone.depth)
+    weights = np.stack([first, 1 - first]).astype(np.float32)
+    assert bundle.source_tokens is not None
+    prompt = mix(bundle.source_tokens.astype(np.float32), weights)
+    layered = replace(bundle, prompt=prompt, weights=weights, learned_weights=weights)
+    return replace(layered, probe_logits=token_logits(layered, backbone, bundle.probe_images))

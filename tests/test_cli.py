@@ -8,6 +8,7 @@ import json
 from inspect import signature
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import class_folders, hgedge, pets_archive, photo, run, small_bank
 
@@ -56,7 +57,7 @@ def test_the_three_commands_letter_for_letter(workplace: Path) -> None:
 def test_fit_prints_one_json_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     bank, data = small_bank(tmp_path / "bank"), class_folders(tmp_path / "mine")
-    words = f"fit --sources {bank} --data {data} --refine 1 --json"
+    words = f"fit --sources {bank} --data {data} --refine 3 --json"
     result = run(*words.split())
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
@@ -68,6 +69,12 @@ def test_fit_prints_one_json_document(tmp_path: Path, monkeypatch: pytest.Monkey
         "learned",
     ]
     assert sum(document["learned_weights"].values()) == pytest.approx(1)
+    by_layer = document["learned_weights_by_layer"]
+    assert document["objective"]["taken"] == "exact"
+    np.testing.assert_allclose(np.sum(list(by_layer.values()), axis=0), 1, rtol=1e-6)
+    shares = {name: np.mean(layers) for name, layers in by_layer.items()}
+    assert shares == pytest.approx(document["learned_weights"])
+    assert "by layer" in run(*words.removesuffix(" --json").split()).stdout
     first = (tmp_path / "mine.hgbundle").read_bytes()
     assert run(*words.split()).exit_code == 0
     assert (tmp_path / "mine.hgbundle").read_bytes() == first

@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 from small_vits import FAMILIES, make_backbone, make_mixable
 
-from hgprompt_edge.bundle import NO_PROMPT, Bundle
+from hgprompt_edge.bundle import LEARNED, NO_PROMPT, Bundle
 from hgprompt_edge.device.bank import Bank, adapt_path, bank_path, read_bank, write_bank
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.errors import CheckError, UserError
@@ -26,7 +26,7 @@ from hgprompt_edge.export.openvino_file import export_openvino
 from hgprompt_edge.export.rewrites import Attention, Rewrites
 from hgprompt_edge.vit.backbone import Backbone
 
-CHOICES = ("learned", "none", "tuned")
+CHOICES = ("learned", "none", "tuned", "layered")
 
 
 def relative(a: np.ndarray, b: np.ndarray) -> float:
@@ -53,7 +53,7 @@ class Case:
 
 
 CASES = [(family, choice) for family in FAMILIES for choice in ("learned", "none")]
-CASES.append(("plain", "tuned"))
+CASES += [("plain", "tuned"), ("plain", "layered")]
 
 
 @pytest.mark.parametrize(("family", "choice"), CASES)
@@ -178,6 +178,18 @@ def test_without_a_prompt_the_model_alone_is_an_entry(tmp_path: Path) -> None:
     export_onnx(case.bundle, case.backbone, path, runtime_weights=True)
     found = Predictor(path).logits(case.bundle.probe_images)
     assert relative(found, case.bundle.probe_logits) < 1e-5
+
+
+def test_learned_mix_with_a_weight_for_each_layer_is_an_entry(tmp_path: Path) -> None:
+    case = Case("plain", "layered")
+    assert case.bank.names == (LEARNED, "a", "b", "dark")
+    np.testing.assert_array_equal(case.bank.factory, [1, 0, 0, 0])
+    path = tmp_path / "pets.onnx"
+    assert export_onnx(case.bundle, case.backbone, path, runtime_weights=True, adapt=True).ok
+    predictor = Predictor(path)
+    found = predictor.logits(case.bundle.probe_images)
+    assert relative(found, case.bundle.probe_logits) < 1e-3, "the bank is float16"
+    assert predictor.metadata.weights == pytest.approx(case.bundle.weights.mean(1).tolist())
 
 
 def test_merged_mix_is_where_a_device_starts(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from hgprompt_edge.prompts import (
     mix,
     read_bank,
     read_prompt,
+    source_shares,
     write_prompt,
 )
 
@@ -190,9 +191,22 @@ def test_a_mix_is_the_weighted_sum() -> None:
     np.testing.assert_array_equal(mix(tokens, [0, 1, 0]), tokens[1])
 
 
+def test_each_layer_may_have_weights_of_its_own() -> None:
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(3, 2, 4, 8)).astype(np.float32)
+    weights = rng.dirichlet(np.ones(3), 2).T
+    expected = np.stack([mix(tokens[:, [layer]], weights[:, layer])[0] for layer in range(2)])
+    np.testing.assert_allclose(mix(tokens, weights), expected, rtol=1e-6)
+    same = np.repeat(weights[:, :1], 2, axis=1)
+    np.testing.assert_allclose(mix(tokens, same), mix(tokens, weights[:, 0]), rtol=1e-6)
+
+
 def test_effective_sources() -> None:
     assert effective_sources([1, 0, 0, 0]) == pytest.approx(1)
     assert effective_sources([0.25] * 4) == pytest.approx(4)
+    layers = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    np.testing.assert_array_equal(source_shares(layers), [0.5, 0.5, 0])
+    assert effective_sources(layers) == pytest.approx(2), "each layer has one, the prompt two"
 
 
 def test_sources_of_the_targets_family_are_left_out() -> None:

@@ -10,18 +10,21 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_vits import make_bundle
+from small_vits import make_bundle, with_layers
 
 from hgprompt_edge.bundle import (
     Bundle,
     bank_entries,
     bank_sha256,
+    factory_mix,
     read_bundle,
     write_bundle,
 )
 from hgprompt_edge.device.journal import Version
 from hgprompt_edge.device.parcel import Parcel, read_parcel, write_parcel
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import read_safetensors, write_safetensors
+from hgprompt_edge.prompts import mix as fold
 from hgprompt_edge.transfer.merge import CAP, NEAR, REACH, merge, read_parcels, robust_mean
 from hgprompt_edge.transfer.remix import with_mix
 from hgprompt_edge.vit.backbone import load_backbone
@@ -200,6 +203,50 @@ def test_a_mix_of_the_bank_is_folded_and_its_probe_follows(bundle: Bundle) -> No
     np.testing.assert_allclose(result.probe_logits, logits, atol=1e-3)
     assert result.objective["merged"] == {"devices": 3}
     assert bank_sha256(result) == bank_sha256(bundle)
+
+
+def test_devices_mix_beside_a_learned_prompt_with_weights_for_each_layer(
+    tmp_path: Path, bundle: Bundle
+) -> None:
+    backbone = load_backbone("bundled")
+    layered = with_layers(bundle, backbone)
+    assert [entry.name for entry in bank_entries(layered)] == ["learned", "a", "b"]
+    assert factory_mix(layered).tolist() == [1, 0, 0]
+    path = tmp_path / "a.hgbundle"
+    write_bundle(path, layered)
+    assert bank_sha256(read_bundle(path)) == bank_sha256(layered)
+
+    merged = with_mix(read_bundle(path), np.array([0.5, 0.3, 0.2], np.float32), {}, backbone)
+    assert layered.source_tokens is not None
+    tokens = layered.source_tokens.astype(np.float32)
+    assert merged.prompt is not None
+    expected = 0.5 * fold(tokens, layered.learned_weights) + fold(tokens, [0.3, 0.2])
+    np.testing.assert_allclose(merged.prompt, expected, atol=2e-3)
+    np.testing.assert_allclose(merged.prompt, fold(tokens, merged.weights), atol=2e-3)
+    write_bundle(path, merged)
+    assert bank_sha256(read_bundle(path)) == bank_sha256(layered), "devices need not start anew"
+    assert factory_mix(read_bundle(path)) == pytest.approx([0.5, 0.3, 0.2])
+
+
+def test_bundles_of_the_first_version_are_read(tmp_path: Path, bundle: Bundle) -> None:
+    path = tmp_path / "a.hgbundle"
+    write_bundle(path, bundle)
+    tensors, metadata = read_safetensors(path)
+    write_safetensors(path, tensors, {**metadata, "format": "hgprompt.bundle/1"})
+    assert bank_sha256(read_bundle(path)) == bank_sha256(bundle)
+    write_safetensors(path, tensors, {**metadata, "format": "hgprompt.bundle/3"})
+    with pytest.raises(UserError, match="not a bundle of this version"):
+        read_bundle(path)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 1), (2, 12), (2, 6, 1), ()])
+def test_weights_that_fit_neither_sources_nor_layers_are_refused(
+    tmp_path: Path, bundle: Bundle, shape: tuple[int, ...]
+) -> None:
+    path = tmp_path / "a.hgbundle"
+    write_bundle(path, replace(bundle, learned_weights=np.ones(shape, np.float32)))
+    with pytest.raises(UserError, match=r"'learned_weights' is .* for 2 sources"):
+        read_bundle(path)
 
 
 @pytest.mark.parametrize("choice", ["none", "tuned"])

@@ -23,6 +23,7 @@ from hgprompt_edge.transfer.learn import (
     Learned,
     align,
     learn_weights,
+    maximise_exactly,
     source_features,
     uniform_weights,
 )
@@ -34,6 +35,8 @@ Weights = npt.NDArray[np.float64]
 
 LORAHUB_BOUND, LORAHUB_L1 = 1.5, 0.05
 DESCENT_STEPS, DESCENT_RATE = 300, 0.1
+OBJECTIVE_STEPS = 3
+"""Most exact steps of J, each of which may cost several passes."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Budget:
 
     lam: float = 0.003
     steps: int = 300
-    refine: int = 3
+    refine: int = 8
     evaluations: int = 40
     spot_steps: int = 10
     tune_steps: int = 20
@@ -148,7 +151,7 @@ class Contest:
         )
 
     def folded(self, weights: Weights) -> tuple[Candidate, ...]:
-        """One prompt: the mix with `weights [N]`, which need not sum to 1."""
+        """One prompt: the mix with `weights [N]` or `[N, L]`, which need not sum to 1."""
         return (Candidate("", mix(self.tokens, weights), weights),)
 
 
@@ -188,7 +191,17 @@ def spot(contest: Contest) -> Plan:
 
 def h_only(contest: Contest) -> Plan:
     """Transferability alone: `lambda = 0`, and where J ends is what is taken."""
-    return Plan(contest.folded(learn(contest, lam=0.0).refined.weights.numpy()))
+    found = maximise_exactly(
+        contest.store,
+        contest.task,
+        contest.tokens,
+        lam=0.0,
+        steps=contest.budget.steps,
+        refine_steps=OBJECTIVE_STEPS,
+        seed=contest.seed,
+        report=_silent,
+    )
+    return Plan(contest.folded(found.weights.numpy()))
 
 
 def alignment_only(contest: Contest) -> Plan:
@@ -266,7 +279,7 @@ def prediction_average(contest: Contest) -> Plan:
 
 def hgprompt(contest: Contest) -> Plan:
     """Take the learned weights, whatever validation says of them."""
-    return Plan(contest.folded(learn(contest, lam=contest.budget.lam).weights))
+    return Plan(contest.folded(learn(contest).weights))
 
 
 def hgprompt_guarded(contest: Contest) -> Plan:
@@ -320,14 +333,14 @@ METHODS: dict[str, Callable[[Contest], Plan]] = {
 }
 
 
-def learn(contest: Contest, lam: float) -> Learned:
-    """Maximise J for the contest's task with that `lambda`."""
+def learn(contest: Contest) -> Learned:
+    """Learn weights for the contest's task, as `fit` does."""
     budget = contest.budget
     return learn_weights(
         contest.store,
         contest.task,
         contest.tokens,
-        lam=lam,
+        lam=budget.lam,
         steps=budget.steps,
         refine_steps=budget.refine,
         seed=contest.seed,

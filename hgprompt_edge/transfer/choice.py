@@ -50,7 +50,7 @@ class Candidate:
     tokens
         The folded prompt `[L, T, D]` float32; None: no prompt.
     weights
-        `[N]` float64 of the mix; all zero without a prompt.
+        `[N]` or `[N, L]` float64 of the mix; all zero without a prompt.
     """
 
     method: str

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hgprompt_edge.prompts import PromptBank, effective_sources
+from hgprompt_edge.prompts import PromptBank, effective_sources, source_shares
 from hgprompt_edge.tasks import Images, Task
 from hgprompt_edge.transfer.baselines import METHODS, Budget, Contest, Done
 from hgprompt_edge.transfer.checks import check_bank, leave_out_family
@@ -37,7 +37,7 @@ class Result:
     correct
         `[n]` bool: which test images it gets right, for paired comparisons.
     weights
-        `[N]` of the mix; zeros where there is none.
+        `[N]` of the mix, means over the layers where each has its own; zeros where there is none.
     image_passes
         Forward passes of single images that the method itself needed, a backward pass as two;
         fitting the head and testing, the same for all, are left out.
@@ -105,7 +105,7 @@ def measure(contest: Contest, method: str, done: Done) -> Result:
         both = _probabilities(contest, done, (task.train, task.validation), task.test)
         correct = _correct(both, task.test.labels)
     accuracy, low, high = bootstrap(correct, contest.seed)
-    weights = candidates[0].weights if len(candidates) == 1 else _mean_weights(done)
+    weights = np.mean([source_shares(c.weights) for c in candidates], axis=0)
     share = np.abs(weights) / max(np.abs(weights).sum(), 1e-12)
     return Result(
         method,
@@ -151,8 +151,3 @@ def _probabilities(
 def _correct(probabilities: Tensor, labels: Labels) -> npt.NDArray[np.bool_]:
     right: npt.NDArray[np.bool_] = (probabilities.argmax(1) == torch.as_tensor(labels)).numpy()
     return right
-
-
-def _mean_weights(done: Done) -> npt.NDArray[np.float64]:
-    mean: npt.NDArray[np.float64] = np.mean([c.weights for c in done.plan.candidates], axis=0)
-    return mean

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hgprompt_edge.bundle import Bundle
 from hgprompt_edge.files import atomic_path
+from hgprompt_edge.prompts import source_shares
 
 LABELS = {
     "none": "no prompt",
@@ -36,13 +38,17 @@ def draw_fit(bundle: Bundle, history: Sequence[dict[str, Any]], path: Path) -> N
 
 def _draw_weights(axes: Axes, bundle: Bundle) -> None:
     names = [source["name"] for source in bundle.sources]
-    weights = bundle.learned_weights
-    axes.barh(names, weights, color=BLUE)
+    weights, shares = bundle.learned_weights, source_shares(bundle.learned_weights)
+    axes.barh(names, shares, color=BLUE)
     axes.set_xlabel("weight (they sum to 1)", loc="left")
     axes.axvline(1 / len(names), color=GREY, linestyle=":", label="uniform")
-    for row, weight in enumerate(weights):
-        axes.text(weight, row, f" {weight:.2f}", va="center", fontsize=8)
-    axes.set_xlim(0, max(1.15 * float(weights.max()), 1.3 / len(names)))
+    if weights.ndim == 2:
+        rows = np.repeat(np.arange(len(names)), weights.shape[1])
+        axes.plot(weights.flatten(), rows, ".", color=ORANGE, label="in each layer")
+    edge = weights.reshape(len(names), -1).max(1)  # [N], the right of what is drawn in each row
+    for row, (share, right) in enumerate(zip(shares, edge, strict=True)):
+        axes.text(right, row, f"  {share:.2f}", va="center", fontsize=8)
+    axes.set_xlim(0, max(1.15 * float(edge.max()), 1.3 / len(names)))
     axes.invert_yaxis()
     axes.set_title("learned weight of each source prompt")
     legend_below(axes)

@@ -32,9 +32,10 @@ by some hundredths in H / H_scale: from 0.01 on, one source took all where a mix
 class HGPrompt:
     """Mix source prompts so that the target's features separate and the sources agree.
 
-    Maximises `J = H / H_scale - lambda R` over weights on the simplex (METHOD eq. 5), first on
-    cached features, then exactly through the frozen backbone. No prompt, the best source, the
-    uniform mix and the learned mix are compared on held-out images, and the best is kept.
+    Maximises `J = H / H_scale - lambda R` over weights on the simplex (METHOD eq. 5) on cached
+    features, then goes down the cross-fitted log-loss of the head through the frozen backbone, with
+    a weight for each source and layer. No prompt, the best source, the uniform mix and the learned
+    mix are compared on held-out images, and the best is kept.
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ class HGPrompt:
     steps
         Most steps on cached features.
     refine
-        Most exact steps through the backbone.
+        Exact steps through the backbone. 0: none, and one weight a source.
     space
         Where gradients are compared: `head`, `prompt` (slower) or `cosine`.
     head
@@ -57,8 +58,9 @@ class HGPrompt:
 
     Attributes
     ----------
-    weights_ : ndarray [N] float64
-        The learned mix, chosen or not.
+    weights_ : ndarray [N, L] or [N] float64
+        The learned mix, chosen or not: one weight for each source and layer, or for each source
+        where the exact steps did not hold out best.
     choice_ : str
         Row of the table that validation chose.
     best_source_ : str
@@ -70,9 +72,10 @@ class HGPrompt:
     head_ : Head
         Of the chosen row, fitted on training and validation images.
     objective_ : dict
-        H with its noise floor, R, lambda, rho, steps, effective number of sources.
+        H with its noise floor, R, cross-fitted log-loss, lambda, rho, steps, effective number of
+        sources.
     history_ : list of dict
-        `stage` (`cached` or `exact`), `J`, `H` and `R` of each step.
+        `stage` (`cached` or `exact`), `J`, `H` and `R` of each step, of exact ones `log_loss`.
     bundle_ : Bundle
         All of it, ready for `write_bundle`.
 
@@ -81,7 +84,7 @@ class HGPrompt:
     >>> bank = read_bank("bundled")  # doctest: +SKIP
     >>> backbone = load_backbone(bank.backbone)  # doctest: +SKIP
     >>> task = load_task("digits", backbone.preprocessing)  # doctest: +SKIP
-    >>> HGPrompt(refine=3).fit(bank, backbone, task).choice_  # doctest: +SKIP
+    >>> HGPrompt(seed=0).fit(bank, backbone, task).choice_  # doctest: +SKIP
     'learned'
     """
 
@@ -100,7 +103,7 @@ class HGPrompt:
         *,
         lam: float = LAMBDA,
         steps: int = 300,
-        refine: int = 3,
+        refine: int = 8,
         space: Space = "head",
         head: HeadKind = "lda",
         seed: int = 0,
@@ -217,7 +220,9 @@ class HGPrompt:
             "space": self.space,
             "head": self.head,
             "steps": learned.climbed.steps,
-            "refine_steps": learned.refined.steps,
+            "refine_steps": learned.descended.best if learned.descended else 0,
+            "log_loss": learned.log_loss,
+            "log_loss_uniform": learned.log_loss_uniform,
             "effective_sources": effective_sources(self.weights_),
             "sources": len(bank.prompts),
             "taken": bank.names[taken] if isinstance(taken, int) else taken,

@@ -1,4 +1,4 @@
-"""Learn the weights: features of each source, cached warm start, exact refinement (METHOD 5)."""
+"""Learn the weights: features of each source, J on cached features, exact steps (METHOD 5)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hgprompt_edge.prompts import Floats, mix
+from hgprompt_edge.prompts import Floats, mix, source_shares
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.alignment import (
     Alignment,
@@ -21,7 +21,9 @@ from hgprompt_edge.transfer.alignment import (
     prompt_alignment,
 )
 from hgprompt_edge.transfer.cached import Climb, climb
+from hgprompt_edge.transfer.descend import Descent, descend
 from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.transfer.log_loss import LogLoss
 from hgprompt_edge.transfer.objective import Objective, Terms, make_objective
 from hgprompt_edge.transfer.refine import ExactObjective, Refined, refine, starting_points
 from hgprompt_edge.vit.heads import cross_fitted_log_loss
@@ -32,39 +34,59 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
+class FirstStage:
+    """What is maximised, on which features, and where the climb on cached features ended."""
+
+    features: Tensor
+    uniform: Tensor
+    objective: Objective
+    climbed: Climb
+
+
+@dataclass(frozen=True)
 class Learned:
     """What was maximised, where each stage ended, and the mix that was taken.
 
     Attributes
     ----------
+    descended
+        The exact steps; None where none were asked for.
     weights
-        The learned mix, `[N]`.
+        The learned mix: `[N, L]` where it is that of the exact steps, else `[N]`.
     features
         `[n, D]` of the training images under it.
+    log_loss, log_loss_uniform
+        Cross-fitted on the training images under it and under the uniform mix, in nats.
     taken
-        What held out best: `objective` (where J ended), `uniform`, or the index of a source.
+        What held out best: `exact` steps, `objective` (where J ended), `uniform`, or the index of a
+        source.
     """
 
     objective: Objective
     climbed: Climb
-    refined: Refined
+    descended: Descent | None
     weights: npt.NDArray[np.float64]
     features: Tensor
+    log_loss: float
+    log_loss_uniform: float
     taken: str | int
 
     @property
     def terms(self) -> Terms:
-        """J, H and R of the learned mix."""
-        return self.objective.terms(self.features, torch.from_numpy(self.weights))
+        """J, H and R of the learned mix; R at the sources' shares of it."""
+        return self._terms(torch.from_numpy(self.weights), self.features)
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """`stage` (`cached` or `exact`), `J`, `H` and `R` of each step."""
+        """`stage` (`cached` or `exact`), `J`, `H`, `R` of each step; of exact ones `log_loss`."""
+        rows = [{"stage": "cached", **asdict(terms)} for terms in self.climbed.path]
+        for weights, features, loss in self.descended.path if self.descended else ():
+            terms = asdict(self._terms(weights, features))
+            rows.append({"stage": "exact", **terms, "log_loss": loss})
+        return rows
 
-        def rows(stage: str, path: tuple[Terms, ...]) -> list[dict[str, Any]]:
-            return [{"stage": stage, **asdict(terms)} for terms in path]
-
-        return rows("cached", self.climbed.path) + rows("exact", self.refined.path)
+    def _terms(self, weights: Tensor, features: Tensor) -> Terms:
+        return self.objective.terms(features, torch.from_numpy(source_shares(weights.numpy())))
 
 
 def learn_weights(
@@ -79,11 +101,11 @@ def learn_weights(
     seed: int = 0,
     report: Progress,
 ) -> Learned:
-    """Maximise J (METHOD eq. 5) over the mixes of `tokens [N, L, T, D]` on the training images.
+    """Learn a mix of `tokens [N, L, T, D]` on the training images (METHOD 5).
 
-    J rewards features that fit the images it is measured on. So the mix that it ends at has to
-    beat the uniform one and each source, whose exact features are known, in the cross-fitted
-    log-loss of the head on the same images; the best of them is what was learned (METHOD 5.4).
+    J (METHOD eq. 5) is maximised on cached features with one weight a source. The exact steps go
+    down the cross-fitted log-loss of the head with one weight for each source and layer. Where they
+    end, where J ended, the uniform mix and each source: what has the lowest log-loss was learned.
 
     Parameters
     ----------
@@ -94,6 +116,52 @@ def learn_weights(
     space
         Where gradients are compared.
     """
+    pixels, labels, classes = task.train.pixels, task.train.labels, len(task.classes)
+    first = maximise_cached(
+        store, task, tokens, lam=lam, steps=steps, space=space, seed=seed, report=report
+    )
+    loss = LogLoss.at(first.uniform, labels, classes, seed)
+    equal, climbed = uniform_weights(len(tokens)), first.climbed.weights.numpy()
+    ends: list[tuple[str | int, npt.NDArray[np.float64], Tensor]] = [
+        ("objective", climbed, store.features(pixels, mix(tokens, climbed))),
+        ("uniform", equal, first.uniform),
+        *zip(range(len(tokens)), np.eye(len(tokens)), first.features, strict=True),
+    ]
+    descended = None
+    if refine_steps and len(tokens) > 1:
+        descended = descend(
+            store, pixels, tokens, loss, refine_steps, lambda *done: report("exact steps", *done)
+        )
+        if descended.best:  # else it is the uniform mix that they start from
+            ends.append(("exact", descended.weights.numpy(), descended.features))
+    losses = [cross_fitted_log_loss(f, labels, classes, seed) for _, _, f in ends]
+    best = int(np.argmin(losses))
+    taken, weights, features = ends[best]
+    of_uniform = losses[[name for name, _, _ in ends].index("uniform")]
+    return Learned(
+        first.objective,
+        first.climbed,
+        descended,
+        weights,
+        features,
+        losses[best],
+        of_uniform,
+        taken,
+    )
+
+
+def maximise_cached(
+    store: FeatureStore,
+    task: Task,
+    tokens: Floats,
+    *,
+    lam: float,
+    steps: int,
+    space: Space = "head",
+    seed: int = 0,
+    report: Progress,
+) -> FirstStage:
+    """Maximise J (METHOD eq. 5) over the mixes of `tokens [N, L, T, D]` on cached features."""
     pixels, labels = task.train.pixels, task.train.labels
     features = source_features(store, task, tokens)
     uniform = store.features(pixels, mix(tokens, uniform_weights(len(tokens))))
@@ -101,15 +169,31 @@ def learn_weights(
     objective = make_objective(uniform, labels, alignment, lam, seed)
     climbed = climb(features, objective, steps)
     report("weights", 1, 1)
-    exact = ExactObjective(store, pixels, tokens, objective)
-    starts = starting_points(features, objective, climbed.weights)
-    refined = refine(exact, starts, refine_steps, lambda *done: report("exact steps", *done))
-    ends = [(refined.weights.numpy(), refined.features), (uniform_weights(len(tokens)), uniform)]
-    ends += list(zip(np.eye(len(tokens)), features, strict=True))
-    losses = [cross_fitted_log_loss(f, labels, len(task.classes), seed) for _, f in ends]
-    best = int(np.argmin(losses))
-    names: list[str | int] = ["objective", "uniform", *range(len(tokens))]
-    return Learned(objective, climbed, refined, *ends[best], names[best])
+    return FirstStage(features, uniform, objective, climbed)
+
+
+def maximise_exactly(
+    store: FeatureStore,
+    task: Task,
+    tokens: Floats,
+    *,
+    lam: float,
+    steps: int,
+    refine_steps: int,
+    space: Space = "head",
+    seed: int = 0,
+    report: Progress,
+) -> Refined:
+    """Maximise J on cached features, then exactly: where the objective itself ends.
+
+    `fit` takes other exact steps, which go down the log-loss: this is what it is compared with.
+    """
+    first = maximise_cached(
+        store, task, tokens, lam=lam, steps=steps, space=space, seed=seed, report=report
+    )
+    exact = ExactObjective(store, task.train.pixels, tokens, first.objective)
+    starts = starting_points(first.features, first.objective, first.climbed.weights)
+    return refine(exact, starts, refine_steps, lambda *done: report("exact steps", *done))
 
 
 def source_features(store: FeatureStore, task: Task, tokens: Floats) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hgprompt_edge.bundle import Bundle, Floats, bank_entries
+from hgprompt_edge.bundle import LEARNED, Bundle, Floats, bank_entries, chosen_entry
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.transfer.assemble import token_logits
 from hgprompt_edge.vit.backbone import Backbone
@@ -57,6 +57,15 @@ def with_mix(bundle: Bundle, mix: Floats, about: dict[str, Any], backbone: Backb
     return replace(
         remixed,
         prompt=prompt,
-        weights=mix[: len(bundle.sources)],
+        weights=_over_sources(bundle, mix),
         probe_logits=token_logits(backbone, bundle.probe_images, prompt, *head),
     )
+
+
+def _over_sources(bundle: Bundle, mix: Floats) -> Floats:
+    """Weights `[N]` or `[N, L]` of the sources in a mix `[M]` over the bank's entries."""
+    count, chosen = len(bundle.sources), chosen_entry(bundle)
+    if chosen is None or chosen.name != LEARNED:
+        return mix[:count]
+    own: Floats = mix[0] * bundle.learned_weights + mix[1 : count + 1, None]
+    return own
