@@ -45,7 +45,8 @@ prompt, the feature mean and FOA's search have no guard. FOA's makes 224 passes 
 eight generations.
 Rows of `mix` with no `figures` (seed 1, and two and ten images a class) are of an earlier training
 of the condition prompts and of a guard that asked for one standard error. Below severity 3 the
-sources alone, the whole prompt and FOA's search were not run.
+sources alone, the whole prompt and FOA's search were not run. All rows are of bundles that `fit`
+made before it gave each layer its own weights.
 
 ## Five images a class, severity 3
 

@@ -55,17 +55,19 @@ def _draw_weights(axes: Axes, bundle: Bundle) -> None:
 
 
 def draw_terms(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
-    """Draw H and R over the steps, with the exact ones shaded."""
-    steps = range(len(history))
-    axes.plot(steps, [row["H"] for row in history], color=BLUE)
-    axes.set_ylabel("H-score (more is better)", color=BLUE)
-    axes.set_xlabel("step")
+    """Draw H and R over the steps; the exact ones, which begin anew at equal weights, shaded."""
     other = axes.twinx()
-    other.plot(steps, [row["R"] for row in history], color=ORANGE)
+    for stage in ("cached", "exact"):
+        steps = [step for step, row in enumerate(history) if row["stage"] == stage]
+        axes.plot(steps, [history[step]["H"] for step in steps], color=BLUE)
+        other.plot(steps, [history[step]["R"] for step in steps], color=ORANGE)
+    axes.set_ylabel("H-score (more is better)", color=BLUE)
+    axes.set_xlabel("step", loc="left")
     other.set_ylabel("gradient conflict R (less is better)", color=ORANGE)
     exact = [step for step, row in enumerate(history) if row["stage"] == "exact"]
     if exact:
-        axes.axvspan(exact[0], exact[-1] + 1e-9, color=GREY, alpha=0.3, label="exact steps")
+        label = "exact steps, down the log-loss"
+        axes.axvspan(exact[0], exact[-1] + 1e-9, color=GREY, alpha=0.3, label=label)
         legend_below(axes)
     axes.set_title("the two terms of the objective")
 
