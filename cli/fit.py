@@ -312,6 +312,8 @@ def _log_loss_line(objective: dict[str, Any]) -> str:
         "objective": "where J ended on cached features",
         "uniform": "the uniform mix",
     }.get(taken, f"the source {taken}")
+    if objective["log_loss"] is None:
+        return f"learned: {where}; with one image a class none can be held out"
     gain = "" if taken == "uniform" else f", uniform {objective['log_loss_uniform']:.3f}"
     return f"learned: {where}, cross-fitted log-loss {objective['log_loss']:.3f}{gain}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -102,3 +104,16 @@ def test_without_exact_steps_there_is_one_weight_a_source(backbone: Backbone) ->
     fitted = HGPrompt(refine=0).fit(make_bank(backbone, tokens), backbone, task)
     assert fitted.weights_.shape == (3,)
     assert {row["stage"] for row in fitted.history_} == {"cached"}
+
+
+def test_with_one_image_a_class_nothing_is_held_out(backbone: Backbone) -> None:
+    tokens = noise_tokens(3)
+    task = make_task(backbone, tokens[0])
+    first = [int(np.flatnonzero(task.train.labels == label)[0]) for label in range(CLASSES)]
+    fitted = HGPrompt().fit(
+        make_bank(backbone, tokens), backbone, replace(task, train=task.train.subset(first))
+    )
+    assert fitted.objective_["taken"] == "objective"
+    assert fitted.objective_["log_loss"] is None
+    assert fitted.weights_.shape == (3,)
+    assert np.isfinite(fitted.weights_).all()

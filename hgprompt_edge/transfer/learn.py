@@ -56,7 +56,8 @@ class Learned:
     features
         `[n, D]` of the training images under it.
     log_loss, log_loss_uniform
-        Cross-fitted on the training images under it and under the uniform mix, in nats.
+        Cross-fitted on the training images under it and under the uniform mix, in nats; None where
+        no class has two images, so that none can be held out.
     taken
         What held out best: `exact` steps, `objective` (where J ended), `uniform`, or the index of a
         source.
@@ -67,8 +68,8 @@ class Learned:
     descended: Descent | None
     weights: npt.NDArray[np.float64]
     features: Tensor
-    log_loss: float
-    log_loss_uniform: float
+    log_loss: float | None
+    log_loss_uniform: float | None
     taken: str | int
 
     @property
@@ -106,6 +107,7 @@ def learn_weights(
     J (METHOD eq. 5) is maximised on cached features with one weight a source. The exact steps go
     down the cross-fitted log-loss of the head with one weight for each source and layer. Where they
     end, where J ended, the uniform mix and each source: what has the lowest log-loss was learned.
+    Where no image can be held out, as no class has two, where J ended.
 
     Parameters
     ----------
@@ -127,6 +129,10 @@ def learn_weights(
         ("uniform", equal, first.uniform),
         *zip(range(len(tokens)), np.eye(len(tokens)), first.features, strict=True),
     ]
+    of_uniform = cross_fitted_log_loss(first.uniform, labels, classes, seed)
+    if not np.isfinite(of_uniform):
+        taken, weights, features = ends[0]
+        return Learned(first.objective, first.climbed, None, weights, features, None, None, taken)
     descended = None
     if refine_steps and len(tokens) > 1:
         descended = descend(
@@ -137,7 +143,6 @@ def learn_weights(
     losses = [cross_fitted_log_loss(f, labels, classes, seed) for _, _, f in ends]
     best = int(np.argmin(losses))
     taken, weights, features = ends[best]
-    of_uniform = losses[[name for name, _, _ in ends].index("uniform")]
     return Learned(
         first.objective,
         first.climbed,
