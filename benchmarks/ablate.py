@@ -28,7 +28,7 @@ from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.checks import leave_out_family
 from hgprompt_edge.transfer.choice import Candidate, Judge
 from hgprompt_edge.transfer.features import FeatureStore
-from hgprompt_edge.transfer.learn import maximise_exactly, uniform_weights
+from hgprompt_edge.transfer.learn import maximise_cached, maximise_exactly, uniform_weights
 from hgprompt_edge.transfer.log_loss import LogLoss
 from hgprompt_edge.vit.start import neutral_tokens
 from hgprompt_edge.vit.train import fastest_precision
@@ -72,11 +72,12 @@ class Bench:
         """The uniform mix `[L, T, D]`."""
         return mix(self.tokens, uniform_weights(len(self.tokens)))
 
-    def learned(self, **options: Any) -> Weights:
+    def learned(self, refine_steps: int = 3, **options: Any) -> Weights:
         """Weights where J ends with these options instead of the defaults."""
-        given = {"lam": 0.003, "steps": 300, "refine_steps": 3, "seed": self.seed, **options}
-        found = maximise_exactly(self.store, self.task, self.tokens, report=silent, **given)
-        weights: Weights = found.weights.numpy()
+        given = {"lam": 0.003, "steps": 300, "seed": self.seed, **options}
+        bench = self.store, self.task, self.tokens
+        first = maximise_cached(*bench, report=silent, **given)
+        weights: Weights = maximise_exactly(*bench, first, refine_steps, silent).weights.numpy()
         return weights
 
     def side_by_side(self, weights: Weights, steps: int = 0) -> SideBySideStore:

@@ -36,6 +36,11 @@ class Cube:
         """`[targets, methods]`, means over seeds."""
         return np.stack([cell.mean(0) for cell in self.cells])
 
+    def without(self, tasks: Sequence[str]) -> Cube:
+        """Leave these targets out."""
+        kept = [row for row, task in enumerate(self.tasks) if task not in tasks]
+        return Cube([self.tasks[i] for i in kept], self.methods, [self.cells[i] for i in kept])
+
     @property
     def seeds(self) -> str:
         """How many seeds a target has, in words."""

@@ -214,7 +214,7 @@ def _check_weights(tensors: dict[str, npt.NDArray[np.generic]], sources: int) ->
     for name in ("weights", "learned_weights"):
         shape = tensors[name].shape
         layers = shape[1:] if like is None else like.shape[-3:-2]
-        if shape not in ((sources,), (sources, *layers)) or len(shape) > 2:
+        if shape != (sources,) and (len(shape) != 2 or shape != (sources, *layers)):
             raise ValueError(f"'{name}' is {list(shape)} for {sources} sources")
 
 

@@ -23,6 +23,7 @@ from hgprompt_edge.transfer.learn import (
     Learned,
     align,
     learn_weights,
+    maximise_cached,
     maximise_exactly,
     source_features,
     uniform_weights,
@@ -191,16 +192,10 @@ def spot(contest: Contest) -> Plan:
 
 def h_only(contest: Contest) -> Plan:
     """Transferability alone: `lambda = 0`, and where J ends is what is taken."""
-    found = maximise_exactly(
-        contest.store,
-        contest.task,
-        contest.tokens,
-        lam=0.0,
-        steps=contest.budget.steps,
-        refine_steps=OBJECTIVE_STEPS,
-        seed=contest.seed,
-        report=_silent,
-    )
+    given = contest.store, contest.task, contest.tokens
+    steps = contest.budget.steps
+    first = maximise_cached(*given, lam=0.0, steps=steps, seed=contest.seed, report=_silent)
+    found = maximise_exactly(*given, first, OBJECTIVE_STEPS, _silent)
     return Plan(contest.folded(found.weights.numpy()))
 
 

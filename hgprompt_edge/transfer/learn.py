@@ -122,26 +122,24 @@ def learn_weights(
     first = maximise_cached(
         store, task, tokens, lam=lam, steps=steps, space=space, seed=seed, report=report
     )
-    loss = LogLoss.at(first.uniform, labels, classes, seed)
     equal, climbed = uniform_weights(len(tokens)), first.climbed.weights.numpy()
     ends: list[tuple[str | int, npt.NDArray[np.float64], Tensor]] = [
         ("objective", climbed, store.features(pixels, mix(tokens, climbed))),
         ("uniform", equal, first.uniform),
         *zip(range(len(tokens)), np.eye(len(tokens)), first.features, strict=True),
     ]
-    of_uniform = cross_fitted_log_loss(first.uniform, labels, classes, seed)
-    if not np.isfinite(of_uniform):
-        taken, weights, features = ends[0]
-        return Learned(first.objective, first.climbed, None, weights, features, None, None, taken)
+    losses = [cross_fitted_log_loss(f, labels, classes, seed) for _, _, f in ends]
+    held_out = bool(np.isfinite(losses[0]))
     descended = None
-    if refine_steps and len(tokens) > 1:
+    if refine_steps and len(tokens) > 1 and held_out:
+        loss = LogLoss.at(first.uniform, labels, classes, seed)
         descended = descend(
             store, pixels, tokens, loss, refine_steps, lambda *done: report("exact steps", *done)
         )
         if descended.best:  # else it is the uniform mix that they start from
             ends.append(("exact", descended.weights.numpy(), descended.features))
-    losses = [cross_fitted_log_loss(f, labels, classes, seed) for _, _, f in ends]
-    best = int(np.argmin(losses))
+            losses.append(cross_fitted_log_loss(descended.features, labels, classes, seed))
+    best = int(np.argmin(losses)) if held_out else 0
     taken, weights, features = ends[best]
     return Learned(
         first.objective,
@@ -149,8 +147,8 @@ def learn_weights(
         descended,
         weights,
         features,
-        losses[best],
-        of_uniform,
+        losses[best] if held_out else None,
+        losses[1] if held_out else None,
         taken,
     )
 
@@ -181,24 +179,17 @@ def maximise_exactly(
     store: FeatureStore,
     task: Task,
     tokens: Floats,
-    *,
-    lam: float,
+    first: FirstStage,
     steps: int,
-    refine_steps: int,
-    space: Space = "head",
-    seed: int = 0,
     report: Progress,
 ) -> Refined:
-    """Maximise J on cached features, then exactly: where the objective itself ends.
+    """Go on from `maximise_cached` by at most so many exact steps of J: where J itself ends.
 
     `fit` takes other exact steps, which go down the log-loss: this is what it is compared with.
     """
-    first = maximise_cached(
-        store, task, tokens, lam=lam, steps=steps, space=space, seed=seed, report=report
-    )
     exact = ExactObjective(store, task.train.pixels, tokens, first.objective)
     starts = starting_points(first.features, first.objective, first.climbed.weights)
-    return refine(exact, starts, refine_steps, lambda *done: report("exact steps", *done))
+    return refine(exact, starts, steps, lambda *done: report("exact steps", *done))
 
 
 def source_features(store: FeatureStore, task: Task, tokens: Floats) -> Tensor:
