@@ -30,7 +30,6 @@ from hgprompt_edge.transfer.choice import Candidate, Judge
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.learn import maximise_cached, maximise_exactly, uniform_weights
 from hgprompt_edge.transfer.log_loss import LogLoss
-from hgprompt_edge.vit.start import neutral_tokens
 from hgprompt_edge.vit.train import fastest_precision
 
 RESULTS = Path(__file__).parent / "results" / "ablate.json"
@@ -212,8 +211,8 @@ def main() -> None:
     rows = read_rows(options.out)
     backbone, whole = load_backbone("bundled"), read_bank("bundled")
     fast = backbone.in_precision(fastest_precision())
-    shape = (whole.tokens.shape[2], whole.mode, whole.prompts[0].init_seed or 0)
-    start = neutral_tokens(backbone, *shape, model=fast.model).numpy()
+    assert whole.start is not None
+    start = whole.start.tokens
     for seed in range(options.seeds):
         for name in options.targets:
             task = load_target(name, backbone, options.data, seed)

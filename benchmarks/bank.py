@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 
 from hgprompt_edge import Prompt, load_backbone, load_task, read_bank, train_source, write_prompt
-from hgprompt_edge.prompts import bundled_bank
+from hgprompt_edge.prompts import bundled_bank, write_start
 from hgprompt_edge.tasks import Images, Task, images_beyond
 from hgprompt_edge.tasks.generated import KINDS
 from hgprompt_edge.vit.backbone import Backbone
@@ -56,7 +56,7 @@ HEADER = """# The bundled source bank
 by VPT for the closed-form head (`benchmarks/bank.py` has the recipe of each): CIFAR-10 and
 Fashion-MNIST on their whole training parts less what is tested on, the generated tasks on fresh
 images in each epoch, the others on 800 images. All share one start (`init_seed` {init_seed}), so
-their tokens correspond.
+their tokens correspond; `untrained.safetensors` holds it, for `fit` to mix in.
 
 **Worth.** Accuracy on the source's own test part, with and without the prompt, under the same
 closed-form head (LDA, fitted on training and validation images). The epoch was chosen on
@@ -126,7 +126,7 @@ def train(
         whole = load_task(name, backbone.preprocessing, data=more / name, limit=None)
         further = without_copies(images_beyond(task, whole), task)
     recipe = replace(Recipe(precision=fastest_precision()), **changes)
-    prompt, _ = train_source(
+    prompt, trained = train_source(
         backbone,
         task,
         recipe,
@@ -135,6 +135,7 @@ def train(
         report=lambda done, total: print(f"{name}: {done}/{total}", flush=True),
     )
     write_prompt(path, prompt)
+    write_start(out, prompt, trained.start)
     state.unlink(missing_ok=True)
 
 

@@ -77,7 +77,7 @@ class Bench:
             learned = learn_weights(
                 store,
                 task,
-                bank.tokens,
+                bank,
                 lam=contest.budget.lam,
                 steps=contest.budget.steps,
                 refine_steps=0,
@@ -85,7 +85,7 @@ class Bench:
                 report=silent,
             )
         seconds = time.perf_counter() - began
-        return cls(contest, mix(bank.tokens, learned.weights), sum(asked.values()), seconds)
+        return cls(contest, mix(bank.basis_tokens, learned.weights), sum(asked.values()), seconds)
 
     @property
     def tuned_passes(self) -> int:

@@ -82,16 +82,17 @@ def compare(
             progress=lambda _, done, total: report("methods", done, total),
         )
     path = output or Path(f"{images.name}.compare.json")
+    names = [prompt.name for prompt in contest.bank.basis]
     document = {
         "task": images.name,
         "seed": seed,
-        "sources": list(contest.bank.names),
+        "sources": names,
         "rows": [_row(result) for result in results],
     }
     write_bytes(path, _dumps(document))
     figure = path.with_suffix(".png")
     history = learn(contest).history if "hgprompt" in chosen else []
-    draw_comparison(images.name, contest.bank.names, results, history, figure)
+    draw_comparison(images.name, names, results, history, figure)
     if json:
         print_json({**document, "figure": str(figure)})
         return

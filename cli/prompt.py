@@ -75,7 +75,7 @@ def train(
     """Train one source prompt by VPT; run it again to go on after an interruption."""
     from hgprompt_edge.errors import UserError
     from hgprompt_edge.files import check_writable
-    from hgprompt_edge.prompts import write_prompt
+    from hgprompt_edge.prompts import write_prompt, write_start
 
     if task is None and data is None:
         raise UserError("--task: name a data set, or give your own images with --data FOLDER")
@@ -114,7 +114,7 @@ def train(
         state = output / f".{images.name}.training"
         if state.exists():
             note(f"resuming from {state}")
-        prompt, _ = train_source(
+        prompt, trained = train_source(
             vit,
             images,
             recipe,
@@ -123,6 +123,7 @@ def train(
             report=lambda done, total: report("epochs", done, total),
         )
     write_prompt(path, prompt)
+    write_start(output, prompt, trained.start)
     state.unlink(missing_ok=True)
     if json:
         print_json({"prompt": str(path), **_facts(prompt)})
@@ -218,7 +219,7 @@ def show(
     from hgprompt_edge.prompts import read_bank, read_prompt
 
     path = Path(source)
-    prompts = (read_prompt(path),) if path.is_file() else read_bank(source).prompts
+    prompts = (read_prompt(path),) if path.is_file() else read_bank(source).basis
     if json:
         print_json([_facts(prompt) for prompt in prompts])
         return
@@ -247,6 +248,7 @@ def _facts(prompt: Prompt) -> dict[str, Any]:
         "backbone": prompt.backbone,
         "backbone_sha256": prompt.backbone_sha256,
         "image_size": prompt.image_size,
+        "role": prompt.role,
         "mode": prompt.mode,
         "shape": list(prompt.tokens.shape),
         "init_seed": prompt.init_seed,

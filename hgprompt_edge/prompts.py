@@ -2,7 +2,7 @@
 
 A prompt file is a safetensors file: tensor `prompt [L, T, D]` float32, optionally `head.weight
 [K, D]` and `head.bias [K]`, and flat string metadata (`format`, `backbone`, ...). A bank is a
-folder of prompt files that fit each other.
+folder of prompt files that fit each other, with the untrained prompt that they started from.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import read_safetensors, sha256_file, write_safetensors
 
 FORMAT = "hgprompt.prompt/1"
+SOURCE, START = "source", "start"
+"""Roles of a prompt in its bank."""
+START_NAME = "untrained"
+"""Name of the file with the prompt that a bank's sources started from."""
 DEEP, SHALLOW = "deep", "shallow"
 Floats = npt.NDArray[np.float32]
 Triple = tuple[float, float, float]
@@ -56,6 +60,8 @@ class Prompt:
         How it was trained, for people.
     normalization
         Of the pixels that it was trained on; None: the backbone's own.
+    role
+        `source`, or `start`: what the sources of its `init_seed` were before training.
     sha256
         Of the file it was read from, else empty.
     """
@@ -76,6 +82,7 @@ class Prompt:
     head_weight: Floats | None = None
     head_bias: Floats | None = None
     normalization: Normalization | None = None
+    role: str = SOURCE
     sha256: str = ""
 
 
@@ -86,13 +93,17 @@ class PromptBank:
     Attributes
     ----------
     prompts
-        In the order of their file names.
+        The sources, in the order of their file names.
     matched
         Names of the prompts whose tokens were reordered to correspond to the first prompt's.
+    start
+        What the first prompt was before it was trained, where the bank holds it. A share of it
+        takes a mix back towards no prompt.
     """
 
     prompts: tuple[Prompt, ...]
     matched: tuple[str, ...] = ()
+    start: Prompt | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -101,8 +112,18 @@ class PromptBank:
 
     @property
     def tokens(self) -> Floats:
-        """All prompts, `[N, L, T, D]` float32."""
+        """The sources, `[N, L, T, D]` float32."""
         return np.stack([prompt.tokens for prompt in self.prompts])
+
+    @property
+    def basis(self) -> tuple[Prompt, ...]:
+        """What weights are over: the sources, then the start where there is one; `M` of them."""
+        return self.prompts if self.start is None else (*self.prompts, self.start)
+
+    @property
+    def basis_tokens(self) -> Floats:
+        """The basis, `[M, L, T, D]` float32."""
+        return np.stack([prompt.tokens for prompt in self.basis])
 
     @property
     def backbone(self) -> str:
@@ -181,9 +202,30 @@ def write_prompt(path: Path, prompt: Prompt) -> None:
         "test_accuracy_unprompted": json.dumps(prompt.test_accuracy_unprompted),
         "recipe": json.dumps(prompt.recipe, sort_keys=True),
     }
+    if prompt.role != SOURCE:
+        metadata["role"] = prompt.role
     if prompt.normalization is not None:
         metadata["normalization"] = json.dumps(prompt.normalization._asdict())
     write_safetensors(path, tensors, metadata)
+
+
+def write_start(folder: Path, trained: Prompt, tokens: Floats) -> None:
+    """Keep what `trained` started from, `[L, T, D]`, in its bank, unless there is a start."""
+    path = folder / f"{START_NAME}.safetensors"
+    if path.exists():
+        return
+    start = Prompt(
+        tokens=tokens,
+        name=START_NAME,
+        backbone=trained.backbone,
+        backbone_sha256=trained.backbone_sha256,
+        image_size=trained.image_size,
+        mode=trained.mode,
+        init_seed=trained.init_seed,
+        normalization=trained.normalization,
+        role=START,
+    )
+    write_prompt(path, start)
 
 
 def bundled_bank() -> Path:
@@ -211,7 +253,15 @@ def read_bank(source: str | Path = "bundled") -> PromptBank:
     prompts = tuple(read_prompt(path) for path in paths)
     for path, prompt in zip(paths[1:], prompts[1:], strict=True):
         _check_fit(paths[0], prompts[0], path, prompt)
-    return match_prompts(PromptBank(prompts))
+    sources = tuple(prompt for prompt in prompts if prompt.role == SOURCE)
+    if not sources:
+        raise UserError(
+            f"--sources {source}: holds {paths[0].name} alone, which is what prompts start from; "
+            "train one with `hgedge prompt train`"
+        )
+    starts = (prompt for prompt in prompts if prompt.role == START)
+    fitting = (s for s in starts if s.init_seed == sources[0].init_seed)
+    return match_prompts(PromptBank(sources, start=next(fitting, None)))
 
 
 def match_prompts(bank: PromptBank) -> PromptBank:
@@ -227,7 +277,7 @@ def match_prompts(bank: PromptBank) -> PromptBank:
             names.append(prompt.name)
             prompt = replace(prompt, tokens=match_tokens(reference.tokens, prompt.tokens))
         prompts.append(prompt)
-    return PromptBank(tuple(prompts), tuple(names))
+    return replace(bank, prompts=tuple(prompts), matched=tuple(names))
 
 
 def match_tokens(reference: Floats, tokens: Floats) -> Floats:
@@ -255,6 +305,12 @@ def mix(tokens: Floats, weights: npt.ArrayLike) -> Floats:
     return mixed
 
 
+def on_basis(weights: npt.ArrayLike, size: int) -> npt.NDArray[np.float64]:
+    """Weights `[N]` or `[N, L]` of the sources as weights of a basis of so many prompts."""
+    weights = np.asarray(weights, dtype=np.float64)
+    return np.concatenate([weights, np.zeros((size - len(weights), *weights.shape[1:]))])
+
+
 def source_shares(weights: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Share `[N]` of each source: its weight, of weights `[N, L]` the mean over the layers."""
     weights = np.asarray(weights, dtype=np.float64)
@@ -264,10 +320,11 @@ def source_shares(weights: npt.ArrayLike) -> npt.NDArray[np.float64]:
 def effective_sources(weights: npt.ArrayLike) -> float:
     """Effective number of sources: the exponential of the entropy of their shares.
 
-    `weights` are `[N]` or `[N, L]`.
+    `weights` are those of the sources, `[N]` or `[N, L]`; they need not sum to 1.
     """
     weights = source_shares(weights)
     positive = weights[weights > 0]
+    positive = positive / positive.sum()
     return float(np.exp(-np.sum(positive * np.log(positive))))
 
 
@@ -316,8 +373,15 @@ def _from_metadata(
         head_weight=cast("Floats | None", tensors.get("head.weight")),
         head_bias=cast("Floats | None", tensors.get("head.bias")),
         normalization=_normalization(metadata.get("normalization", "null")),
+        role=_role(metadata.get("role", SOURCE)),
         sha256=sha256_file(path),
     )
+
+
+def _role(text: str) -> str:
+    if text not in (SOURCE, START):
+        raise ValueError(f"role is '{text}'")
+    return text
 
 
 def _normalization(text: str) -> Normalization | None:

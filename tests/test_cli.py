@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import class_folders, hgedge, pets_archive, photo, run, small_bank
+from toys import see_images_themselves
 
 from hgprompt_edge.prompts import read_bank
 
@@ -56,6 +57,7 @@ def test_the_three_commands_letter_for_letter(workplace: Path) -> None:
 
 def test_fit_prints_one_json_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    see_images_themselves(monkeypatch)  # few images of one colour: so that the exact steps win
     bank, data = small_bank(tmp_path / "bank"), class_folders(tmp_path / "mine")
     words = f"fit --sources {bank} --data {data} --refine 3 --json"
     result = run(*words.split())
@@ -112,8 +114,8 @@ def test_prompt_show_and_cache(tmp_path: Path) -> None:
 def test_prompt_show_names_every_prompt_on_a_narrow_terminal() -> None:
     rows = run("prompt", "show", "bundled").stdout.splitlines()
     column = "".join(row.split(" ")[0] for row in rows)
-    for name in read_bank("bundled").names:
-        assert name in column
+    for prompt in read_bank("bundled").basis:
+        assert prompt.name in column
 
 
 def test_prompt_train_writes_a_prompt_that_fit_takes(
@@ -126,7 +128,11 @@ def test_prompt_train_writes_a_prompt_that_fit_takes(
     result = run(*words.split())
     assert result.exit_code == 0, result.stderr
     assert "unprompted" in result.stdout
-    assert [path.name for path in (tmp_path / "prompts").iterdir()] == ["mine.safetensors"]
+    names = ["mine.safetensors", "untrained.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "prompts").iterdir()) == names
+    start = (tmp_path / "prompts" / "untrained.safetensors").read_bytes()
+    assert run(*words.replace("1 --b", "2 --b").split()).exit_code == 0
+    assert (tmp_path / "prompts" / "untrained.safetensors").read_bytes() == start
     fit = run("fit", "--sources", "prompts", "--data", str(data), "--refine", "0", "--steps", "5")
     assert fit.exit_code == 0, fit.stderr
 

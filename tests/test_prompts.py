@@ -20,10 +20,12 @@ from hgprompt_edge.prompts import (
     match_prompts,
     match_tokens,
     mix,
+    on_basis,
     read_bank,
     read_prompt,
     source_shares,
     write_prompt,
+    write_start,
 )
 
 
@@ -149,6 +151,33 @@ def test_prompts_of_a_bank_must_fit_each_other(tmp_path: Path, name: str) -> Non
         read_bank(bank)
 
 
+def test_a_bank_holds_what_its_prompts_started_from(tmp_path: Path) -> None:
+    start = np.full((3, 4, 8), 0.5, np.float32)
+    bank = write_bank(tmp_path, make_prompt("zoo"), make_prompt("ants", family="insects"))
+    assert read_bank(bank).start is None
+    write_start(bank, make_prompt("zoo"), start)
+    write_start(bank, make_prompt("zoo"), 2 * start)  # the first one stays
+    found = read_bank(bank)
+    assert found.names == ("ants", "zoo")
+    assert [prompt.name for prompt in found.basis] == ["ants", "zoo", "untrained"]
+    np.testing.assert_array_equal(found.basis_tokens[2], start)
+    np.testing.assert_array_equal(found.basis_tokens[:2], found.tokens)
+    assert found.without_family("pets").basis == (found.prompts[0], found.basis[2])
+
+
+def test_the_start_of_another_seed_is_no_start(tmp_path: Path) -> None:
+    bank = write_bank(tmp_path, make_prompt("a"))
+    write_start(bank, make_prompt("a", init_seed=7), np.zeros((3, 4, 8), np.float32))
+    assert read_bank(bank).start is None
+    assert read_bank(bank).names == ("a",)
+
+
+def test_a_start_alone_is_no_bank(tmp_path: Path) -> None:
+    write_start(tmp_path, make_prompt(), np.zeros((3, 4, 8), np.float32))
+    with pytest.raises(UserError, match=r"holds untrained.safetensors alone.*hgedge prompt train"):
+        read_bank(tmp_path)
+
+
 def test_an_empty_or_missing_bank_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the bank is empty"):
         read_bank(tmp_path)
@@ -201,9 +230,17 @@ def test_each_layer_may_have_weights_of_its_own() -> None:
     np.testing.assert_allclose(mix(tokens, same), mix(tokens, weights[:, 0]), rtol=1e-6)
 
 
+def test_weights_of_sources_are_weights_of_a_basis_with_more_prompts() -> None:
+    np.testing.assert_array_equal(on_basis([0.25, 0.75], 3), [0.25, 0.75, 0])
+    layers = np.array([[0.1, 0.9], [0.9, 0.1]])
+    np.testing.assert_array_equal(on_basis(layers, 3), [*layers, [0, 0]])
+    np.testing.assert_array_equal(on_basis(layers, 2), layers)
+
+
 def test_effective_sources() -> None:
     assert effective_sources([1, 0, 0, 0]) == pytest.approx(1)
     assert effective_sources([0.25] * 4) == pytest.approx(4)
+    assert effective_sources([0.25] * 2) == pytest.approx(2), "the rest is no source's"
     layers = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     np.testing.assert_array_equal(source_shares(layers), [0.5, 0.5, 0])
     assert effective_sources(layers) == pytest.approx(2), "each layer has one, the prompt two"

@@ -20,7 +20,7 @@ from hgprompt_edge.tasks.conditions import (
     corrupt,
     training_corruption,
 )
-from hgprompt_edge.transfer.condition import tune_conditions
+from hgprompt_edge.transfer.condition import starting_tokens, tune_conditions
 from hgprompt_edge.transfer.condition_trainer import ConditionRecipe, ConditionTrainer
 from hgprompt_edge.vit.forward import extract_features
 
@@ -104,6 +104,17 @@ class TestTuning:
         np.testing.assert_array_equal(again.condition_tokens, prepared.condition_tokens)
         assert again.conditions == prepared.conditions
         np.testing.assert_array_equal(again.clean_var, prepared.clean_var)
+
+    def test_without_a_prompt_it_begins_at_what_the_sources_started_from(self) -> None:
+        bare = replace(self.bundle, choice="none", prompt=None, factory=None)
+        assert bare.source_tokens is not None
+        about = bare.sources
+        started = replace(bare, sources=(*about[:-1], {**about[-1], "role": "start"}))
+        found = starting_tokens(started, self.backbone)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, bare.source_tokens[-1])
+        folded = starting_tokens(self.bundle, self.backbone)
+        np.testing.assert_array_equal(folded, self.bundle.prompt)
 
     def test_what_devices_were_merged_to_stays_with_its_names(self) -> None:
         recipe = ConditionRecipe(epochs=1)

@@ -8,12 +8,12 @@ import numpy.typing as npt
 import pytest
 import torch
 from small_vits import make_backbone, token_logits
-from toys import make_bank, make_task, noise_tokens
+from toys import make_bank, make_task, noise_tokens, see_images_themselves
 
 import hgprompt_edge.transfer.features as features_module
 from hgprompt_edge.bundle import Row, read_bundle, write_bundle
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.prompts import Normalization, PromptBank, mix
+from hgprompt_edge.prompts import START, Normalization, PromptBank, mix, source_shares
 from hgprompt_edge.tasks import Images, Task
 from hgprompt_edge.transfer.alignment import variance_alignment
 from hgprompt_edge.transfer.choice import Candidate, Judge, choose, never_worse
@@ -141,6 +141,53 @@ def test_the_targets_own_prompt_wins_among_noise_prompts(backbone: Backbone, see
     tokens[3] = train_for(backbone, task, tokens[3])
     fitted = HGPrompt(refine=2).fit(make_bank(backbone, tokens), backbone, task)
     assert fitted.weights_[3] > 0.8
+
+
+def with_start(bank: PromptBank, tokens: npt.NDArray[np.float32]) -> PromptBank:
+    start = replace(bank.prompts[0], tokens=tokens, name="untrained", family="", role=START)
+    return replace(bank, start=start)
+
+
+def test_a_share_of_the_start_is_learned_beside_the_sources(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    see_images_themselves(monkeypatch)
+    tokens = noise_tokens(4)
+    task = make_task(backbone)
+    start = train_for(backbone, task, tokens[3])
+    bank = with_start(make_bank(backbone, tokens[:3]), start)
+    fitted = HGPrompt(refine=8).fit(bank, backbone, task)
+    shares = source_shares(fitted.weights_)
+    assert fitted.weights_.shape == (4, 2)
+    assert shares[3] > 2 * shares[:3].max(), "what separates the classes gains most"
+    assert fitted.objective_["sources"] == 3
+    assert fitted.objective_["effective_sources"] <= 3 + 1e-9
+    assert fitted.objective_["taken"] == "exact"
+    bundle = fitted.bundle_
+    assert [source.get("role") for source in bundle.sources] == [None, None, None, "start"]
+    assert bundle.source_tokens is not None
+    np.testing.assert_array_equal(bundle.source_tokens[3], start.astype(np.float16))
+    if bundle.prompt is not None:
+        mixed = mix(bank.basis_tokens, bundle.weights)
+        np.testing.assert_allclose(bundle.prompt, mixed, atol=1e-6)
+
+
+@pytest.mark.parametrize("refine", [0, 1])
+def test_the_start_is_in_no_other_way_to_use_the_sources(backbone: Backbone, refine: int) -> None:
+    tokens = noise_tokens(4)
+    task = make_task(backbone, tokens[1])
+    plain = make_bank(backbone, tokens[:3])
+    expected, fitted = (
+        HGPrompt(refine=refine).fit(bank, backbone, task)
+        for bank in (plain, with_start(plain, tokens[3]))
+    )
+    assert [r for r in fitted.history_ if r["stage"] == "cached"] == [
+        r for r in expected.history_ if r["stage"] == "cached"
+    ]
+    untouched = fitted.table_[:3] if refine else fitted.table_
+    assert untouched == expected.table_[: len(untouched)]
+    if not refine:
+        np.testing.assert_array_equal(fitted.weights_, [*expected.weights_, 0])
 
 
 def test_copies_of_one_source_give_the_result_of_one(backbone: Backbone) -> None:

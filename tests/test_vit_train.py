@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from hgprompt_edge.prompts import read_bank
 from hgprompt_edge.tasks import images_beyond, load_task
 from hgprompt_edge.transfer.source import draw_from, paired_standard_error, train_source
+from hgprompt_edge.vit.augment import augmented, colour_jitter, random_crops
 from hgprompt_edge.vit.backbone import Backbone, load_backbone, wrap_backbone
 from hgprompt_edge.vit.forward import extract_features
 from hgprompt_edge.vit.start import initial_tokens, neutral_tokens, noise_images
-from hgprompt_edge.vit.train import PromptTrainer, Recipe, colour_jitter, random_crops
+from hgprompt_edge.vit.train import PromptTrainer, Recipe
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,19 @@ def test_the_neutral_start_hardly_changes_features(bundled: Backbone) -> None:
     assert torch.equal(neutral, neutral_tokens(bundled, 4, "deep", 0))
 
 
+def test_the_bundled_banks_start_hardly_changes_features(bundled: Backbone) -> None:
+    bank = read_bank("bundled")
+    assert bank.start is not None
+    images = noise_images(64, 64, torch.Generator().manual_seed(99))
+    pixels = ((images.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
+    plain = extract_features(bundled, pixels, None)
+    changes = [
+        float(((extract_features(bundled, pixels, tokens) - plain) / plain.std(0)).square().mean())
+        for tokens in bank.basis_tokens
+    ]
+    assert changes[-1] < 0.5 * min(changes[:-1])
+
+
 class KilledError(Exception):
     """Stands for a kill between two epochs."""
 
@@ -129,6 +146,23 @@ def test_augmentation_keeps_shape_range_and_direction() -> None:
     jittered = colour_jitter(ramp, 0.3, generator)
     assert float(jittered.min()) >= 0
     assert float(jittered.max()) <= 1
+
+
+def test_views_are_of_the_same_images_and_follow_the_seed() -> None:
+    pixels = np.repeat(np.arange(40, 240, 5, dtype=np.uint8), 16 * 16 * 3).reshape(40, 16, 16, 3)
+
+    def views(seed: int, **changes: Any) -> npt.NDArray[np.uint8]:
+        options = {"min_area": 0.6, "jitter": 0.3, "flips": True, **changes}
+        generator = torch.Generator().manual_seed(seed)
+        return augmented(pixels, generator=generator, **options)
+
+    found = views(0)
+    assert (found.shape, found.dtype) == (pixels.shape, np.uint8)
+    np.testing.assert_array_equal(found, views(0))
+    assert (found != views(1)).any()
+    ratio = found.mean((1, 2, 3)) / pixels.mean((1, 2, 3))
+    assert 0.65 < ratio.min() < ratio.max() < 1.35, "each is as bright as jitter lets it be"
+    np.testing.assert_array_equal(views(0, min_area=1.0, jitter=0.0), pixels)
 
 
 def test_many_images_come_in_passes_and_again_in_another_order() -> None:

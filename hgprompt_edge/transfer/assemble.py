@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from hgprompt_edge.bundle import Bundle, Row
-from hgprompt_edge.prompts import Floats, PromptBank
+from hgprompt_edge.prompts import SOURCE, Floats, Prompt, PromptBank
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.choice import Candidate
 from hgprompt_edge.vit.backbone import Backbone
@@ -55,14 +55,12 @@ def make_bundle(
         learned_weights=learned_weights.astype(np.float32),
         head_weight=weight,
         head_bias=bias,
-        sources=tuple(
-            {"name": p.name, "sha256": p.sha256, "family": p.family} for p in bank.prompts
-        ),
+        sources=tuple(_about(prompt) for prompt in bank.basis),
         table=table,
         objective=objective,
         probe_images=images,
         probe_logits=token_logits(backbone, images, chosen.tokens, weight, bias),
-        source_tokens=bank.tokens.astype(np.float16) if keep_sources else None,
+        source_tokens=bank.basis_tokens.astype(np.float16) if keep_sources else None,
         split_digest=task.digest,
         seed=seed,
         versions={name: _version(name) for name in PACKAGES},
@@ -83,6 +81,11 @@ def token_logits(
         features: Floats = features_token(backbone.model, x, prompt).numpy()
     logits: Floats = features @ weight.T + bias
     return logits
+
+
+def _about(prompt: Prompt) -> dict[str, str]:
+    about = {"name": prompt.name, "sha256": prompt.sha256, "family": prompt.family}
+    return about if prompt.role == SOURCE else {**about, "role": prompt.role}
 
 
 def _version(package: str) -> str:

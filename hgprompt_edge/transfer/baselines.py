@@ -15,7 +15,7 @@ import torch
 from cmaes import CMA
 from torch.nn import functional
 
-from hgprompt_edge.prompts import Floats, PromptBank, mix
+from hgprompt_edge.prompts import Floats, PromptBank, mix, on_basis
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.choice import Candidate, Judge, choose, never_worse
 from hgprompt_edge.transfer.features import FeatureStore
@@ -152,13 +152,28 @@ class Contest:
         )
 
     def folded(self, weights: Weights) -> tuple[Candidate, ...]:
-        """One prompt: the mix with `weights [N]` or `[N, L]`, which need not sum to 1."""
-        return (Candidate("", mix(self.tokens, weights), weights),)
+        """One prompt: the mix with these weights, which need not sum to 1.
+
+        Of the sources `[N]`, or of the bank's basis `[M]` or `[M, L]`.
+        """
+        basis = self.bank.basis_tokens
+        weights = on_basis(weights, len(basis))
+        return (Candidate("", mix(basis, weights), weights),)
+
+    @property
+    def unmixed(self) -> Weights:
+        """Weights `[M]` where no source is used."""
+        return np.zeros(len(self.bank.basis))
+
+    @property
+    def start(self) -> Floats | None:
+        """What prompts of the target are trained from; None: it has to be computed."""
+        return self.bank.start.tokens if self.bank.start else None
 
 
 def none(contest: Contest) -> Plan:
     """Run the frozen backbone alone."""
-    return Plan((Candidate("", None, np.zeros(len(contest.bank.prompts))),))
+    return Plan((Candidate("", None, contest.unmixed),))
 
 
 def best_source(contest: Contest) -> Plan:
@@ -182,7 +197,7 @@ def spot(contest: Contest) -> Plan:
     images = len(contest.task.train)
     epochs = epochs_for(contest.budget.spot_steps, images, contest.budget.batch_size)
     recipe = replace(contest.recipe, epochs=epochs, keep_last=True, validate_every=epochs)
-    target = train_from(None, contest.store.backbone, contest.task, recipe).tokens
+    target = train_from(contest.start, contest.store.backbone, contest.task, recipe).tokens
     pooled = torch.from_numpy(contest.tokens).double().mean(2).flatten(1)  # [N, L D]
     reference = torch.from_numpy(target).double().mean(1).flatten()
     similar = functional.cosine_similarity(pooled, reference[None]).clamp(min=0).numpy()
@@ -306,9 +321,8 @@ def vpt_scratch(contest: Contest) -> Plan:
         spent = contest.run("tune").image_passes
     epochs = max(1, round(spent / (3 * images)))
     recipe = replace(contest.recipe, epochs=epochs)
-    trained = train_from(None, contest.store.backbone, contest.task, recipe)
-    weights = np.zeros(len(contest.bank.prompts))
-    return Plan((Candidate("", trained.tokens, weights),), 3 * epochs * images)
+    trained = train_from(contest.start, contest.store.backbone, contest.task, recipe)
+    return Plan((Candidate("", trained.tokens, contest.unmixed),), 3 * epochs * images)
 
 
 METHODS: dict[str, Callable[[Contest], Plan]] = {
@@ -334,7 +348,7 @@ def learn(contest: Contest) -> Learned:
     return learn_weights(
         contest.store,
         contest.task,
-        contest.tokens,
+        contest.bank,
         lam=budget.lam,
         steps=budget.steps,
         refine_steps=budget.refine,

@@ -37,7 +37,8 @@ class Result:
     correct
         `[n]` bool: which test images it gets right, for paired comparisons.
     weights
-        `[N]` of the mix, means over the layers where each has its own; zeros where there is none.
+        `[M]` of the mix over the bank's basis, means over the layers where each has its own; zeros
+        where there is none.
     image_passes
         Forward passes of single images that the method itself needed, a backward pass as two;
         fitting the head and testing, the same for all, are left out.
@@ -106,7 +107,7 @@ def measure(contest: Contest, method: str, done: Done) -> Result:
         correct = _correct(both, task.test.labels)
     accuracy, low, high = bootstrap(correct, contest.seed)
     weights = np.mean([source_shares(c.weights) for c in candidates], axis=0)
-    share = np.abs(weights) / max(np.abs(weights).sum(), 1e-12)
+    shares = np.abs(weights[: len(contest.bank.prompts)])
     return Result(
         method,
         float(_correct(validation, task.validation.labels).mean()),
@@ -115,7 +116,7 @@ def measure(contest: Contest, method: str, done: Done) -> Result:
         high,
         correct,
         weights,
-        effective_sources(share) if share.any() else 0.0,
+        effective_sources(shares) if shares.any() else 0.0,
         done.image_passes,
         len(candidates),
         done.seconds,

@@ -48,7 +48,7 @@ def draw_comparison(
         draw_terms(right, history)
     else:
         right.set_axis_off()
-    figure.suptitle(f"{task}: ways to use {len(sources)} source prompts")
+    figure.suptitle(f"{task}: ways to use source prompts")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 

@@ -17,7 +17,7 @@ import torch
 
 from hgprompt_edge.bundle import Bundle
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.prompts import DEEP, Normalization
+from hgprompt_edge.prompts import DEEP, START, Normalization
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.tasks.conditions import CONDITIONS, SEVERITIES, corrupt
 from hgprompt_edge.transfer.choice import Judge
@@ -142,6 +142,10 @@ def starting_tokens(bundle: Bundle, backbone: Backbone) -> Floats:
             f"the bundle of {bundle.task} does not hold its sources, so there is nothing for a "
             "device to mix; run `hgedge fit` with --keep-sources"
         )
+    for about, start in zip(bundle.sources, bundle.source_tokens, strict=True):
+        if about.get("role") == START:
+            started: Floats = start.astype(np.float32)
+            return started
     tokens: Floats = neutral_tokens(backbone, bundle.source_tokens.shape[2], DEEP, 0).numpy()
     return tokens
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from hgprompt_edge.bundle import Bundle, Row
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.prompts import Floats, PromptBank, effective_sources, mix
+from hgprompt_edge.prompts import Floats, PromptBank, effective_sources, mix, on_basis
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.assemble import make_bundle
 from hgprompt_edge.transfer.checks import check_bank, leave_out_family
@@ -34,7 +34,8 @@ class HGPrompt:
 
     Maximises `J = H / H_scale - lambda R` over weights on the simplex (METHOD eq. 5) on cached
     features, then goes down the cross-fitted log-loss of the head through the frozen backbone, with
-    a weight for each source and layer. No prompt, the best source, the uniform mix and the learned
+    a weight for each source and layer, and for the untrained prompt that the sources started from
+    where the bank holds it. No prompt, the best source, the uniform mix and the learned
     mix are compared on held-out images, and the best is kept.
 
     Parameters
@@ -58,9 +59,9 @@ class HGPrompt:
 
     Attributes
     ----------
-    weights_ : ndarray [N, L] or [N] float64
-        The learned mix, chosen or not: one weight for each source and layer, or for each source
-        where the exact steps did not hold out best.
+    weights_ : ndarray [M, L] or [M] float64
+        The learned mix of the bank's `basis`, chosen or not: one weight for each prompt and layer,
+        or for each prompt where the exact steps did not hold out best.
     choice_ : str
         Row of the table that validation chose.
     best_source_ : str
@@ -142,12 +143,11 @@ class HGPrompt:
         bank, self.left_out_ = leave_out_family(bank, task)
         backbone = backbone.normalized(bank.normalization)
         store = FeatureStore(backbone, enabled=self.cache)
-        tokens = bank.tokens
-        _extract(store, task, tokens, report)
+        _extract(store, task, bank.tokens, report)
         learned = learn_weights(
             store,
             task,
-            tokens,
+            bank,
             lam=self.lam,
             steps=self.steps,
             refine_steps=self.refine,
@@ -157,7 +157,7 @@ class HGPrompt:
         )
         self.weights_ = learned.weights
         self.history_ = learned.history
-        self._choose(Judge(store, task, self.head, self.seed), bank, tokens, report)
+        self._choose(Judge(store, task, self.head, self.seed), bank, report)
         self.objective_ = self._summary(bank, learned)
         self.bundle_ = make_bundle(
             backbone,
@@ -173,11 +173,12 @@ class HGPrompt:
         )
         return self
 
-    def _choose(self, judge: Judge, bank: PromptBank, tokens: Floats, report: Progress) -> None:
+    def _choose(self, judge: Judge, bank: PromptBank, report: Progress) -> None:
         """Make the never-worse table; the test part is touched after the choice (METHOD 6)."""
+        basis, count = bank.basis_tokens, len(bank.prompts)
         sources = [
-            Candidate("best_source", source, _vertex(i, len(tokens)))
-            for i, source in enumerate(tokens)
+            Candidate("best_source", source, on_basis(vertex, len(basis)))
+            for source, vertex in zip(bank.tokens, np.eye(count), strict=True)
         ]
 
         def held_out(candidate: Candidate) -> Row:
@@ -186,12 +187,12 @@ class HGPrompt:
         source_rows = [held_out(source) for source in sources]
         best = choose(source_rows)
         self.best_source_ = bank.names[best]
-        uniform = uniform_weights(len(tokens))
+        uniform = on_basis(uniform_weights(count), len(basis))
         candidates = (
-            Candidate("none", None, np.zeros(len(tokens))),
+            Candidate("none", None, np.zeros(len(basis))),
             sources[best],
-            Candidate("uniform", mix(tokens, uniform), uniform),
-            Candidate("learned", mix(tokens, self.weights_), self.weights_),
+            Candidate("uniform", mix(basis, uniform), uniform),
+            Candidate("learned", mix(basis, self.weights_), self.weights_),
         )
         rows = [
             source_rows[best] if candidate is sources[best] else held_out(candidate)
@@ -220,10 +221,10 @@ class HGPrompt:
             "space": self.space,
             "head": self.head,
             "steps": learned.climbed.steps,
-            "refine_steps": learned.descended.best if learned.descended else 0,
+            "refine_steps": len(learned.descended.path) - 1 if learned.descended else 0,
             "log_loss": learned.log_loss,
             "log_loss_uniform": learned.log_loss_uniform,
-            "effective_sources": effective_sources(self.weights_),
+            "effective_sources": effective_sources(self.weights_[: len(bank.prompts)]),
             "sources": len(bank.prompts),
             "taken": bank.names[taken] if isinstance(taken, int) else taken,
             "best_source": self.best_source_,
@@ -242,12 +243,6 @@ def _extract(store: FeatureStore, task: Task, tokens: Floats, report: Progress) 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:
     """Report to nobody."""
-
-
-def _vertex(index: int, count: int) -> npt.NDArray[np.float64]:
-    weights = np.zeros(count)
-    weights[index] = 1.0
-    return weights
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hgprompt_edge.prompts import Floats, mix, source_shares
+from hgprompt_edge.prompts import Floats, PromptBank, mix, on_basis, source_shares
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.alignment import (
     Alignment,
@@ -21,7 +21,7 @@ from hgprompt_edge.transfer.alignment import (
     prompt_alignment,
 )
 from hgprompt_edge.transfer.cached import Climb, climb
-from hgprompt_edge.transfer.descend import Descent, descend
+from hgprompt_edge.transfer.descend import Descent, descend, random_views
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.log_loss import LogLoss
 from hgprompt_edge.transfer.objective import Objective, Terms, make_objective
@@ -52,7 +52,8 @@ class Learned:
     descended
         The exact steps; None where none were asked for.
     weights
-        The learned mix: `[N, L]` where it is that of the exact steps, else `[N]`.
+        The learned mix over the bank's basis: `[M, L]` where it is that of the exact steps, else
+        `[M]`.
     features
         `[n, D]` of the training images under it.
     log_loss, log_loss_uniform
@@ -75,25 +76,27 @@ class Learned:
     @property
     def terms(self) -> Terms:
         """J, H and R of the learned mix; R at the sources' shares of it."""
-        return self._terms(torch.from_numpy(self.weights), self.features)
+        return self._terms(self.weights, self.features)
 
     @property
     def history(self) -> list[dict[str, Any]]:
         """`stage` (`cached` or `exact`), `J`, `H`, `R` of each step; of exact ones `log_loss`."""
         rows = [{"stage": "cached", **asdict(terms)} for terms in self.climbed.path]
         for weights, features, loss in self.descended.path if self.descended else ():
-            terms = asdict(self._terms(weights, features))
+            terms = asdict(self._terms(weights.numpy(), features))
             rows.append({"stage": "exact", **terms, "log_loss": loss})
         return rows
 
-    def _terms(self, weights: Tensor, features: Tensor) -> Terms:
-        return self.objective.terms(features, torch.from_numpy(source_shares(weights.numpy())))
+    def _terms(self, weights: npt.NDArray[np.float64], features: Tensor) -> Terms:
+        # The start has no gradients of its own: the conflict is among the sources.
+        shares = source_shares(weights)[: len(self.climbed.weights)]
+        return self.objective.terms(features, torch.from_numpy(shares / shares.sum()))
 
 
 def learn_weights(
     store: FeatureStore,
     task: Task,
-    tokens: Floats,
+    bank: PromptBank,
     *,
     lam: float,
     steps: int,
@@ -102,12 +105,13 @@ def learn_weights(
     seed: int = 0,
     report: Progress,
 ) -> Learned:
-    """Learn a mix of `tokens [N, L, T, D]` on the training images (METHOD 5).
+    """Learn a mix of the bank's prompts on the training images (METHOD 5).
 
     J (METHOD eq. 5) is maximised on cached features with one weight a source. The exact steps go
-    down the cross-fitted log-loss of the head with one weight for each source and layer. Where they
-    end, where J ended, the uniform mix and each source: what has the lowest log-loss was learned.
-    Where no image can be held out, as no class has two, where J ended.
+    down the cross-fitted log-loss of the head with one weight for each source and layer, and for
+    the untrained start where the bank holds it. Where they end, where J ended, the uniform mix and
+    each source: what has the lowest log-loss was learned. Where no image can be held out, as no
+    class has two, where J ended.
 
     Parameters
     ----------
@@ -119,6 +123,7 @@ def learn_weights(
         Where gradients are compared.
     """
     pixels, labels, classes = task.train.pixels, task.train.labels, len(task.classes)
+    tokens, basis = bank.tokens, bank.basis_tokens
     first = maximise_cached(
         store, task, tokens, lam=lam, steps=steps, space=space, seed=seed, report=report
     )
@@ -131,21 +136,26 @@ def learn_weights(
     losses = [cross_fitted_log_loss(f, labels, classes, seed) for _, _, f in ends]
     held_out = bool(np.isfinite(losses[0]))
     descended = None
-    if refine_steps and len(tokens) > 1 and held_out:
+    if refine_steps and len(basis) > 1 and held_out:
         loss = LogLoss.at(first.uniform, labels, classes, seed)
         descended = descend(
-            store, pixels, tokens, loss, refine_steps, lambda *done: report("exact steps", *done)
+            store,
+            task.train,
+            random_views(task.train, task.flips, seed),
+            basis,
+            loss,
+            refine_steps,
+            lambda *done: report("exact steps", *done),
         )
-        if descended.best:  # else it is the uniform mix that they start from
-            ends.append(("exact", descended.weights.numpy(), descended.features))
-            losses.append(cross_fitted_log_loss(descended.features, labels, classes, seed))
+        ends.append(("exact", descended.weights.numpy(), descended.features))
+        losses.append(cross_fitted_log_loss(descended.features, labels, classes, seed))
     best = int(np.argmin(losses)) if held_out else 0
     taken, weights, features = ends[best]
     return Learned(
         first.objective,
         first.climbed,
         descended,
-        weights,
+        on_basis(weights, len(basis)),
         features,
         losses[best] if held_out else None,
         losses[1] if held_out else None,
