@@ -30,7 +30,7 @@ from hgprompt_edge.transfer.choice import Candidate, Judge
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.learn import maximise_cached, maximise_exactly, uniform_weights
 from hgprompt_edge.transfer.log_loss import LogLoss
-from hgprompt_edge.vit.train import fastest_precision
+from hgprompt_edge.vit.train import Recipe, colour_jitter, fastest_precision, random_crops
 
 RESULTS = Path(__file__).parent / "results" / "ablate.json"
 TARGETS = (
@@ -115,6 +115,31 @@ class Bench:
                 optimizer.step()
         return best
 
+    def with_views(self, basis: Prompt) -> Prompt:
+        """As many steps on other views of the images each; the prompt where they end."""
+        sources = torch.from_numpy(basis).double()
+        theta = torch.zeros(basis.shape[:2], dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.Adam([theta], lr=RATE, betas=(0.9, 0.95))
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(STEPS):
+            weights = theta.softmax(0)
+            tokens = mix(basis, weights.detach().numpy())
+            views = other_views(self.task, generator)
+            _, slope = self.loss.with_gradient(self.store.features(views, tokens))
+            pulled = self.store.pull_back(views, tokens, slope).double()
+            optimizer.zero_grad()
+            weights.backward(torch.einsum("mltd,ltd->ml", sources, pulled))
+            optimizer.step()
+        return mix(basis, theta.detach().softmax(0).numpy())
+
+
+def other_views(task: Task, generator: torch.Generator) -> npt.NDArray[np.uint8]:
+    """Crop, mirror and recolour the training images `[n, S, S, 3]`, as sources are trained."""
+    images = torch.from_numpy(task.train.pixels).permute(0, 3, 1, 2).float() / 255
+    images = random_crops(images, Recipe.min_crop, task.flips, generator)
+    images = colour_jitter(images, Recipe.jitter, generator)
+    return (images * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+
 
 def variants(bench: Bench) -> Iterator[tuple[str, Maker]]:
     """Name and maker of each variant's prompt."""
@@ -188,6 +213,10 @@ def variants(bench: Bench) -> Iterator[tuple[str, Maker]]:
     yield (
         "log-loss, weight a layer, start as a source",
         lambda: bench.descend(longer[:, None] * wide, by_layer_and_start),
+    )
+    yield (
+        "the same, other views in each step",
+        lambda: bench.with_views(with_start.numpy()),
     )
     yield "log-loss, signed", lambda: bench.descend(equal, signed)
     yield (

@@ -308,7 +308,7 @@ def _log_loss_line(objective: dict[str, Any]) -> str:
     """Say which mix was learned, and what it holds out on the training images."""
     taken = objective["taken"]
     where = {
-        "exact": f"{objective['refine_steps']} exact steps",
+        "exact": f"exact step {objective['refine_steps']}",
         "objective": "where J ended on cached features",
         "uniform": "the uniform mix",
     }.get(taken, f"the source {taken}")

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import class_folders, hgedge, pets_archive, photo, run, small_bank
-from toys import see_images_themselves
 
 from hgprompt_edge.prompts import read_bank
 
@@ -57,7 +56,6 @@ def test_the_three_commands_letter_for_letter(workplace: Path) -> None:
 
 def test_fit_prints_one_json_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    see_images_themselves(monkeypatch)  # few images of one colour: so that the exact steps win
     bank, data = small_bank(tmp_path / "bank"), class_folders(tmp_path / "mine")
     words = f"fit --sources {bank} --data {data} --refine 3 --json"
     result = run(*words.split())

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_vits import make_backbone
-from toys import (
-    CLASSES,
-    make_bank,
-    make_task,
-    noise_tokens,
-    pixels_of,
-    see_images_themselves,
-)
+from toys import CLASSES, make_bank, make_task, noise_tokens
 
 import hgprompt_edge.vit.heads as heads
 from hgprompt_edge.prompts import mix
@@ -28,7 +19,6 @@ from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.fit import HGPrompt
 from hgprompt_edge.transfer.learn import uniform_weights
 from hgprompt_edge.transfer.log_loss import LogLoss
-from hgprompt_edge.vit.augment import augmented
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import features_token, normalize
 from hgprompt_edge.vit.heads import cross_fitted_log_loss
@@ -41,33 +31,6 @@ def backbone() -> Backbone:
 
 def silent(_done: int, _total: int) -> None:
     """Report to nobody."""
-
-
-@pytest.mark.parametrize("flips", [True, False])
-def test_each_step_of_fit_sees_other_views(
-    backbone: Backbone, flips: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokens = noise_tokens(2)
-    task = replace(make_task(backbone, tokens[0]), flips=flips)
-    seen, mirrored = [], []
-
-    def watched(pixels: npt.NDArray[np.uint8], **options: Any) -> npt.NDArray[np.uint8]:
-        views = augmented(pixels, **options)
-        seen.append(views)
-        mirrored.append(options["flips"])
-        return views
-
-    monkeypatch.setattr("hgprompt_edge.transfer.descend.augmented", watched)
-    fits = [
-        HGPrompt(refine=2, seed=seed).fit(make_bank(backbone, tokens), backbone, task)
-        for seed in (0, 0, 1)
-    ]
-    first, second, again, _, other, _ = seen
-    np.testing.assert_array_equal(first, again)
-    assert (first != second).any()
-    assert (first != other).any()
-    assert set(mirrored) == {flips}
-    np.testing.assert_array_equal(fits[0].weights_, fits[1].weights_)
 
 
 @settings(deadline=None, max_examples=20)
@@ -101,14 +64,12 @@ def test_steps_equal_those_of_full_batch_autograd(layers: int) -> None:
     store = FeatureStore(backbone, enabled=False)
     uniform = store.features(pixels, mix(tokens, uniform_weights(3)))
     loss = LogLoss.at(uniform, labels, CLASSES)
-    other = pixels_of(len(pixels), seed=1)  # each step sees other images
-    seen = [pixels, other, pixels]
-    found = descend(store, task.train, iter(seen).__next__, tokens, loss, 3, silent)
+    found = descend(store, pixels, tokens, loss, 3, silent)
 
     theta = torch.zeros(3, layers, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([theta], lr=LEARNING_RATE, betas=(0.9, 0.95))
-    for images, (weights, _, value) in zip([*seen, pixels], found.path, strict=True):
-        x = normalize(torch.from_numpy(images), backbone.preprocessing).double()
+    x = normalize(torch.from_numpy(pixels), backbone.preprocessing).double()
+    for weights, _, value in found.path:
         expected = theta.softmax(0)
         torch.testing.assert_close(weights, expected.detach(), rtol=0, atol=1e-3)
         prompt = torch.einsum("nl,nltd->ltd", expected, torch.from_numpy(tokens).double())
@@ -117,13 +78,10 @@ def test_steps_equal_those_of_full_batch_autograd(layers: int) -> None:
         optimizer.zero_grad()
         own.backward()
         optimizer.step()
-    torch.testing.assert_close(found.features, store.features(pixels, mix(tokens, found.weights)))
+    assert len(found.path) == 4
 
 
-def test_each_layer_finds_its_own_source(
-    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    see_images_themselves(monkeypatch)
+def test_each_layer_finds_its_own_source(backbone: Backbone) -> None:
     tokens = noise_tokens(3)
     truth = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     task = make_task(backbone, mix(tokens, truth), sizes=(600, 45, 300))

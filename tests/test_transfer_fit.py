@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from small_vits import make_backbone, token_logits
-from toys import make_bank, make_task, noise_tokens, see_images_themselves
+from toys import make_bank, make_task, noise_tokens
 
 import hgprompt_edge.transfer.features as features_module
 from hgprompt_edge.bundle import Row, read_bundle, write_bundle
@@ -148,10 +148,7 @@ def with_start(bank: PromptBank, tokens: npt.NDArray[np.float32]) -> PromptBank:
     return replace(bank, start=start)
 
 
-def test_a_share_of_the_start_is_learned_beside_the_sources(
-    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    see_images_themselves(monkeypatch)
+def test_a_share_of_the_start_is_learned_beside_the_sources(backbone: Backbone) -> None:
     tokens = noise_tokens(4)
     task = make_task(backbone)
     start = train_for(backbone, task, tokens[3])

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 import torch
 from small_vits import TOKENS
 
@@ -44,12 +43,6 @@ def make_bank(backbone: Backbone, tokens: npt.NDArray[np.float32], **options: An
 
 def pixels_of(count: int, seed: int = 0) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (count, 24, 24, 3), dtype=np.uint8)
-
-
-def see_images_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the exact steps of fit see no other views: those of noise have not its class."""
-    name = "hgprompt_edge.transfer.learn.random_views"
-    monkeypatch.setattr(name, lambda images, *_: lambda: images.pixels)
 
 
 def seen_through(

@@ -1,7 +1,6 @@
 """Second stage: exact descent on the log-loss, one weight for each prompt and layer (METHOD 5.2).
 
-The log-loss is the cross-fitted one of the head, on the training images alone, of which each step
-sees other views: without them, weights for each layer fit the images that they are learned on.
+The log-loss is the cross-fitted one of the head, on the training images alone.
 """
 
 from __future__ import annotations
@@ -13,47 +12,47 @@ import torch
 from torch import Tensor
 
 from hgprompt_edge.prompts import Floats, mix
-from hgprompt_edge.tasks import Images
 from hgprompt_edge.transfer.features import FeatureStore, Pixels
 from hgprompt_edge.transfer.log_loss import LogLoss
-from hgprompt_edge.vit.augment import augmented
 
 LEARNING_RATE = 0.15
 """About the change of a logit of the mix in a step. Eight steps take a source from an equal share
-to at most eleven times that of another."""
-MIN_AREA, JITTER = 0.6, 0.3
-"""Of the views, as when a source prompt is trained."""
+to at most eleven times that of another: few enough to leave the images no room to be fitted."""
 
 
 @dataclass(frozen=True)
 class Descent:
-    """How the second stage went.
+    """Where the second stage ended, and how it came there.
 
     Attributes
     ----------
     path
-        Before each step the weights `[M, L]` float64, whose columns sum to 1, and of the views that
-        the step saw the exact features `[n, D]` float32 and the log-loss in nats. Where it ended,
-        these of the images themselves.
+        Of the start and each step the weights `[M, L]` float64, whose columns sum to 1, the exact
+        features `[n, D]` float32 and the log-loss in nats.
     """
 
     path: tuple[tuple[Tensor, Tensor, float], ...]
 
     @property
+    def best(self) -> int:
+        """The step with the lowest log-loss; the first of equal ones."""
+        losses = [loss for _, _, loss in self.path]
+        return losses.index(min(losses))
+
+    @property
     def weights(self) -> Tensor:
-        """Where it ended, `[M, L]`."""
-        return self.path[-1][0]
+        """Of the best step, `[M, L]`."""
+        return self.path[self.best][0]
 
     @property
     def features(self) -> Tensor:
-        """Of the training images under that mix, `[n, D]`."""
-        return self.path[-1][1]
+        """Of the training images under the best step's mix, `[n, D]`."""
+        return self.path[self.best][1]
 
 
 def descend(
     store: FeatureStore,
-    images: Images,
-    views: Callable[[], Pixels],
+    pixels: Pixels,
     tokens: Floats,
     loss: LogLoss,
     steps: int,
@@ -63,10 +62,8 @@ def descend(
 
     Parameters
     ----------
-    images
-        The training images.
-    views
-        Gives the images `[n, S, S, 3]` that the next step shall see.
+    pixels
+        Training images `[n, S, S, 3]`.
     tokens
         What is mixed, `[M, L, T, D]`.
     steps
@@ -77,37 +74,16 @@ def descend(
     theta = torch.zeros(tokens.shape[:2], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([theta], lr=LEARNING_RATE, betas=(0.9, 0.95))
     path = []
-    for step in range(steps):
-        report(step, steps)
-        weights, seen = theta.softmax(0), views()
+    for step in range(steps + 1):
+        weights = theta.softmax(0)
         prompt = mix(tokens, weights.detach().numpy())
-        features = store.features(seen, prompt)
+        features = store.features(pixels, prompt)
         value, slope = loss.with_gradient(features)
         path.append((weights.detach(), features, value))
-        pulled = store.pull_back(seen, prompt, slope).double()
-        optimizer.zero_grad()
-        weights.backward(torch.einsum("mltd,ltd->ml", basis, pulled))  # type: ignore[no-untyped-call]
-        optimizer.step()
-    weights = theta.detach().softmax(0)
-    features = store.features(images.pixels, mix(tokens, weights.numpy()))
-    path.append((weights, features, loss.with_gradient(features)[0]))
-    report(steps, steps)
+        if step < steps:
+            pulled = store.pull_back(pixels, prompt, slope).double()
+            optimizer.zero_grad()
+            weights.backward(torch.einsum("mltd,ltd->ml", basis, pulled))  # type: ignore[no-untyped-call]
+            optimizer.step()
+        report(step, steps)
     return Descent(tuple(path))
-
-
-def random_views(images: Images, flips: bool, seed: int) -> Callable[[], Pixels]:
-    """Return a function that gives other views of the images at each call.
-
-    Parameters
-    ----------
-    flips
-        Whether a mirror image is of the same class.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def views() -> Pixels:
-        return augmented(
-            images.pixels, min_area=MIN_AREA, jitter=JITTER, flips=flips, generator=generator
-        )
-
-    return views

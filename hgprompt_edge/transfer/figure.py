@@ -41,7 +41,7 @@ def _draw_weights(axes: Axes, bundle: Bundle) -> None:
     weights, shares = bundle.learned_weights, source_shares(bundle.learned_weights)
     axes.barh(names, shares, color=BLUE)
     axes.set_xlabel("weight (they sum to 1)", loc="left")
-    axes.axvline(1 / len(names), color=GREY, linestyle=":", label="uniform")
+    axes.axvline(1 / len(names), color=GREY, linestyle=":", label="equal weights")
     if weights.ndim == 2:
         rows = np.repeat(np.arange(len(names)), weights.shape[1])
         axes.plot(weights.flatten(), rows, ".", color=ORANGE, label="in each layer")

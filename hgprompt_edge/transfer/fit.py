@@ -221,7 +221,7 @@ class HGPrompt:
             "space": self.space,
             "head": self.head,
             "steps": learned.climbed.steps,
-            "refine_steps": len(learned.descended.path) - 1 if learned.descended else 0,
+            "refine_steps": learned.descended.best if learned.descended else 0,
             "log_loss": learned.log_loss,
             "log_loss_uniform": learned.log_loss_uniform,
             "effective_sources": effective_sources(self.weights_[: len(bank.prompts)]),

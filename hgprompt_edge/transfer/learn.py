@@ -21,7 +21,7 @@ from hgprompt_edge.transfer.alignment import (
     prompt_alignment,
 )
 from hgprompt_edge.transfer.cached import Climb, climb
-from hgprompt_edge.transfer.descend import Descent, descend, random_views
+from hgprompt_edge.transfer.descend import Descent, descend
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.log_loss import LogLoss
 from hgprompt_edge.transfer.objective import Objective, Terms, make_objective
@@ -139,13 +139,7 @@ def learn_weights(
     if refine_steps and len(basis) > 1 and held_out:
         loss = LogLoss.at(first.uniform, labels, classes, seed)
         descended = descend(
-            store,
-            task.train,
-            random_views(task.train, task.flips, seed),
-            basis,
-            loss,
-            refine_steps,
-            lambda *done: report("exact steps", *done),
+            store, pixels, basis, loss, refine_steps, lambda *done: report("exact steps", *done)
         )
         ends.append(("exact", descended.weights.numpy(), descended.features))
         losses.append(cross_fitted_log_loss(descended.features, labels, classes, seed))

@@ -22,7 +22,6 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from hgprompt_edge.prompts import DEEP
-from hgprompt_edge.vit.augment import colour_jitter, random_crops
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import extract_features, features_prefix, normalize
 from hgprompt_edge.vit.heads import accuracy, fit_lda, lda, log_loss
@@ -307,6 +306,35 @@ def best_scale(logits: Tensor, labels: Tensor) -> float:
     """
     losses = [functional.cross_entropy(logits * scale, labels) for scale in SCALES]
     return SCALES[int(torch.stack(losses).argmin())]
+
+
+def random_crops(
+    images: Tensor, min_area: float, flips: bool, generator: torch.Generator
+) -> Tensor:
+    """Crop images `[n, 3, S, S]` at random, back to `S`; with `flips` mirror half of them."""
+    count = len(images)
+    side = torch.empty(count).uniform_(min_area, 1, generator=generator).sqrt()
+    shift = (torch.rand(2, count, generator=generator) * 2 - 1) * (1 - side)
+    mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0] = side * mirror if flips else side
+    theta[:, 1, 1] = side
+    theta[:, :, 2] = shift.T
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def colour_jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Vary brightness, contrast and saturation of images `[n, 3, S, S]` in [0, 1]."""
+
+    def factor() -> Tensor:
+        return 1 + (torch.rand(len(images), 1, 1, 1, generator=generator) * 2 - 1) * strength
+
+    images = images * factor()
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = (images - mean) * factor() + mean
+    grey = images.mean(1, keepdim=True)
+    return ((images - grey) * factor() + grey).clamp(0, 1)
 
 
 def fastest_precision() -> str:
