@@ -210,10 +210,17 @@ def write_prompt(path: Path, prompt: Prompt) -> None:
 
 
 def write_start(folder: Path, trained: Prompt, tokens: Floats) -> None:
-    """Keep what `trained` started from, `[L, T, D]`, in its bank, unless there is a start."""
+    """Keep what `trained` started from, `[L, T, D]`, in its bank.
+
+    A start that fits it stays, and so does a source of that name. One of another backbone or shape
+    is left from prompts that were trained anew, and would keep the bank from being read.
+    """
     path = folder / f"{START_NAME}.safetensors"
     if path.exists():
-        return
+        found = read_prompt(path)
+        same_model = found.backbone_sha256 == trained.backbone_sha256
+        if found.role == SOURCE or (same_model and found.tokens.shape == tokens.shape):
+            return
     start = Prompt(
         tokens=tokens,
         name=START_NAME,

@@ -165,6 +165,22 @@ def test_a_bank_holds_what_its_prompts_started_from(tmp_path: Path) -> None:
     assert found.without_family("pets").basis == (found.prompts[0], found.basis[2])
 
 
+def test_prompts_trained_anew_in_another_shape_bring_their_own_start(tmp_path: Path) -> None:
+    write_start(tmp_path, make_prompt("a"), np.zeros((3, 4, 8), np.float32))
+    bank = write_bank(tmp_path, make_prompt("a", (3, 5, 8)))
+    with pytest.raises(UserError, match="tokens"):
+        read_bank(bank)
+    write_start(bank, make_prompt("a", (3, 5, 8)), np.ones((3, 5, 8), np.float32))
+    np.testing.assert_array_equal(read_bank(bank).basis_tokens[1], np.ones((3, 5, 8)))
+
+
+def test_a_source_that_is_called_like_the_start_stays(tmp_path: Path) -> None:
+    bank = write_bank(tmp_path, make_prompt("untrained"))
+    write_start(bank, make_prompt("untrained"), np.zeros((3, 4, 8), np.float32))
+    assert read_bank(bank).names == ("untrained",)
+    assert read_bank(bank).start is None
+
+
 def test_the_start_of_another_seed_is_no_start(tmp_path: Path) -> None:
     bank = write_bank(tmp_path, make_prompt("a"))
     write_start(bank, make_prompt("a", init_seed=7), np.zeros((3, 4, 8), np.float32))
