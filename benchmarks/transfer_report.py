@@ -26,7 +26,8 @@ IMAGES = ROOT / "docs" / "images"
 BEGIN, END = "<!-- tables: made by benchmarks/transfer_report.py -->", "<!-- end of tables -->"
 LINES = ("none", "best_source", "uniform", "hgprompt", "hgprompt_guarded")
 PICKED_ON = (*ABLATION_TARGETS, "fashion-mnist")
-"""Targets on which weights for each layer were compared with others before they were kept."""
+"""Targets on which weights for each layer, and the start beside them, were compared with what else
+there is before they were kept."""
 
 
 def write_report() -> None:

@@ -72,7 +72,8 @@ class Bundle:
     head_weight, head_bias
         `[K, D]`, `[K]` float32, calibrated: softmax of the logits are probabilities.
     sources
-        For each source a dict with `name`, `sha256`, `family`.
+        For each source a dict with `name`, `sha256`, `family`; the last may have `role` `start`:
+        what the others were before training, which counts among the `N` here.
     source_tokens
         `[N, L, T, D]` float16 for the device's bank, or None.
     probe_images, probe_logits
