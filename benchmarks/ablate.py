@@ -27,7 +27,7 @@ from hgprompt_edge.prompts import match_tokens, mix
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.checks import leave_out_family
 from hgprompt_edge.transfer.choice import Candidate, Judge
-from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.transfer.features import FeatureStore, Pixels
 from hgprompt_edge.transfer.learn import maximise_cached, maximise_exactly, uniform_weights
 from hgprompt_edge.transfer.log_loss import LogLoss
 from hgprompt_edge.vit.train import Recipe, colour_jitter, fastest_precision, random_crops
@@ -96,18 +96,26 @@ class Bench:
                 theta = theta - pulled / pulled.abs().max()
         return SideBySideStore(both, best)
 
-    def descend(self, parameters: Tensor, build: Callable[[Tensor], Tensor]) -> Prompt:
-        """Adam on the exact cross-fitted log-loss; the prompt of the best step."""
+    def descend(
+        self,
+        parameters: Tensor,
+        build: Callable[[Tensor], Tensor],
+        views: Callable[[], Pixels] | None = None,
+    ) -> Prompt:
+        """Adam on the exact cross-fitted log-loss; the prompt of the best step.
+
+        With `views` each step sees other images, whose losses do not compare: that of the last.
+        """
         theta = parameters.clone().requires_grad_()
         optimizer = torch.optim.Adam([theta], lr=RATE, betas=(0.9, 0.95))
         best, best_loss = self.uniform, np.inf
-        pixels = self.task.train.pixels
         for step in range(STEPS + 1):
             prompt = build(theta)
+            pixels = views() if views else self.task.train.pixels
             tokens = prompt.detach().numpy().astype(np.float32)
             features = self.store.features(pixels, tokens)
             value, slope = self.loss.with_gradient(features)
-            if value < best_loss:
+            if views or value < best_loss:
                 best, best_loss = tokens, value
             if step < STEPS:
                 optimizer.zero_grad()
@@ -115,25 +123,8 @@ class Bench:
                 optimizer.step()
         return best
 
-    def with_views(self, basis: Prompt) -> Prompt:
-        """As many steps on other views of the images each; the prompt where they end."""
-        sources = torch.from_numpy(basis).double()
-        theta = torch.zeros(basis.shape[:2], dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.Adam([theta], lr=RATE, betas=(0.9, 0.95))
-        generator = torch.Generator().manual_seed(self.seed)
-        for _ in range(STEPS):
-            weights = theta.softmax(0)
-            tokens = mix(basis, weights.detach().numpy())
-            views = other_views(self.task, generator)
-            _, slope = self.loss.with_gradient(self.store.features(views, tokens))
-            pulled = self.store.pull_back(views, tokens, slope).double()
-            optimizer.zero_grad()
-            weights.backward(torch.einsum("mltd,ltd->ml", sources, pulled))
-            optimizer.step()
-        return mix(basis, theta.detach().softmax(0).numpy())
 
-
-def other_views(task: Task, generator: torch.Generator) -> npt.NDArray[np.uint8]:
+def other_views(task: Task, generator: torch.Generator) -> Pixels:
     """Crop, mirror and recolour the training images `[n, S, S, 3]`, as sources are trained."""
     images = torch.from_numpy(task.train.pixels).permute(0, 3, 1, 2).float() / 255
     images = random_crops(images, Recipe.min_crop, task.flips, generator)
@@ -187,6 +178,11 @@ def variants(bench: Bench) -> Iterator[tuple[str, Maker]]:
     def signed_by_layer(theta: Tensor) -> Tensor:
         return start + torch.einsum("nl,nltd->ltd", theta, change)
 
+    generator = torch.Generator().manual_seed(bench.seed)
+
+    def views() -> Pixels:
+        return other_views(bench.task, generator)
+
     yield "no prompt", lambda: None
     yield "the start, untrained", lambda: bench.start
     yield "uniform", lambda: bench.uniform
@@ -216,7 +212,7 @@ def variants(bench: Bench) -> Iterator[tuple[str, Maker]]:
     )
     yield (
         "the same, other views in each step",
-        lambda: bench.with_views(with_start.numpy()),
+        lambda: bench.descend(longer[:, None] * wide, by_layer_and_start, views),
     )
     yield "log-loss, signed", lambda: bench.descend(equal, signed)
     yield (
