@@ -285,7 +285,9 @@ def show(rows: list[dict[str, Any]]) -> None:
     header = "targets   validation log-loss   validation acc.     test acc., less uniform's"
     print(f"{'variant':34s} {header}")
     for name in dict.fromkeys(row["variant"] for row in rows):
-        mine = [row for row in rows if row["variant"] == name]
+        mine = [r for r in rows if r["variant"] == name and (r["task"], r["seed"]) in reference]
+        if not mine:
+            continue
         words = []
         for key, scale in (("val_log_loss", 1), ("val_accuracy", 100), ("accuracy", 100)):
             gaps = [scale * (r[key] - reference[r["task"], r["seed"]][key]) for r in mine]
