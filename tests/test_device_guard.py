@@ -42,6 +42,15 @@ class TestGuard:
         for new in (worse, old):
             assert not judge_labelled(old, new, self.labels, (1.0, 0.5)).taken
 
+    def test_what_is_taken_over_is_better_on_the_images_itself(self) -> None:
+        """What was held out speaks of the weights of each part, not of those of all images."""
+        old, new = self.logits(1.0), self.logits(2.0)
+        assert judge_labelled(old, new, self.labels, None, self.logits(1.1)).taken
+        for final in (self.logits(0.9), old, np.full((40, 4), np.nan)):
+            verdict = judge_labelled(old, new, self.labels, None, final)
+            assert not verdict.taken
+            assert "better on all of them" in verdict.reason
+
     def test_one_image_says_nothing(self) -> None:
         old, new = np.zeros((1, 2)), np.array([[3.0, 0.0]])
         for distances in (None, (1.0, 0.5)):

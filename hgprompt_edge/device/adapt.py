@@ -112,10 +112,12 @@ def adapt_labelled(
     middle = average([descent.point for descent in descents])
     tell = _stage(report, "all images")
     descents.append(learner.learn(images, rows, middle, tell, deadline))
-    after = learner.features(images, descents[-1].point.mix)
-    verdict = judge_labelled(old, held_out, labels, _distances(learner, before, after))
+    point = descents[-1].point
+    after = learner.features(images, point.mix)
+    distances = _distances(learner, before, after)
+    verdict = judge_labelled(old, held_out, labels, distances, point.head.logits(after))
     steps = sum(descent.steps for descent in descents)
-    return _propose(descents[-1].point, verdict, steps, begin, len(images))
+    return _propose(point, verdict, steps, begin, len(images))
 
 
 def adapt_unlabelled(

@@ -58,7 +58,11 @@ def fold_of(labels: Labels, folds: int, rng: np.random.Generator) -> Labels:
 
 
 def judge_labelled(
-    old: Floats, new: Floats, labels: Labels, distances: tuple[float, float] | None = None
+    old: Floats,
+    new: Floats,
+    labels: Labels,
+    distances: tuple[float, float] | None = None,
+    final: Floats | None = None,
 ) -> Verdict:
     """Compare logits `[n, K]` on images that neither was learned from.
 
@@ -70,6 +74,9 @@ def judge_labelled(
     distances
         Of the features' statistics from those of clean images, under the old weights and the new
         ones; None: those of clean images are not known. Refused where the second is much larger.
+    final
+        Logits of the weights that would be taken over, which have learned from these images. No
+        proof, but where even these are worse, what was held out speaks of other weights.
     """
     gain = log_loss(old, labels) - log_loss(new, labels)
     mean, error = float(gain.mean()), standard_error(gain)
@@ -98,6 +105,12 @@ def judge_labelled(
         why = (
             "the features' statistics go away from those of clean images (distance "
             f"{distances[0]:.2f} to {distances[1]:.2f}): learned by heart; give more images"
+        )
+        return Verdict(False, why, figures)
+    if final is not None and not log_loss(final, labels).mean() < log_loss(old, labels).mean():
+        why = (
+            "what was learned from parts of the images agrees on nothing that is better on all of "
+            "them; give more images or more time"
         )
         return Verdict(False, why, figures)
     why = f"held-out log-loss falls by {mean:.3f}, uncertainty {error:.3f}"
