@@ -201,8 +201,10 @@ class ForwardLearner:
         best = (math.inf, start)
         losses: list[float] = []
         while len(losses) < settings.steps and time.monotonic() < deadline:
-            told = []
-            for _ in range(search.population_size):
+            told: list[tuple[Doubles, float]] = []
+            while len(told) < search.population_size:
+                if told and time.monotonic() >= deadline:
+                    return Descent(best[1], len(losses), tuple(losses))
                 theta = search.ask()
                 value = loss(theta) + settings.proximal * divergence(softmax(theta), prior)
                 told.append((theta, value if math.isfinite(value) else 1e9))
