@@ -36,7 +36,7 @@ def merge_into(
     check_writable(target.parent, "--output")
     bundle = read_bundle(path)
     delivery = read_parcels(files, bundle)
-    for sentence in delivery.refused:
+    for sentence in delivery.refused + delivery.idle:
         note(f"left out {sentence}")
     merged = merge(delivery.parcels)
     about = summary(delivery, merged)
@@ -48,7 +48,8 @@ def merge_into(
     if json:
         shares = dict(zip(map(str, delivery.paths), map(float, merged.shares), strict=True))
         document = {"bundle": str(target), **about, "shares": shares}
-        print_json({**document, "refused": list(delivery.refused), "folded": is_folded(result)})
+        left = {"refused": list(delivery.refused), "idle": list(delivery.idle)}
+        print_json({**document, **left, "folded": is_folded(result)})
         return
     _print_devices(delivery, merged)
     out.print(_mix_table(result, merged))
@@ -56,13 +57,16 @@ def merge_into(
         chosen = "a tuned prompt" if result.choice == "tuned" else "no prompt"
         note(f"{bundle.task} was fitted to {chosen}, so the mix goes to models that adapt alone")
     out.print(f"{target}: the mix of {about['devices']} devices, {about['images']:,} images")
-    out.print(f"next: hgedge export {target}", soft_wrap=True)
+    adapts = "" if is_folded(result) else " --adapt"
+    out.print(f"next: hgedge export {target}{adapts}", soft_wrap=True)
 
 
 def _print_devices(delivery: Delivery, merged: Merged) -> None:
     for path, share in zip(delivery.paths, merged.shares, strict=True):
         if not share:
             note(f"left out {path}: too far from what most of the devices learned")
+    if any(parcel.head_bias is not None for parcel in delivery.parcels):
+        note("some devices moved their head's bias, too; it stays on them, the mix alone is merged")
 
 
 def _mix_table(bundle: Bundle, merged: Merged) -> Table:

@@ -31,9 +31,10 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     return fitted
 
 
-def send(path: Path, bundle: Bundle, weights: list[float]) -> None:
+def send(path: Path, bundle: Bundle, weights: list[float], bias: list[float] | None = None) -> None:
     mix = np.array(weights, np.float32)
-    version = Version(2, 1, 5.0, "labelled", mix, None, None, 20, {})
+    moved = None if bias is None else np.array(bias, np.float32)
+    version = Version(2, 1, 5.0, "labelled", mix, None, moved, 20, {})
     write_parcel(path, version, bank_sha256(bundle), classes=bundle.classes)
 
 
@@ -44,7 +45,8 @@ def test_what_devices_sent_becomes_a_bundle_that_exports(fleet: Bundle, tmp_path
     assert "left out sent/device3.json: too far from what most" in result.stderr
     assert "0.620" in result.stdout
     assert "pets.merged.hgbundle: the mix of 3 devices, 60 images" in result.stdout
-    assert "next: hgedge export pets.merged.hgbundle" in result.stdout
+    assert "next: hgedge export pets.merged.hgbundle\n" in result.stdout
+    assert "head's bias" not in result.stderr
     merged = read_bundle(tmp_path / "pets.merged.hgbundle")
     assert merged.factory is not None
     np.testing.assert_allclose(merged.factory, [0.62, 0.38], rtol=1e-6)
@@ -71,10 +73,12 @@ def test_json_names_each_files_share_and_merging_again_keeps_the_name(fleet: Bun
 def test_a_bundle_without_a_prompt_says_where_the_mix_goes(fleet: Bundle, tmp_path: Path) -> None:
     plain = replace(fleet, choice="none", prompt=None)
     write_bundle(tmp_path / "plain.hgbundle", plain)
-    send(tmp_path / "one.json", plain, [0.5, 0.25, 0.25])
+    send(tmp_path / "one.json", plain, [0.5, 0.25, 0.25], [0.1] * len(plain.classes))
     result = run("fit", "--merge", "one.json", "--bundle", "plain.hgbundle", "-o", "new.hgbundle")
     assert result.exit_code == 0, result.stderr
     assert "fitted to no prompt, so the mix goes to models that adapt alone" in result.stderr
+    assert "next: hgedge export new.hgbundle --adapt" in result.stdout
+    assert "some devices moved their head's bias, too; it stays on them" in result.stderr
     assert read_bundle(tmp_path / "new.hgbundle").prompt is None
 
 

@@ -164,12 +164,27 @@ def test_files_that_do_not_belong_are_left_out_by_name(tmp_path: Path, bundle: B
     wanted = (
         "a.json: learned over another bank",
         "b.json: learned for other classes",
-        "c.json: its device has learned nothing",
-        "d.json: the same as",
         "e.json: not what `hgedge adapt --send` writes",
     )
     for sentence, words in zip(delivery.refused, wanted, strict=True):
         assert words in sentence
+    wanted = ("c.json: its device has learned nothing", "d.json: the same as")
+    for sentence, words in zip(delivery.idle, wanted, strict=True):
+        assert words in sentence
+
+
+def test_devices_that_had_nothing_to_learn_do_not_stop_the_others(
+    tmp_path: Path, bundle: Bundle
+) -> None:
+    for number in range(5):
+        send(tmp_path / f"idle{number}.json", bundle, [1, 0], images=0, time=number)
+    with pytest.raises(UserError, match=r"nothing to merge; .*idle0.json: its device has learned"):
+        read_parcels([tmp_path], bundle)
+    send(tmp_path / "one.json", bundle, [0.25, 0.75])
+    delivery = read_parcels([tmp_path], bundle)
+    assert merge(delivery.parcels).weights.tolist() == [0.25, 0.75]
+    assert len(delivery.idle) == 5
+    assert not delivery.refused
 
 
 def test_where_half_the_files_do_not_belong_nothing_is_merged(

@@ -1,6 +1,7 @@
 """One mix from what many devices learned, that a minority of broken ones cannot move (numpy only).
 
-By number of devices, not by what they claim: a device may send any mix and any count of images.
+By number of files, one a device, not by what they claim: a device may send any mix and any count of
+images.
 """
 
 from __future__ import annotations
@@ -46,19 +47,22 @@ class Merged:
 
 @dataclass(frozen=True)
 class Delivery:
-    """Parcels that can be averaged, and why the other files cannot.
+    """Parcels that can be averaged, and why the other files are not.
 
     Attributes
     ----------
     paths, parcels
         In the order of the files.
     refused
-        One sentence for each file that was left out.
+        One sentence for each file that does not belong here.
+    idle
+        One for each that does, but adds nothing: its device has learned nothing, or it came twice.
     """
 
     paths: tuple[Path, ...]
     parcels: tuple[Parcel, ...]
     refused: tuple[str, ...]
+    idle: tuple[str, ...]
 
 
 def merge(parcels: Sequence[Parcel]) -> Merged:
@@ -114,29 +118,35 @@ def read_parcels(paths: Sequence[Path], bundle: Bundle) -> Delivery:
     Raises
     ------
     UserError
-        No files, or half of them or more are left out.
+        No files, half of them or more do not belong here, or no device has learned anything.
     """
     bank, classes = bank_sha256(bundle), classes_digest(bundle.classes)
     files = _find(paths)
     kept: dict[bytes, tuple[Path, Parcel]] = {}
-    refused = []
+    refused, idle = [], []
     for path in files:
         try:
             parcel = read_parcel(path)
             _check(path, parcel, bundle, bank, classes)
-            key = repr((parcel.time, parcel.version, parcel.images)).encode()
-            key += parcel.weights.tobytes()
-            if key in kept:
-                raise UserError(f"{path}: the same as {kept[key][0]}; one of them counts")
-            kept[key] = path, parcel
         except UserError as error:
             refused.append(str(error))
-    if len(refused) >= len(kept):
+            continue
+        key = repr((parcel.time, parcel.version, parcel.images)).encode()
+        key += parcel.weights.tobytes()
+        if not parcel.images:
+            idle.append(f"{path}: its device has learned nothing ({parcel.method})")
+        elif key in kept:
+            idle.append(f"{path}: the same as {kept[key][0]}; one of them counts")
+        else:
+            kept[key] = path, parcel
+    if 2 * len(refused) >= len(files):
         raise UserError(
             f"--merge: {len(refused)} of {len(files)} files cannot be used; the first: {refused[0]}"
         )
+    if not kept:
+        raise UserError(f"--merge: there is nothing to merge; {idle[0]}")
     found, parcels = zip(*kept.values(), strict=True)
-    return Delivery(found, parcels, tuple(refused))
+    return Delivery(found, parcels, tuple(refused), tuple(idle))
 
 
 def summary(delivery: Delivery, merged: Merged) -> dict[str, Any]:
@@ -144,7 +154,7 @@ def summary(delivery: Delivery, merged: Merged) -> dict[str, Any]:
     counted = [p for p, share in zip(delivery.parcels, merged.shares, strict=True) if share]
     return {
         "devices": len(counted),
-        "left_out": len(delivery.parcels) - len(counted) + len(delivery.refused),
+        "left_out": len(delivery.parcels) - len(counted) + len(delivery.refused + delivery.idle),
         "images": sum(parcel.images for parcel in counted),
     }
 
@@ -173,5 +183,3 @@ def _check(path: Path, parcel: Parcel, bundle: Bundle, bank: str, classes: str) 
             f"{path}: weighs {len(parcel.weights)} entries of {len(bank_entries(bundle))}; "
             "send it again from the device"
         )
-    if not parcel.images:
-        raise UserError(f"{path}: its device has learned nothing ({parcel.method})")
