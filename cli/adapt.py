@@ -14,6 +14,8 @@ from rich.table import Table
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import (
     EXIT_CHECK_FAILED,
+    EXIT_INTERRUPTED,
+    fail,
     note,
     out,
     print_json,
@@ -121,11 +123,13 @@ def adapt(
     predictor = Predictor(model, threads=threads)
     bank, folder = bank_of(predictor), state or state_folder(model)
     asks = data is None and not (rollback or to or reset)
+    if asks and state is not None and not state.exists():
+        raise UserError(f"--state {state}: no such folder; name the one that `adapt` printed")
     with open_journal(folder, bank, predictor.classes, read_only=asks) as journal:
         if data is None:
             _go_back(journal, rollback or to is not None, to, reset)
             if send is not None:
-                _send(journal, predictor, send)
+                _send(journal, predictor, send, json)
                 return
             _print_history(journal, bank.names, json)
             return
@@ -143,8 +147,11 @@ def adapt(
             threads=threads,
             seed=seed,
         )
-        with journal.exclusive(), progress_bar() as report:
-            adapted = adapt_model(predictor, journal, request, report)
+        try:
+            with journal.exclusive(), progress_bar() as report:
+                adapted = adapt_model(predictor, journal, request, report)
+        except KeyboardInterrupt:
+            fail("interrupted; the weights stay as they were", EXIT_INTERRUPTED)
     for sentence in adapted.seen.unreadable:
         note(f"left out {sentence}")
     if absent := adapted.seen.absent(predictor.classes):
@@ -183,12 +190,17 @@ def _go_back(journal: Journal, back: bool, to: int | None, reset: bool) -> None:
     note(f"version {version.id} is in force: {version.method}")
 
 
-def _send(journal: Journal, predictor: Predictor, path: Path) -> None:
+def _send(journal: Journal, predictor: Predictor, path: Path, json: bool) -> None:
     from hgprompt_edge.device.adapting import bank_of
     from hgprompt_edge.device.parcel import write_parcel
 
     bank, version = bank_of(predictor), journal.current()
     data = write_parcel(path, version, bank.sha256, bank.names, classes=predictor.classes)
+    if not version.images:
+        note(f"version {version.id} ({version.method}) was learned from no images: adds nothing")
+    if json:
+        print_json({"file": str(path), "version": _as_dict(version, bank.names), "bytes": data})
+        return
     out.print(f"{path}: version {version.id} in {data} bytes, no images", soft_wrap=True)
 
 

@@ -13,7 +13,15 @@ import typer
 from rich.table import Table
 
 from hgprompt_edge.cli import options
-from hgprompt_edge.cli.console import EXIT_BAD_INPUT, fail, note, out, print_json, reports_errors
+from hgprompt_edge.cli.console import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    fail,
+    note,
+    out,
+    print_json,
+    reports_errors,
+)
 from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,10 +77,15 @@ def predict(
     if bool(images) == (watch is not None):
         raise UserError("images or --watch: name image files, or one folder to watch")
     predictor = Predictor(model, threads=threads, device=device, bf16=bf16, state=state)
+    if state is not None and not state.exists():
+        note(f"--state {state}: not there (yet), so the factory weights are in force")
     if state is None and predictor.bank is not None:
         predictor.follow(state_folder(model))
     if watch is not None:
-        _serve(predictor, watch, top, json)
+        try:
+            _serve(predictor, watch, top, json, as_csv)
+        except KeyboardInterrupt:  # the way to end it
+            raise typer.Exit(EXIT_INTERRUPTED) from None
         return
     paths = find_images(images or [])
     if predictor.assumed:
@@ -96,10 +109,13 @@ def predict(
         fail(f"{len(unreadable)} of {len(predictions)} images are unreadable", EXIT_BAD_INPUT)
 
 
-def _serve(predictor: Predictor, folder: Path, top: int, json: bool) -> None:
-    """Print a line for each new image, JSON or prose, as soon as it is whole."""
+def _serve(predictor: Predictor, folder: Path, top: int, json: bool, as_csv: bool) -> None:
+    """Print each new image as soon as it is whole: a line of JSON or prose, or its rows of CSV."""
     from hgprompt_edge.device.watch import watch
 
+    if as_csv:
+        _print_csv(prediction for prediction, _ in watch(predictor, folder, top))
+        return
     for prediction, version in watch(predictor, folder, top):
         number = None if version is None else version.id
         if json:
@@ -120,9 +136,11 @@ def _as_dict(prediction: Prediction) -> dict[str, object]:
 def _print_csv(predictions: Iterable[Prediction]) -> None:
     writer = csv.writer(sys.stdout)
     writer.writerow(("image", "rank", "label", "probability"))
+    sys.stdout.flush()
     for prediction in predictions:
         for rank, (label, probability) in enumerate(prediction.labels, start=1):
             writer.writerow((prediction.path, rank, label, f"{probability:.6f}"))
+        sys.stdout.flush()  # for whoever reads a watched folder
 
 
 def _print_table(predictions: Iterable[Prediction]) -> None:

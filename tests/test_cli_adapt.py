@@ -57,12 +57,15 @@ def test_learn_look_back_undo_and_send(planted: Planted, seen: Path, tmp_path: P
     assert "factory" in text
     assert "2*" in text
     sent = tmp_path / "v.json"
-    assert run(*model, "--send", str(sent)).exit_code == 0
+    document = json.loads(run(*model, "--send", str(sent), "--json").stdout)
+    assert (document["file"], document["bytes"]) == (str(sent), sent.stat().st_size)
+    assert document["version"]["id"] == 2
     assert sent.stat().st_size <= 1000
     assert read_parcel(sent).images == len(planted.images)
     assert run(*model, "--rollback").exit_code == 0
     assert run(*model, "--rollback", "--to", "2").exit_code == 0
     assert run(*model, "--reset").exit_code == 0
+    assert "learned from no images" in run(*model, "--send", str(sent)).stderr
     history = json.loads(run(*model, "--history", "--json").stdout)
     assert [v["method"] for v in history] == [
         "factory", "labelled", "rollback", "rollback", "reset",
@@ -104,6 +107,13 @@ def test_predict_takes_the_newest_weights(planted: Planted, seen: Path, tmp_path
     assert adapted != factory
     run("adapt", "--model", str(planted.path), "--state", str(state), "--reset")
     assert json.loads(run(*words, "--state", str(state)).stdout) == factory
+
+
+def test_a_state_that_is_not_there_is_said(planted: Planted, seen: Path, tmp_path: Path) -> None:
+    words = ("predict", "--model", str(planted.path), "--state", str(tmp_path / "tpyo"))
+    result = run(*words, str(next(seen.rglob("*.png"))))
+    assert result.exit_code == 0
+    assert "tpyo: not there (yet), so the factory weights are in force" in result.stderr
 
 
 def test_state_beside_the_model_is_followed_where_the_model_can(
@@ -219,6 +229,8 @@ def test_needs_no_torch(planted: Planted, seen: Path, tmp_path: Path) -> None:
         (("--data", "nowhere"), "no such folder"),
         (("--data", "nowhere", "--unlabelled"), "no such file or folder"),
         (("--rollback", "--to", "9"), "holds no version 9"),
+        (("--history",), "no such folder; name the one that `adapt` printed"),
+        (("--send", "v.json"), "no such folder; name the one that `adapt` printed"),
         (("--data", ".", "--unlabelled", "--head", "weights"), "--head weights: needs labels"),
         (("--data", ".", "--method", "cma", "--head", "bias"), "--head bias: needs the gradient"),
     ],
