@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +61,37 @@ class TestLive:
             assert prediction.path == folder / "1.png"
             assert version is not None
             assert version.id == 2
+
+    def test_watch_serves_a_file_each_time_that_it_is_written(
+        self, planted: Planted, tmp_path: Path
+    ) -> None:
+        """As of a camera that always writes `latest.bmp`: its files have one size."""
+        copies = [tmp_path / f"{index}.bmp" for index in range(4)]
+        for copy, pixels, side in zip(copies, planted.images, (24, 24, 12, 24), strict=False):
+            Image.fromarray(pixels[:side]).save(copy)
+        path = tmp_path / "in" / "latest.bmp"
+        path.parent.mkdir()
+
+        def write(index: int) -> None:
+            shutil.copyfile(copies[index], path)
+            os.utime(path, ns=(0, index))
+
+        write(0)
+        between: list[Callable[[], object]] = [
+            bool, bool, bool,  # nothing happens: served once
+            lambda: write(1), bool,  # of the same size
+            lambda: write(2), bool, bool,
+            lambda: write(3), bool, bool,  # of an earlier size again
+            path.unlink, lambda: write(3), bool,  # gone, and back as it was
+            path.unlink, path.parent.rmdir,
+        ]  # fmt: skip
+        looks, predictor = iter(between), Predictor(planted.path)
+        served = watch(predictor, path.parent, sleep=lambda _: next(looks)())
+        found: list[object] = []
+        with pytest.raises(UserError, match="no such folder"):
+            found.extend(prediction.labels for prediction, _ in served)
+        wanted = predictor.predict_paths([*copies, copies[3]], batch_size=1)
+        assert found == [prediction.labels for prediction in wanted]
 
     def test_folded_model_has_no_state(self, tmp_path: Path) -> None:
         backbone = make_backbone("tanh gelu")

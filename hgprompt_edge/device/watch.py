@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from hgprompt_edge.device.journal import Version
 from hgprompt_edge.device.predictor import Prediction, Predictor
@@ -13,6 +14,14 @@ from hgprompt_edge.preprocess import IMAGE_SUFFIXES
 
 INTERVAL = 0.2
 """Seconds between two looks. An image is taken when its size is the same at both."""
+
+
+class Stamp(NamedTuple):
+    """What differs once a file was written again, or another one has taken its name."""
+
+    size: int
+    mtime_ns: int
+    inode: int
 
 
 def watch(
@@ -24,37 +33,39 @@ def watch(
 ) -> Iterator[tuple[Prediction, Version | None]]:
     """Yield the prediction of each image that comes into `folder`, and the version at work.
 
-    Images that are there already come first. Runs until it is interrupted or the folder is gone.
+    Images that are there already come first, and one that is written again comes again. Runs until
+    it is interrupted or the folder is gone.
 
     Raises
     ------
     UserError
         There is no such folder.
     """
-    sizes: dict[Path, int] = {}
-    done: set[tuple[Path, int]] = set()
+    known: dict[Path, tuple[int, Stamp | None]] = {}  # the size at the last look, what was served
     while True:
         if not folder.is_dir():
             raise UserError(f"--watch {folder}: no such folder; make it first")
-        for path, size in _images(folder):
-            if (path, size) in done:
+        found = _images(folder)
+        known = {path: known.get(path, (-1, None)) for path in found}  # without those that are gone
+        for path, stamp in found.items():
+            size, served = known[path]
+            whole = stamp.size == size  # else it may still be being written
+            known[path] = stamp.size, stamp if whole else served
+            if not whole or stamp == served:
                 continue
-            if sizes.get(path) != size:  # may still be being written
-                sizes[path] = size
-                continue
-            done.add((path, size))
             predictor.refresh()
             for prediction in predictor.predict_paths([path], top):
                 yield prediction, predictor.version
         sleep(INTERVAL)
 
 
-def _images(folder: Path) -> list[tuple[Path, int]]:
-    found = []
+def _images(folder: Path) -> dict[Path, Stamp]:
+    found = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
             try:
-                found.append((path, path.stat().st_size))
+                state = path.stat()
             except OSError:  # gone meanwhile
                 continue
+            found[path] = Stamp(state.st_size, state.st_mtime_ns, state.st_ino)
     return found
