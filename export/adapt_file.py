@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from hgprompt_edge.bundle import Bundle, bank_tokens
-from hgprompt_edge.device.bank import Bank
+from hgprompt_edge.device.bank import Bank, content_sha256
 from hgprompt_edge.device.metadata import PREFIX
 from hgprompt_edge.device.step import ADAPT_FORMAT
 from hgprompt_edge.errors import CheckError
@@ -39,7 +39,11 @@ def export_adapt(bundle: Bundle, backbone: Backbone, bank: Bank, path: Path) -> 
     """
     graph = build_adapt_graph(bundle, backbone, bank)
     graph.metadata_props.update(
-        {f"{PREFIX}format": ADAPT_FORMAT, f"{PREFIX}bank_sha256": bank.sha256}
+        {
+            f"{PREFIX}format": ADAPT_FORMAT,
+            f"{PREFIX}bank_sha256": bank.sha256,
+            f"{PREFIX}bank_content_sha256": content_sha256(bank),
+        }
     )
     ir.save(graph, path)
     onnx.checker.check_model(path, full_check=True)

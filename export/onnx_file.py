@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from hgprompt_edge.bundle import Bundle
-from hgprompt_edge.device.bank import Bank
+from hgprompt_edge.device.bank import Bank, content_sha256
 from hgprompt_edge.device.metadata import (
     FORMAT,
     PREFIX,
@@ -147,6 +147,7 @@ def describe(bundle: Bundle, bundle_sha256: str = "", bank: Bank | None = None) 
         "backbone_sha256": bundle.backbone_sha256,
         "bundle_sha256": bundle_sha256,
         "bank_sha256": bank.sha256 if bank else "",
+        "bank_content_sha256": content_sha256(bank) if bank else "",
         "mode": bundle.mode,
         "choice": bundle.choice,
         "weights": json.dumps(source_shares(bundle.weights).tolist()),

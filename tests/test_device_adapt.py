@@ -318,9 +318,8 @@ def test_without_labels_the_bias_takes_the_mean_back(planted: Planted) -> None:
     rng = np.random.default_rng(0)
     width = planted.bank.head_weight.shape[1]
     clean = rng.normal(size=width).astype(np.float32), np.ones(width, np.float32)
-    bank = replace(planted.bank, clean_mean=clean[0], clean_var=clean[1])
-    graph = AdaptGraph(adapt_path(planted.path), bank)
-    learner = GradientLearner(graph, Settings(steps=3, head="bias"))
+    learner = GradientLearner(planted.graph, Settings(steps=3, head="bias"))
+    learner.clean = clean
     found = adapt_unlabelled(learner, planted.images, planted.factory).weights
     np.testing.assert_array_equal(found.head.weight, planted.bank.head_weight)
     logits = found.head.logits(learner.features(planted.images, found.mix)).mean(axis=0)

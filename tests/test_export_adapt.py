@@ -13,8 +13,16 @@ import pytest
 from small_vits import FAMILIES, make_backbone, make_mixable
 
 from hgprompt_edge.bundle import LEARNED, NO_PROMPT, Bundle
-from hgprompt_edge.device.bank import Bank, adapt_path, bank_path, read_bank, write_bank
+from hgprompt_edge.device.bank import (
+    Bank,
+    adapt_path,
+    bank_path,
+    content_sha256,
+    read_bank,
+    write_bank,
+)
 from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.device.step import AdaptGraph
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export import adapt_file, adjoint
 from hgprompt_edge.export.adapt_file import adapt_inputs, reference_gradients
@@ -166,6 +174,7 @@ def test_openvino_takes_weights_at_run_time(choice: str, tmp_path: Path) -> None
     path = tmp_path / "pets.xml"
     assert export_openvino(case.bundle, case.backbone, path, runtime_weights=True).ok
     predictor = Predictor(path)
+    assert predictor.metadata.bank_content_sha256 == content_sha256(case.bank)
     predictor.set_weights(case.mix)
     assert relative(predictor.logits(case.images), case.reference()["logits"]) < 5e-5
 
@@ -266,14 +275,54 @@ class TestBankFile:
             )  # fmt: skip
 
     def test_bank_of_another_model_is_refused(self, tmp_path: Path) -> None:
+        """Over other prompts, or over the same ones with another mix, statistics or classes."""
         case = Case("tanh gelu")
         path = tmp_path / "p.onnx"
-        export_onnx(case.bundle, case.backbone, path, runtime_weights=True)
-        write_bank(bank_path(path), replace(case.bank, sha256="00" * 32))
-        with pytest.raises(UserError, match="the bank of another model"):
-            Predictor(path)
+        export_onnx(case.bundle, case.backbone, path, runtime_weights=True, adapt=True)
+        AdaptGraph(adapt_path(path), read_bank(bank_path(path)))
+        width = case.backbone.embed_dim
+        moments = np.zeros(width, np.float32), np.ones(width, np.float32)
+        one_less = {"head_weight": case.bank.head_weight[:3], "head_bias": case.bank.head_bias[:3]}
+        for change, message in (
+            ({"sha256": "00" * 32}, "other prompts, sha256 000000000000... and not "),
+            ({"factory": case.bank.factory[::-1]}, "the same prompts, but another factory mix"),
+            ({"clean_mean": moments[0], "clean_var": moments[1]}, "the same prompts, but another"),
+            (one_less, "a head of 3 classes and not 4"),
+        ):
+            write_bank(bank_path(path), replace(case.bank, **change))  # type: ignore[arg-type]
+            words = (
+                rf"p\.bank\.safetensors: the bank .* than p\.onnx \(it has {message}.*; copy both"
+            )
+            with pytest.raises(UserError, match=words):
+                Predictor(path)
+            words = rf"p\.adapt\.onnx: the graph .* than p\.bank\.safetensors \(which has {message}"
+            with pytest.raises(UserError, match=words):
+                AdaptGraph(adapt_path(path), read_bank(bank_path(path)))
         bank_path(path).unlink()
         with pytest.raises(UserError, match="needs its bank beside it"):
+            Predictor(path)
+
+    def test_models_that_say_nothing_of_the_banks_content_take_their_prompts(
+        self, tmp_path: Path
+    ) -> None:
+        """As those did that were exported before it was recorded."""
+        case = Case("tanh gelu")
+        path = tmp_path / "p.onnx"
+        export_onnx(case.bundle, case.backbone, path, runtime_weights=True, adapt=True)
+        for file in (path, adapt_path(path)):
+            model = onnx.load(file)
+            kept = [p for p in model.metadata_props if p.key != "hgprompt.bank_content_sha256"]
+            assert len(kept) == len(model.metadata_props) - 1
+            del model.metadata_props[:]
+            model.metadata_props.extend(kept)
+            onnx.save(model, file)
+        other = replace(case.bank, factory=case.bank.factory[::-1])
+        write_bank(bank_path(path), other)
+        assert Predictor(path).bank is not None
+        AdaptGraph(adapt_path(path), other)
+        other = replace(other, head_weight=other.head_weight[:3], head_bias=other.head_bias[:3])
+        write_bank(bank_path(path), other)
+        with pytest.raises(UserError, match="a head of 3 classes and not 4"):
             Predictor(path)
 
     def test_damage_is_refused(self, tmp_path: Path) -> None:

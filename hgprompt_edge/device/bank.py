@@ -7,6 +7,7 @@ Tensors: `keys`, `values [P, L, T, E]`, `gram [L, T, P, P]`, `key_bias`, `value_
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from hgprompt_edge.bundle import NO_PROMPT
 from hgprompt_edge.device.mixing import BankKeysValues
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import Array, read_safetensors, write_safetensors
+from hgprompt_edge.files import Array, read_safetensors, sha256_arrays, write_safetensors
 
 FORMAT = "hgprompt.bank/1"
 SUFFIX = ".bank.safetensors"
@@ -107,6 +108,41 @@ def adapt_path(model: Path) -> Path:
 
 def write_bank(path: Path, bank: Bank) -> None:
     """Write a bank, whole or not at all. Same bank, same bytes."""
+    write_safetensors(path, *_pack(bank))
+
+
+def content_sha256(bank: Bank) -> str:
+    """Hexadecimal sha256 over all that the file of a bank holds.
+
+    `Bank.sha256` is over the prompts alone, so that what was learned over them outlives another
+    factory mix. Of banks with the same prompts, this one tells which a model was exported with.
+    """
+    tensors, metadata = _pack(bank)
+    text = json.dumps(metadata, sort_keys=True)
+    return hashlib.sha256(f"{text}{sha256_arrays(tensors)}".encode()).hexdigest()
+
+
+def difference(bank: Bank, sha256: str, content: str, classes: int) -> str:
+    """Say what a bank has that the one of a file's export had not; empty: it is that one.
+
+    Parameters
+    ----------
+    sha256, content
+        Of the bank at the export; no content: not known, exported before it was recorded.
+    classes
+        Of the file.
+    """
+    if bank.sha256 != sha256:
+        return f"other prompts, sha256 {bank.sha256[:12]}... and not {sha256[:12]}..."
+    if len(bank.head_bias) != classes:
+        return f"a head of {len(bank.head_bias)} classes and not {classes}"
+    if content and content_sha256(bank) != content:
+        return "the same prompts, but another factory mix, head or statistics"
+    return ""
+
+
+def _pack(bank: Bank) -> tuple[dict[str, Array], dict[str, str]]:
+    """Tensors and metadata of a bank's file."""
     mixer = bank.mixer
     tensors: dict[str, Array] = {
         "keys": mixer.keys,
@@ -131,7 +167,7 @@ def write_bank(path: Path, bank: Bank) -> None:
         "width": str(mixer.width),
         "sha256": bank.sha256,
     }
-    write_safetensors(path, tensors, metadata)
+    return tensors, metadata
 
 
 def read_bank(path: Path) -> Bank:

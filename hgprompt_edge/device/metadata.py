@@ -44,6 +44,8 @@ class Metadata(BaseModel):
         Of the bundle file that the model was made from.
     bank_sha256
         Of the bank beside the model, from which its prompt is mixed; empty where it is folded in.
+    bank_content_sha256
+        Over all of that bank, see `content_sha256`; empty in files from before it was recorded.
     bf16
         Whether an int8 model was held against float32 with what it leaves in float in bfloat16.
     quantization
@@ -77,6 +79,7 @@ class Metadata(BaseModel):
     precision: str = "fp32"
     bundle_sha256: str = ""
     bank_sha256: str = ""
+    bank_content_sha256: str = ""
     bf16: Json[bool] = Field(default="false", validate_default=True)
     quantization: Json[dict[str, Any]] = Field(default="{}", validate_default=True)
 

@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.device.bank import Bank, bank_path, read_bank
+from hgprompt_edge.device.bank import Bank, bank_path, difference, read_bank
 from hgprompt_edge.device.engine import Engine, Port, open_engine
 from hgprompt_edge.device.journal import Journal, Version
 from hgprompt_edge.device.metadata import PREFIX, Metadata, assume_metadata, parse_metadata
@@ -305,10 +305,11 @@ def read_bank_of(path: Path, metadata: Metadata) -> Bank | None:
         return None
     place = bank_path(path)
     bank = read_bank(place)
-    if bank.sha256 != metadata.bank_sha256:
+    content, classes = metadata.bank_content_sha256, len(metadata.classes)
+    if found := difference(bank, metadata.bank_sha256, content, classes):
         raise UserError(
-            f"{place}: the bank of another model (sha256 {bank.sha256[:12]}..., {path.name} needs "
-            f"{metadata.bank_sha256[:12]}...); copy the two files that one export wrote"
+            f"{place}: the bank of another model than {path.name} (it has {found}); copy both "
+            "files of one export"
         )
     return bank
 

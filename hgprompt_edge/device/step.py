@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from hgprompt_edge.device.bank import Bank
+from hgprompt_edge.device.bank import Bank, bank_path, difference
 from hgprompt_edge.device.metadata import PREFIX
 from hgprompt_edge.device.onnx_engine import explain
 from hgprompt_edge.device.softmax import softmax
@@ -119,8 +119,9 @@ class AdaptGraph:
             self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's errors have no common base
             raise UserError(f"{path}: {explain(str(error))}") from error
-        _check_origin(path, self._session.get_modelmeta().custom_metadata_map, bank)
         inputs = {given.name: given.shape for given in self._session.get_inputs()}
+        entries = self._session.get_modelmeta().custom_metadata_map
+        _check_origin(path, entries, bank, inputs)
         self.side = int(inputs["image"][1])
         self.micro_batch = micro_batch or MICRO_BATCH
         self.bank = bank
@@ -249,7 +250,9 @@ def smoothed(a: npt.ArrayLike, floor: float = 0.05) -> Doubles:
     return cast("Doubles", (1 - floor) * a / a.sum() + floor / len(a))
 
 
-def _check_origin(path: Path, entries: dict[str, str], bank: Bank) -> None:
+def _check_origin(
+    path: Path, entries: dict[str, str], bank: Bank, inputs: dict[str, list[int]]
+) -> None:
     found = entries.get(f"{PREFIX}format", "missing")
     if found != ADAPT_FORMAT:
         raise UserError(
@@ -257,8 +260,9 @@ def _check_origin(path: Path, entries: dict[str, str], bank: Bank) -> None:
             f"'{found}', not '{ADAPT_FORMAT}'); export it again"
         )
     sha256 = entries.get(f"{PREFIX}bank_sha256", "")
-    if sha256 != bank.sha256:
+    content = entries.get(f"{PREFIX}bank_content_sha256", "")
+    if found := difference(bank, sha256, content, inputs["head.bias"][0]):
         raise UserError(
-            f"{path}: the graph of another bank (sha256 {sha256[:12]}..., the model's is "
-            f"{bank.sha256[:12]}...); copy the files that one export wrote"
+            f"{path}: the graph of another bank than {bank_path(path.with_suffix('')).name} (which "
+            f"has {found}); copy both files of one export"
         )
