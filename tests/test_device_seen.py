@@ -12,6 +12,7 @@ from planted import Planted
 
 from hgprompt_edge.device.seen import read_labelled, read_unlabelled
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.preprocess import read_image
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,10 @@ class TestSeen:
     def test_any_folder_without_labels(self, tmp_path: Path, planted: Planted) -> None:
         folder = self.folder(tmp_path / "x", {"a": 2, "b": 1})
         rule = planted.predictor.preprocessing
-        assert len(read_unlabelled(folder, rule).pixels) == 3
+        (folder / "a" / "00.png").write_bytes(b"no image")
+        seen = read_unlabelled(folder, rule)
+        good = [folder / name for name in ("a/0.png", "a/1.png", "b/0.png")]
+        np.testing.assert_array_equal(seen.pixels, [read_image(path, rule) for path in good])
+        assert len(seen.unreadable) == 1
         with pytest.raises(UserError, match="fewer than two"):
             read_unlabelled(folder / "b", rule)

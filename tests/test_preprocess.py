@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -23,6 +26,8 @@ from hgprompt_edge.preprocess import (
     read_image,
     to_array,
 )
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -161,6 +166,35 @@ def test_thin_image_that_resizing_would_blow_up_is_refused(tmp_path: Path) -> No
     with pytest.raises(UnreadableImageError, match=r"thin\.png: too long and thin \(1 x 60000\)"):
         read_image(path, Preprocessing(64, 64))
     assert read_image(path, Preprocessing(64, 64, "squash")).shape == (64, 64, 3)
+
+
+SMALL_DEVICE = """
+import resource, sys
+from pathlib import Path
+from hgprompt_edge.preprocess import Preprocessing, UnreadableImageError, read_image
+
+path, room = Path(sys.argv[1]), int(sys.argv[2])
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + room, used + room))
+try:
+    print(read_image(path, Preprocessing(8, 8)).shape)
+except UnreadableImageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux alone")
+def test_a_large_photo_takes_the_memory_of_one_decoded_copy(tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    Image.new("RGB", (4000, 3000), "teal").save(path)
+    decoded = 4 * 4000 * 3000  # Pillow holds RGB in four bytes
+    said = {}
+    for share in (0.5, 1.7):
+        words = [sys.executable, "-c", SMALL_DEVICE, str(path), str(int(share * decoded))]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        said[share] = subprocess.check_output(words, text=True, env=environment).strip()
+    assert said[0.5] == f"{path}: needs more memory than there is here; scale it down first"
+    assert said[1.7] == "(8, 8, 3)"
 
 
 def test_messages_name_the_file(tmp_path: Path) -> None:

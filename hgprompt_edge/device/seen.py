@@ -117,16 +117,17 @@ def _read(
     paths: Sequence[Path], preprocessing: Preprocessing
 ) -> tuple[Pixels, Labels, tuple[str, ...]]:
     """Pixels of the readable ones, their places in `paths`, and what is wrong with the others."""
-    pixels, places, bad = [], [], []
+    side = preprocessing.image_size
+    pixels = np.empty((len(paths), side, side, 3), np.uint8)
+    places: list[int] = []
+    bad: list[str] = []
     for place, path in enumerate(paths):
         try:
-            pixels.append(read_image(path, preprocessing))
+            pixels[len(places)] = read_image(path, preprocessing)
             places.append(place)
         except UnreadableImageError as error:
             bad.append(f"{path}: {error.reason}")
-    side = preprocessing.image_size
-    stacked = np.stack(pixels) if pixels else np.zeros((0, side, side, 3), np.uint8)
-    return stacked, np.array(places, np.int64), tuple(bad)
+    return pixels[: len(places)], np.array(places, np.int64), tuple(bad)
 
 
 def _folders(folder: Path) -> list[Path]:
