@@ -108,6 +108,21 @@ def test_the_distance_is_in_units_of_the_factorys(planted: Planted, labelled: bo
     assert slope.d_mix @ direction == pytest.approx(difference, rel=0.02)
 
 
+def test_a_step_without_numbers_is_no_step_to_go_on_from(planted: Planted) -> None:
+    """The anchor's gradient is that of the features of an earlier step, which must have any."""
+    width = planted.bank.head_weight.shape[1]
+    clean = np.zeros(width, np.float32), np.ones(width, np.float32)
+    images, rows = planted.images[:3], np.eye(4, dtype=np.float32)[planted.labels[:3]]
+    judge = anchored_judge(planted.graph, images, rows, clean, 0.7)
+    mix, head = smoothed(planted.bank.factory), planted.factory.head
+    judge(mix, head)
+    sound = judge(mix, head)
+    assert np.isnan(judge(np.nan * mix, head).loss)
+    after = judge(mix, head)
+    assert after.loss == sound.loss
+    np.testing.assert_array_equal(after.d_mix, sound.d_mix)
+
+
 @pytest.mark.parametrize("kind", ["gradient", "cma"])
 @pytest.mark.parametrize("labelled", [True, False])
 def test_seconds_are_for_all_of_the_learning(

@@ -109,7 +109,7 @@ def descend(
     Raises
     ------
     UserError
-        The loss is no number however small the steps are.
+        The loss or its gradient is no number however small the steps are.
     """
     prior = smoothed(factory)
     adam, point, best = _Adam(settings, start), start, (math.inf, start)
@@ -123,8 +123,8 @@ def descend(
             halvings += 1
             if halvings > HALVINGS or not losses:
                 raise UserError(
-                    f"the loss is {loss} even after {halvings - 1} halvings of the rate; the "
-                    "weights stay as they were; are the images and the model whole?"
+                    f"the loss or its gradient is no number, even after {halvings - 1} halvings of "
+                    "the rate; the weights stay as they were; are the images and the model whole?"
                 )
             adam.halve()
             point = best[1]

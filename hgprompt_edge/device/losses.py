@@ -57,7 +57,8 @@ def anchored_judge(
 ) -> Judge:
     """Cross-entropy plus the distance of statistics, see `anchor_unit`.
 
-    The distance's gradient is that of the features of the step before: so a step stays one pass.
+    The distance's gradient is that of the features of the last step that had any: so a step stays
+    one pass.
     """
     blank = np.zeros((len(images), len(graph.head.bias)), np.float32)
     before = graph(images, blank, graph.bank.factory).features
@@ -68,7 +69,8 @@ def anchored_judge(
         _, d_features = statistics_distance(before, *clean)
         scaled = (unit * len(images) * d_features).astype(np.float32)
         step = graph(images, labels, mix, head, scaled)
-        before = step.features
+        if np.isfinite(step.features).all():  # else the next step has no gradient, either
+            before = step.features
         distance, _ = statistics_distance(step.features, *clean)
         loss = float(step.loss.mean()) + unit * distance
         return Slope(loss, step.d_mix, step.d_weight, step.d_bias)
