@@ -155,12 +155,12 @@ def export(
         checked = result.verification
     else:
         checked = _write(content, backbone, path, precision, opset, digest, runtime, adapt)
-    signature = None if sign is None else sign_model(path, sign)
+    signatures = [sign_model(file, sign) for file in _signed(path, adapt)] if sign else []
     seconds = time.perf_counter() - start
     if json:
         print_json(
             {"model": str(path), "seconds": round(seconds, 2), **vars(checked)}
-            | ({"signature": str(signature)} if signature else {})
+            | ({"signatures": [str(signature) for signature in signatures]} if sign else {})
             | ({"tried": [vars(trial) for trial in result.tried]} if result else {})
         )
         return
@@ -168,9 +168,16 @@ def export(
         _print_trials(result)
     _print_file(path, checked, precision)
     _print_others(path, runtime, adapt)
-    if signature is not None:
+    for signature in signatures:
         out.print(f"{signature}: signed with {sign}", soft_wrap=True)
     out.print(f"next: hgedge predict --model {path} IMAGE...", soft_wrap=True)
+
+
+def _signed(path: Path, adapt: bool) -> list[Path]:
+    """Return the models to sign; that of `path` names the bank by its digest."""
+    from hgprompt_edge.device.bank import adapt_path
+
+    return [path, adapt_path(path)] if adapt else [path]
 
 
 def _write(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from typer.testing import CliRunner, Result
 from hgprompt_edge import load_backbone
 from hgprompt_edge.bundle import write_bundle
 from hgprompt_edge.cli.main import app
+from hgprompt_edge.device.bank import bank_path, read_bank, write_bank
 from hgprompt_edge.device.external import check_external_data, external_locations
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.errors import UserError
@@ -251,6 +253,36 @@ def test_a_signature_holds_for_its_key_and_file_alone(
     assert list(checks_of(bad)) == ["signature"], "a model that was tampered with was run"
     (tmp_path / "m.onnx.sig").unlink()
     assert "m.onnx.sig: no such signature" in run("verify", model, "--key", str(keys[1])).stderr
+
+
+def test_a_signature_covers_what_a_device_adapts_with(
+    made: Path, tmp_path: Path, keys: tuple[Path, Path]
+) -> None:
+    """The graph of the gradient by a signature of its own, the bank by its digest in the model."""
+    backbone = load_backbone("bundled")
+    tokens = np.random.default_rng(3).normal(size=(2, backbone.depth, 4, backbone.embed_dim))
+    mixable = replace(make_bundle(backbone, "deep"), source_tokens=tokens.astype(np.float16))
+    write_bundle(tmp_path / "m.hgbundle", mixable)
+    result = run("export", str(tmp_path / "m.hgbundle"), "--adapt", "--sign", str(keys[0]))
+    assert result.exit_code == 0, result.stderr
+    assert "m.adapt.onnx.sig: signed with" in " ".join(result.stdout.split())
+    words = ("verify", str(tmp_path / "m.onnx"), "--key", str(keys[1]), "--json")
+    good = run(*words)
+    assert good.exit_code == 0, good.stderr
+    names = [check["name"] for check in json.loads(good.stdout)["checks"]]
+    assert names.count("signature") == 2
+    bank = read_bank(bank_path(tmp_path / "m.onnx"))
+    write_bank(bank_path(tmp_path / "m.onnx"), replace(bank, head_bias=bank.head_bias + 1))
+    changed = run(*words)
+    assert changed.exit_code == 2
+    assert "the bank of another model" in " ".join(changed.stderr.split())
+    write_bank(bank_path(tmp_path / "m.onnx"), bank)
+    (tmp_path / "m.adapt.onnx").write_bytes(b"another")
+    bad = run(*words)
+    assert bad.exit_code == 1
+    assert "m.adapt.onnx.sig does not hold" in json.loads(bad.stdout)["checks"][1]["detail"]
+    (tmp_path / "m.adapt.onnx").unlink()
+    assert run(*words).exit_code == 0, "a device that does not adapt needs no graph for it"
 
 
 def test_bad_keys_are_named_before_anything_is_written(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hgprompt_edge.device.bank import adapt_path
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.device.signature import check_signature
 from hgprompt_edge.errors import CheckError, UserError
@@ -35,12 +36,11 @@ def verify_model(path: Path, *, key: Path | None = None, bundle: Path | None = N
     UserError
         The model does not load, is none of ours, or signature or key are missing.
     """
-    checks = []
+    checks: list[Check] = []
     if key is not None:  # first: nothing of a file that was tampered with is run
-        try:
-            checks.append(Check("signature", True, f"{check_signature(path, key)}, by {key}"))
-        except CheckError as error:
-            return [Check("signature", False, str(error))]
+        checks = [_signed(file, key) for file in (path, adapt_path(path)) if file.exists()]
+        if not all(check.ok for check in checks):
+            return checks
     predictor = Predictor(path)
     metadata = predictor.metadata
     if predictor.assumed:
@@ -51,7 +51,8 @@ def verify_model(path: Path, *, key: Path | None = None, bundle: Path | None = N
     checks.append(_made_from("bundle", metadata.bundle_sha256, bundle))
     checks.append(Check("backbone", None, f"{metadata.backbone}, {metadata.backbone_sha256[:12]}"))
     for source in metadata.sources:
-        checks.append(Check("source", None, f"{source['name']}, {source['sha256'][:12]}"))
+        role = source.get("role", "source")
+        checks.append(Check(role, None, f"{source['name']}, {source['sha256'][:12]}"))
     recorded = str(metadata.verification.get("runtime", "unknown"))
     same = recorded == predictor.runtime
     then = "" if same else f", verified in {recorded}"
@@ -61,6 +62,13 @@ def verify_model(path: Path, *, key: Path | None = None, bundle: Path | None = N
     except UserError as error:
         return [*checks, Check("probe", False, str(error))]
     return [*checks, Check("probe", found.ok, str(found))]
+
+
+def _signed(path: Path, key: Path) -> Check:
+    try:
+        return Check("signature", True, f"{check_signature(path, key)}, by {key}")
+    except CheckError as error:
+        return Check("signature", False, str(error))
 
 
 def _made_from(name: str, recorded: str, path: Path | None) -> Check:
