@@ -316,6 +316,29 @@ def test_class_folders_serve_where_the_archive_is_not(tmp_path: Path) -> None:
     check(load_task("dtd", RULE, data=own), (12, 4))
 
 
+def test_another_set_in_the_folder_is_no_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eurosat(tmp_path)
+    dtd(tmp_path)
+    monkeypatch.setattr(datasets.OxfordIIITPet, "_download", lambda self: pets(tmp_path))
+    with pytest.raises(UserError, match=r"--task pets: Oxford-IIIT Pet is not in .*--download"):
+        load_task("pets", RULE, data=tmp_path)
+    with pytest.raises(
+        UserError, match=r"--data .*: holds 2 data set\(s\), such as dtd, not class"
+    ):
+        load_task("beach", RULE, data=tmp_path)
+    assert load_task("pets", RULE, data=tmp_path, download=True).classes == tuple(sorted(CLASSES))
+
+
+def test_own_classes_may_be_called_as_known_sets_are(tmp_path: Path) -> None:
+    for name in ("flowers", "pets", "cars"):
+        for i in range(5):
+            jpg(tmp_path / name / f"{i}.jpg")
+    for task in ("pets", "kitti", None):
+        assert load_task(task, RULE, data=tmp_path).classes == ("cars", "flowers", "pets")
+
+
 def test_every_archive_is_tested() -> None:
     assert {*BUILDERS} == {*LAYOUTS}
 

@@ -81,7 +81,9 @@ def test_an_image_that_trains_and_tests_only_tests(tmp_path: Path) -> None:
 def test_a_folder_of_several_tasks_wants_a_name(tmp_path: Path) -> None:
     for name in ("kitti", "dmlab"):
         listed(tmp_path / "vtab-1k" / name, 4)
-    with pytest.raises(UserError, match=r"holds the lists of 2 task\(s\), such as dmlab; name one"):
+    with pytest.raises(
+        UserError, match=r"holds 2 data set\(s\), such as dmlab, not.*name one with"
+    ):
         load_task(None, RULE, data=tmp_path / "vtab-1k")
     assert load_task("kitti", RULE, data=tmp_path / "vtab-1k").name == "kitti"
 

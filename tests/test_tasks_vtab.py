@@ -96,6 +96,20 @@ def test_what_must_be_fetched_by_hand_says_from_whom_and_where_to(
         assert "\n" not in message
 
 
+def test_other_tasks_of_the_benchmark_are_not_taken_for_classes(tmp_path: Path) -> None:
+    root = tmp_path / "vtab-1k"
+    listed(root / "kitti", 4)
+    listed(root / "mine", 4)
+    for data in (tmp_path, root):
+        with pytest.raises(UserError) as caught:
+            load_task("dsprites-orientation", RULE, data=data)
+        message = str(caught.value)
+        assert message.startswith(
+            f"--task dsprites-orientation: dSprites-Orientation is not in {data}"
+        )
+        assert f"into {root}/dsprites_ori, or" in message
+
+
 @pytest.mark.parametrize(
     ("name", "near"),
     [

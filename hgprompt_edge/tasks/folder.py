@@ -53,6 +53,11 @@ def is_class_folder(folder: Path) -> bool:
     return folder.is_dir() and any(_has_images(path) for path in _subfolders(folder))
 
 
+def holds_images(folder: Path) -> bool:
+    """Whether images lie in `folder` itself, not in folders below it."""
+    return any(_is_image(path, folder) for path in folder.glob("*"))
+
+
 def _split_folders(folder: Path) -> dict[str, Path] | None:
     """Find the folders of the splits; None where the folder holds classes."""
     found: dict[str, Path] = {}
@@ -61,7 +66,7 @@ def _split_folders(folder: Path) -> dict[str, Path] | None:
         if key is None or key in found:
             if _has_images(path):
                 return None
-        elif is_class_folder(path) and not any(_is_image(file, path) for file in path.iterdir()):
+        elif is_class_folder(path) and not holds_images(path):
             found[key] = path
         else:
             return None

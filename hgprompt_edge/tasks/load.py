@@ -13,7 +13,7 @@ from PIL import Image
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.preprocess import Preprocessing
 from hgprompt_edge.tasks import archives, generated
-from hgprompt_edge.tasks.folder import is_class_folder, read_folder
+from hgprompt_edge.tasks.folder import holds_images, is_class_folder, read_folder
 from hgprompt_edge.tasks.hub import fetch_parquet, is_hub_id
 from hgprompt_edge.tasks.lists import is_listed, read_lists
 from hgprompt_edge.tasks.parquet import parquet_files, read_parquet
@@ -27,7 +27,7 @@ from hgprompt_edge.tasks.task import (
     make_task,
     parts_without_test,
 )
-from hgprompt_edge.tasks.vtab import ALIASES, VTAB, VtabTask, missing
+from hgprompt_edge.tasks.vtab import ALIASES, BENCHMARK, VTAB, VtabTask, missing
 from hgprompt_edge.tasks.zipped import is_zipped, read_zip
 
 FAMILIES = {
@@ -53,6 +53,9 @@ NO_FLIPS = {
     *(kind for kind, description in generated.KINDS.items() if not description.flips),
 }
 """A mirrored sign, digit or position is another one, or none."""
+
+SET_FOLDERS = {BENCHMARK, *ALIASES, *(layout.folder for layout in archives.LAYOUTS.values())}
+"""What the folders of known data sets are called."""
 
 DIGITS_TEST_SHARE = 797 / 1797
 """Of scikit-learn's 1,797 digits 1,000 train."""
@@ -81,9 +84,12 @@ def load_task(
        benchmark's lists or parquet files, or if `data` is laid out as its archive is
        (`archives.LAYOUTS`);
     3. with `data`: `hf:ORG/NAME` of the hub, lists, `images.zip` with `labels.csv`, parquet files,
-       else a folder of class folders; the name is a label, and where it or the folder's name is a
-       key of `FAMILIES` it gives family and flips;
+       else a folder of class folders, if what `name` means is not to be downloaded; the name is a
+       label, and where it or the folder's name is a key of `FAMILIES` it gives family and flips;
     4. `digits`, scikit-learn's.
+
+    A folder that holds whole data sets (`vtab-1k`, lists, a folder of a known name without images
+    of its own) is never taken for class folders.
 
     Lists come with their own training and validation part, which are taken as they are.
 
@@ -154,17 +160,24 @@ def _read(name: str, data: Path | None, download: bool) -> Parts:
         return parts
     if name in archives.LAYOUTS and (data is None or archives.find_root(name, data) is not None):
         return archives.read_torchvision(name, data, download=download)
-    if data is not None and (parts := _read_own(data, task)) is not None:
+    if data is not None and (parts := _read_files(data, task)) is not None:
         return parts
-    if name in archives.LAYOUTS:
+    sets = [] if data is None else _sets_in(data)
+    own = data is not None and not sets and is_class_folder(data)
+    if name in archives.LAYOUTS and (download or not own):
         return archives.read_torchvision(name, data, download=download)
-    if task is not None and not (data is not None and data.is_file()):
-        raise UserError(missing(task, str(data or archives.DEFAULT_DATA)))
+    if task is not None and not own and not (data is not None and data.is_file()):
+        raise UserError(missing(task, data or archives.DEFAULT_DATA))
     if data is not None:
         if not data.is_dir():
             raise UserError(
                 f"--data {data}: neither a folder nor a zip file; name a folder of class folders "
                 "or of parquet files, or a zip file with labels.csv"
+            )
+        if sets:
+            raise UserError(
+                f"--data {data}: holds {len(sets):,} data set(s), such as {sets[0]}, not class "
+                "folders; name one with --task, or rename the folder if it is a class of yours"
             )
         return read_folder(data)
     if name == "digits":
@@ -172,26 +185,30 @@ def _read(name: str, data: Path | None, download: bool) -> Parts:
     raise UserError(_unknown(name))
 
 
-def _read_own(data: Path, task: VtabTask | None) -> Parts | None:
-    """Read `data` by the layout that it has; None where it has none of ours."""
+def _read_files(data: Path, task: VtabTask | None) -> Parts | None:
+    """Read `data` by the lists, zip file or parquet files in it; None where there are none."""
     if is_listed(data):
         return read_lists(data, task)
     if is_zipped(data):
         return read_zip(data)
-    if parquet_files(data):
-        return read_parquet(data, task)
-    if listed := [path.name for path in sorted(data.glob("*")) if is_listed(path)]:
-        raise UserError(
-            f"--data {data}: holds the lists of {len(listed):,} task(s), such as {listed[0]}; name "
-            "one with --task"
-        )
-    return read_folder(data) if is_class_folder(data) else None
+    return read_parquet(data, task) if parquet_files(data) else None
+
+
+def _sets_in(data: Path) -> list[str]:
+    """Name the folders in `data` that are data sets rather than classes."""
+    return [
+        path.name
+        for path in sorted(data.glob("*"))
+        # A class may well be called flowers; its images then lie in it.
+        if is_listed(path)
+        or (path.name in SET_FOLDERS and path.is_dir() and not holds_images(path))
+    ]
 
 
 def _read_benchmark(task: VtabTask, data: Path | None) -> Parts | None:
     """Read a task's own folder below `data`; None where there is none with lists or parquet."""
     base = archives.DEFAULT_DATA if data is None else data
-    for root in (base / "vtab-1k", base):
+    for root in (base / BENCHMARK, base):
         for folder in (root / name for name in (*task.folders, task.name)):
             if is_listed(folder):
                 return read_lists(folder, task)

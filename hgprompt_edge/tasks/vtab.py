@@ -7,6 +7,7 @@ benchmark". Of each task 1,000 images train (800 train, 200 choose) and the full
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -267,13 +268,17 @@ VTAB = {task.name: task for task in _TASKS}
 ALIASES = {folder: task.name for task in _TASKS for folder in (task.name, *task.folders)}
 """Every name that a task or its folder goes by, to the task's name."""
 
+BENCHMARK = "vtab-1k"
+"""The folder of the benchmark's archive."""
 
-def missing(task: VtabTask, base: str) -> str:
+
+def missing(task: VtabTask, base: Path) -> str:
     """Say, in one sentence, where to get a task by hand and into which folder below `base`."""
     like = f"; {task.like} is of its kind and needs no files" if task.like else ""
+    root = base if base.name == BENCHMARK else base / BENCHMARK
     return (
         f"--task {task.name}: {task.title} is not in {base} and has to be fetched by hand: unpack "
         "its part of vtab-1k.zip, which luogen1996/RepAdapter on GitHub links to, into "
-        f"{base}/vtab-1k/{task.folders[0]}, or name a folder of parquet files or of class folders "
+        f"{root / task.folders[0]}, or name a folder of parquet files or of class folders "
         f"with --data DIR (the images are from {task.owner}){like}"
     )
