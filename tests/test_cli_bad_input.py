@@ -139,7 +139,8 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", no_network)
+    for call in ("list_repo_files", "snapshot_download"):
+        monkeypatch.setattr(f"huggingface_hub.{call}", no_network)
     make, words = BAD_FITS[name]
     options = make(tmp_path).split()
     before = sorted(tmp_path.rglob("*"))

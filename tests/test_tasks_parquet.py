@@ -199,13 +199,18 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, branches: dict[str | None, Path]) -> list[Any]:
-    """Let the hub answer with local folders, one a branch; what was asked for."""
+    """Let the hub answer with local folders, one a branch; what was fetched."""
     asked = []
+
+    def listing(repository: str, **options: Any) -> list[str]:
+        root = branches[options["revision"]]
+        return [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
 
     def snapshot(repository: str, **options: Any) -> str:
         asked.append((repository, options["repo_type"], options["allow_patterns"]))
         return str(branches[options["revision"]])
 
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", listing)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     return asked
 
@@ -214,7 +219,7 @@ def test_data_sets_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     own = dataset(tmp_path / "own")
     asked = serve(monkeypatch, {None: own})
     task = load_task(None, RULE, data=Path("hf:someone/dmlab"))
-    assert asked == [("someone/dmlab", "dataset", "*.parquet")]
+    assert asked == [("someone/dmlab", "dataset", "data/*.parquet")]
     assert task.name == "dmlab"
     assert task.digest == load_task("dmlab", RULE, data=own).digest
     assert load_task("mine", RULE, data=Path("hf:someone/dmlab")).name == "mine"
@@ -230,6 +235,7 @@ def test_configurations_and_the_converted_branch(
     asked = serve(monkeypatch, {None: tmp_path / "own"})
     with pytest.raises(UserError, match=r"several configurations \(full, small\); name one, as in"):
         load_task(None, RULE, data=Path("hf:a/b"))
+    assert asked == []
     named = load_task(None, RULE, data=Path("hf:a/b/small"))
     assert asked[-1][2] == "small/*.parquet"
     assert named.name == "b"
@@ -242,10 +248,45 @@ def test_configurations_and_the_converted_branch(
         load_task(None, RULE, data=Path("hf:a/b"))
 
 
+def test_the_hubs_conversion_keeps_a_folder_a_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bare").mkdir()
+    for number, part in enumerate(("train", "test", "extra")):
+        path = tmp_path / "other" / "plain_text" / part / "0000.parquet"
+        write_parquet(path, LABELS, names=DMLAB, first=100 * number)
+    branches = {None: tmp_path / "bare", "refs/convert/parquet": tmp_path / "other"}
+    asked = serve(monkeypatch, branches)
+    task = load_task(None, RULE, data=Path("hf:a/b"))
+    assert (len(task.train) + len(task.validation), len(task.test)) == (36, 36)
+    assert asked == [("a/b", "dataset", "plain_text/*.parquet")]
+    write_parquet(tmp_path / "other" / "small" / "train" / "0000.parquet", LABELS, names=DMLAB)
+    with pytest.raises(
+        UserError, match=r"\(plain_text, small\); name one, as in hf:a/b/plain_text"
+    ):
+        load_task(None, RULE, data=Path("hf:a/b"))
+    assert load_task(None, RULE, data=Path("hf:a/b/plain_text")).digest == task.digest
+    split = load_task(None, RULE, data=Path("hf:a/b/plain_text/train"))
+    assert len(split.train) + len(split.validation) + len(split.test) == 36
+
+
+def test_without_a_network_what_was_fetched_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no network")
+
+    serve(monkeypatch, {None: dataset(tmp_path)})
+    digest = load_task(None, RULE, data=Path("hf:a/b")).digest
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", fail)
+    assert load_task(None, RULE, data=Path("hf:a/b")).digest == digest
+
+
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise ConnectionError("name or service not known.\nand more")
 
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", fail)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(UserError) as caught:
         load_task("cifar100", RULE, data=Path("hf:uoft-cs/cifar100"))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.tasks.parquet import parquet_files
+from hgprompt_edge.tasks.folder import SPLIT_NAMES
 
 PREFIX = "hf:"
 CONVERTED = "refs/convert/parquet"
@@ -22,6 +24,7 @@ def fetch_parquet(data: Path) -> Path:
     """Fetch the parquet files of `hf:ORG/NAME` or `hf:ORG/NAME/FOLDER`; the folder they lie in.
 
     A data set without parquet files of its own has them on the branch of the hub's conversion.
+    Files of other configurations are not fetched.
 
     Raises
     ------
@@ -32,47 +35,109 @@ def fetch_parquet(data: Path) -> Path:
     found = re.fullmatch(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)", data.as_posix()[len(PREFIX) :])
     if found is None:
         raise UserError(f"--data {data}: not the id of a data set; write hf:ORG/NAME")
-    repository, folder = found[1], found[2].strip("/")
+    repository, folder = found[1], PurePosixPath(found[2].strip("/"))
     for revision in (None, CONVERTED):
-        root = _snapshot(data, repository, folder, revision)
-        if parquet_files(root / folder):
-            return root / folder
-        configurations = sorted({path.parent for path in (root / folder).rglob("*.parquet")})
-        if len(configurations) == 1:
-            return configurations[0]
+        with _answering(data):
+            files = _list(repository, revision)
+        configurations = {
+            _configuration(file, folder) for file in files if file.is_relative_to(folder)
+        }
         if configurations:
-            names = [path.relative_to(root).as_posix() for path in configurations]
-            raise UserError(
-                f"--data {data}: the data set has several configurations "
-                f"({', '.join(names[:5])}); name one, as in hf:{repository}/{names[0]}"
-            )
+            chosen = _choose(data, repository, folder, configurations)
+            with _answering(data):
+                root = _fetch(repository, chosen, revision)
+            return root / (folder if chosen in _usual(folder) else chosen)
     raise UserError(
         f"--data {data}: the data set has no parquet files there; download it and name the local "
         "folder with --data DIR"
     )
 
 
-def _snapshot(data: Path, repository: str, folder: str, revision: str | None) -> Path:
+def _configuration(file: PurePosixPath, folder: PurePosixPath) -> PurePosixPath:
+    """Return the folder of a configuration: the file's own, or the one above that of its split."""
+    found = file.parent
+    return found.parent if found != folder and found.name.lower() in SPLIT_NAMES else found
+
+
+def _usual(folder: PurePosixPath) -> tuple[PurePosixPath, ...]:
+    """Return where `parquet_files` looks for the one configuration of `folder`."""
+    return folder, folder / "data", folder / "default"
+
+
+def _choose(
+    data: Path, repository: str, folder: PurePosixPath, configurations: Collection[PurePosixPath]
+) -> PurePosixPath:
+    for usual in _usual(folder):
+        if usual in configurations:
+            return usual
+    # What lies below a configuration is a split that is not read, such as extra.
+    outer = sorted(path for path in configurations if path.parent not in configurations)
+    if len(outer) > 1:
+        names = [path.as_posix() for path in outer]
+        raise UserError(
+            f"--data {data}: the data set has several configurations ({', '.join(names[:5])}); "
+            f"name one, as in hf:{repository}/{names[0]}"
+        )
+    return outer[0]
+
+
+@contextmanager
+def _answering(data: Path) -> Iterator[None]:
+    """Say in one sentence why the hub did not answer, or what is missing to ask it."""
     try:
-        from huggingface_hub import snapshot_download
+        yield
     except ImportError as error:
         raise UserError(
             f"--data {data} needs huggingface_hub; install hgprompt-edge[server]"
         ) from error
-    try:
-        return Path(
-            snapshot_download(
-                repository,
-                repo_type="dataset",
-                revision=revision,
-                allow_patterns=f"{folder}/*.parquet" if folder else "*.parquet",
-            )
-        )
     except Exception as error:  # what the client raises comes from several libraries
         raise UserError(
             f"--data {data}: could not be fetched from the hub ({_brief(error)}); download its "
             "parquet files elsewhere and name their local folder with --data DIR"
         ) from error
+
+
+def _list(repository: str, revision: str | None) -> list[PurePosixPath]:
+    """List the parquet files; without a network those that were fetched before."""
+    from huggingface_hub import list_repo_files
+
+    try:
+        names = list_repo_files(repository, repo_type="dataset", revision=revision)
+    except Exception:
+        names = _cached(repository, revision)
+        if not names:
+            raise
+    return [path for path in map(PurePosixPath, names) if path.suffix == ".parquet"]
+
+
+def _cached(repository: str, revision: str | None) -> list[str]:
+    from huggingface_hub import snapshot_download
+
+    try:
+        # No patterns: what was never asked for is not missing.
+        folder = snapshot_download(
+            repository,
+            repo_type="dataset",
+            revision=revision,
+            allow_patterns=[],
+            local_files_only=True,
+        )
+    except Exception:
+        return []
+    return [path.relative_to(folder).as_posix() for path in Path(folder).rglob("*.parquet")]
+
+
+def _fetch(repository: str, folder: PurePosixPath, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            repository,
+            repo_type="dataset",
+            revision=revision,
+            allow_patterns=str(folder / "*.parquet"),
+        )
+    )
 
 
 def _brief(error: BaseException) -> str:
