@@ -122,6 +122,37 @@ def test_classes_may_be_called_train_and_test(tmp_path: Path) -> None:
     assert load_task(None, RULE, data=tmp_path).classes == ("bus", "test", "train")
 
 
+@pytest.mark.parametrize(
+    ("parts", "flat", "left_out", "test"),
+    [
+        (["train", "test", "extra"], [], "extra", 4),
+        (["train", "val", "validation"], [], "validation", 4),
+        (["train"], ["test"], "test", 4),
+    ],
+)
+def test_folders_beside_the_splits_are_no_classes(
+    tmp_path: Path, parts: list[str], flat: list[str], left_out: str, test: int
+) -> None:
+    for part in parts:
+        fill(tmp_path / part / "cat", 10 if part == "train" else 2)
+        fill(tmp_path / part / "dog", 10 if part == "train" else 2)
+    for part in flat:
+        fill(tmp_path / part, 3)
+    with pytest.warns(
+        UserWarning, match=f": {left_out} not read, since train is the training part"
+    ):
+        task = load_task(None, RULE, data=tmp_path)
+    check(task)
+    assert (task.classes, len(task.test)) == (("cat", "dog"), test)
+    assert not any(name.startswith(f"{left_out}/") for name in set().union(*names(task).values()))
+
+
+def test_a_class_called_train_may_have_folders(tmp_path: Path) -> None:
+    fill(tmp_path / "train" / "2024", 5)
+    fill(tmp_path / "bus" / "2024", 5)
+    assert load_task(None, RULE, data=tmp_path).classes == ("bus", "train")
+
+
 def test_nested_hidden_and_other_files(tmp_path: Path) -> None:
     fill(tmp_path / "a" / "2024" / "may", 4, suffix="JPG")
     fill(tmp_path / "a" / ".thumbnails", 4)

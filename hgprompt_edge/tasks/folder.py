@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -27,8 +28,9 @@ def read_folder(folder: Path) -> Parts:
 
     `FOLDER/CLASS/**/IMAGE`: a seeded, stratified 20 % become the test part, the same for every
     seed of a fit. `FOLDER/train/CLASS/**/IMAGE`, with `test` or `val` (`valid`, `validation`)
-    beside it: those are the splits; without `test`, 20 % of `train` become the test part. Hidden
-    files and files without an image's suffix are skipped.
+    beside it: those are the splits; without `test`, 20 % of `train` become the test part, and what
+    else lies there is left out with a warning. Hidden files and files without an image's suffix are
+    skipped.
 
     Raises
     ------
@@ -61,16 +63,30 @@ def holds_images(folder: Path) -> bool:
 def _split_folders(folder: Path) -> dict[str, Path] | None:
     """Find the folders of the splits; None where the folder holds classes."""
     found: dict[str, Path] = {}
-    for path in _subfolders(folder):
+    others: list[Path] = []
+    for path in filter(_has_images, _subfolders(folder)):
         key = SPLIT_NAMES.get(path.name.lower())
-        if key is None or key in found:
-            if _has_images(path):
-                return None
-        elif is_class_folder(path) and not holds_images(path):
+        if (
+            key is not None
+            and key not in found
+            and is_class_folder(path)
+            and not holds_images(path)
+        ):
             found[key] = path
         else:
-            return None
-    return found if "train" in found else None
+            others.append(path)
+    named = [path for path in others if path.name.lower() in SPLIT_NAMES]
+    # One folder of folders, called train, may be a class among others; two splits are none.
+    if "train" not in found or (others and not named and len(found) == 1):
+        return None
+    if others:
+        names = ", ".join(path.name for path in others)
+        warnings.warn(
+            f"{folder}: {names} not read, since {found['train'].name} is the training part; lay "
+            "the images out as train/CLASS, val/CLASS and test/CLASS to use them",
+            stacklevel=2,
+        )
+    return found
 
 
 def _list_classes(folder: Path, root: Path) -> list[Entry]:
