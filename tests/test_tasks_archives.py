@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -301,6 +302,80 @@ def test_download_is_only_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load_task("dtd", RULE, data=tmp_path / "new", download=True)
     monkeypatch.setattr(datasets.DTD, "_download", lambda self: dtd(tmp_path / "new"))
     check(load_task("dtd", RULE, data=tmp_path / "new", download=True), (12, 4))
+
+
+CUT_SHORT = {
+    "eurosat": ("EuroSAT.download", "2750", "EuroSAT.zip", "River/River_10.jpg"),
+    "sun397": ("SUN397._download", "", "../SUN397.tar.gz", "a/abbey/sun_9.jpg"),
+    "caltech101": ("Caltech101.download", "101_ObjectCategories", "a.zip", "ant/image_0033.jpg"),
+}
+
+
+@pytest.mark.parametrize("name", CUT_SHORT)
+def test_a_download_cut_short_is_unpacked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    method, unpacked, archive, last = CUT_SHORT[name]
+    build, _, _, sizes = BUILDERS[name]
+    base = tmp_path / LAYOUTS[name].folder
+
+    def fetch(self: object) -> None:
+        """Do nothing where the folder is there, as torchvision; stop short the first time."""
+        if (base / unpacked).exists():
+            return
+        build(tmp_path)
+        if not (base / archive).exists():
+            (base / archive).touch()
+            (base / unpacked / last).unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"torchvision.datasets.{method}", fetch)
+    with pytest.raises(KeyboardInterrupt):
+        load_task(name, RULE, data=tmp_path, download=True)
+    with pytest.raises(UserError, match=r"was cut short; fetch it again with --download, or rem"):
+        load_task(name, RULE, data=tmp_path)
+    with pytest.warns(UserWarning, match="was cut short; fetching the rest"):
+        check(load_task(name, RULE, data=tmp_path, download=True), sizes)
+    assert (base / archive).exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(load_task(name, RULE, data=tmp_path), sizes)
+
+
+@pytest.mark.usefixtures("any_checksum")
+def test_the_part_of_svhn_that_is_there_is_not_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    svhn(tmp_path / "whole")
+    data = tmp_path / "data"
+    fetched: list[str] = []
+
+    def fetch(self: Any) -> None:
+        if not (data / self.filename).exists():
+            if fetched == ["train_32x32.mat"]:
+                fetched.append("no network")
+                raise OSError("network is unreachable")
+            fetched.append(self.filename)
+            (tmp_path / "whole" / self.filename).rename(data / self.filename)
+
+    monkeypatch.setattr(datasets.SVHN, "download", fetch)
+    with pytest.raises(UserError, match=r"the download of SVHN is not usable"):
+        load_task("svhn", RULE, data=data, download=True)
+    with pytest.warns(UserWarning, match="the download of SVHN was cut short"):
+        check(load_task("svhn", RULE, data=data, download=True), (20, 6))
+    assert fetched == ["train_32x32.mat", "no network", "test_32x32.mat"]
+
+
+def test_what_a_download_did_not_write_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.DTD, "_download", lambda self: None)
+    own = tmp_path / "dtd" / "dtd" / "images" / "mine.jpg"
+    jpg(own)
+    for _ in range(2):
+        with pytest.raises(UserError, match="the download of DTD is not usable"):
+            load_task("dtd", RULE, data=tmp_path, download=True)
+    assert own.exists()
 
 
 def test_class_folders_serve_where_the_archive_is_not(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,12 +40,14 @@ _PCAM_FILES = tuple(
 class Layout:
     """How a data set lies on disk: `folder` in the data folder, and the files that must be there.
 
-    An empty `folder`: the files lie in the data folder itself.
+    An empty `folder`: the files lie in the data folder itself. `whole`: torchvision takes the
+    folder, whatever is in it, for the unpacked data set, and keeps the archive beside it.
     """
 
     title: str
     folder: str
     files: tuple[str, ...]
+    whole: bool = False
 
 
 LAYOUTS = {
@@ -62,7 +66,7 @@ LAYOUTS = {
     "svhn": Layout("SVHN", "", ("train_32x32.mat", "test_32x32.mat")),
     "caltech101": Layout("Caltech 101", "caltech101", ("101_ObjectCategories",)),
     "eurosat": Layout("EuroSAT", "eurosat", ("2750",)),
-    "sun397": Layout("SUN397", "SUN397", ("ClassName.txt",)),
+    "sun397": Layout("SUN397", "SUN397", ("ClassName.txt",), whole=True),
     "camelyon": Layout("PatchCamelyon", "pcam", _PCAM_FILES),
     "clevr-count": Layout("CLEVR", "clevr", _CLEVR_FILES),
     "clevr-distance": Layout("CLEVR", "clevr", _CLEVR_FILES),
@@ -91,18 +95,25 @@ def read_torchvision(name: str, data: Path | None, *, download: bool = False) ->
     svhn: train and test; clevr-count, clevr-distance: train, and val as test. The other three have
     no official split: of caltech101 30 images a class train and the rest tests (without the
     background class, which the benchmark counts as one of 102), of eurosat and sun397 20 % test,
-    seeded and stratified.
+    seeded and stratified. A download that was cut short is unpacked again.
 
     Raises
     ------
     UserError
-        Not there, damaged, or a download that failed; or torchvision is not installed.
+        Not there, damaged, or a download that failed or was cut short; or torchvision is not
+        installed.
     """
     layout = LAYOUTS[name]
     base = DEFAULT_DATA if data is None else data
     root = find_root(name, base)
+    mark = _mark(layout, root or base)
     if root is None and not download:
         raise UserError(_missing(name, base))
+    if mark.exists() and not download:
+        raise UserError(
+            f"--data {base}: the download of {layout.title} was cut short; fetch it again with "
+            f"--download, or remove {mark} if the copy is whole"
+        )
     try:
         from torchvision import datasets
     except ImportError as error:
@@ -110,7 +121,9 @@ def read_torchvision(name: str, data: Path | None, *, download: bool = False) ->
             f"--task {name} needs torchvision; install hgprompt-edge[server]"
         ) from error
     try:
-        return _READERS[name](datasets, root or base, root is None)
+        if root is None or mark.exists():
+            return _fetch(name, datasets, root or base)
+        return _READERS[name](datasets, root, False)
     except ImportError as error:
         package = "h5py" if error.name == "h5py" else "hgprompt-edge[server]"
         raise UserError(f"--task {name} needs {error.name}; install {package}") from error
@@ -121,6 +134,56 @@ def read_torchvision(name: str, data: Path | None, *, download: bool = False) ->
             f"--data {where}: {what} {layout.title} is not usable ({_brief(error)}); remove it and "
             "fetch it again with --download"
         ) from error
+
+
+def _mark(layout: Layout, root: Path) -> Path:
+    """Return the file that lies in `root` as long as a download is not finished."""
+    return root / f".{layout.folder or layout.title}.unfinished"
+
+
+def _fetch(name: str, datasets: Any, root: Path) -> Parts:
+    """Read a data set that torchvision downloads first.
+
+    torchvision unpacks in place and takes any part of an archive for the whole, so a mark lies
+    beside it until all of it is there.
+    """
+    layout = LAYOUTS[name]
+    mark, unpacked = _mark(layout, root), _unpacked(layout, root)
+    if mark.exists():
+        where = root / layout.folder
+        warnings.warn(
+            f"{where}: the download of {layout.title} was cut short; fetching the rest and "
+            "unpacking it again",
+            stacklevel=2,
+        )
+        if layout.folder:  # SVHN's files are not unpacked: torchvision checks each by its md5
+            _remove(unpacked)
+    if not any(path.exists() for path in unpacked):
+        # What lay there before is not ours to remove.
+        root.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    try:
+        parts = _READERS[name](datasets, root, True)
+    except BaseException:
+        if not any(path.exists() for path in unpacked):
+            mark.unlink(missing_ok=True)
+        raise
+    mark.unlink(missing_ok=True)
+    return parts
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _unpacked(layout: Layout, root: Path) -> set[Path]:
+    """Return what torchvision unpacks, at the top; archives, which it checks, are not among it."""
+    folder = root / layout.folder
+    return {folder} if layout.whole else {folder / Path(file).parts[0] for file in layout.files}
 
 
 def _missing(name: str, base: Path) -> str:
