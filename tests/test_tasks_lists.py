@@ -78,6 +78,16 @@ def test_an_image_that_trains_and_tests_only_tests(tmp_path: Path) -> None:
         assert len(load_task("kitti", RULE, data=folder).train) == 8
 
 
+def test_one_image_under_two_spellings_of_its_path_is_one(tmp_path: Path) -> None:
+    folder = listed(tmp_path, 4)
+    train = (folder / "train800.txt").read_text().splitlines()
+    other = ["./images/test/000000.png 0", "images//val200/../test/000001.png 1"]
+    rewrite(folder / "train800.txt", *train, *other)
+    with pytest.warns(UserWarning, match=r"2 image\(s\) of test\.txt are in the training lists"):
+        task = load_task("kitti", RULE, data=folder)
+    assert (len(task.train), len(task.test)) == (8, 4)
+
+
 def test_a_folder_of_several_tasks_wants_a_name(tmp_path: Path) -> None:
     for name in ("kitti", "dmlab"):
         listed(tmp_path / "vtab-1k" / name, 4)
@@ -100,6 +110,11 @@ BAD_LISTS = {
     "a negative label": ({"test.txt": ["images/test/000000.png -1"]}, "line 1: not a path and the"),
     "no label": ({"train800.txt": ["images/train800/000000.png"]}, "line 1: not a path and the"),
     "no path": ({"train800.txt": ["7"]}, r"line 1: not a path and the number of a class \(7\)"),
+    "a path out of the folder": (
+        {"test.txt": ["images/../../a.png 0"]},
+        r"line 1: images/\.\./\.\./a\.png is not below the folder of the list; write it as images/",
+    ),
+    "an absolute path": ({"test.txt": ["/images/a.png 0"]}, "line 1: /images/a.png is not below"),
     "a name": ({"test.txt": ["images/test/000000.png cat"]}, "line 1: not a path and the number"),
     "an endless number": ({"test.txt": ["a.png " + "1" * 5000]}, "line 1: not a path and the"),
     "an empty list": ({"test.txt": ["", " "]}, r"test\.txt: it is empty; copy it again"),

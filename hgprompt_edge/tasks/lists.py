@@ -5,6 +5,7 @@ A line is a path below the folder and the number of the class: `images/train800/
 
 from __future__ import annotations
 
+import posixpath
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,8 +49,8 @@ def read_lists(folder: Path, task: VtabTask | None) -> Parts:
     ------
     UserError
         No `val200.txt` beside `train800.txt`, or no `test.txt`; a line that is no path and number,
-        a number outside of the classes, an image with two classes, a list that names images that
-        are not there.
+        a path that is not below the folder, a number outside of the classes, an image with two
+        classes, a list that names images that are not there.
     """
     lists = [_read(folder, name) for name in (*_training_lists(folder), TEST)]
     classes = _classes(folder, task, lists)
@@ -95,10 +96,21 @@ def _read(folder: Path, name: str) -> list[Row]:
                 f"{where}: not a path and the number of a class ({line.strip()[:60]}); write it as "
                 "images/000000.jpg 7"
             )
-        rows.append(Row(where, words[0].strip(), int(words[1])))
+        rows.append(Row(where, _below(where, words[0].strip()), int(words[1])))
     if not rows:
         raise UserError(f"{path}: it is empty; copy it again from the archive that it is from")
     return rows
+
+
+def _below(where: str, path: str) -> str:
+    """Return `path` in the one spelling by which images are told apart."""
+    normal = posixpath.normpath(path)
+    if Path(normal).is_absolute() or normal.split("/")[0] == "..":
+        raise UserError(
+            f"{where}: {path[:60]} is not below the folder of the list; write it as "
+            "images/000000.jpg 7"
+        )
+    return normal
 
 
 def _lines(path: Path) -> list[str]:
