@@ -39,5 +39,6 @@ Checkpoint = Annotated[
         show_default=False,
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+# The search without gradients takes no larger seed.
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]

@@ -193,3 +193,11 @@ def test_bad_calls_exit_with_two(
     result = run(*BAD_CALLS[name].split())
     assert result.exit_code == 2
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["fit", "prompt train", "compare", "adapt"])
+@pytest.mark.parametrize("seed", ["-1", "4294967296"])
+def test_a_seed_has_32_bits_and_no_sign(command: str, seed: str) -> None:
+    result = run(*command.split(), "--seed", seed)
+    assert result.exit_code == 2
+    assert "Invalid value for '--seed'" in result.stderr
