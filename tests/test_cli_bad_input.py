@@ -53,6 +53,11 @@ def single_class(tmp_path: Path) -> str:
     return "--data one"
 
 
+def named_by_a_path(tmp_path: Path) -> str:
+    class_folders(tmp_path / "mine")
+    return "--task a/b --data mine"
+
+
 def lonely_image(tmp_path: Path) -> str:
     class_folders(tmp_path / "mine")
     photo(tmp_path / "mine" / "lonely" / "a.jpg", 1, 1)
@@ -105,6 +110,7 @@ def output_not_writable(tmp_path: Path) -> str:
 BAD_FITS = {
     "nothing to fit": (lambda _: "", "--task: name a data set"),
     "unknown task": (lambda _: "--task pest", "pets"),
+    "a path for a name": (named_by_a_path, "--task 'a/b': must be a name without"),
     "missing data": (lambda _: "--data nowhere", "nowhere"),
     "known task without data": (lambda _: "--task pets", "--download"),
     "missing bank": (lambda _: "--sources nowhere --task digits", "--sources nowhere"),

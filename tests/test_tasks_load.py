@@ -58,6 +58,8 @@ def test_digits() -> None:
         ("qqqq", ["known: digits, pets", "--data DIR"]),
         ("cifar10", ["--task cifar10: its images are not installed", "--data DIR"]),
         (None, ["--task: name a task", "--data DIR"]),
+        ("", ["--task '': must be a name", "--data DIR"]),
+        ("data/pets", ["--task 'data/pets': must be a name without folders", "--data DIR"]),
     ],
 )
 def test_unknown_names(name: str | None, parts: list[str]) -> None:

@@ -110,10 +110,16 @@ def load_task(
     Raises
     ------
     UserError
-        The name is unknown, the data is missing or not usable; see the readers and `build_task`.
+        The name is unknown or a path, the data is missing or not usable; see the readers and
+        `build_task`.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, or None for all images, got {limit}")
+    if name is not None and (not name or Path(name).name != name):
+        raise UserError(
+            f"--task '{name}': must be a name without folders; name the folder of the images with "
+            "--data DIR"
+        )
     if data is not None and not (data.exists() or is_hub_id(data) or download):
         raise UserError(
             f"--data {data}: no such file or folder; name the folder that holds the images"
