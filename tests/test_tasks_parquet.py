@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,26 @@ def test_splits_by_the_name_of_file_or_folder(tmp_path: Path, files: list[str]) 
     task = load_task("dmlab", RULE, data=tmp_path)
     assert len(task.test) == 36
     assert len(task.train) + len(task.validation) == 36 * (1 + ("validation" in "".join(files)))
+
+
+@pytest.mark.parametrize(
+    ("files", "train", "validation"),
+    [
+        (["train800", "val200", "train800val200"], {"train800"}, {"val200"}),
+        (["train800val200"], {"train800val200"}, {"train800val200"}),
+        (["train", "val", "train800", "val200"], {"train"}, {"val"}),
+    ],
+)
+@pytest.mark.parametrize("form", ["{}-00000-of-00001.parquet", "{}/0000.parquet"])
+def test_the_benchmarks_own_splits_serve_where_there_is_no_other_training_part(
+    tmp_path: Path, form: str, files: list[str], train: set[str], validation: set[str]
+) -> None:
+    for number, name in enumerate([*files, "test"]):
+        write_parquet(tmp_path / form.format(name), LABELS, names=DMLAB, first=100 * number)
+    task = load_task("dmlab", RULE, data=tmp_path)
+    for images, expected in ((task.train, train), (task.validation, validation)):
+        assert {re.split("[-/]", name)[0] for name in images.names} == expected
+    assert len(task.test) == 36
 
 
 @pytest.mark.parametrize("file", ["train.parquet", "0000.parquet"])

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.tasks.folder import SPLIT_NAMES
+from hgprompt_edge.tasks.parquet import SPLIT_WORDS
 
 PREFIX = "hf:"
 CONVERTED = "refs/convert/parquet"
@@ -56,7 +56,7 @@ def fetch_parquet(data: Path) -> Path:
 def _configuration(file: PurePosixPath, folder: PurePosixPath) -> PurePosixPath:
     """Return the folder of a configuration: the file's own, or the one above that of its split."""
     found = file.parent
-    return found.parent if found != folder and found.name.lower() in SPLIT_NAMES else found
+    return found.parent if found != folder and found.name.lower() in SPLIT_WORDS else found
 
 
 def _usual(folder: PurePosixPath) -> tuple[PurePosixPath, ...]:

@@ -25,6 +25,15 @@ IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
 """What the columns are called, likeliest first; another name serves where it is the only one."""
 
+SPLITS = (
+    SPLIT_NAMES,
+    {"train800": "train", "val200": "validation", "test": "test"},
+    {"train800val200": "train", "test": "test"},
+)
+"""Which part a split's name stands for. The benchmark's two ways are for files that have no `train`
+of their own: its splits are samples of that."""
+SPLIT_WORDS = frozenset(word for names in SPLITS for word in names)
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -56,7 +65,7 @@ def parquet_files(folder: Path) -> list[Path]:
         if found := parquet_files(folder / name):
             return found
     return sorted(
-        path for path in folder.glob("*/*.parquet") if path.parent.name.lower() in SPLIT_NAMES
+        path for path in folder.glob("*/*.parquet") if path.parent.name.lower() in SPLIT_WORDS
     )
 
 
@@ -64,10 +73,11 @@ def read_parquet(folder: Path, task: VtabTask | None, origin: str | None = None)
     """List the images of a folder of parquet files (see `parquet_files`).
 
     The split is the first word of a file's name (`train-00000-of-00001.parquet`), else that of its
-    folder; files of no known split are left out, unless all are: then they train. Without a test
-    part 20 % of the training part test. Labels are numbers of the classes that the file's metadata
-    name (else the benchmark's `task`), or the names themselves. Where a task of the benchmark has
-    an `Attribute` and the file a column for it, the label is made from that.
+    folder; files of no known split are left out, unless all are: then they train. `train800` and
+    `val200`, else `train800val200`, serve where there is no `train`. Without a test part 20 % of
+    the training part test. Labels are numbers of the classes that the file's metadata name (else
+    the benchmark's `task`), or the names themselves. Where a task of the benchmark has an
+    `Attribute` and the file a column for it, the label is made from that.
 
     Raises
     ------
@@ -94,20 +104,24 @@ def read_parquet(folder: Path, task: VtabTask | None, origin: str | None = None)
 
 
 def _splits(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    splits: dict[str, list[Path]] = {}
+    named: dict[str, list[Path]] = {}
     for path in files:
         words = (re.split(r"[-_.]", path.name)[0].lower(), path.parent.name.lower())
-        key = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
-        if key is not None:
-            splits.setdefault(key, []).append(path)
-    if not splits:
+        word = next((word for word in words if word in SPLIT_WORDS), None)
+        if word is not None:
+            named.setdefault(word, []).append(path)
+    if not named:
         return {"train": list(files)}
-    if "train" not in splits:
-        raise UserError(
-            f"{folder}: no training part among its parquet files ({files[0].name}); add "
-            "train-00000-of-00001.parquet"
-        )
-    return splits
+    for names in SPLITS:
+        splits: dict[str, list[Path]] = {}
+        for word in (word for word in named if word in names):
+            splits.setdefault(names[word], []).extend(named[word])
+        if "train" in splits:
+            return {key: sorted(paths) for key, paths in splits.items()}
+    raise UserError(
+        f"{folder}: no training part among its parquet files ({files[0].name}); add "
+        "train-00000-of-00001.parquet"
+    )
 
 
 @contextmanager
