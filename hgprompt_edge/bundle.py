@@ -177,7 +177,7 @@ def read_bundle(path: Path) -> Bundle:
     try:
         _check_weights(tensors, len(json.loads(metadata["sources"])))
         _check_prepared(tensors, json.loads(metadata.get("conditions", "[]")))
-        return Bundle(
+        bundle = Bundle(
             task=metadata["task"],
             classes=tuple(json.loads(metadata["classes"])),
             backbone=metadata["backbone"],
@@ -205,6 +205,8 @@ def read_bundle(path: Path) -> Bundle:
             clean_mean=cast("Floats | None", tensors.get("clean.mean")),
             clean_var=cast("Floats | None", tensors.get("clean.var")),
         )
+        _check_factory(bundle)
+        return bundle
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged bundle ({error}); run `hgedge fit` again") from error
 
@@ -236,6 +238,17 @@ def _check_prepared(
     for name in ("clean.mean", "clean.var"):
         if name in tensors and tensors[name].shape != (width,):
             raise ValueError(f"'{name}' is {list(tensors[name].shape)}, not [{width}]")
+
+
+def _check_factory(bundle: Bundle) -> None:
+    """Refuse a mix of devices that is not over the bundle's own bank."""
+    if bundle.factory is None:
+        return
+    if bundle.source_tokens is None:
+        raise ValueError("'factory' without the sources that it mixes")
+    entries = len(bank_entries(bundle))
+    if bundle.factory.shape != (entries,):
+        raise ValueError(f"'factory' is {list(bundle.factory.shape)} for {entries} entries")
 
 
 class Entry(NamedTuple):

@@ -264,6 +264,20 @@ def test_weights_that_fit_neither_sources_nor_layers_are_refused(
         read_bundle(path)
 
 
+@pytest.mark.parametrize("entries", [2, 4])
+def test_a_mix_of_devices_over_another_bank_is_refused(
+    tmp_path: Path, bundle: Bundle, entries: int
+) -> None:
+    path = tmp_path / "a.hgbundle"
+    tuned = replace(bundle, choice="tuned", factory=np.ones(entries, np.float32))
+    write_bundle(path, tuned)
+    with pytest.raises(UserError, match=rf"a.hgbundle: .*'factory' is \[{entries}\] for 3 entries"):
+        read_bundle(path)
+    write_bundle(path, replace(tuned, source_tokens=None))
+    with pytest.raises(UserError, match="'factory' without the sources"):
+        read_bundle(path)
+
+
 @pytest.mark.parametrize("choice", ["none", "tuned"])
 def test_what_was_no_mix_keeps_its_prompt_and_its_bank(bundle: Bundle, choice: str) -> None:
     backbone = load_backbone("bundled")
