@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import note, out, print_json, progress_bar, reports_errors
 from hgprompt_edge.cli.fit import METHODS, never_worse_table
 from hgprompt_edge.cli.server import needs_server
+
+if TYPE_CHECKING:
+    from hgprompt_edge.bundle import Bundle
 
 
 @reports_errors
@@ -83,6 +86,7 @@ def tune(
         )
     write_bundle(path, tuned)
     state.unlink(missing_ok=True)
+    _note_left_out(fitted, tuned, path)
     seconds = time.perf_counter() - began
     if json:
         print_json(
@@ -99,6 +103,17 @@ def tune(
         return
     out.print(never_worse_table(tuned))
     kept = f"best after {trained.epoch} of {recipe.epochs} epochs"
-    out.print(f"chosen on validation: {METHODS[tuned.choice]} ({kept})", soft_wrap=True)
+    which = " as before" if tuned is fitted else ""
+    out.print(f"chosen on validation: {METHODS[tuned.choice]}{which} ({kept})", soft_wrap=True)
     out.print(f"{path} ({seconds:.0f} s)", soft_wrap=True)
     out.print(f"next: hgedge export {path} --format onnx", soft_wrap=True)
+
+
+def _note_left_out(fitted: Bundle, tuned: Bundle, path: Path) -> None:
+    """Say what of the bundle did not outlive its prompt."""
+    conditions = "the condition prompts" if fitted.conditions and not tuned.conditions else ""
+    merged = fitted.factory is not None and tuned.factory is None
+    gone = " and ".join(filter(None, (conditions, "what devices learned" if merged else "")))
+    if gone:
+        again = f"; run `hgedge condition {path}` again" if conditions else ""
+        note(f"left out, as of the prompt before: {gone}{again}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from command_line import class_folders, hgedge, pets_archive, photo, run, small_bank
 
+from hgprompt_edge.bundle import read_bundle, write_bundle
 from hgprompt_edge.prompts import read_bank
 
 
@@ -160,6 +162,26 @@ def test_compare_and_tune(workplace: Path, tmp_path: Path, monkeypatch: pytest.M
     assert not list(tmp_path.glob(".*.tuning"))
     exported = run("export", "mine.tuned.hgbundle", "--output", "mine.onnx")
     assert exported.exit_code == 0, exported.stderr
+    prepare(tmp_path / "mine.hgbundle")
+    again = run("tune", "mine.hgbundle", "--data", str(data), "--steps", "1", "--batch-size", "16")
+    assert again.exit_code == 0, again.stderr
+    assert "chosen on validation: tuned (best after" in again.stdout
+    assert "before: the condition prompts; run `hgedge condition mine.tuned.hg" in again.stderr
+
+
+def prepare(path: Path) -> None:
+    """Give a bundle a condition prompt, and a table by which any other prompt is better."""
+    fitted = read_bundle(path)
+    assert fitted.source_tokens is not None
+    write_bundle(
+        path,
+        replace(
+            fitted,
+            table=tuple(replace(row, val_log_loss=99.0) for row in fitted.table),
+            conditions=({"name": "dark"},),
+            condition_tokens=fitted.source_tokens[:1],
+        ),
+    )
 
 
 def test_defaults_are_those_of_the_estimator() -> None:

@@ -10,6 +10,7 @@ import pytest
 from small_vits import make_backbone
 from toys import make_bank, make_task, noise_tokens
 
+from hgprompt_edge.bundle import Bundle, bank_entries, factory_mix, read_bundle, write_bundle
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import PromptBank, mix
 from hgprompt_edge.tasks import Task
@@ -203,6 +204,54 @@ def test_a_prompt_that_gets_worse_is_not_chosen(
     assert bundle.choice == fitted.choice_
     np.testing.assert_array_equal(bundle.prompt, fitted.bundle_.prompt)
     np.testing.assert_array_equal(bundle.head_weight, fitted.bundle_.head_weight)
+
+
+def judged_at(bundle: Bundle, log_loss: float) -> Bundle:
+    """Give every row this log-loss, so that a test says which prompt wins."""
+    rows = tuple(replace(row, val_log_loss=log_loss) for row in bundle.table)
+    return replace(bundle, table=rows)
+
+
+def prepared(bundle: Bundle) -> Bundle:
+    """Give a bundle a condition prompt, clean statistics and what devices learned over them."""
+    assert bundle.source_tokens is not None
+    names, moment = ({"name": "dark"},), np.ones(bundle.head_weight.shape[1], np.float32)
+    with_conditions = replace(bundle, conditions=names, condition_tokens=bundle.source_tokens[:1])
+    factory = np.full(len(bank_entries(with_conditions)), 0.2, np.float32)
+    merged = {**bundle.objective, "merged": {"devices": 3}}
+    return replace(
+        with_conditions, factory=factory, objective=merged, clean_mean=moment, clean_var=moment
+    )
+
+
+def test_what_was_of_the_old_prompt_goes_with_it_and_stays_with_it(
+    backbone: Backbone, task: Task, fitted: HGPrompt, tmp_path: Path
+) -> None:
+    recipe, path = Recipe(epochs=1, batch_size=75, learning_rate=1e-4), tmp_path / "a.hgbundle"
+    bundle = prepared(fitted.bundle_)
+    won, _ = tune(judged_at(bundle, 99.0), backbone, task, recipe)
+    assert won.choice == TUNED
+    assert (won.conditions, won.condition_tokens, won.clean_mean) == ((), None, None)
+    assert won.objective == fitted.bundle_.objective
+    write_bundle(path, won)
+    mix_of_devices = factory_mix(read_bundle(path))
+    np.testing.assert_array_equal(mix_of_devices, [1] + [0] * len(fitted.bundle_.sources))
+
+    lost, _ = tune(judged_at(bundle, 0.0), backbone, task, recipe)
+    assert lost.choice == fitted.choice_
+    assert lost.conditions == bundle.conditions
+    assert lost.factory is bundle.factory
+
+
+def test_the_row_of_the_tuned_prompt_in_force_outlives_a_worse_one(
+    backbone: Backbone, task: Task, fitted: HGPrompt
+) -> None:
+    recipe = Recipe(epochs=1, batch_size=75, learning_rate=1e-4)
+    won, _ = tune(judged_at(fitted.bundle_, 99.0), backbone, task, recipe)
+    worse = replace(recipe, learning_rate=30.0, keep_last=True, average=0.0)
+    again, _ = tune(won, backbone, task, worse)
+    assert again.table == won.table
+    np.testing.assert_array_equal(again.prompt, won.prompt)
 
 
 def test_without_a_chosen_prompt_tune_starts_at_the_learned_mix(fitted: HGPrompt) -> None:

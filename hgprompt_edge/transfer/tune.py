@@ -34,6 +34,8 @@ def tune(
     """Train the bundle's prompt on the task; the bundle that comes back has one more row.
 
     The new row is chosen if validation prefers it to the bundle's own choice; else that stays.
+    Condition prompts, clean statistics and what devices learned are of the prompt before and do not
+    outlive it.
 
     Parameters
     ----------
@@ -58,15 +60,15 @@ def tune(
     row = judge.on_validation(candidate)
     head = judge.final_head(candidate)
     row = judge.on_test(row, candidate, head)
-    fitted = [r for r in bundle.table if r.method != TUNED]
-    table = (*fitted, row)
     # The prompt has seen the training images, so validation alone can compare it.
     kept = next(r for r in bundle.table if r.method == bundle.choice)
+    table = (*(r for r in bundle.table if r.method != TUNED), row)
     if choose([kept, row]) == 0:
-        return replace(bundle, table=table), trained
+        # Where the prompt in force was tuned before, the table's one row `tuned` stays that one's.
+        return bundle if bundle.choice == TUNED else replace(bundle, table=table), trained
     weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
     tuned = replace(
-        bundle,
+        _without_the_old_prompts(bundle),
         table=table,
         choice=TUNED,
         prompt=trained.tokens,
@@ -125,6 +127,19 @@ def starting_prompt(bundle: Bundle) -> Floats:
             "nothing to start from; run `hgedge fit` with --keep-sources"
         )
     return mix(bundle.source_tokens.astype(np.float32), bundle.learned_weights.astype(np.float64))
+
+
+def _without_the_old_prompts(bundle: Bundle) -> Bundle:
+    """Leave out what was trained or learned under the prompt that goes."""
+    return replace(
+        bundle,
+        objective={key: value for key, value in bundle.objective.items() if key != "merged"},
+        factory=None,
+        conditions=(),
+        condition_tokens=None,
+        clean_mean=None,
+        clean_var=None,
+    )
 
 
 def _check_same(bundle: Bundle, backbone: Backbone, task: Task) -> None:
