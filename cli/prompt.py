@@ -112,8 +112,6 @@ def train(
         more = images_beyond(images, load(limit=None)) if all_images else None
         path = output / f"{images.name}.safetensors"
         state = output / f".{images.name}.training"
-        if state.exists():
-            note(f"resuming from {state}")
         prompt, trained = train_source(
             vit,
             images,
@@ -121,6 +119,7 @@ def train(
             more=more,
             state=state,
             report=lambda done, total: report("epochs", done, total),
+            resumed=lambda: note(f"resuming from {state}"),
         )
     write_prompt(path, prompt)
     write_start(output, prompt, trained.start)

@@ -131,7 +131,10 @@ def test_prompt_train_writes_a_prompt_that_fit_takes(
     names = ["mine.safetensors", "untrained.safetensors"]
     assert sorted(path.name for path in (tmp_path / "prompts").iterdir()) == names
     start = (tmp_path / "prompts" / "untrained.safetensors").read_bytes()
-    assert run(*words.replace("1 --b", "2 --b").split()).exit_code == 0
+    (tmp_path / "prompts" / ".mine.training").write_bytes(b"of another training")
+    again = run(*words.replace("1 --b", "2 --b").split())
+    assert again.exit_code == 0, again.stderr
+    assert "resuming" not in again.stderr
     assert (tmp_path / "prompts" / "untrained.safetensors").read_bytes() == start
     fit = run("fit", "--sources", "prompts", "--data", str(data), "--refine", "0", "--steps", "5")
     assert fit.exit_code == 0, fit.stderr

@@ -11,7 +11,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from hgprompt_edge.prompts import read_bank
-from hgprompt_edge.tasks import images_beyond, load_task
+from hgprompt_edge.tasks import Images, Task, images_beyond, load_task
 from hgprompt_edge.transfer.source import draw_from, paired_standard_error, train_source
 from hgprompt_edge.vit.backbone import Backbone, load_backbone, wrap_backbone
 from hgprompt_edge.vit.forward import extract_features
@@ -107,6 +107,29 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tiny: Backbone, tmp_path
     assert seen == [3, 4]
     np.testing.assert_array_equal(resumed.tokens, whole.tokens)
     assert resumed.epoch == whole.epoch
+
+
+def test_a_training_on_other_images_starts_over(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    task, everything = (load_task("digits", tiny.preprocessing, limit=n) for n in (60, 120))
+    more = images_beyond(task, everything)
+    resumed: list[str] = []
+
+    def train(name: str, task: Task, more: Images | None) -> None:
+        recipe = Recipe(tokens=2, epochs=1, batch_size=40)
+        state = tmp_path / "state"
+        train_source(
+            tiny, task, recipe, more=more, state=state, resumed=lambda: resumed.append(name)
+        )
+
+    train("first", task, None)
+    train("the same again", task, None)
+    train("more of them", task, more)
+    train("others beyond", task, more.subset(range(30)))
+    train("others", everything, more.subset(range(30)))
+    assert resumed == ["the same again"]
 
 
 @pytest.mark.parametrize("content", [b"", b"not a state file", b"PK\x03\x04 truncated"])

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hgprompt_edge.files import sha256_arrays
 from hgprompt_edge.prompts import Prompt
 from hgprompt_edge.tasks import Images, Task
 from hgprompt_edge.tasks.generated import KINDS, generate
@@ -31,6 +32,7 @@ def train_source(
     more: Images | None = None,
     state: Path | None = None,
     report: Report | None = None,
+    resumed: Callable[[], None] | None = None,
 ) -> tuple[Prompt, Trained]:
     """Train a prompt for `task` and measure it on the test part, beside no prompt.
 
@@ -46,6 +48,8 @@ def train_source(
         heads are fitted on the task's own, so that figures compare.
     state
         File that an interrupted training resumes from; removed at the end by the caller.
+    resumed
+        Called where the training goes on from that file.
     """
     recipe = replace(recipe, flips=recipe.flips and task.flips)
     trained = PromptTrainer(
@@ -56,7 +60,8 @@ def train_source(
         (task.train.pixels, task.train.labels),
         (task.validation.pixels, task.validation.labels),
         state,
-    ).run(report)
+        images=_digest(task, more),
+    ).run(report, resumed)
     task = _with_enough_test(task, backbone)
     head, correct = _judge(backbone, task, trained.tokens)
     _, correct_unprompted = _judge(backbone, task, None)
@@ -136,6 +141,13 @@ def draw_from(
         return pixels[rows], labels[rows]
 
     return draw
+
+
+def _digest(task: Task, more: Images | None) -> str:
+    """Digest of the task's images and of those beyond them that train its prompt."""
+    if more is None or not len(more):
+        return task.digest
+    return f"{task.digest} {sha256_arrays({'pixels': more.pixels, 'labels': more.labels})}"
 
 
 def _with_enough_test(task: Task, backbone: Backbone) -> Task:

@@ -103,6 +103,7 @@ def train_from(
         (task.validation.pixels, task.validation.labels),
         state,
         start,
+        task.digest,
     ).run(report)
 
 

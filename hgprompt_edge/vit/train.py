@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -124,6 +125,8 @@ class PromptTrainer:
         File for resuming; None: none is kept.
     start
         Tokens `[L, T, D]` to start from; None: the neutral start of the recipe's `init_seed`.
+    images
+        Digest of all images above: a state of others is not gone on from.
     """
 
     def __init__(
@@ -136,10 +139,11 @@ class PromptTrainer:
         validation: tuple[Pixels, Labels],
         state: Path | None = None,
         start: npt.NDArray[np.float32] | None = None,
+        images: str = "",
     ) -> None:
         self.backbone, self.recipe, self.num_classes = backbone, recipe, num_classes
         self.draw, self.head_images, self.validation = draw, head_images, validation
-        self.state_path = state
+        self.state_path, self.images = state, images
         self.dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
         self.model = backbone.in_precision(recipe.precision).model
         self.start = (
@@ -159,10 +163,18 @@ class PromptTrainer:
         self.history: list[dict[str, float]] = []
         self.epoch, self.step = 0, 0
 
-    def run(self, report: Callable[[int, int], None] | None = None) -> Trained:
-        """Train to the end of the recipe, from the state file where there is one."""
+    def run(
+        self,
+        report: Callable[[int, int], None] | None = None,
+        resumed: Callable[[], None] | None = None,
+    ) -> Trained:
+        """Train to the end of the recipe, from the state file where there is one.
+
+        Calls `resumed` where it goes on from that file.
+        """
         began = time.perf_counter()
-        self._load_state()
+        if self._load_state() and resumed:
+            resumed()
         if self.epoch == 0 and not self.history:
             self._evaluate(float("nan"))
         while self.epoch < self.recipe.epochs:
@@ -266,8 +278,7 @@ class PromptTrainer:
 
     def _save_state(self) -> None:
         state = {
-            "recipe": asdict(self.recipe),
-            "backbone": self.backbone.sha256,
+            "of": self._of(),
             "start": self.start,
             "prompt": self.prompt.detach(),
             "averaged": self.averaged,
@@ -280,21 +291,27 @@ class PromptTrainer:
         }
         save_state(self.state_path, state)
 
-    def _load_state(self) -> None:
-        """Take over a state file of the same recipe, backbone and start; ignore any other."""
+    def _load_state(self) -> bool:
+        """Take over a state file of the same recipe, backbone, images and start, or no other."""
         state = load_state(self.state_path)
-        if state is None:
-            return
-        if state["recipe"] != asdict(self.recipe) or state["backbone"] != self.backbone.sha256:
-            return
+        if state is None or state.get("of") != self._of():
+            return False
         if not torch.equal(state["start"], self.start):
-            return
+            return False
         with torch.no_grad():
             self.prompt.copy_(state["prompt"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.averaged, self.best = state["averaged"], state["best"]
         self.best_epoch, self.history = state["best_epoch"], state["history"]
         self.epoch, self.step = state["epoch"], state["step"]
+        return True
+
+    def _of(self) -> dict[str, Any]:
+        return {
+            **asdict(self.recipe),
+            "backbone": self.backbone.sha256,
+            "images": self.images,
+        }
 
 
 @torch.no_grad()
