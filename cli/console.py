@@ -70,11 +70,13 @@ def note(message: str) -> None:
 
 
 def note_bank(bank: PromptBank) -> None:
-    """Say what was done to the prompts of a bank to make them fit each other."""
+    """Say what was done to the prompts of a bank to make them fit each other, or left alone."""
     for name in bank.matched:
         note(
             f"{name}: not known to share {bank.names[0]}'s init_seed; its tokens were matched to it"
         )
+    for name in bank.ignored:
+        note(f"{name}: not what {bank.names[0]} started from (init_seed); no mix takes it in")
     if bank.normalization is not None:
         note(f"pixels are normalised as for these prompts: {bank.normalization}")
 

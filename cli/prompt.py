@@ -75,7 +75,7 @@ def train(
     """Train one source prompt by VPT; run it again to go on after an interruption."""
     from hgprompt_edge.errors import UserError
     from hgprompt_edge.files import check_writable
-    from hgprompt_edge.prompts import write_prompt, write_start
+    from hgprompt_edge.prompts import check_joins, write_prompt, write_start
 
     if task is None and data is None:
         raise UserError("--task: name a data set, or give your own images with --data FOLDER")
@@ -83,7 +83,7 @@ def train(
     check_writable(output, "--output")
 
     from hgprompt_edge.tasks import images_beyond, load_task
-    from hgprompt_edge.transfer.source import train_source
+    from hgprompt_edge.transfer.source import blank_prompt, train_source
     from hgprompt_edge.vit.backbone import load_backbone
     from hgprompt_edge.vit.train import Recipe, fastest_precision
 
@@ -109,6 +109,7 @@ def train(
             progress=lambda done, total: report("reading images", done, total),
         )
         images = load(download=download)
+        check_joins(output, blank_prompt(vit, images, recipe))
         more = images_beyond(images, load(limit=None)) if all_images else None
         path = output / f"{images.name}.safetensors"
         state = output / f".{images.name}.training"
@@ -176,7 +177,7 @@ def import_(
     """Import a prompt of the VPT code or of a safetensors file into a bank."""
     from hgprompt_edge.errors import UserError
     from hgprompt_edge.files import check_writable
-    from hgprompt_edge.prompts import write_prompt
+    from hgprompt_edge.prompts import check_joins, write_prompt
 
     if not name or Path(name).name != name:
         raise UserError(f"--name '{name}': must be a file's name; give one without folders")
@@ -195,6 +196,7 @@ def import_(
         task=task or name,
         family=family or FAMILIES.get(task or name, ""),
     )
+    check_joins(output, prompt)
     _make_folder(output)
     check_writable(output, "--output")
     path = output / f"{name}.safetensors"

@@ -99,11 +99,14 @@ class PromptBank:
     start
         What the first prompt was before it was trained, where the bank holds it. A share of it
         takes a mix back towards no prompt.
+    ignored
+        Names of starts that are not the first prompt's, as of another seed: no mix takes them in.
     """
 
     prompts: tuple[Prompt, ...]
     matched: tuple[str, ...] = ()
     start: Prompt | None = None
+    ignored: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -212,14 +215,14 @@ def write_prompt(path: Path, prompt: Prompt) -> None:
 def write_start(folder: Path, trained: Prompt, tokens: Floats) -> None:
     """Keep what `trained` started from, `[L, T, D]`, in its bank.
 
-    A start that fits it stays, and so does a source of that name. One of another backbone or shape
-    is left from prompts that were trained anew, and would keep the bank from being read.
+    A start that any source there may have started from stays, and so does a source of that name.
+    Another one is left from prompts that were trained anew, with another seed or shape.
     """
     path = folder / f"{START_NAME}.safetensors"
     if path.exists():
         found = read_prompt(path)
-        same_model = found.backbone_sha256 == trained.backbone_sha256
-        if found.role == SOURCE or (same_model and found.tokens.shape == tokens.shape):
+        others = (source for source in _sources_in(folder) if source.name != trained.name)
+        if found.role == SOURCE or any(_begins(found, one) for one in (trained, *others)):
             return
     start = Prompt(
         tokens=tokens,
@@ -233,6 +236,23 @@ def write_start(folder: Path, trained: Prompt, tokens: Floats) -> None:
         role=START,
     )
     write_prompt(path, start)
+
+
+def check_joins(folder: Path, prompt: Prompt) -> None:
+    """Refuse a prompt that would keep the bank in `folder` from being read.
+
+    The prompt whose name it has does not count, since it takes that one's place.
+
+    Raises
+    ------
+    UserError
+        It does not fit another prompt there, or that one is damaged.
+    """
+    for source in _sources_in(folder):
+        misfit = _misfit(prompt, source) if source.name != prompt.name else None
+        if misfit:
+            path = folder / f"{prompt.name}.safetensors"
+            raise UserError(f"{path}: {misfit}, so name another folder with --output")
 
 
 def bundled_bank() -> Path:
@@ -259,16 +279,18 @@ def read_bank(source: str | Path = "bundled") -> PromptBank:
         )
     prompts = tuple(read_prompt(path) for path in paths)
     for path, prompt in zip(paths[1:], prompts[1:], strict=True):
-        _check_fit(paths[0], prompts[0], path, prompt)
+        if misfit := _misfit(prompt, prompts[0]):
+            raise UserError(f"{path}: {misfit}")
     sources = tuple(prompt for prompt in prompts if prompt.role == SOURCE)
     if not sources:
         raise UserError(
             f"--sources {source}: holds {paths[0].name} alone, which is what prompts start from; "
             "train one with `hgedge prompt train`"
         )
-    starts = (prompt for prompt in prompts if prompt.role == START)
-    fitting = (s for s in starts if s.init_seed == sources[0].init_seed)
-    return match_prompts(PromptBank(sources, start=next(fitting, None)))
+    starts = [prompt for prompt in prompts if prompt.role == START]
+    own = next((start for start in starts if _begins(start, sources[0])), None)
+    ignored = tuple(start.name for start in starts if start is not own)
+    return match_prompts(PromptBank(sources, start=own, ignored=ignored))
 
 
 def match_prompts(bank: PromptBank) -> PromptBank:
@@ -401,26 +423,34 @@ def _normalization(text: str) -> Normalization | None:
     return Normalization((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
-def _check_fit(first_path: Path, first: Prompt, path: Path, prompt: Prompt) -> None:
+def _sources_in(folder: Path) -> list[Prompt]:
+    prompts = (read_prompt(path) for path in sorted(folder.glob("*.safetensors")))
+    return [prompt for prompt in prompts if prompt.role == SOURCE]
+
+
+def _begins(start: Prompt, source: Prompt) -> bool:
+    """Whether a source may have been this start before training."""
+    return start.init_seed == source.init_seed and _misfit(start, source) is None
+
+
+def _misfit(prompt: Prompt, first: Prompt) -> str | None:
+    """Say why a prompt cannot be in one bank with `first`; None where it can."""
+    file = f"{first.name}.safetensors"
     if prompt.backbone_sha256 != first.backbone_sha256:
-        raise UserError(
-            f"{path}: made for another backbone ({prompt.backbone}) than {first_path.name} "
-            f"({first.backbone}); keep one bank a backbone"
+        return (
+            f"made for another backbone ({prompt.backbone}) than {file} ({first.backbone}); keep "
+            "one bank a backbone"
         )
     if prompt.image_size != first.image_size:
-        raise UserError(
-            f"{path}: made for {prompt.image_size} px, {first_path.name} for {first.image_size} px"
-        )
+        return f"made for {prompt.image_size} px, {file} for {first.image_size} px"
     if prompt.normalization != first.normalization:
         mine, theirs = (p.normalization or "the backbone's own" for p in (prompt, first))
-        raise UserError(
-            f"{path}: trained on pixels normalised by {mine}, {first_path.name} by {theirs}; "
-            "keep one bank a normalisation"
+        return (
+            f"trained on pixels normalised by {mine}, {file} by {theirs}; keep one bank a "
+            "normalisation"
         )
     for axis, what in enumerate(("layers", "tokens", "width")):
-        mine, theirs = prompt.tokens.shape[axis], first.tokens.shape[axis]
-        if mine != theirs:
-            raise UserError(
-                f"{path}: {what} {mine} differs from {first_path.name}'s {theirs}; "
-                "prompts of one bank have one shape"
-            )
+        own, other = prompt.tokens.shape[axis], first.tokens.shape[axis]
+        if own != other:
+            return f"{what} {own} differs from {file}'s {other}; prompts of one bank have one shape"
+    return None

@@ -14,7 +14,7 @@ import pytest
 from command_line import class_folders, hgedge, pets_archive, photo, run, small_bank
 
 from hgprompt_edge.bundle import read_bundle, write_bundle
-from hgprompt_edge.prompts import read_bank
+from hgprompt_edge.prompts import read_bank, write_start
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,32 @@ def test_prompt_train_writes_a_prompt_that_fit_takes(
     assert (tmp_path / "prompts" / "untrained.safetensors").read_bytes() == start
     fit = run("fit", "--sources", "prompts", "--data", str(data), "--refine", "0", "--steps", "5")
     assert fit.exit_code == 0, fit.stderr
+
+
+def test_a_prompt_that_would_not_fit_its_bank_is_not_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hgprompt_edge.vit.train.PromptTrainer.run", lambda *_: pytest.fail("ran"))
+    data, bank = class_folders(tmp_path / "mine", 3), small_bank(tmp_path / "prompts", 1)
+    before = sorted(bank.iterdir())
+    result = run("prompt", "train", "--data", str(data), "--tokens", "10")
+    assert result.exit_code == 2
+    assert "prompts/mine.safetensors: tokens 10 differs from cifar10.safetensors's 50" in (
+        result.stderr
+    )
+    assert sorted(bank.iterdir()) == before
+
+
+def test_a_start_of_other_prompts_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bank = small_bank(tmp_path / "prompts", 1)
+    trained = replace(read_bank(bank).prompts[0], init_seed=1)
+    write_start(bank, trained, trained.tokens)
+    result = run("fit", "--sources", str(bank), "--task", "pest")
+    assert "untrained: not what cifar10 started from" in result.stderr
 
 
 def test_compare_and_tune(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

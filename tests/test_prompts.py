@@ -16,6 +16,7 @@ from hgprompt_edge.prompts import (
     Normalization,
     Prompt,
     PromptBank,
+    check_joins,
     effective_sources,
     match_prompts,
     match_tokens,
@@ -174,6 +175,35 @@ def test_prompts_trained_anew_in_another_shape_bring_their_own_start(tmp_path: P
     np.testing.assert_array_equal(read_bank(bank).basis_tokens[1], np.ones((3, 5, 8)))
 
 
+def test_a_start_stays_while_a_source_of_its_bank_is_left(tmp_path: Path) -> None:
+    """However one prompt is trained anew; the last one's new start takes its place."""
+    bank = write_bank(tmp_path, make_prompt("a"), make_prompt("b"))
+    write_start(bank, make_prompt("a"), np.zeros((3, 4, 8), np.float32))
+    new = np.ones((3, 4, 8), np.float32)
+    for name in ("a", "b"):
+        write_start(bank, make_prompt(name, (3, 2, 8)), new[:, :2])
+        assert read_bank(bank).start is not None
+        assert not read_bank(bank).start.tokens.any()
+    write_prompt(bank / "a.safetensors", make_prompt("a", init_seed=1))
+    write_start(bank, make_prompt("a", init_seed=1), new)
+    assert (read_bank(bank).start, read_bank(bank).ignored) == (None, ("untrained",))
+    write_prompt(bank / "b.safetensors", make_prompt("b", init_seed=1))
+    write_start(bank, make_prompt("b", init_seed=1), new)
+    np.testing.assert_array_equal(read_bank(bank).basis_tokens[2], new)
+    assert read_bank(bank).ignored == ()
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_what_does_not_fit_a_bank_is_told_before_it_is_made(tmp_path: Path, name: str) -> None:
+    changes, message = MISFITS[name]
+    bank = write_bank(tmp_path, make_prompt("a"))
+    with pytest.raises(UserError, match=rf"b.safetensors: .*{message}.*name another folder with"):
+        check_joins(bank, make_prompt("b", **changes))
+    check_joins(bank, make_prompt("a", **changes))  # trained anew, it takes the other's place
+    check_joins(bank, make_prompt("b", init_seed=3))
+    check_joins(tmp_path / "not made yet", make_prompt("b", **changes))
+
+
 def test_a_source_that_is_called_like_the_start_stays(tmp_path: Path) -> None:
     bank = write_bank(tmp_path, make_prompt("untrained"))
     write_start(bank, make_prompt("untrained"), np.zeros((3, 4, 8), np.float32))
@@ -186,6 +216,7 @@ def test_the_start_of_another_seed_is_no_start(tmp_path: Path) -> None:
     write_start(bank, make_prompt("a", init_seed=7), np.zeros((3, 4, 8), np.float32))
     assert read_bank(bank).start is None
     assert read_bank(bank).names == ("a",)
+    assert read_bank(bank).ignored == ("untrained",)
 
 
 def test_a_start_alone_is_no_bank(tmp_path: Path) -> None:

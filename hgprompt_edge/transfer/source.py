@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from hgprompt_edge.files import sha256_arrays
-from hgprompt_edge.prompts import Prompt
+from hgprompt_edge.prompts import DEEP, Prompt
 from hgprompt_edge.tasks import Images, Task
 from hgprompt_edge.tasks.generated import KINDS, generate
 from hgprompt_edge.vit.backbone import Backbone
@@ -78,8 +78,23 @@ def train_source(
             for row in trained.history
         ],
     }
-    prompt = Prompt(
+    prompt = replace(
+        blank_prompt(backbone, task, recipe),
         tokens=trained.tokens,
+        test_accuracy=_mean(correct),
+        test_accuracy_unprompted=_mean(correct_unprompted),
+        recipe=details,
+        head_weight=head.weight.float().numpy(),
+        head_bias=head.bias.float().numpy(),
+    )
+    return prompt, trained
+
+
+def blank_prompt(backbone: Backbone, task: Task, recipe: Recipe) -> Prompt:
+    """Describe the prompt that `train_source` trains; its tokens `[L, T, D]` are still zeros."""
+    layers = backbone.depth if recipe.mode == DEEP else 1
+    return Prompt(
+        tokens=np.zeros((layers, recipe.tokens, backbone.embed_dim), np.float32),
         name=task.name,
         backbone=backbone.name,
         backbone_sha256=backbone.sha256,
@@ -89,13 +104,7 @@ def train_source(
         task=task.name,
         family=task.family,
         classes=task.classes,
-        test_accuracy=_mean(correct),
-        test_accuracy_unprompted=_mean(correct_unprompted),
-        recipe=details,
-        head_weight=head.weight.float().numpy(),
-        head_bias=head.bias.float().numpy(),
     )
-    return prompt, trained
 
 
 def paired_standard_error(
