@@ -150,6 +150,14 @@ def test_sources_of_the_tasks_family_are_left_out(backbone: Backbone, bank: Prom
     assert len(result.weights) == 3
 
 
+def test_without_validation_images_nothing_is_compared(
+    backbone: Backbone, bank: PromptBank
+) -> None:
+    task = make_task(backbone, sizes=(30, 0, 30))
+    with pytest.raises(UserError, match="--task toy: no validation images to choose by"):
+        compare(bank, backbone, task, methods=("none",), cache=False)
+
+
 def test_bootstrap_covers_the_mean() -> None:
     rng = np.random.default_rng(0)
     inside = 0

@@ -10,6 +10,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import read_bank
 from hgprompt_edge.tasks import Images, Task, images_beyond, load_task
 from hgprompt_edge.transfer.source import draw_from, paired_standard_error, train_source
@@ -191,6 +192,20 @@ def test_all_images_train_the_prompt_and_none_of_the_test(
     assert not {*more.names} & {*task.train.names, *task.validation.names, *task.test.names}
     prompt, _ = train_source(tiny, task, Recipe(tokens=2, epochs=2, batch_size=40), more=more)
     assert prompt.recipe["images"] == 80 + 900
+
+
+def test_without_validation_images_the_last_epoch_alone_can_be_kept(
+    tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    task = load_task("digits", tiny.preprocessing, limit=60)
+    task = replace(task, validation=task.validation.subset([]))
+    recipe = Recipe(tokens=2, epochs=1, batch_size=40)
+    with pytest.raises(UserError, match="--task digits: no validation images to choose by"):
+        train_source(tiny, task, recipe)
+    _, trained = train_source(tiny, task, replace(recipe, keep_last=True))
+    assert trained.epoch == 1
+    assert not np.array_equal(trained.tokens, trained.start)
 
 
 def test_paired_standard_error() -> None:

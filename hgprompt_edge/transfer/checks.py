@@ -1,4 +1,4 @@
-"""Does a bank fit the backbone and the task? Asked before any work is done."""
+"""Do bank, backbone and task fit each other? Asked before any work is done."""
 
 from __future__ import annotations
 
@@ -58,3 +58,15 @@ def leave_out_family(bank: PromptBank, task: Task) -> tuple[PromptBank, tuple[st
             "is; add a source of another family"
         )
     return kept, left_out
+
+
+def check_validation(task: Task) -> None:
+    """Refuse a task without images to choose by.
+
+    Raises
+    ------
+    UserError
+        Its validation part is empty.
+    """
+    if not len(task.validation):
+        raise UserError(f"--task {task.name}: no validation images to choose by; add some")

@@ -13,7 +13,7 @@ from torch import Tensor
 from hgprompt_edge.prompts import PromptBank, effective_sources, source_shares
 from hgprompt_edge.tasks import Images, Task
 from hgprompt_edge.transfer.baselines import METHODS, Budget, Contest, Done
-from hgprompt_edge.transfer.checks import check_bank, leave_out_family
+from hgprompt_edge.transfer.checks import check_bank, check_validation, leave_out_family
 from hgprompt_edge.transfer.choice import Judge
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.learn import Progress
@@ -80,6 +80,7 @@ def compare(
         As `HGPrompt.fit`.
     """
     check_bank(bank, backbone)
+    check_validation(task)
     bank, _ = leave_out_family(bank, task)
     budget = budget or Budget()
     own = backbone.normalized(bank.normalization).in_precision(budget.precision)

@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.bundle import Bundle, Row
-from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import Floats, PromptBank, effective_sources, mix, on_basis
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.assemble import make_bundle
-from hgprompt_edge.transfer.checks import check_bank, leave_out_family
+from hgprompt_edge.transfer.checks import check_bank, check_validation, leave_out_family
 from hgprompt_edge.transfer.choice import HEADS, Candidate, Judge, choose, never_worse
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.hscore import noise_floor
@@ -138,8 +137,7 @@ class HGPrompt:
         """
         report = progress or _silent
         check_bank(bank, backbone)
-        if not len(task.validation):
-            raise UserError(f"--task {task.name}: no validation images to choose by; add some")
+        check_validation(task)
         bank, self.left_out_ = leave_out_family(bank, task)
         backbone = backbone.normalized(bank.normalization)
         store = FeatureStore(backbone, enabled=self.cache)

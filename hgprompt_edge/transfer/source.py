@@ -14,6 +14,7 @@ from hgprompt_edge.files import sha256_arrays
 from hgprompt_edge.prompts import DEEP, Prompt
 from hgprompt_edge.tasks import Images, Task
 from hgprompt_edge.tasks.generated import KINDS, generate
+from hgprompt_edge.transfer.checks import check_validation
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import extract_features
 from hgprompt_edge.vit.heads import Head, fit_lda
@@ -50,7 +51,14 @@ def train_source(
         File that an interrupted training resumes from; removed at the end by the caller.
     resumed
         Called where the training goes on from that file.
+
+    Raises
+    ------
+    UserError
+        The task has no validation images, and the recipe does not keep the last epoch.
     """
+    if not recipe.keep_last:
+        check_validation(task)
     recipe = replace(recipe, flips=recipe.flips and task.flips)
     trained = PromptTrainer(
         backbone,
