@@ -203,7 +203,7 @@ class TestTuning:
             ({"backbone_sha256": "0" * 64}, ["dark"], "fitted on other weights"),
             ({"mode": "shallow"}, ["dark"], "holds shallow prompts"),
             ({"split_digest": "other"}, ["dark"], "not the images that the bundle"),
-            ({"prompt": None, "source_tokens": None}, ["dark"], "does not hold its sources"),
+            ({"source_tokens": None, "factory": None}, ["dark"], "does not hold its sources"),
         ],
     )
     def test_bad_input(self, change: dict[str, object], names: list[str], message: str) -> None:

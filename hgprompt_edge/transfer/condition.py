@@ -77,7 +77,8 @@ def tune_conditions(
     Raises
     ------
     UserError
-        An unknown condition, a bundle of another backbone or of other images, or shallow prompts.
+        An unknown condition, a bundle of another backbone or of other images, shallow prompts, or
+        no sources to mix with.
     """
     recipe = recipe or ConditionRecipe(seed=bundle.seed, precision=fastest_precision())
     _check(bundle, backbone, task, names)
@@ -137,17 +138,22 @@ def starting_tokens(bundle: Bundle, backbone: Backbone) -> Floats:
     """Folded prompt `[L, T, D]`; where none was chosen, one that changes nothing yet."""
     if bundle.prompt is not None:
         return bundle.prompt
+    sources = _kept_sources(bundle)
+    for about, start in zip(bundle.sources, sources, strict=True):
+        if about.get("role") == START:
+            started: Floats = start.astype(np.float32)
+            return started
+    tokens: Floats = neutral_tokens(backbone, sources.shape[2], DEEP, 0).numpy()
+    return tokens
+
+
+def _kept_sources(bundle: Bundle) -> Halves:
     if bundle.source_tokens is None:
         raise UserError(
             f"the bundle of {bundle.task} does not hold its sources, so there is nothing for a "
             "device to mix; run `hgedge fit` with --keep-sources"
         )
-    for about, start in zip(bundle.sources, bundle.source_tokens, strict=True):
-        if about.get("role") == START:
-            started: Floats = start.astype(np.float32)
-            return started
-    tokens: Floats = neutral_tokens(backbone, bundle.source_tokens.shape[2], DEEP, 0).numpy()
-    return tokens
+    return bundle.source_tokens
 
 
 class _Judge:
@@ -194,6 +200,7 @@ def _check(bundle: Bundle, backbone: Backbone, task: Task, names: Sequence[str])
             f"the bundle of {bundle.task} holds shallow prompts; only deep prompts can be mixed on "
             "a device, so only they have condition prompts"
         )
+    _kept_sources(bundle)  # a device mixes condition prompts with them
     if bundle.split_digest != task.digest:
         raise UserError(
             f"--data: these are not the images that the bundle of {bundle.task} was fitted on; "
