@@ -75,10 +75,15 @@ def note_bank(bank: PromptBank) -> None:
         note(
             f"{name}: not known to share {bank.names[0]}'s init_seed; its tokens were matched to it"
         )
-    for name in bank.ignored:
-        note(f"{name}: not what {bank.names[0]} started from (init_seed); no mix takes it in")
+    note_ignored(bank)
     if bank.normalization is not None:
         note(f"pixels are normalised as for these prompts: {bank.normalization}")
+
+
+def note_ignored(bank: PromptBank) -> None:
+    """Name the starts in a bank's folder that are left alone."""
+    for name in bank.ignored:
+        note(f"{name}: not what {bank.names[0]} started from (init_seed); no mix takes it in")
 
 
 def print_json(document: object) -> None:

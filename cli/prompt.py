@@ -11,7 +11,14 @@ import typer
 from rich.table import Table
 
 from hgprompt_edge.cli import options
-from hgprompt_edge.cli.console import note, out, print_json, progress_bar, reports_errors
+from hgprompt_edge.cli.console import (
+    note,
+    note_ignored,
+    out,
+    print_json,
+    progress_bar,
+    reports_errors,
+)
 from hgprompt_edge.cli.server import needs_server
 
 if TYPE_CHECKING:
@@ -220,7 +227,12 @@ def show(
     from hgprompt_edge.prompts import read_bank, read_prompt
 
     path = Path(source)
-    prompts = (read_prompt(path),) if path.is_file() else read_bank(source).basis
+    if path.is_file():
+        prompts: tuple[Prompt, ...] = (read_prompt(path),)
+    else:
+        bank = read_bank(source, match=False)  # matching takes SciPy, which a device has not
+        note_ignored(bank)
+        prompts = bank.basis
     if json:
         print_json([_facts(prompt) for prompt in prompts])
         return

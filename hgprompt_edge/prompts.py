@@ -260,8 +260,10 @@ def bundled_bank() -> Path:
     return Path(str(package_files("hgprompt_edge.bundled") / "bank"))
 
 
-def read_bank(source: str | Path = "bundled") -> PromptBank:
+def read_bank(source: str | Path = "bundled", *, match: bool = True) -> PromptBank:
     """Read a folder of prompt files (or `bundled`), check that they fit, match their tokens.
+
+    Without `match` they stay in their own order, in which not all of them may be mixed.
 
     Raises
     ------
@@ -290,7 +292,8 @@ def read_bank(source: str | Path = "bundled") -> PromptBank:
     starts = [prompt for prompt in prompts if prompt.role == START]
     own = next((start for start in starts if _begins(start, sources[0])), None)
     ignored = tuple(start.name for start in starts if start is not own)
-    return match_prompts(PromptBank(sources, start=own, ignored=ignored))
+    bank = PromptBank(sources, start=own, ignored=ignored)
+    return match_prompts(bank) if match else bank
 
 
 def match_prompts(bank: PromptBank) -> PromptBank:

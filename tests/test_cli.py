@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from command_line import class_folders, hgedge, pets_archive, photo, run, small_bank
 
 from hgprompt_edge.bundle import read_bundle, write_bundle
-from hgprompt_edge.prompts import read_bank, write_start
+from hgprompt_edge.prompts import read_bank, write_prompt, write_start
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,17 @@ def test_prompt_show_names_every_prompt_on_a_narrow_terminal() -> None:
         assert prompt.name in column
 
 
+def test_prompt_show_of_several_init_seeds_needs_no_scipy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    second = read_bank(small_bank(tmp_path)).prompts[1]
+    write_prompt(tmp_path / f"{second.name}.safetensors", replace(second, init_seed=7))
+    shown = run("prompt", "show", str(tmp_path), "--json")
+    assert shown.exit_code == 0, shown.stderr
+    assert [fact["init_seed"] for fact in json.loads(shown.stdout)] == [0, 7]
+
+
 def test_prompt_train_writes_a_prompt_that_fit_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,8 +174,9 @@ def test_a_start_of_other_prompts_is_told_of(
     bank = small_bank(tmp_path / "prompts", 1)
     trained = replace(read_bank(bank).prompts[0], init_seed=1)
     write_start(bank, trained, trained.tokens)
-    result = run("fit", "--sources", str(bank), "--task", "pest")
-    assert "untrained: not what cifar10 started from" in result.stderr
+    for words in ("fit --task pest --sources", "prompt show"):
+        result = run(*words.split(), str(bank))
+        assert "untrained: not what cifar10 started from" in result.stderr
 
 
 def test_compare_and_tune(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
