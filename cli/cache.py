@@ -1,4 +1,4 @@
-"""`hgedge cache`: what fit keeps so that the next one is fast."""
+"""`hgedge cache`: what fit and prompt train keep so that the next one is fast."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import typer
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import out, print_json, reports_errors
 
-app = typer.Typer(help="Features that fit keeps on disk.", no_args_is_help=True)
+app = typer.Typer(help="What fit and prompt train keep on disk.", no_args_is_help=True)
 
 
 @app.command()
 @reports_errors
 def clear(json: options.Json = False) -> None:
-    """Delete all cached features; the next fit computes them again."""
-    from hgprompt_edge.transfer.features import clear_cache
+    """Delete all that is cached; the next fit computes it again."""
+    from hgprompt_edge.transfer.cache import clear_cache
 
     files, size = clear_cache()
     if json:
@@ -28,7 +28,7 @@ def clear(json: options.Json = False) -> None:
 def show(json: options.Json = False) -> None:
     """Print where the cache is and how much it holds."""
     from hgprompt_edge.files import cache_folder
-    from hgprompt_edge.transfer.features import cache_size
+    from hgprompt_edge.transfer.cache import cache_size
 
     files, size = cache_size()
     if json:

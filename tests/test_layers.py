@@ -110,6 +110,8 @@ sys.meta_path.insert(0, Block())
         "import hgprompt_edge.device.predictor, hgprompt_edge.device.mixing",
         "import hgprompt_edge.device.journal, hgprompt_edge.device.parcel",
         "from hgprompt_edge.cli.main import app",
+        "from hgprompt_edge.cli.main import app; app(['cache', 'show'])",
+        "from hgprompt_edge.cli.main import app; app(['cache', 'clear'])",
     ],
 )
 def test_light_imports_need_no_server_library(code: str) -> None:

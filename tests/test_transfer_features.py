@@ -12,8 +12,10 @@ from small_vits import TOKENS, make_backbone
 
 import hgprompt_edge.transfer.features as module
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.transfer.features import FeatureStore, cache_size, clear_cache, pull_back
+from hgprompt_edge.transfer.cache import cache_size, clear_cache
+from hgprompt_edge.transfer.features import FeatureStore, pull_back
 from hgprompt_edge.vit.forward import extract_features, features_token, normalize
+from hgprompt_edge.vit.start import neutral_tokens
 
 
 def images(count: int = 5, seed: int = 0) -> np.ndarray:
@@ -123,6 +125,30 @@ def test_clear_and_size() -> None:
     assert size > 5 * 32 * 4
     assert clear_cache() == (files, size)
     assert cache_size() == (0, 0)
+
+
+def test_starts_and_what_a_kill_left_are_counted_evicted_and_cleared(
+    private_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    backbone = make_backbone()
+    used, unused = (neutral_tokens(backbone, count, "deep", 0) for count in (2, 3))
+    left = private_cache / "features" / ".half.safetensors.tmp"
+    left.parent.mkdir()
+    left.write_bytes(b"x" * 5000)
+    starts = private_cache / "starts"
+    for path in (left, *starts.iterdir()):
+        os.utime(path, ns=(10**9, 10**9))
+    assert cache_size()[0] == 3
+    assert torch.equal(neutral_tokens(backbone, 2, "deep", 0), used)  # a hit counts as use
+    monkeypatch.setattr(module, "_limit_bytes", lambda: 2000)
+    FeatureStore(backbone).features(images(), None)
+    (kept,) = starts.iterdir()
+    assert kept.stat().st_size < unused.numel() * 4
+    assert not left.exists()
+    assert clear_cache()[0] == 2
+    assert cache_size() == (0, 0)
+    assert not list(starts.iterdir())
 
 
 def test_a_cache_that_cannot_be_written_warns_once(

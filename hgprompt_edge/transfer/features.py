@@ -22,6 +22,7 @@ from torch import Tensor
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import cache_folder, read_safetensors, write_safetensors
 from hgprompt_edge.transfer.alignment import prompt_gradient_variance
+from hgprompt_edge.transfer.cache import evict
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import extract_features, features_prefix, normalize
 from hgprompt_edge.vit.heads import Head
@@ -33,20 +34,6 @@ FORM_VERSION = 1
 """Raise it whenever the forward pass changes what it computes."""
 DEFAULT_MEGABYTES = 2048
 MICRO_BATCH = 64
-
-
-def clear_cache() -> tuple[int, int]:
-    """Delete all entries: `(files, bytes)` that were freed."""
-    entries = _entries()
-    for path, _, _ in entries:
-        path.unlink(missing_ok=True)
-    return len(entries), sum(size for _, size, _ in entries)
-
-
-def cache_size() -> tuple[int, int]:
-    """Count what the cache holds: `(files, bytes)`."""
-    entries = _entries()
-    return len(entries), sum(size for _, size, _ in entries)
 
 
 class FeatureStore:
@@ -151,7 +138,7 @@ class FeatureStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_safetensors(path, {"value": value.detach().numpy()}, {})
-            _evict(self._limit)
+            evict(self._limit)
         except (OSError, UserError) as error:
             self.enabled = False
             warnings.warn(
@@ -236,26 +223,3 @@ def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
         return None
     array = cast("npt.NDArray[np.float32]", value)
     return torch.from_numpy(array.copy()) if np.isfinite(array).all() else None
-
-
-def _entries() -> list[tuple[Path, int, int]]:
-    """`(path, bytes, time of last use)` of every entry, the least recently used first."""
-    entries = []
-    folder = _folder()
-    for path in folder.glob("*.safetensors") if folder.is_dir() else ():
-        try:
-            status = path.stat()
-        except OSError:  # another process evicted it
-            continue
-        entries.append((path, status.st_size, status.st_mtime_ns))
-    return sorted(entries, key=lambda entry: (entry[2], entry[0].name))
-
-
-def _evict(limit: int) -> None:
-    entries = _entries()
-    total = sum(size for _, size, _ in entries)
-    for path, size, _ in entries:
-        if total <= limit:
-            return
-        path.unlink(missing_ok=True)
-        total -= size

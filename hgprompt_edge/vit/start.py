@@ -9,7 +9,9 @@ images brings the prompted features back to the unprompted ones.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -73,7 +75,10 @@ def neutral_tokens(
     key = sha256_arrays({f"{backbone.sha256} {dtype} {NEUTRAL_STEPS}": start.numpy()})
     path = cache_folder() / "starts" / f"{key}.safetensors"
     try:
-        return torch.from_numpy(read_safetensors(path)[0]["prompt"])
+        found = torch.from_numpy(read_safetensors(path)[0]["prompt"])
+        with suppress(OSError):  # the least recently used entry goes first, and this one is used
+            os.utime(path)
+        return found
     except (UserError, KeyError):
         tokens = _neutralise(model, dtype, start, backbone.image_size, init_seed, report)
     try:

@@ -1,0 +1,54 @@
+"""What is kept on disk because it can be computed again: features, and what prompts start from.
+
+Imports no torch: a device shows and clears its cache without it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hgprompt_edge.files import cache_folder
+
+FOLDERS = ("features", "starts")
+"""Below the cache's folder: of `FeatureStore`, and of `vit.start.neutral_tokens`."""
+
+
+def clear_cache() -> tuple[int, int]:
+    """Delete all entries: `(files, bytes)` that were freed."""
+    entries = _entries()
+    for path, _, _ in entries:
+        path.unlink(missing_ok=True)
+    return len(entries), sum(size for _, size, _ in entries)
+
+
+def cache_size() -> tuple[int, int]:
+    """Count what the cache holds: `(files, bytes)`."""
+    entries = _entries()
+    return len(entries), sum(size for _, size, _ in entries)
+
+
+def evict(limit: int) -> None:
+    """Delete the least recently used entries until the rest has at most `limit` bytes."""
+    entries = _entries()
+    total = sum(size for _, size, _ in entries)
+    for path, size, _ in entries:
+        if total <= limit:
+            return
+        path.unlink(missing_ok=True)
+        total -= size
+
+
+def _entries() -> list[tuple[Path, int, int]]:
+    """`(path, bytes, time of last use)` of every file, the least recently used first.
+
+    Every file, so that what a killed process left half-written goes, too.
+    """
+    entries = []
+    paths = (path for name in FOLDERS for path in (cache_folder() / name).glob("*"))
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError:  # another process evicted it
+            continue
+        entries.append((path, status.st_size, status.st_mtime_ns))
+    return sorted(entries, key=lambda entry: (entry[2], entry[0].name))
