@@ -16,21 +16,31 @@ NEEDS = {
     "numpy": "everything",
     "onnxruntime": "predict",
     "pillow": "predict",
+    "cmaes": "adapt --method cma, compare",
     "torch": "fit, export, prompt train",
     "torchvision": "fit, export, prompt train",
     "timm": "fit, export, prompt train",
+    "huggingface_hub": "backbones of the hub, --data hf:ORG/NAME",
     "onnx": "export",
     "onnx-ir": "export",
     "scikit-learn": "fit with --task digits",
     "scipy": "banks of several init seeds, --task svhn",
     "matplotlib": "the figure of fit",
     "pyarrow": "parquet files",
+    "h5py": "--task camelyon as torchvision lays it out",
     "openvino": "export --format openvino, predict and bench on .xml",
     "nncf": "export --format openvino --precision int8",
     "model-signing": "export --sign, verify --key",
 }
-EXTRAS = {"openvino": "openvino", "nncf": "int8", "model-signing": "sign"}
-"""Packages that an extra of its own brings; `server` brings the rest."""
+SERVER = "hgprompt-edge[server]"
+BROUGHT_BY = {
+    **dict.fromkeys(("numpy", "onnxruntime", "pillow", "cmaes"), "hgprompt-edge"),
+    "h5py": "h5py",
+    "openvino": "hgprompt-edge[openvino]",
+    "nncf": "hgprompt-edge[int8]",
+    "model-signing": "hgprompt-edge[sign]",
+}
+"""What to install for a package; for the others it is `SERVER`."""
 
 
 @reports_errors
@@ -55,9 +65,9 @@ def doctor(json: options.Json = False) -> None:
         table.add_row(name, found or "missing", NEEDS[name])
     out.print(table)
     missing = [name for name, found in packages.items() if found is None]
-    for extra in dict.fromkeys(EXTRAS.get(name, "server") for name in missing):
-        lacking = ", ".join(name for name in missing if EXTRAS.get(name, "server") == extra)
-        out.print(f"{lacking}: pip install 'hgprompt-edge[{extra}]'", markup=False, soft_wrap=True)
+    for source in dict.fromkeys(BROUGHT_BY.get(name, SERVER) for name in missing):
+        lacking = ", ".join(name for name in missing if BROUGHT_BY.get(name, SERVER) == source)
+        out.print(f"{lacking}: pip install '{source}'", markup=False, soft_wrap=True)
 
 
 def _version(name: str) -> str | None:

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from inspect import signature
 from pathlib import Path
 
@@ -110,6 +111,27 @@ def test_prompt_show_and_cache(tmp_path: Path) -> None:
     assert json.loads(run("cache", "show", "--json").stdout)["files"] == 0
     assert json.loads(run("cache", "clear", "--json").stdout)["files"] == 0
     assert json.loads(run("doctor", "--json").stdout)["packages"]["numpy"]
+
+
+def test_doctor_says_what_is_missing_for_what_and_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(name: str) -> str:
+        if name in ("cmaes", "huggingface_hub", "timm", "h5py", "nncf"):
+            raise PackageNotFoundError
+        return "1.0"
+
+    monkeypatch.setattr("hgprompt_edge.cli.doctor.version", missing)
+    result = run("doctor")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[-4:] == [
+        "cmaes: pip install 'hgprompt-edge'",
+        "timm, huggingface_hub: pip install 'hgprompt-edge[server]'",
+        "h5py: pip install 'h5py'",
+        "nncf: pip install 'hgprompt-edge[int8]'",
+    ]
+    assert "--task camelyon" in result.stdout
+    assert json.loads(run("doctor", "--json").stdout)["packages"]["h5py"] is None
 
 
 def test_prompt_show_names_every_prompt_on_a_narrow_terminal() -> None:
