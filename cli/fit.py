@@ -321,7 +321,8 @@ def _log_loss_line(objective: dict[str, Any]) -> str:
 def never_worse_table(bundle: Bundle) -> Table:
     """Ways to use the sources and what each is worth; the chosen one in bold.
 
-    The log-loss is what chose: cross-fitted over training and validation images, else validation's.
+    The log-loss is what the choice goes by: cross-fitted over training and validation images, else
+    validation's.
     """
     crossed = all(row.cross_log_loss is not None for row in bundle.table)
     table = Table(box=None, pad_edge=False)

@@ -34,8 +34,9 @@ class HGPrompt:
     Maximises `J = H / H_scale - lambda R` over weights on the simplex (METHOD eq. 5) on cached
     features, then goes down the cross-fitted log-loss of the head through the frozen backbone, with
     a weight for each source and layer, and for the untrained prompt that the sources started from
-    where the bank holds it. No prompt, the best source, the uniform mix and the learned
-    mix are compared on held-out images, and the best is kept.
+    where the bank holds it. No prompt, the best source, the uniform mix and the learned mix are
+    compared on held-out images, and the best is kept if it gains enough over no prompt
+    (`choice.never_worse`).
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ class HGPrompt:
         The learned mix of the bank's `basis`, chosen or not: one weight for each prompt and layer,
         or for each prompt where the exact steps did not hold out best.
     choice_ : str
-        Row of the table that validation chose.
+        Row of the table that was kept: not always the one with the lowest log-loss.
     best_source_ : str
         The source that is best on held-out images.
     left_out_ : tuple of str
