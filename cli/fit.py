@@ -39,6 +39,9 @@ METHODS = {
     "tuned": "tuned",
 }
 
+OF_MERGE = {"files", "merge", "bundle", "checkpoint", "output", "json"}
+"""Parameters that --merge looks at."""
+
 
 class Space(str, Enum):
     """Where gradients of the sources are compared."""
@@ -58,6 +61,7 @@ class HeadKind(str, Enum):
 @reports_errors
 @needs_server
 def fit(
+    ctx: typer.Context,
     files: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -122,8 +126,7 @@ def fit(
     if merge:
         from hgprompt_edge.cli.merge import merge_into
 
-        if task is not None or data is not None:
-            raise UserError("--merge: takes no images; leave --task and --data out")
+        _check_merge(ctx)
         merge_into(files or [], bundle, output, checkpoint, json)
         return
     if files or bundle:
@@ -188,6 +191,24 @@ def fit(
         print_json({**document, "conditions": [vars(worth) for worth in worths]})
     else:
         _print_result(mixer, images, path, figure, worths, seconds)
+
+
+def _check_merge(ctx: typer.Context) -> None:
+    """Refuse options that a merge would not look at."""
+    from hgprompt_edge.errors import UserError
+
+    unused = [
+        "/".join((*parameter.opts, *parameter.secondary_opts))
+        for parameter in ctx.command.params
+        if parameter.name not in OF_MERGE and _is_given(ctx, str(parameter.name))
+    ]
+    if unused:
+        raise UserError(f"--merge: fits nothing and takes no images; leave {', '.join(unused)} out")
+
+
+def _is_given(ctx: typer.Context, parameter: str) -> bool:
+    source = ctx.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _document(

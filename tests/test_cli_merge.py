@@ -87,7 +87,11 @@ def test_a_bundle_without_a_prompt_says_where_the_mix_goes(fleet: Bundle, tmp_pa
     [
         ("fit --merge", "--merge: name the files that devices sent, or a folder of them"),
         ("fit --merge nowhere.json", "nowhere.json: cannot be read (no such file or directory)"),
-        ("fit --merge sent --task digits", "--merge: takes no images"),
+        ("fit --merge sent --task digits", "takes no images; leave --task out"),
+        (
+            "fit --merge sent --conditions dark --no-keep-sources --lambda 0.003",
+            "leave --lambda, --keep-sources/--no-keep-sources, --conditions out",
+        ),
         ("fit sent --task digits", "FILES and --bundle: go with --merge alone"),
         ("fit --merge sent --bundle no.hgbundle", "no.hgbundle: cannot be read"),
         ("fit --merge sent -o nowhere/new.hgbundle", "--output: cannot write to the folder"),
