@@ -246,13 +246,16 @@ def check_joins(folder: Path, prompt: Prompt) -> None:
     Raises
     ------
     UserError
-        It does not fit another prompt there, or that one is damaged.
+        It does not fit another prompt there, that one is damaged, or it would take the place of the
+        start.
     """
+    taken = folder / f"{prompt.name}.safetensors"
+    if taken.exists() and read_prompt(taken).role != prompt.role:
+        raise UserError(f"{taken}: is what the prompts there started from; give another name")
     for source in _sources_in(folder):
         misfit = _misfit(prompt, source) if source.name != prompt.name else None
         if misfit:
-            path = folder / f"{prompt.name}.safetensors"
-            raise UserError(f"{path}: {misfit}, so name another folder with --output")
+            raise UserError(f"{taken}: {misfit}, so name another folder with --output")
 
 
 def bundled_bank() -> Path:

@@ -204,6 +204,13 @@ def test_what_does_not_fit_a_bank_is_told_before_it_is_made(tmp_path: Path, name
     check_joins(tmp_path / "not made yet", make_prompt("b", **changes))
 
 
+def test_no_source_takes_the_place_of_the_start(tmp_path: Path) -> None:
+    bank = write_bank(tmp_path, make_prompt("a"))
+    write_start(bank, make_prompt("a"), np.zeros((3, 4, 8), np.float32))
+    with pytest.raises(UserError, match=r"untrained.safetensors: is what the prompts there"):
+        check_joins(bank, make_prompt("untrained"))
+
+
 def test_a_source_that_is_called_like_the_start_stays(tmp_path: Path) -> None:
     bank = write_bank(tmp_path, make_prompt("untrained"))
     write_start(bank, make_prompt("untrained"), np.zeros((3, 4, 8), np.float32))
