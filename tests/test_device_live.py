@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 from planted import Planted
@@ -42,6 +43,58 @@ class TestLive:
         fresh.set_weights(mix)
         wanted = fresh.logits(planted.images[:3]) + 1
         np.testing.assert_allclose(live.logits(planted.images[:3]), wanted, rtol=1e-4, atol=1e-4)
+
+    def test_a_state_that_is_deleted_or_replaced_is_followed_too(
+        self, planted: Planted, tmp_path: Path
+    ) -> None:
+        """Each journal here has a version 2, and each is another one."""
+        state, bank, classes = tmp_path / "state", planted.bank, planted.predictor.classes
+        mixes = [np.roll(bank.factory, shift) for shift in (1, 2)]
+        images, live = planted.images[:3], Predictor(planted.path, state=state)
+        factory = live.logits(images)
+
+        def learn(folder: Path, mix: npt.NDArray[np.float32]) -> None:
+            with open_journal(folder, bank, classes) as journal:
+                assert journal.commit(mix, method="labelled", images=1, figures={}).id == 2
+
+        def serves(mix: npt.NDArray[np.float32]) -> None:
+            assert live.refresh()
+            assert not live.refresh()
+            fresh = Predictor(planted.path)
+            fresh.set_weights(mix)
+            np.testing.assert_array_equal(live.logits(images), fresh.logits(images))
+
+        learn(state, mixes[0])
+        serves(mixes[0])
+        shutil.rmtree(state)
+        serves(bank.factory)
+        np.testing.assert_array_equal(live.logits(images), factory)
+        learn(state, mixes[0])
+        serves(mixes[0])
+        shutil.rmtree(state)
+        learn(state, mixes[1])
+        serves(mixes[1])
+        state.rename(tmp_path / "kept")
+        learn(tmp_path / "another", mixes[0])
+        (tmp_path / "another").rename(state)
+        serves(mixes[0])
+
+    def test_the_state_of_another_model_is_never_served(
+        self, planted: Planted, tmp_path: Path
+    ) -> None:
+        state, bank = tmp_path / "state", planted.bank
+        open_journal(state, bank, planted.predictor.classes).close()
+        live = Predictor(planted.path, state=state)
+        with open_journal(tmp_path / "another", bank, ("cat", "dog")) as other:
+            mix = np.roll(bank.factory, 1)
+            other.commit(mix, method="labelled", images=1, figures={})
+        state.rename(tmp_path / "kept")
+        (tmp_path / "another").rename(state)
+        for _ in range(2):
+            with pytest.raises(UserError, match="for a model with other classes"):
+                live.refresh()
+        assert live.version is not None
+        assert live.version.id == 1
 
     def test_watch_serves_new_images_with_new_weights(
         self, planted: Planted, tmp_path: Path

@@ -49,7 +49,7 @@ class Journal:
         with another factory mix brings that into force.
     read_only
         Write nothing. A missing journal then reads as one that holds the factory version, until
-        somebody else makes it.
+        somebody else makes it; so does one that is deleted, and another in its place is taken over.
     classes
         Of the model. A bank may serve several tasks, a state only one: other classes are refused.
     clock
@@ -99,7 +99,7 @@ class Journal:
         """Return the newest version that is whole."""
         with explained(self.path):
             ledger = self._ledger
-            if self.read_only and (not ledger.is_open or (ledger.immutable and self.changed())):
+            if self.read_only and (ledger.is_another or (ledger.immutable and self.changed())):
                 ledger.open_to_read()
             self._seen = ledger.stamp()  # before reading: what comes between counts as a change
             version = self._newest()
@@ -195,11 +195,12 @@ class Journal:
             return self._append_factory(RESET)
 
     def changed(self) -> bool:
-        """Whether anybody else has committed since the last `current()`; takes microseconds."""
-        if not self._ledger.is_open:
-            return self.path.exists()
+        """Whether anybody else has committed since the last `current()`, or the file is another.
+
+        Takes microseconds.
+        """
         with explained(self.path):
-            return self._ledger.stamp() != self._seen
+            return self._ledger.is_another or self._ledger.stamp() != self._seen
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:

@@ -42,6 +42,7 @@ class Ledger:
     def __init__(self, path: Path, bank_sha256: str, classes: str) -> None:
         self.path, self._bank, self._classes = path, bank_sha256, classes
         self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
         self.immutable = False
 
     @property
@@ -49,10 +50,19 @@ class Ledger:
         """Whether there is a file to read."""
         return self._connection is not None
 
+    @property
+    def is_another(self) -> bool:
+        """Whether the open file is gone, or another one is there; takes microseconds.
+
+        A file that is open keeps its inode when it is deleted, so that no new one gets it.
+        """
+        return _identity(self.path) != self._file
+
     def open_to_write(self, first: Version) -> None:
         """Open the file; where it is new, with a first version."""
         make_folder(self.path.parent)
         connection = self._connection = connect(self.path, "rwc")
+        self._file = _identity(self.path)
         if not self._is_empty(connection):
             # Fails where the file is read-only: now, not after minutes of learning.
             connection.execute("DELETE FROM version WHERE 0")
@@ -81,7 +91,7 @@ class Ledger:
         """Let go of the file."""
         if self._connection is not None:
             self._connection.close()
-            self._connection = None
+            self._connection = self._file = None
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -148,9 +158,15 @@ class Ledger:
 
     def _read(self, mode: str) -> None:
         self.close()
+        file = _identity(self.path)  # before it is opened: one that comes between is another
         self._connection, self.immutable = connect(self.path, mode), mode != "ro"
-        if self._is_empty(self._connection):
-            self.close()
+        self._file = file
+        empty = True
+        try:
+            empty = self._is_empty(self._connection)
+        finally:
+            if empty:  # or refused: it must not be read because it is open already
+                self.close()
 
     def _is_empty(self, connection: sqlite3.Connection) -> bool:
         """Whether the file has not been filled yet; refuse what is not this model's journal."""
@@ -191,3 +207,12 @@ class Ledger:
         self.append(first)
         connection.execute(f"PRAGMA application_id = {APPLICATION}")
         connection.execute(f"PRAGMA user_version = {FORMAT}")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Tell files apart that have had one name, whatever they hold; None: there is none."""
+    try:
+        state = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return state.st_dev, state.st_ino

@@ -146,16 +146,16 @@ class Predictor:
         """Take over newer weights from the state folder; returns whether there were any.
 
         Costs microseconds where there are none. Call it between images, as `predict --watch` does.
+        Where the folder was deleted, they are the factory's again.
         """
         journal = self._journal
         if journal is None or self.bank is None or not (force or journal.changed()):
             return False
         version = journal.current()
-        if self.version is not None and version.id == self.version.id:
+        before, self.version = self.version, version
+        if before is not None and _content(before) == _content(version):
             return False
-        head = head_of(version, self.bank)
-        self.set_weights(version.weights, head)
-        self.version = version
+        self.set_weights(version.weights, head_of(version, self.bank))
         return True
 
     @property
@@ -323,6 +323,12 @@ def head_of(version: Version, bank: Bank) -> tuple[Floats, Floats] | None:
         bank.head_weight if weight is None else weight,
         bank.head_bias if bias is None else bias,
     )
+
+
+def _content(version: Version) -> tuple[object, ...]:
+    """Return what sets a version apart, also from one of the same number in another journal."""
+    arrays = (version.weights, version.head_weight, version.head_bias)
+    return version.id, *(None if array is None else array.tobytes() for array in arrays)
 
 
 def state_folder(model: Path) -> Path:
