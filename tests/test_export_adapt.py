@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,6 +33,7 @@ from hgprompt_edge.export.graph import build_graph
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.export.openvino_file import export_openvino
 from hgprompt_edge.export.rewrites import Attention, Rewrites
+from hgprompt_edge.files import read_safetensors, write_safetensors
 from hgprompt_edge.vit.backbone import Backbone
 
 CHOICES = ("learned", "none", "tuned", "layered")
@@ -338,6 +340,59 @@ class TestBankFile:
         path.write_bytes(path.read_bytes()[:100])
         with pytest.raises(UserError, match="truncated"):
             read_bank(path)
+
+
+HOSTILE: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
+    "no names": ({}, {"names": "[]"}, "'names' holds no names"),
+    "numbers for names": ({}, {"names": "[1, 2, 3]"}, "'names' holds no names"),
+    "a number for names": ({}, {"names": "3"}, "not iterable"),
+    "no heads": ({}, {"heads": "0"}, "'heads' is 0"),
+    "negative heads": ({}, {"heads": "-2"}, "'heads' is -2"),
+    "no width": ({}, {"width": "0"}, "'width' is 0"),
+    "another width": ({}, {"width": "31"}, "'width' is 31, not 32"),
+    "weights of integers": ({"factory": np.array([1, 0, 0])}, {}, "'factory' is int64, not"),
+    "weights of another sum": ({"factory": np.float32([0, 0, 0])}, {}, "'factory' is no mix"),
+    "weights below 0": ({"factory": np.float32([2, 0, -1])}, {}, "'factory' is no mix"),
+    "a flat head": ({"head.weight": np.zeros(4, np.float32)}, {}, "unpack"),
+    "short mean": (
+        {"clean.mean": np.zeros(31, np.float32)},
+        {},
+        r"'clean' is \(\(31,\), \(32,\)\)",
+    ),
+    "variance below 0": ({"clean.var": np.full(32, -1, np.float32)}, {}, "'clean.var' is below 0"),
+    "eps below 0": ({"eps": np.full(2, -1.0)}, {}, "'eps' is below 0"),
+    "key norm of another width": (
+        {"key_norm.bias": np.zeros((2, 9), np.float32)},
+        {},
+        "'key_norm'",
+    ),
+    "half a key norm": ({"key_norm.bias": None}, {}, "'key_norm.bias'"),
+}
+
+
+@pytest.fixture(scope="module")
+def bank_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bank with all that one may hold."""
+    moments = np.zeros(32, np.float32), np.ones(32, np.float32)
+    bank = Case("large epsilon").bank
+    path = tmp_path_factory.mktemp("bank") / "b.bank.safetensors"
+    write_bank(path, replace(bank, clean_mean=moments[0], clean_var=moments[1]))
+    return path
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_banks_get_one_sentence(name: str, bank_file: Path, tmp_path: Path) -> None:
+    assert read_bank(bank_file).clean is not None
+    tensors, metadata = read_safetensors(bank_file)
+    changed, entries, message = HOSTILE[name]
+    tensors = {key: array for key, array in {**tensors, **changed}.items() if array is not None}
+    path = tmp_path / "hostile.bank.safetensors"
+    write_safetensors(path, tensors, {**metadata, **entries})
+    with pytest.raises(
+        UserError, match=rf"damaged bank \(.*{message}.*\); copy or export"
+    ) as caught:
+        read_bank(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_names_beside_the_model() -> None:

@@ -25,6 +25,8 @@ FORMAT = "hgprompt.bank/1"
 SUFFIX = ".bank.safetensors"
 TINY = 1e-30
 """Smallest share of the prompts: its logarithm is finite, and no score notices it."""
+TOLERANCE = 1e-3
+"""How far from 1 the sum of a mix may be."""
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -176,7 +178,7 @@ def read_bank(path: Path) -> Bank:
     Raises
     ------
     UserError
-        Missing, damaged, another format, shapes that do not fit, or numbers that are not finite.
+        Missing, damaged, another format, or shapes, dtypes or numbers that cannot be a bank's.
     """
     if not path.is_file():
         raise UserError(
@@ -193,13 +195,19 @@ def read_bank(path: Path) -> Bank:
     try:
         bank = _parse(tensors, metadata)
         _check(bank)
-    except (KeyError, ValueError, TypeError) as error:
+    except (LookupError, ArithmeticError, ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged bank ({error}); copy or export it again") from error
     return bank
 
 
 def _parse(tensors: dict[str, Array], metadata: dict[str, str]) -> Bank:
     floats = cast("dict[str, Floats]", tensors)
+    for name, tensor in floats.items():
+        dtype = np.dtype(np.float64 if name.endswith("eps") else np.float32)
+        if tensor.dtype != dtype:
+            raise ValueError(f"'{name}' is {tensor.dtype}, not {dtype}")
+        if name.endswith(("eps", "var")) and (tensor < 0).any():
+            raise ValueError(f"'{name}' is below 0")
     doubles = cast("dict[str, Doubles]", tensors)
     norm = None
     if "key_norm.weight" in tensors:
@@ -229,7 +237,12 @@ def _parse(tensors: dict[str, Array], metadata: dict[str, str]) -> Bank:
 def _check(bank: Bank) -> None:
     mixer, entries = bank.mixer, len(bank.names)
     sources, layers, tokens, width = mixer.keys.shape
-    for what, found, wanted in (
+    _, features = bank.head_weight.shape
+    if not entries or not all(isinstance(name, str) for name in bank.names):
+        raise ValueError("'names' holds no names")
+    if mixer.heads < 1 or mixer.width < 1:
+        raise ValueError(f"'heads' is {mixer.heads}, 'width' is {mixer.width}")
+    shapes: list[tuple[str, object, object]] = [
         ("keys", sources, entries - bank.gated),
         ("values", mixer.values.shape, mixer.keys.shape),
         ("gram", mixer.gram.shape, (layers, tokens, sources, sources)),
@@ -237,8 +250,19 @@ def _check(bank: Bank) -> None:
         ("value_bias", mixer.value_bias.shape, (layers, width)),
         ("eps", mixer.eps.shape, (layers,)),
         ("heads", width % mixer.heads, 0),
+        ("width", mixer.width, features),
         ("factory", bank.factory.shape, (entries,)),
         ("head.bias", bank.head_bias.shape, bank.head_weight.shape[:1]),
-    ):
-        if found != wanted:
-            raise ValueError(f"'{what}' is {found}, not {wanted}")
+    ]
+    if mixer.key_norm is not None:
+        head = layers, width // mixer.heads
+        found = tuple(array.shape for array in mixer.key_norm)
+        shapes.append(("key_norm", found, (head, head, (layers,))))
+    if bank.clean is not None:
+        found = tuple(array.shape for array in bank.clean)
+        shapes.append(("clean", found, ((features,), (features,))))
+    for what, shape, wanted in shapes:
+        if shape != wanted:
+            raise ValueError(f"'{what}' is {shape}, not {wanted}")
+    if bank.factory.min() < 0 or abs(float(bank.factory.sum()) - 1) > TOLERANCE:
+        raise ValueError("'factory' is no mix: not below 0, with the sum 1")
