@@ -44,6 +44,16 @@ class TestSeen:
         assert len(seen.unreadable) == 1
         assert len(self.read(folder, planted, limit=3).pixels) in (2, 3)
 
+    @pytest.mark.parametrize("seed", range(5))
+    def test_a_limit_takes_of_all_classes_alike(
+        self, tmp_path: Path, planted: Planted, seed: int
+    ) -> None:
+        first, second, third = planted.predictor.classes[:3]
+        folder = self.folder(tmp_path / "seen", {first: 9, second: 1, third: 3})
+        for limit, counts in ((2, (1, 1)), (6, (1, 2, 3)), (99, (1, 3, 9))):
+            labels = self.read(folder, planted, limit=limit, seed=seed).labels
+            assert sorted(np.unique(labels, return_counts=True)[1]) == list(counts)
+
     @pytest.mark.parametrize(
         ("names", "message"),
         [

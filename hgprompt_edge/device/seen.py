@@ -57,7 +57,7 @@ def read_labelled(
     Parameters
     ----------
     limit
-        Take so many images at most, drawn at random.
+        Take so many images at most, drawn at random, of all classes alike.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def read_labelled(
         )
     found = [(path, classes.index(name)) for name in names for path in _images(folder / name)]
     places = np.array([place for _, place in found], np.int64)
-    rows = _draw(len(found), limit, seed)
+    rows = _draw_alike(places, limit, seed)
     pixels, read, bad = _read([found[row][0] for row in rows], preprocessing)
     labels = places[rows][read]
     if len(np.unique(labels)) < 2:
@@ -106,6 +106,16 @@ def read_unlabelled(
     if len(pixels) < 2:
         raise UserError(f"{folder}: fewer than two of its images can be read; name another folder")
     return Seen(pixels, None, bad)
+
+
+def _draw_alike(places: Labels, limit: int | None, seed: int) -> Labels:
+    """Rows of the first image of each class, then of the second of each, up to the limit."""
+    order = np.random.default_rng(seed).permutation(len(places))
+    turn = np.zeros(len(places), np.int64)
+    for place in np.unique(places):
+        mine = order[places[order] == place]
+        turn[mine] = np.arange(len(mine))
+    return np.sort(order[np.argsort(turn[order], kind="stable")][:limit])
 
 
 def _draw(count: int, limit: int | None, seed: int) -> Labels:
