@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from planted import Planted
 from small_vits import token_features
@@ -393,6 +394,18 @@ class TestTrustNothing:
         learner = GradientLearner(planted.graph, Settings(steps=2))
         with pytest.raises(CheckError, match="computes the gradient wrongly on this machine"):
             adapt_labelled(learner, planted.images, planted.labels, planted.factory)
+
+
+def test_graph_with_weights_outside_its_folder_is_refused(planted: Planted, tmp_path: Path) -> None:
+    path, inner = tmp_path / "graph.onnx", tmp_path / "inner" / "graph.onnx"
+    options = {"save_as_external_data": True, "location": "w.bin", "size_threshold": 1000}
+    onnx.save(onnx.load(adapt_path(planted.path)), path, **options)
+    AdaptGraph(path, planted.bank)
+    inner.parent.mkdir()
+    inner.write_bytes(path.read_bytes())
+    (inner.parent / "w.bin").symlink_to(tmp_path / "w.bin")
+    with pytest.raises(UserError, match=r"wants weights from 'w\.bin', a symbolic link"):
+        AdaptGraph(inner, planted.bank)
 
 
 def test_graph_of_another_bank_is_refused(planted: Planted) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from hgprompt_edge.device.bank import Bank, bank_path, difference
+from hgprompt_edge.device.external import check_external_data
 from hgprompt_edge.device.metadata import PREFIX
 from hgprompt_edge.device.onnx_engine import explain
 from hgprompt_edge.device.softmax import softmax
@@ -90,7 +91,8 @@ class AdaptGraph:
     Raises
     ------
     UserError
-        No such file, not ours, of another bank, or the runtime does not load it.
+        No such file, not ours, of another bank, with weights outside its folder, or the runtime
+        does not load it.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class AdaptGraph:
                 f"{path}: no such file; export the model with `--adapt`, or use --method cma, "
                 "which needs the model alone"
             )
+        check_external_data(path)
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors come as exceptions
         # Weights are multiplied by as they lie, forwards and backwards: packed copies of both
