@@ -170,6 +170,22 @@ def test_what_was_compiled_is_cached(model: Path, private_cache: Path) -> None:
     assert list((private_cache / "openvino").rglob("*.blob"))
 
 
+@pytest.mark.parametrize("home", [True, False])
+def test_a_model_runs_where_nothing_can_be_cached(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: bool
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HGEDGE_CACHE", str(tmp_path / "file" / "below") if home else "")
+    if not home:
+
+        def nowhere() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(Path, "home", nowhere)
+    assert Predictor(model).compare_probe().ok
+
+
 def test_a_new_model_of_the_same_name_is_not_taken_from_the_cache(
     tmp_path: Path, bundle: Bundle, backbone: Backbone
 ) -> None:

@@ -34,7 +34,8 @@ class OpenVinoEngine:
         Compute in bfloat16, which is twice as fast on some CPUs and slower than float32 on others.
         None: what an int8 model leaves in float, on CPUs with AMX, if its accuracy was held so.
     cache
-        Keep what the device compiled, so that the next process starts faster.
+        Keep what the device compiled, so that the next process starts faster, where the cache's
+        folder can be written.
 
     Raises
     ------
@@ -74,8 +75,9 @@ class OpenVinoEngine:
             precision = "bf16" if bf16 else "f32"
             settings["INFERENCE_PRECISION_HINT"] = precision
             digest = _check_weights(weights, self.entries)
-            if cache:
-                core.set_property({"CACHE_DIR": str(_cache(path, digest, precision))})
+            folder = _cache(path, digest, precision) if cache else None
+            if folder is not None:
+                core.set_property({"CACHE_DIR": str(folder)})
                 # Given the path and not the model, a compiled one is read without the weights of
                 # both in memory at once.
                 del model
@@ -150,15 +152,20 @@ def _check_weights(weights: Path, entries: Mapping[str, str]) -> str:
     return found
 
 
-def _cache(path: Path, weights_sha256: str, precision: str) -> Path:
-    """Where what was compiled of these two files is kept.
+def _cache(path: Path, weights_sha256: str, precision: str) -> Path | None:
+    """Make the folder that keeps what was compiled of these two files; None where it cannot be.
 
     A folder by content and precision: by itself OpenVINO tells files of one name apart by size and
     date alone, and on CPUs with AMX it takes what was compiled for float32 for bfloat16, too, which
     gives NaN.
     """
     name = f"{sha256_file(path)[:16]}-{weights_sha256[:16]}-{precision}"
-    return cache_folder() / "openvino" / name
+    try:
+        folder = cache_folder() / "openvino" / name
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # the latter: this user has no home
+        return None  # only the next start is slower
+    return folder
 
 
 def _explain(message: str, version: str) -> str:
