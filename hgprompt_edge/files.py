@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,9 +93,9 @@ def atomic_paths(*paths: Path) -> Iterator[tuple[Path, ...]]:
 def _replace_all(new: Sequence[Path], places: Sequence[Path]) -> None:
     """Move files into their places; if one move fails, undo those before it."""
     kept = [path.with_name(f"{path.name}.old") for path in new]
-    for place, old in zip(places, kept, strict=True):
+    for place, old in zip(places[:-1], kept, strict=False):  # nothing undoes the last move
         if place.exists():
-            os.link(place, old)
+            _keep(place, old)
     done: list[tuple[Path, Path]] = []
     try:
         for path, place, old in zip(new, places, kept, strict=True):
@@ -103,10 +104,17 @@ def _replace_all(new: Sequence[Path], places: Sequence[Path]) -> None:
     except OSError:
         for place, old in done:
             if old.exists():
-                old.rename(place)
+                old.replace(place)
             else:
                 place.unlink()
         raise
+
+
+def _keep(place: Path, old: Path) -> None:
+    try:
+        os.link(place, old)
+    except OSError:  # FAT and many network file systems know no second name for a file
+        shutil.copy(place, old)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

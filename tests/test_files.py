@@ -48,6 +48,57 @@ def test_a_full_disk_is_one_sentence_and_the_old_file_survives(
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.fixture(params=[True, False], ids=["links", "no links"])
+def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both kinds of file systems: FAT and others refuse a second name for a file."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not request.param:
+        monkeypatch.setattr(os, "link", refuse)
+
+
+def write_set(places: list[Path], data: bytes) -> None:
+    with files.atomic_paths(*places) as temporary:
+        for path in temporary:
+            path.write_bytes(data)
+
+
+@pytest.mark.usefixtures("links")
+@pytest.mark.parametrize("count", [1, 3])
+def test_files_of_a_set_replace_old_ones(tmp_path: Path, count: int) -> None:
+    places = [tmp_path / name for name in "abc"[:count]]
+    for data in (b"old", b"new"):
+        write_set(places, data)
+        assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == [data] * count
+
+
+@pytest.mark.usefixtures("links")
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+def test_all_files_of_a_set_are_replaced_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    places = [tmp_path / name for name in "abc"]
+    (tmp_path / "a").write_bytes(b"old a")  # b is new
+    (tmp_path / "c").write_bytes(b"old c")
+    (tmp_path / "a").chmod(0o640)
+    honest, moves = Path.replace, []
+
+    def full(self: Path, target: Path) -> Path:
+        moves.append(target)
+        if len(moves) == fails_at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return honest(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        write_set(places, b"new")
+    found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert found == {"a": b"old a", "c": b"old c"}
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the folder .*nowhere does not exist"):
         files.write_bytes(tmp_path / "nowhere" / "a.onnx", b"")
