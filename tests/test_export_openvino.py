@@ -25,6 +25,7 @@ from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export import openvino_file
 from hgprompt_edge.export.openvino_file import Precision, add_metadata, export_openvino
+from hgprompt_edge.transfer.cache import cache_size, clear_cache
 from hgprompt_edge.vit.backbone import Backbone
 
 ov = pytest.importorskip("openvino")
@@ -165,9 +166,12 @@ def test_damaged_models_get_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-def test_what_was_compiled_is_cached(model: Path, private_cache: Path) -> None:
+def test_what_was_compiled_is_cached_and_cleared(model: Path, private_cache: Path) -> None:
     Predictor(model)
     assert list((private_cache / "openvino").rglob("*.blob"))
+    assert cache_size()[1] > model.with_suffix(".bin").stat().st_size
+    clear_cache()
+    assert not list((private_cache / "openvino").iterdir())
 
 
 @pytest.mark.parametrize("home", [True, False])

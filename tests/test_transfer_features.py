@@ -12,7 +12,7 @@ from small_vits import TOKENS, make_backbone
 
 import hgprompt_edge.transfer.features as module
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.transfer.cache import cache_size, clear_cache
+from hgprompt_edge.transfer.cache import cache_size, clear_cache, evict
 from hgprompt_edge.transfer.features import FeatureStore, pull_back
 from hgprompt_edge.vit.forward import extract_features, features_token, normalize
 from hgprompt_edge.vit.start import neutral_tokens
@@ -149,6 +149,22 @@ def test_starts_and_what_a_kill_left_are_counted_evicted_and_cleared(
     assert clear_cache()[0] == 2
     assert cache_size() == (0, 0)
     assert not list(starts.iterdir())
+
+
+def test_compiled_models_are_counted_evicted_and_cleared_with_their_folders(
+    private_cache: Path,
+) -> None:
+    folder = private_cache / "openvino"
+    for age, name in enumerate("abc"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "1.blob").write_bytes(b"x" * 1000)
+        os.utime(folder / name / "1.blob", ns=(10**9 + age, 10**9 + age))
+    assert cache_size() == (3, 3000)
+    evict(2500)
+    assert {path.name for path in folder.iterdir()} == {"b", "c"}
+    (folder / "empty").mkdir()
+    assert clear_cache() == (2, 2000)
+    assert not list(folder.iterdir())
 
 
 def test_a_cache_that_cannot_be_written_warns_once(
