@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
@@ -173,9 +174,53 @@ def test_external_data_is_found_in_every_place_and_allowed_inside(tmp_path: Path
     inner.graph.node.append(outer)
     path.write_bytes(inner.SerializeToString())
     assert external_locations(path) == ["weights.bin"]
-    for damage in (b"", b"\xff" * 100, path.read_bytes()[:30], b"\x3a\x05\x0a\x7f"):
+    for damage in (b"\xff" * 100, path.read_bytes()[:30], b"\x3a\x05\x0a\x7f"):
         path.write_bytes(damage)
-        assert external_locations(path) == []
+        with pytest.raises(UserError, match=r"m\.onnx: truncated or not an ONNX file"):
+            external_locations(path)
+
+
+# What the runtime skips behind or around a graph: groups, one with a field 7 in it, and a key of
+# more than 32 bits, which it cuts.
+SKIPPED = {
+    "a group": lambda graph: b"\x3a" + graph + b"\xa3\x06\xa4\x06",
+    "nested groups": lambda graph: b"\xa3\x06\xab\x06\x3a\x01\xff\xac\x06\xa4\x06\x3a" + graph,
+    "a long key": lambda graph: b"\xba\x80\x80\x80\x70" + graph,
+}
+
+
+@pytest.mark.parametrize("name", SKIPPED)
+def test_fields_that_onnx_does_not_have_hide_no_weights(tmp_path: Path, name: str) -> None:
+    path = with_external_data(tmp_path / "model", "weights.bin")
+    (path.parent / "weights.bin").write_bytes(np.ones(1, np.float32).tobytes())
+    model = onnx.load(path, load_external_data=False)
+    graph = model.graph.SerializeToString()
+    model.ClearField("graph")
+    assert len(graph) < 128, "its length takes a byte"
+    path.write_bytes(model.SerializeToString() + SKIPPED[name](bytes([len(graph)]) + graph))
+    session = ort.InferenceSession(path)
+    assert session.run(None, {"x": np.ones(1, np.float32)})[0] == 2, "the runtime finds them"
+    assert external_locations(path) == ["weights.bin"]
+
+
+@pytest.mark.parametrize("end", [b"\xa4\x06", b"\xa3\x06", b"\xa3\x06\xac\x06", b"\x09\x00"])
+def test_a_file_that_breaks_off_is_refused_by_this_reader(tmp_path: Path, end: bytes) -> None:
+    path = with_external_data(tmp_path / "model", "../weights.bin")
+    path.write_bytes(path.read_bytes() + end)
+    with pytest.raises(UserError, match=r"truncated or not an ONNX file"):
+        check_external_data(path)
+
+
+def test_defaults_of_a_function_are_searched(tmp_path: Path) -> None:
+    path = with_external_data(tmp_path / "model", "../weights.bin")
+    model = onnx.load(path, load_external_data=False)
+    default = onnx.AttributeProto(name="value", type=4, t=model.graph.initializer[0])
+    del model.graph.initializer[:]
+    opset = [helper.make_opsetid("", 20)]
+    function = helper.make_function("d", "f", [], [], [], opset, attribute_protos=[default])
+    model.functions.append(function)
+    path.write_bytes(model.SerializeToString())
+    assert external_locations(path) == ["../weights.bin"]
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Weights that an ONNX file keeps in other files: where they may lie.
 
 Read from the file's own bytes, since a device has no onnx package. Only the messages on the way to
-a tensor's `external_data` are followed; everything else is skipped by its length.
+a tensor's `external_data` are followed; everything else is skipped by its length. What is said here
+must be what the runtime reads: a file that it takes and this reader does not would be unchecked.
 """
 
 from __future__ import annotations
@@ -16,26 +17,27 @@ from hgprompt_edge.errors import UserError
 FOLLOW: dict[str, dict[int, str]] = {
     "model": {7: "graph", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "function": {7: "node"},
+    "function": {7: "node", 11: "attribute"},
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "entry"},
 }
-LENGTH_DELIMITED = 2
+VARINT, LENGTH_DELIMITED, GROUP, GROUP_END = 0, 2, 3, 4
 FIXED = {1: 8, 5: 4}
-MAX_DEPTH = 64
+KEY_BITS = 0xFFFFFFFF
+"""The runtime's reader cuts a longer key to these."""
+MAX_DEPTH = 100
+"""The runtime's reader goes no deeper."""
 
 
 def check_external_data(path: Path) -> None:
     """Refuse a model whose weights lie outside its folder.
 
-    A file that is no protobuf at all passes: the runtime says what is wrong with it.
-
     Raises
     ------
     UserError
-        An absolute path, one with `..`, or one through a symbolic link.
+        No protobuf to its end; or an absolute path, one with `..`, or one through a symbolic link.
     """
     for location in external_locations(path):
         parts = PurePosixPath(location.replace("\\", "/")).parts
@@ -55,7 +57,13 @@ def check_external_data(path: Path) -> None:
 
 
 def external_locations(path: Path) -> list[str]:
-    """Names of the other files that hold a model's weights, each once."""
+    """Names of the other files that hold a model's weights, each once.
+
+    Raises
+    ------
+    UserError
+        The file is no protobuf, or none to its end.
+    """
     with path.open("rb") as file:
         try:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -64,8 +72,10 @@ def external_locations(path: Path) -> list[str]:
         with data:
             try:
                 return list(dict.fromkeys(_locations(data, 0, len(data), "model", 0)))
-            except (IndexError, ValueError):
-                return []
+            except (IndexError, ValueError) as error:
+                raise UserError(
+                    f"{path}: truncated or not an ONNX file; copy or export it again"
+                ) from error
 
 
 def _locations(data: mmap.mmap, start: int, stop: int, message: str, depth: int) -> Iterator[str]:
@@ -83,23 +93,33 @@ def _locations(data: mmap.mmap, start: int, stop: int, message: str, depth: int)
 
 
 def _fields(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """Yield `(number, start, stop)` of the length-delimited fields of one message."""
+    """Yield `(number, start, stop)` of the length-delimited fields of one message.
+
+    Fields in groups, which ONNX has none of, are skipped, as the runtime skips them.
+    """
+    groups: list[int] = []
     at = start
     while at < stop:
         key, at = _varint(data, at)
-        kind = key & 7
+        number, kind = (key & KEY_BITS) >> 3, key & 7
+        begin = at
         if kind == LENGTH_DELIMITED:
-            size, at = _varint(data, at)
-            if at + size > stop:
-                raise ValueError("a field runs past its message")
-            yield key >> 3, at, at + size
-            at += size
-        elif kind == 0:
+            size, begin = _varint(data, at)
+            at = begin + size
+        elif kind == VARINT:
             _, at = _varint(data, at)
         elif kind in FIXED:
             at += FIXED[kind]
-        else:
+        elif kind == GROUP:
+            groups.append(number)
+        elif kind != GROUP_END or not groups or groups.pop() != number:
             raise ValueError("not a field")
+        if at > stop:
+            raise ValueError("a field runs past its message")
+        if kind == LENGTH_DELIMITED and not groups:
+            yield number, begin, at
+    if groups:
+        raise ValueError("a group without an end")
 
 
 def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
