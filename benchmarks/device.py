@@ -22,11 +22,11 @@ import time
 import venv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tomllib
 from PIL import Image
 
 from hgprompt_edge.device.cpu import cpu_features
@@ -44,7 +44,7 @@ MEASURE = """
 import json, resource, subprocess, sys
 done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-print(json.dumps([done.returncode, peak / 1024, done.stderr[-300:]]))
+print(json.dumps([done.returncode, peak / 1024, done.stderr]))
 """
 """Runs a command from a small process: a child's peak starts at that of its parent."""
 
@@ -70,7 +70,7 @@ def main() -> None:
         sites = {name: make_site(name, Path(folder) / name) for name in MODELS}
         capped = [row for name, site in sites.items() for row in run_capped(name, site)]
         if options.caps:
-            sys.exit(any(row["exit_code"] not in (0, 1) for row in capped))
+            sys.exit(any("failed" in row for row in capped))
         found = {
             "cpu_features": list(cpu_features()),
             "capped": capped,
@@ -145,7 +145,7 @@ def commands(site: Site) -> dict[str, tuple[str, ...]]:
 
 
 def run_capped(name: str, site: Site) -> list[dict[str, Any]]:
-    """Run both commands on one core with so much address space; exit code 1 is the guard's."""
+    """Run both commands on one core with so much address space."""
 
     def cap() -> None:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -157,7 +157,7 @@ def run_capped(name: str, site: Site) -> list[dict[str, Any]]:
         code, peak, seconds, said = run(words, site.model.with_name("capped"), cap)
         rows.append(
             {"model": name, "command": command, "cap_mb": CAPS[name], "exit_code": code,
-             "peak_mb": peak, "seconds": seconds}
+             "peak_mb": peak, "seconds": seconds, **({"failed": said} if said else {})}
         )  # fmt: skip
         print(f"{name} {command} in {CAPS[name]} MB: exit code {code}, peak {peak} MB {said}")
     return rows
@@ -175,8 +175,9 @@ def run_free(name: str, site: Site) -> list[dict[str, Any]]:
 def run(
     words: Sequence[str], state: Path, before: Callable[[], None] | None = None
 ) -> tuple[int, float, float, str]:
-    """Exit code, peak memory in MB, seconds, and what a failed command said."""
-    words = (*HGEDGE, *words, *(("--state", str(state)) if words[0] == "adapt" else ()))
+    """Exit code, peak memory in MB, seconds, and what a failed command said, else nothing."""
+    command = words[0]
+    words = (*HGEDGE, *words, *(("--state", str(state)) if command == "adapt" else ()))
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, *words],
@@ -187,7 +188,18 @@ def run(
     )
     code, peak, said = json.loads(done.stdout)
     seconds = round(time.perf_counter() - began, 2)
-    return code, round(peak, 1), seconds, said if code not in (0, 1) else ""
+    return code, round(peak, 1), seconds, failure(command, code, said)
+
+
+def failure(command: str, code: int, said: str) -> str:
+    """Return what a failed command said last, or its exit code; nothing of one that did its work.
+
+    Exit code 1 is that of adapt's guard, and of Python for any exception.
+    """
+    raised = "Traceback" in said or "this is a bug" in said
+    if code == 0 or (command == "adapt" and code == 1 and not raised):
+        return ""
+    return said[-300:].strip() or f"exit code {code}"
 
 
 def import_seconds() -> dict[str, float]:
@@ -273,11 +285,11 @@ def environment_mb() -> dict[str, float]:
 
 def check_wheels() -> int:
     """Download the base dependencies as wheels for aarch64; 0 where all of them exist."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [line for line in requires("hgprompt-edge") or () if "extra ==" not in line]
     with tempfile.TemporaryDirectory() as folder:
         platforms = (f"--platform={name}_aarch64" for name in PLATFORMS)
         words = ("download", "-q", "--only-binary=:all:", "--python-version=3.11", "-d", folder)
-        command = [sys.executable, "-m", "pip", *words, *platforms, *project["dependencies"]]
+        command = [sys.executable, "-m", "pip", *words, *platforms, *needed]
         code = subprocess.run(command).returncode
         print(f"{len(list(Path(folder).iterdir()))} wheels for aarch64, exit code {code}")
     return code
