@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
     path = options.json or (None if options.quick else RESULTS)
-    rows = [] if path is None or options.quick else read(path)
+    rows = [] if path is None else read(path)
     print(f"cpu: {' '.join(cpu_features())}")
     for model in ["s"] if options.quick else options.models:
         for prompt in options.prompts:
