@@ -7,8 +7,8 @@
 Every target meets the bundled bank without the sources of its own family. A cell is one target,
 seed, bank and number of training images; its rows go to a file of their own in `--work`, so a
 killed run goes on where it was. The seed draws the training and validation images and everything
-random in the methods; the test part is the same for all. Cells that the results file holds already
-are not run again: remove it after a change of the bank or of a method.
+random in the methods; the test part is the same for all. Cells that the results file or `--work`
+holds already are not run again: remove both after a change of the bank or of a method.
 
 All rows are gathered into benchmarks/results/transfer.json, from which docs/TRANSFER.md and its
 figures are drawn (benchmarks/transfer_report.py).
