@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,17 @@ def test_peak_memory_grows_with_what_is_held_and_stays() -> None:
     assert peak >= before + (32 << 20)
     del held
     assert peak_bytes() > before + (32 << 20)
+
+
+@pytest.mark.parametrize("windows", [True, False])
+def test_peak_memory_without_proc(monkeypatch: pytest.MonkeyPatch, windows: bool) -> None:
+    def missing(*_: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    if windows:
+        monkeypatch.setitem(sys.modules, "resource", None)
+    assert (peak_bytes() == 0) == windows
 
 
 def run(*words: str) -> tuple[int, str, str]:

@@ -99,6 +99,30 @@ def test_all_files_of_a_set_are_replaced_or_none(
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
 
 
+def test_what_windows_does_not_open_or_flush_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, writable = os.open, set()
+
+    def opened(path: Path, flags: int, *mode: int) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        descriptor = honest(path, flags, *mode)
+        if flags & os.O_RDWR:
+            writable.add(descriptor)
+        return descriptor
+
+    def flush(descriptor: int) -> None:
+        if descriptor not in writable:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(os, "name", "not posix")
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "fsync", flush)
+    files.write_bytes(tmp_path / "a.onnx", b"new")
+    assert (tmp_path / "a.onnx").read_bytes() == b"new"
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the folder .*nowhere does not exist"):
         files.write_bytes(tmp_path / "nowhere" / "a.onnx", b"")

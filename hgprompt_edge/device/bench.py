@@ -9,7 +9,6 @@ Load time, cold start and memory are measured in a process of its own for each m
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -38,7 +37,8 @@ class Measurement:
     cold_start_ms
         From the start of a process to its first prediction, Python's imports included.
     peak_mb
-        Most memory that this process held, to the end of its first predictions.
+        Most memory that this process held, to the end of its first predictions; 0 where the system
+        does not say.
     p50_ms, p90_ms, p99_ms
         Latency of one batch.
     images_per_s
@@ -120,16 +120,24 @@ def file_bytes(path: Path) -> int:
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process has held.
+    """Return the most memory that this process has held; 0 where the system does not say.
 
     `ru_maxrss` is the fallback alone: on Linux a new process begins with its parent's.
     """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return _peak_of_usage()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def _peak_of_usage() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _measure_alone(path: Path, threads: int | None, batch: int) -> dict[str, float]:
