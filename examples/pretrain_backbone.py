@@ -1,10 +1,10 @@
 """Pretrain a small ViT from scratch on any folder of class folders, on CPU cores.
 
-The recipe is that of the bundled backbone (see hgprompt_edge/bundled/README.md), with Muon from
-the start: random resized crops, flips, colour jitter, label smoothing, batches in micro-batches,
-part of the patches dropped at first, an average of the weights, bfloat16 where this CPU is faster
-in it. An interrupted run goes on where it stopped. The result is a safetensors file that every
-command takes:
+The recipe is that of the bundled backbone (see hgprompt_edge/bundled/README.md), with Muon, which
+torch has since 2.9, from the start: random resized crops, flips, colour jitter, label smoothing,
+batches in micro-batches, part of the patches dropped at first, an average of the weights, bfloat16
+where this CPU is faster in it. An interrupted run goes on where it stopped. The result is a
+safetensors file that every command takes:
 
     python examples/pretrain_backbone.py ~/tiny-imagenet/train --out my-vit.safetensors
     hgedge prompt train --task cifar100 --backbone bundled --checkpoint my-vit.safetensors
@@ -52,7 +52,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=50, help="steps")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not hasattr(torch.optim, "Muon"):
+        parser.error(f"torch {torch.__version__} has no Muon; run `pip install 'torch>=2.9'`")
+    return options
 
 
 def make_loader(options: argparse.Namespace) -> tuple[DataLoader[tuple[Tensor, Tensor]], int]:

@@ -78,3 +78,18 @@ def test_an_interrupted_pretraining_goes_on_where_it_was(tmp_path: Path) -> None
     assert "step 4/6" in printed
     assert not state.exists()
     assert load_backbone("bundled", checkpoint=out).depth == 2
+
+
+def test_an_older_torch_is_named_before_anything_is_read(tmp_path: Path) -> None:
+    script = str(ROOT / "examples" / "pretrain_backbone.py")
+    code = (
+        f"import runpy, sys, torch; sys.argv = [{script!r}, 'nowhere']; "
+        "vars(torch.optim).pop('Muon', None); "
+        f"runpy.run_path({script!r}, run_name='__main__')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "has no Muon; run `pip install 'torch>=2.9'`" in result.stderr
+    assert "Traceback" not in result.stderr
