@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,8 @@ Array = npt.NDArray[np.generic]
 
 MAX_HEADER_BYTES = 1 << 20
 """No file of ours has a header near 1 MiB; a larger one is an attack or an accident."""
+
+LEFTOVER_SECONDS = 24 * 3600
 
 
 @contextmanager
@@ -63,7 +67,8 @@ def atomic_paths(*paths: Path) -> Iterator[tuple[Path, ...]]:
     """Yield temporary paths for files of one folder that only make sense together.
 
     They keep their names, in a temporary folder beside them, since some files refer to others by
-    name. On success all of them take their places, on failure none does and old ones survive.
+    name. On success all of them take their places, on failure none does and old ones survive. What
+    a killed process left goes at the next time, from a day on.
 
     Raises
     ------
@@ -71,6 +76,7 @@ def atomic_paths(*paths: Path) -> Iterator[tuple[Path, ...]]:
         The folder does not exist or cannot be written, or the disk is full.
     """
     first = paths[0]
+    _drop_leftovers(first)
     try:
         folder = tempfile.TemporaryDirectory(
             dir=first.parent, prefix=f".{first.stem}.", suffix=".tmp", ignore_cleanup_errors=True
@@ -88,6 +94,17 @@ def atomic_paths(*paths: Path) -> Iterator[tuple[Path, ...]]:
             _sync(first.parent)
         except OSError as error:
             raise UserError(_write_message(first, error)) from error
+
+
+def _drop_leftovers(first: Path) -> None:
+    """Remove what killed runs left: folders for the same file that are a day old.
+
+    No run takes so long, and a process number would say nothing in another container.
+    """
+    for left in first.parent.glob(f".{glob.escape(first.stem)}.????????.tmp"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > LEFTOVER_SECONDS:
+                shutil.rmtree(left)
 
 
 def _replace_all(new: Sequence[Path], places: Sequence[Path]) -> None:

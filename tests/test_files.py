@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,22 @@ def test_all_files_of_a_set_are_replaced_or_none(
     found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert found == {"a": b"old a", "c": b"old c"}
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_what_a_killed_run_left_goes_after_a_day(tmp_path: Path) -> None:
+    day = 24 * 3600
+    ages = {
+        ".[a].12345678.tmp": day + 60,
+        ".[a].abcdefgh.tmp": day - 60,
+        ".b.12345678.tmp": 9 * day,
+    }
+    for name, age in ages.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.onnx").write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    write_set([tmp_path / "[a].onnx"], b"new")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {".[a].abcdefgh.tmp", ".b.12345678.tmp", "[a].onnx"}
 
 
 def test_what_windows_does_not_open_or_flush_is_left_alone(
