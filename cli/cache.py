@@ -1,4 +1,4 @@
-"""`hgedge cache`: what fit and prompt train keep so that the next one is fast."""
+"""`hgedge cache`: what is kept so that the next fit, prompt train or predict is fast."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import typer
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import out, print_json, reports_errors
 
-app = typer.Typer(help="What fit and prompt train keep on disk.", no_args_is_help=True)
+app = typer.Typer(help="What is kept on disk for the next time.", no_args_is_help=True)
 
 
 @app.command()
 @reports_errors
 def clear(json: options.Json = False) -> None:
-    """Delete all that is cached; the next fit computes it again."""
+    """Delete all that is cached; it is computed again when it is needed."""
     from hgprompt_edge.transfer.cache import clear_cache
 
     files, size = clear_cache()
