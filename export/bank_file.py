@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,16 +10,14 @@ import numpy as np
 from torch import nn
 
 from hgprompt_edge.bundle import Bundle, bank_sha256, bank_tokens, factory_mix
-from hgprompt_edge.device.bank import TINY, Bank, adapt_path, bank_path, write_bank
+from hgprompt_edge.device.bank import Bank, adapt_path, bank_path, write_bank
 from hgprompt_edge.device.mixing import BlockWeights, Norm, project_bank
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.adapt_file import export_adapt
 from hgprompt_edge.export.attention import prepare
 from hgprompt_edge.export.graph import folded_head, last_norm
 from hgprompt_edge.export.rewrites import Rewrites
-from hgprompt_edge.export.verify import reference_logits
 from hgprompt_edge.export.writer import to_array
-from hgprompt_edge.prompts import mix
 from hgprompt_edge.vit.backbone import Backbone
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -65,22 +62,6 @@ def _before_affine(moment: Floats | None, norm: nn.Module, power: int) -> Floats
     bias = 0 if norm.bias is None or power == 2 else to_array(norm.bias)
     scale = 1 if norm.weight is None else to_array(norm.weight)
     return cast("Floats", ((moment - bias) / scale**power).astype(np.float32))
-
-
-def at_factory(bundle: Bundle, backbone: Backbone, bank: Bank) -> Bundle:
-    """Return the bundle whose prompt is the factory mix of the bank's float16 sources.
-
-    It differs from what fit folded in float32 by their rounding. This is what a device starts
-    from, so the exported model is held against it.
-    """
-    share = bank.share(bank.factory)
-    if share <= TINY:
-        return bundle  # the model alone
-    _, tokens = bank_tokens(bundle)
-    prompts = bank.factory[-len(tokens) :] / share
-    mixed = replace(bundle, prompt=mix(tokens, prompts))
-    logits = reference_logits(mixed, backbone, bundle.probe_images, share)
-    return replace(mixed, probe_logits=logits)
 
 
 def beside(path: Path, bank: Bank | None, adapt: bool) -> list[Path]:

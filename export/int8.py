@@ -24,14 +24,14 @@ from hgprompt_edge.device.openvino_engine import OpenVinoEngine, computes_bf16
 from hgprompt_edge.device.parity import TOLERANCES
 from hgprompt_edge.device.softmax import softmax
 from hgprompt_edge.errors import CheckError, UserError
-from hgprompt_edge.export.bank_file import at_factory, beside, make_bank, write_beside
+from hgprompt_edge.export.bank_file import beside, make_bank, write_beside
 from hgprompt_edge.export.body import Head, attach_head, split_head
 from hgprompt_edge.export.graph import build_graph
 from hgprompt_edge.export.onnx_file import append_metadata, check_fits, describe
 from hgprompt_edge.export.openvino_file import add_metadata
 from hgprompt_edge.export.rewrites import Attention, Rewrites
 from hgprompt_edge.export.schemes import Control, Given, Scheme, onnx_schemes, openvino_schemes
-from hgprompt_edge.export.verify import Verification, verify_mixes
+from hgprompt_edge.export.verify import Verification, at_factory, verify_mixes
 from hgprompt_edge.files import atomic_paths
 from hgprompt_edge.tasks.task import Images, Task
 from hgprompt_edge.transfer.choice import Judge
@@ -132,9 +132,9 @@ def export_int8(
     with atomic_paths(*beside(path, bank, adapt), *files) as temporary:
         graph = temporary[-1].with_name("float.onnx")
         if bank is not None:
-            bundle = at_factory(bundle, backbone, bank)
             write_beside(bundle, backbone, bank, temporary[: -len(files)])
-        body, head = split_head(build_graph(bundle, backbone, on, bank))
+        start = at_factory(bundle, backbone, bank) if bank else bundle
+        body, head = split_head(build_graph(start, backbone, on, bank))
         ir.save(body, graph)
         measure = functools.partial(accuracy, head=judge, images=task.validation, given=given)
         tried = _try(schemes, graph, temporary[-1], task, measure, floating, max_drop, report)
@@ -152,7 +152,7 @@ def export_int8(
         if not verification.ok:
             raise CheckError(f"{path}: the int8 model is broken ({verification}); nothing written")
         entries = {
-            **describe(bundle, bundle_sha256, bank),
+            **describe(start, bundle_sha256, bank),
             f"{PREFIX}precision": "int8",
             f"{PREFIX}bf16": json.dumps(rounded is not None and rounded.drop <= max_drop),
             f"{PREFIX}verification": json.dumps(asdict(verification), sort_keys=True),

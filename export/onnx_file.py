@@ -22,10 +22,10 @@ from hgprompt_edge.device.metadata import (
     probe_count,
 )
 from hgprompt_edge.errors import CheckError, UserError
-from hgprompt_edge.export.bank_file import at_factory, beside, make_bank, write_beside
+from hgprompt_edge.export.bank_file import beside, make_bank, write_beside
 from hgprompt_edge.export.graph import OPSET, PLAIN_OPSET, build_graph
 from hgprompt_edge.export.rewrites import Attention, Rewrites
-from hgprompt_edge.export.verify import Verification, verify_onnx
+from hgprompt_edge.export.verify import Verification, at_factory, verify_onnx
 from hgprompt_edge.files import atomic_paths
 from hgprompt_edge.preprocess import Preprocessing
 from hgprompt_edge.prompts import source_shares
@@ -91,11 +91,10 @@ def export_onnx(
     check_fits(bundle, backbone, images)
     bank = make_bank(bundle, backbone) if runtime_weights else None
     with atomic_paths(*beside(path, bank, adapt), path) as (*others, temporary):
-        if bank is not None:
-            bundle = at_factory(bundle, backbone, bank)
-        model = build_graph(bundle, backbone, rewrites, bank)
+        start = at_factory(bundle, backbone, bank) if bank else bundle
+        model = build_graph(start, backbone, rewrites, bank)
         _check_size(model, path)
-        entries = describe(bundle, bundle_sha256, bank)
+        entries = describe(start, bundle_sha256, bank)
         model.metadata_props.update(entries)
         ir.save(model, temporary)
         try:

@@ -25,11 +25,11 @@ from hgprompt_edge.device.openvino_engine import (
 )
 from hgprompt_edge.device.parity import TOLERANCES
 from hgprompt_edge.errors import CheckError, UserError
-from hgprompt_edge.export.bank_file import at_factory, beside, make_bank, write_beside
+from hgprompt_edge.export.bank_file import beside, make_bank, write_beside
 from hgprompt_edge.export.graph import build_graph
 from hgprompt_edge.export.onnx_file import check_fits, describe
 from hgprompt_edge.export.rewrites import Attention, Rewrites
-from hgprompt_edge.export.verify import Verification, verify_mixes
+from hgprompt_edge.export.verify import Verification, at_factory, verify_mixes
 from hgprompt_edge.files import atomic_paths, sha256_file
 from hgprompt_edge.vit.backbone import Backbone
 
@@ -83,15 +83,15 @@ def export_openvino(
     files = [path.with_suffix(".bin"), path]
     with atomic_paths(*beside(path, bank, adapt), *files) as (*others, weights, xml):
         if bank is not None:
-            bundle = at_factory(bundle, backbone, bank)
             write_beside(bundle, backbone, bank, others)
-        graph = build_graph(bundle, backbone, Rewrites(attention=Attention.PAST), bank)
+        start = at_factory(bundle, backbone, bank) if bank else bundle
+        graph = build_graph(start, backbone, Rewrites(attention=Attention.PAST), bank)
         model = convert(ov, graph, xml)
         half = precision is Precision.FP16
         ov.save_model(model, xml, compress_to_fp16=half)
         verification = _verify(xml, path, bundle, backbone, images, precision, bank)
         entries = {
-            **describe(bundle, bundle_sha256, bank),
+            **describe(start, bundle_sha256, bank),
             f"{PREFIX}precision": precision.value,
             f"{PREFIX}verification": json.dumps(asdict(verification), sort_keys=True),
             WEIGHTS_SHA256: sha256_file(weights),

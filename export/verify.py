@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from hgprompt_edge.bundle import Bundle, bank_tokens
-from hgprompt_edge.device.bank import Bank
+from hgprompt_edge.device.bank import TINY, Bank
 from hgprompt_edge.device.engine import Engine, LoadError
 from hgprompt_edge.device.onnx_engine import OnnxEngine
 from hgprompt_edge.device.parity import TOLERANCE, compare
@@ -114,17 +114,38 @@ def verify_mixes(
     bank: Bank | None,
     tolerance: float = TOLERANCE,
 ) -> Verification:
-    """Run a model at its folded mix or, with a bank, at the factory mix and at another one."""
+    """Run a model at its folded mix or, with a bank, at the factory mix and at another one.
+
+    `bundle` is the one that the bank was made from, not `at_factory`: that one's prompt is a mix,
+    where a tuned prompt is an entry of the bank.
+    """
     if bank is None:
         return verify_engine(engine, bundle, backbone, images, tolerance=tolerance)
+    start = at_factory(bundle, backbone, bank)
     given, share = bank.inputs(bank.factory), bank.share(bank.factory)
     found = verify_engine(
-        engine, bundle, backbone, images, tolerance=tolerance, given=given, share=share
+        engine, start, backbone, images, tolerance=tolerance, given=given, share=share
     )
     weights, other = _another_mix(bundle)
     given = bank.inputs(weights)
     second = verify_engine(engine, other, backbone, images, tolerance=tolerance, given=given)
     return second if found.ok and not second.ok else found
+
+
+def at_factory(bundle: Bundle, backbone: Backbone, bank: Bank) -> Bundle:
+    """Return the bundle whose prompt is the factory mix of the bank's float16 sources.
+
+    It differs from what fit folded in float32 by their rounding. This is what a device starts
+    from, so the exported model is held against it.
+    """
+    share = bank.share(bank.factory)
+    if share <= TINY:
+        return bundle  # the model alone
+    _, tokens = bank_tokens(bundle)
+    prompts = bank.factory[-len(tokens) :] / share
+    mixed = replace(bundle, prompt=mix(tokens, prompts))
+    logits = reference_logits(mixed, backbone, bundle.probe_images, share)
+    return replace(mixed, probe_logits=logits)
 
 
 def _another_mix(bundle: Bundle) -> tuple[Floats, Bundle]:

@@ -215,6 +215,29 @@ def test_merged_mix_is_where_a_device_starts(tmp_path: Path) -> None:
     assert predictor.compare_probe().ok
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_merged_mix_of_a_tuned_prompt_is_over_the_bank_as_it_was(
+    tmp_path: Path, suffix: str
+) -> None:
+    """The tuned prompt stays an entry; only where a device starts is another mix."""
+    case = Case("plain", "tuned")
+    mix = np.array([0.4, 0.1, 0.2, 0.3], np.float32)
+    path = tmp_path / f"pets{suffix}"
+    export = export_onnx
+    if suffix == ".xml":
+        pytest.importorskip("openvino")
+        export = export_openvino  # type: ignore[assignment]
+    bundle = replace(case.bundle, factory=mix)
+    assert export(bundle, case.backbone, path, runtime_weights=True, adapt=True).ok
+    predictor = Predictor(path)
+    assert predictor.bank is not None
+    assert predictor.bank.sha256 == case.bank.sha256
+    np.testing.assert_array_equal(predictor.bank.factory, mix)
+    assert predictor.compare_probe().ok
+    predictor.set_weights(case.mix)
+    assert relative(predictor.logits(case.images), case.reference()["logits"]) < 5e-5
+
+
 def test_wrong_gradient_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case("tanh gelu")
     right = adjoint.norm
