@@ -15,17 +15,20 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
-from small_vits import make_bundle
+from small_vits import make_backbone, make_bundle, make_mixable
 from typer.testing import CliRunner, Result
 
 from hgprompt_edge import load_backbone
-from hgprompt_edge.bundle import write_bundle
+from hgprompt_edge.bundle import Bundle, write_bundle
 from hgprompt_edge.cli.main import app
 from hgprompt_edge.device.bank import bank_path, read_bank, write_bank
 from hgprompt_edge.device.external import check_external_data, external_locations
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.export.onnx_file import export_onnx
+from hgprompt_edge.export.recheck import recheck
 from hgprompt_edge.files import sha256_file
+from hgprompt_edge.vit.backbone import Backbone
 
 
 def run(*words: str) -> Result:
@@ -66,6 +69,38 @@ def test_a_server_also_compares_with_pytorch(made: Path) -> None:
         "bundle", "probe", "onnx.checker", "PyTorch",
     ]  # fmt: skip
     assert "largest difference of the logits from PyTorch" in checks["PyTorch"]["detail"]
+
+
+@pytest.mark.parametrize("words", ["--weights runtime", "--adapt", "--adapt --format openvino"])
+def test_a_server_compares_weights_at_run_time_with_pytorch(tmp_path: Path, words: str) -> None:
+    """At the factory mix of devices that were merged, and at another one."""
+    if words.endswith("openvino"):
+        pytest.importorskip("openvino")
+    backbone = load_backbone("bundled")
+    mix = np.array([0.3, 0.7], np.float32)
+    bundle = tmp_path / "m.hgbundle"
+    write_bundle(bundle, replace(mixable_bundle(backbone), choice="best_source", factory=mix))
+    model = tmp_path / ("m.xml" if words.endswith("openvino") else "m.onnx")
+    assert run("export", str(bundle), *words.split()).exit_code == 0
+    result = run("verify", str(model), "--bundle", str(bundle), "--json")
+    assert result.exit_code == 0, result.stderr
+    assert checks_of(result)["PyTorch"]["ok"] is True
+
+
+def mixable_bundle(backbone: Backbone) -> Bundle:
+    """A bundle with two sources."""
+    tokens = np.random.default_rng(3).normal(size=(2, backbone.depth, 4, backbone.embed_dim))
+    return replace(make_bundle(backbone, "deep"), source_tokens=tokens.astype(np.float16))
+
+
+def test_a_bank_of_other_prompts_than_the_bundles_fails(tmp_path: Path) -> None:
+    """Where the model does not say which bundle it was made from."""
+    backbone = make_backbone()
+    one, other = make_mixable(backbone), make_mixable(backbone, seed=5)
+    export_onnx(one, backbone, tmp_path / "m.onnx", runtime_weights=True)
+    assert recheck(tmp_path / "m.onnx", one, backbone)[-1].ok
+    last = recheck(tmp_path / "m.onnx", other, backbone)[-1]
+    assert (last.name, last.ok) == ("bank", False)
 
 
 def test_a_model_of_another_bundle_fails(made: Path) -> None:
@@ -305,9 +340,7 @@ def test_a_signature_covers_what_a_device_adapts_with(
 ) -> None:
     """The graph of the gradient by a signature of its own, the bank by its digest in the model."""
     backbone = load_backbone("bundled")
-    tokens = np.random.default_rng(3).normal(size=(2, backbone.depth, 4, backbone.embed_dim))
-    mixable = replace(make_bundle(backbone, "deep"), source_tokens=tokens.astype(np.float16))
-    write_bundle(tmp_path / "m.hgbundle", mixable)
+    write_bundle(tmp_path / "m.hgbundle", mixable_bundle(backbone))
     result = run("export", str(tmp_path / "m.hgbundle"), "--adapt", "--sign", str(keys[0]))
     assert result.exit_code == 0, result.stderr
     assert "m.adapt.onnx.sig: signed with" in " ".join(result.stdout.split())
