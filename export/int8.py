@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -130,7 +131,8 @@ def export_int8(
     else:
         schemes = onnx_schemes(backbone.depth, given)
     with atomic_paths(*beside(path, bank, adapt), *files) as temporary:
-        graph = temporary[-1].with_name("float.onnx")
+        # In a folder of its own: an output may have any name.
+        graph = Path(tempfile.mkdtemp(dir=temporary[-1].parent)) / "float.onnx"
         if bank is not None:
             write_beside(bundle, backbone, bank, temporary[: -len(files)])
         start = at_factory(bundle, backbone, bank) if bank else bundle
@@ -166,7 +168,6 @@ def export_int8(
         }
         (add_metadata if is_ir else append_metadata)(temporary[-1], entries)
         parse_metadata(path, _open(temporary[-1]).entries)
-        graph.unlink()
     return Int8(tuple(tried), floating, rounded, verification)
 
 

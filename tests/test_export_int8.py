@@ -311,6 +311,18 @@ def test_an_accuracy_out_of_reach_leaves_the_old_file(
     assert path.read_bytes() == b"the old file"
 
 
+def test_any_name_can_be_given(
+    tmp_path: Path, backbone: Backbone, fitted: tuple[Bundle, Task]
+) -> None:
+    """The one of the float graph that is quantized, too."""
+    bundle, task = fitted
+    path = tmp_path / "float.onnx"
+    export_int8(bundle, backbone, path, task, max_drop=20)
+    assert [p.name for p in tmp_path.iterdir()] == ["float.onnx"]
+    assert Predictor(path).metadata.precision == "int8"
+    assert Predictor(path).compare_probe().ok
+
+
 def test_images_that_do_not_fit_are_refused(
     tmp_path: Path, backbone: Backbone, fitted: tuple[Bundle, Task]
 ) -> None:
