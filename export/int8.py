@@ -111,7 +111,7 @@ def export_int8(
     Raises
     ------
     UserError
-        The task is not the bundle's, has too few images, or a package is missing.
+        The images are not the bundle's or too few, or a package is missing.
     CheckError
         No scheme keeps within `max_drop`; the message holds what was tried. No file is written.
     """
@@ -236,6 +236,16 @@ def _check_task(bundle: Bundle, task: Task) -> None:
         raise UserError(
             f"--data: {len(task.train)} training images, and int8 takes at least "
             f"{MIN_CALIBRATION} to calibrate; give more or leave out --precision int8"
+        )
+    if not len(task.validation):
+        raise UserError(
+            "--data: no validation images, and the accuracy of int8 is measured on them; add some "
+            "or leave out --precision int8"
+        )
+    if bundle.split_digest != task.digest:
+        raise UserError(
+            f"--data: these are not the images that the bundle of {bundle.task} was fitted on; "
+            "name those, or run `hgedge fit` on these first"
         )
 
 

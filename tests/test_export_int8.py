@@ -58,6 +58,7 @@ def fitted(backbone: Backbone) -> tuple[Bundle, Task]:
         replace(
             bundle,
             classes=task.classes,
+            split_digest=task.digest,
             head_weight=weight,
             head_bias=bias,
             probe_logits=probe @ weight.T + bias,
@@ -330,6 +331,12 @@ def test_images_that_do_not_fit_are_refused(
     few = replace(task, train=task.train.subset(range(31)))
     with pytest.raises(UserError, match="31 training images, and int8 takes at least 32"):
         export_int8(bundle, backbone, tmp_path / "m.onnx", few)
+    none = replace(task, validation=task.validation.subset([]))
+    with pytest.raises(UserError, match="no validation images, and the accuracy of int8 is"):
+        export_int8(bundle, backbone, tmp_path / "m.onnx", none)
+    other = replace(task, digest="of others")
+    with pytest.raises(UserError, match="not the images that the bundle of pets was fitted on"):
+        export_int8(bundle, backbone, tmp_path / "m.onnx", other)
     with pytest.raises(UserError, match="has 3 classes, and they are not the 4 of the bundle"):
         export_int8(make_bundle(backbone), backbone, tmp_path / "m.onnx", task)
     assert not list(tmp_path.iterdir())
@@ -346,9 +353,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.chdir(tmp_path)
     backbone = load_backbone("bundled")
-    task = load_task("digits", backbone.preprocessing, limit=120)
+    task = load_task("digits", backbone.preprocessing)
     bundle = make_bundle(backbone, "none", classes=len(task.classes))
-    bundle = replace(bundle, classes=task.classes, task="digits")
+    bundle = replace(bundle, classes=task.classes, task="digits", split_digest=task.digest)
     write_bundle(Path("digits.hgbundle"), bundle)
     result = run("export", "--precision", "int8", "--task", "digits", "--max-drop", "100")
     assert result.exit_code == 0, result.stderr
