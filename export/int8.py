@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from torch import Tensor
 
 from hgprompt_edge.bundle import Bundle
 from hgprompt_edge.device.engine import Engine
@@ -32,10 +33,10 @@ from hgprompt_edge.export.onnx_file import append_metadata, check_fits, describe
 from hgprompt_edge.export.openvino_file import add_metadata
 from hgprompt_edge.export.rewrites import Attention, Rewrites
 from hgprompt_edge.export.schemes import Control, Given, Scheme, onnx_schemes, openvino_schemes
-from hgprompt_edge.export.verify import Verification, at_factory, verify_mixes
+from hgprompt_edge.export.verify import Verification, at_factory, reference_features, verify_mixes
 from hgprompt_edge.files import atomic_paths
 from hgprompt_edge.tasks.task import Images, Task
-from hgprompt_edge.transfer.choice import Judge
+from hgprompt_edge.transfer.choice import HEADS
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.heads import accuracy as share_right
@@ -67,7 +68,8 @@ class Int8:
     tried
         All schemes that were tried; the last one is in the file.
     float_accuracy
-        Validation accuracy in float32, that of fit's table.
+        Validation accuracy in float32, that of fit's table; at the factory mix, where the weights
+        come at run time.
     bf16
         The same model, what is left in float in bfloat16; None: not measured, since the runtime or
         this CPU does not compute in it.
@@ -123,7 +125,8 @@ def export_int8(
     on = Rewrites(attention=Attention.PAST if is_ir else Attention.STANDARD)
     bank = make_bank(bundle, backbone) if runtime_weights else None
     given = bank.inputs(bank.factory) if bank else {}
-    unseen, floating = _judge(bundle, backbone, task)
+    start = at_factory(bundle, backbone, bank) if bank else bundle
+    unseen, floating = _judge(start, backbone, task, bank.share(bank.factory) if bank else 1.0)
     judge = split_head(build_graph(unseen, backbone, on))[1]
     if is_ir:
         held = Control(task.validation, lambda f: softmax(f @ judge[0] + judge[1]), max_drop)
@@ -135,7 +138,6 @@ def export_int8(
         graph = Path(tempfile.mkdtemp(dir=temporary[-1].parent)) / "float.onnx"
         if bank is not None:
             write_beside(bundle, backbone, bank, temporary[: -len(files)])
-        start = at_factory(bundle, backbone, bank) if bank else bundle
         body, head = split_head(build_graph(start, backbone, on, bank))
         ir.save(body, graph)
         measure = functools.partial(accuracy, head=judge, images=task.validation, given=given)
@@ -178,12 +180,22 @@ def accuracy(body: Engine, head: Head, images: Images, given: Given | None = Non
     return float(((features @ head[0] + head[1]).argmax(1) == images.labels).mean())
 
 
-def _judge(bundle: Bundle, backbone: Backbone, task: Task) -> tuple[Bundle, float]:
-    """Give the bundle a head that has not seen the validation images, and its accuracy on them."""
+def _judge(bundle: Bundle, backbone: Backbone, task: Task, share: float) -> tuple[Bundle, float]:
+    """Give the bundle a head that has not seen the validation images, and its accuracy on them.
+
+    Its prompt has a `share` beside the model alone, as after a merge, or 1.
+    """
     backbone = replace(backbone, preprocessing=bundle.preprocessing)
-    judge = Judge(FeatureStore(backbone), task, bundle.objective.get("head", "lda"), bundle.seed)
-    head = judge.training_head(bundle.prompt)
-    logits = head.logits(judge.store.features(task.validation.pixels, bundle.prompt))
+    store = FeatureStore(backbone)
+
+    def features(images: Images) -> Tensor:
+        if share == 1 or bundle.prompt is None:
+            return store.features(images.pixels, bundle.prompt)
+        return reference_features(bundle, backbone, images.pixels, share)
+
+    fit = HEADS[bundle.objective.get("head", "lda")]
+    head = fit(features(task.train), task.train.labels, len(task.classes), bundle.seed)
+    logits = head.logits(features(task.validation))
     weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
     unseen = replace(bundle, head_weight=weight, head_bias=bias)
     return unseen, share_right(logits, task.validation.labels)

@@ -68,23 +68,31 @@ class Verification:
 def reference_logits(
     bundle: Bundle, backbone: Backbone, images: Pixels, share: float = 1.0
 ) -> Floats:
-    """PyTorch's logits `[n, K]` of images `[n, S, S, 3]` in token form, the definition.
+    """PyTorch's logits `[n, K]` of images `[n, S, S, 3]`, from `reference_features`."""
+    features = reference_features(bundle, backbone, images, share)
+    weight, bias = torch.tensor(bundle.head_weight), torch.tensor(bundle.head_bias)
+    return (features @ weight.T + bias).numpy()
+
+
+def reference_features(
+    bundle: Bundle, backbone: Backbone, images: Pixels, share: float = 1.0
+) -> torch.Tensor:
+    """PyTorch's features `[n, D]` of images `[n, S, S, 3]` in token form, the definition.
 
     A prompt whose `share` is less than 1, beside the model alone, has a prefix form only.
     """
     prompt = None if bundle.prompt is None else torch.tensor(bundle.prompt)
-    weight, bias = torch.tensor(bundle.head_weight), torch.tensor(bundle.head_bias)
-    logits = []
+    features = []
     with torch.inference_mode():
         for start in range(0, len(images), max(BATCHES)):
             pixels = torch.from_numpy(np.array(images[start : start + max(BATCHES)]))
             x = normalize(pixels, bundle.preprocessing)
             if share == 1:
-                features = features_token(backbone.model, x, prompt)
+                features.append(features_token(backbone.model, x, prompt))
             else:
-                features = features_prefix(backbone.model, x, prompt, torch.tensor([share]))
-            logits.append(features @ weight.T + bias)
-    return torch.cat(logits).numpy()
+                part = features_prefix(backbone.model, x, prompt, torch.tensor([share]))
+                features.append(part)
+    return torch.cat(features)
 
 
 def verify_onnx(

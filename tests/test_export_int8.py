@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from small_vits import make_backbone, make_bundle
 from toys import make_task
 from typer.testing import CliRunner, Result
@@ -35,6 +36,7 @@ from hgprompt_edge.transfer.choice import Candidate, Judge
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import extract_features
+from hgprompt_edge.vit.heads import accuracy, fit_lda
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +278,33 @@ def spoiled(*damage: float) -> Any:
         return Scheme(f"moved by {amount:g}", write)
 
     return lambda *_: [scheme(amount) for amount in damage]
+
+
+@pytest.mark.parametrize("choice", ["tuned", "none"])
+def test_what_devices_start_from_is_judged(
+    tmp_path: Path,
+    backbone: Backbone,
+    fitted: tuple[Bundle, Task],
+    monkeypatch: pytest.MonkeyPatch,
+    choice: str,
+) -> None:
+    """After a merge that is not the bundle's prompt, and may be a share beside the model alone."""
+    bundle, task = fitted
+    bundle = replace(
+        mixable(bundle),
+        choice=choice,
+        prompt=None if choice == "none" else bundle.prompt[::-1].copy(),
+        factory=np.array([0.4, 0.6, 0] if choice == "none" else [0, 1, 0], np.float32),
+    )
+    monkeypatch.setattr(int8, "onnx_schemes", spoiled(0))
+    path = tmp_path / "m.onnx"
+    result = export_int8(bundle, backbone, path, task, max_drop=100, runtime_weights=True)
+    assert result.tried[0].drop == 0, "the float graph as it is loses nothing"
+    predictor = Predictor(path)
+    features = [torch.tensor(predictor.features(p.pixels)) for p in (task.train, task.validation)]
+    head = fit_lda(features[0], task.train.labels, len(task.classes), bundle.seed)
+    right = accuracy(head.logits(features[1]), task.validation.labels)
+    assert result.float_accuracy == pytest.approx(right, abs=1e-6)
 
 
 def test_the_next_safer_scheme_is_tried(
