@@ -155,6 +155,7 @@ def export(
         checked = result.verification
     else:
         checked = _write(content, backbone, path, precision, opset, digest, runtime, adapt)
+    _remove_old(path, runtime, adapt)
     signatures = [sign_model(file, sign) for file in _signed(path, adapt)] if sign else []
     seconds = time.perf_counter() - start
     if json:
@@ -171,6 +172,28 @@ def export(
     for signature in signatures:
         out.print(f"{signature}: signed with {sign}", soft_wrap=True)
     out.print(f"next: hgedge predict --model {path} IMAGE...", soft_wrap=True)
+
+
+def _remove_old(path: Path, runtime: bool, adapt: bool) -> None:
+    """Remove bank and graph of the gradient that an earlier export left under the model's name.
+
+    They may be those of a model of the same name in the other format, which then needs them.
+    """
+    from hgprompt_edge.device.bank import adapt_path, bank_path
+    from hgprompt_edge.device.signature import signature_path
+    from hgprompt_edge.export.adapt_file import is_adapt_graph
+
+    if any(path.with_suffix(suffix).exists() for suffix in set(SUFFIXES.values()) - {path.suffix}):
+        return
+    old = [] if runtime else [bank_path(path)]
+    graph = adapt_path(path)
+    if not adapt and is_adapt_graph(graph):  # any other may be a model of that name
+        old += [graph, signature_path(graph)]
+    if old := [file for file in old if file.exists()]:
+        for file in old:
+            file.unlink()
+        names = ", ".join(map(str, old))
+        note(f"removed {names}, of an earlier export; this model does not use them")
 
 
 def _signed(path: Path, adapt: bool) -> list[Path]:

@@ -63,6 +63,15 @@ def export_adapt(bundle: Bundle, backbone: Backbone, bank: Bank, path: Path) -> 
             )
 
 
+def is_adapt_graph(path: Path) -> bool:
+    """Whether a file is there and is a graph of the gradient that we wrote."""
+    try:
+        entries = onnx.load(path, load_external_data=False).metadata_props
+    except Exception:  # missing or damaged, it is none of ours
+        return False
+    return any((e.key, e.value) == (f"{PREFIX}format", ADAPT_FORMAT) for e in entries)
+
+
 def adapt_inputs(
     bank: Bank,
     images: npt.NDArray[np.uint8],

@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 from hgprompt_edge import load_backbone
 from hgprompt_edge.bundle import Bundle, write_bundle
 from hgprompt_edge.cli.main import app
-from hgprompt_edge.device.bank import bank_path, read_bank, write_bank
+from hgprompt_edge.device.bank import adapt_path, bank_path, read_bank, write_bank
 from hgprompt_edge.device.external import check_external_data, external_locations
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.errors import UserError
@@ -361,6 +361,41 @@ def test_a_signature_covers_what_a_device_adapts_with(
     assert "m.adapt.onnx.sig does not hold" in json.loads(bad.stdout)["checks"][1]["detail"]
     (tmp_path / "m.adapt.onnx").unlink()
     assert run(*words).exit_code == 0, "a device that does not adapt needs no graph for it"
+
+
+def test_what_an_earlier_export_left_is_in_nobodys_way(
+    made: Path, tmp_path: Path, keys: tuple[Path, Path]
+) -> None:
+    """Its graph of the gradient has no signature; a folded model does not use it."""
+    write_bundle(tmp_path / "m.hgbundle", mixable_bundle(load_backbone("bundled")))
+    model = tmp_path / "m.onnx"
+    assert run("export", str(tmp_path / "m.hgbundle"), "--adapt").exit_code == 0
+    left = adapt_path(model).read_bytes()
+    result = signed(made, tmp_path, keys)
+    assert result.exit_code == 0, result.stderr
+    assert "m.adapt.onnx, of an earlier export" in " ".join(result.stderr.split())
+    assert not bank_path(model).exists()
+    assert not adapt_path(model).exists()
+    adapt_path(model).write_bytes(left)  # as older versions left it
+    good = run("verify", str(model), "--key", str(keys[1]), "--json")
+    assert good.exit_code == 0, good.stderr
+    names = [check["name"] for check in json.loads(good.stdout)["checks"]]
+    assert names.count("signature") == 1
+
+
+@pytest.mark.parametrize("why", ["a model of that name", "the other format"])
+def test_what_may_be_anothers_stays(made: Path, tmp_path: Path, why: str) -> None:
+    """A model called NAME.adapt.onnx, and the bank that NAME.xml shares with NAME.onnx."""
+    model = tmp_path / "m.onnx"
+    bundle = str(made / "pets.hgbundle")
+    if why == "a model of that name":
+        assert run("export", bundle, "-o", str(adapt_path(model))).exit_code == 0
+    else:
+        (tmp_path / "m.xml").write_bytes(b"")
+        bank_path(model).write_bytes(b"")
+    before = set(tmp_path.iterdir())
+    assert run("export", bundle, "-o", str(model)).exit_code == 0
+    assert set(tmp_path.iterdir()) == {*before, model}
 
 
 def test_bad_keys_are_named_before_anything_is_written(
