@@ -50,6 +50,7 @@ SUFFIXES = {Format.ONNX: ".onnx", Format.OPENVINO: ".xml"}
 @reports_errors
 @needs_server
 def export(
+    context: typer.Context,
     bundle: Annotated[
         Path | None,
         typer.Argument(
@@ -115,6 +116,7 @@ def export(
     from hgprompt_edge.vit.backbone import load_backbone
 
     _check_options(file_format, precision, opset, task or data)
+    _check_int8_alone(context, precision)
     runtime = adapt or weights is Weights.RUNTIME
     if runtime and precision is Precision.INT8 and file_format is Format.OPENVINO:
         raise UserError(
@@ -234,7 +236,7 @@ def _write(
         bundle,
         backbone,
         path,
-        opset=opset or OPSET,
+        opset=OPSET if opset is None else opset,
         bundle_sha256=digest,
         runtime_weights=runtime,
         adapt=adapt,
@@ -268,14 +270,19 @@ def _print_others(path: Path, runtime: bool, adapt: bool) -> None:
 
 
 def _check_name(path: Path, file_format: Format) -> None:
-    """Refuse a name by which the runtimes would take the model for one of the other format."""
-    wanted = SUFFIXES[Format.OPENVINO]
-    if file_format is Format.OPENVINO and path.suffix != wanted:
-        raise UserError(f"--output {path}: the name of an OpenVINO model ends in {wanted}")
-    if file_format is Format.ONNX and path.suffix == wanted:
+    """Refuse a folder, and a name that is not of the format: it may be the bundle's own."""
+    wanted = SUFFIXES[file_format]
+    if path.suffix == SUFFIXES[Format.OPENVINO] != wanted:
         raise UserError(
-            f"--output {path}: {wanted} is for OpenVINO models; add --format openvino or "
-            "choose a name that ends in .onnx"
+            f"--output {path}: {path.suffix} is for OpenVINO models; add --format openvino or "
+            f"choose a name that ends in {wanted}"
+        )
+    if path.is_dir():
+        raise UserError(f"--output {path}: a folder; name a file, as {path / f'NAME{wanted}'}")
+    if path.suffix != wanted:
+        kind = "an OpenVINO" if file_format is Format.OPENVINO else "an ONNX"
+        raise UserError(
+            f"--output {path}: the name of {kind} model ends in {wanted}; choose one that does"
         )
 
 
@@ -309,6 +316,18 @@ def _print_trials(result: Int8) -> None:
     for trial in [*result.tried, *([result.bf16] if result.bf16 else [])]:
         table.add_row(trial.scheme, f"{100 * trial.val_accuracy:.1f} %")
     out.print(table)
+
+
+def _check_int8_alone(context: typer.Context, precision: Precision) -> None:
+    """Refuse what would be ignored without int8."""
+    if precision is Precision.INT8:
+        return
+    for name in ("data", "task", "max_drop"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            raise UserError(
+                f"--{name.replace('_', '-')}: for int8 alone; add --precision int8 or leave it out"
+            )
 
 
 def _check_options(

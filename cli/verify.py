@@ -37,6 +37,11 @@ def verify(
     """Check files, signature, origin and logits of a model; exit code 1 if a check fails."""
     from hgprompt_edge.device.verify import verify_model
 
+    if checkpoint is not None and bundle is None:
+        raise UserError(
+            f"--checkpoint {checkpoint}: for the comparison with PyTorch; add --bundle or leave it "
+            "out"
+        )
     if bundle is not None and not bundle.is_file():
         raise UserError(f"--bundle {bundle}: no such file; check the path")
     checks = verify_model(model, key=key, bundle=bundle)

@@ -317,6 +317,20 @@ BAD = {
         "--output pets.onnx: the name of an OpenVINO model ends in .xml",
     ),
     "an opset for OpenVINO": ("export --format openvino --opset 20", "--opset: an OpenVINO model"),
+    "the bundle's own name": (
+        "export -o pets.hgbundle",
+        "--output pets.hgbundle: the name of an ONNX model ends in .onnx; choose one",
+    ),
+    "no suffix": ("export -o pets", "--output pets: the name of an ONNX model ends in .onnx"),
+    "a folder": ("export -o .", "--output .: a folder; name a file, as NAME.onnx"),
+    "opset 0": ("export --opset 0", "--opset 0: there is no such graph; 23 is the fastest"),
+    "images without int8": ("export --data .", "--data: for int8 alone; add --precision int8 or"),
+    "a task without int8": ("export --task digits", "--task: for int8 alone"),
+    "a drop without int8": ("export --max-drop 1", "--max-drop: for int8 alone"),
+    "a checkpoint to compare with nothing": (
+        "verify pets.onnx --checkpoint pets.safetensors",
+        "--checkpoint pets.safetensors: for the comparison with PyTorch; add --bundle",
+    ),
     "float16 for ONNX": ("export --precision fp16", "--precision fp16: for OpenVINO models"),
 }
 
