@@ -203,7 +203,7 @@ def edited(model: Path, path: Path, **changes: str | None) -> Path:
     proto = onnx.load(model)
     entries = {p.key: p.value for p in proto.metadata_props}
     for key, value in changes.items():
-        entries.pop(f"hgprompt.{key}")
+        entries.pop(f"hgprompt.{key}", None)
         if value is not None:
             entries[f"hgprompt.{key}"] = value
     del proto.metadata_props[:]
@@ -236,6 +236,9 @@ def rule(**changes: object) -> str:
         ({"preprocessing": rule(image_size=32)}, "does not fit its metadata"),
         ({"weights": '["a"]'}, "'hgprompt.weights"),
         ({"seed": "x"}, "'hgprompt.seed'"),
+        ({"precision": "int4"}, r"'hgprompt.precision' .*unknown precision 'int4'\); export"),
+        ({"sources": '[{"name": "a"}]'}, "'hgprompt.sources' .*lacks its name or sha256"),
+        ({"sources": '[{"sha256": "00"}]'}, "'hgprompt.sources' .*lacks its name or sha256"),
     ],
 )
 def test_damaged_metadata_gets_one_sentence(

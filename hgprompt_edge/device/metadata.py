@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, field_validator
 
+from hgprompt_edge.device.parity import TOLERANCES
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.preprocess import RESAMPLING, Preprocessing
 
@@ -90,6 +91,20 @@ class Metadata(BaseModel):
             raise ValueError(f"sides must be 1 to {MAX_SIDE} pixels")
         if value.crop_mode not in ("center", "squash") or value.interpolation not in RESAMPLING:
             raise ValueError(f"unknown rule '{value.crop_mode}', '{value.interpolation}'")
+        return value
+
+    @field_validator("precision")
+    @classmethod
+    def _known_precision(cls, value: str) -> str:
+        if value not in TOLERANCES:
+            raise ValueError(f"unknown precision '{value}'")
+        return value
+
+    @field_validator("sources")
+    @classmethod
+    def _named(cls, value: tuple[dict[str, str], ...]) -> tuple[dict[str, str], ...]:
+        if not all({"name", "sha256"} <= set(source) for source in value):
+            raise ValueError("a source lacks its name or sha256")
         return value
 
     def probe(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
