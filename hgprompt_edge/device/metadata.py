@@ -129,7 +129,7 @@ class Metadata(BaseModel):
 
 
 def pack_images(images: npt.NDArray[np.uint8]) -> str:
-    """As many of the images `[n, S, S, 3]` as `PROBE_BYTES` hold, at least one, as text."""
+    """Images `[n, S, S, 3]` as text, deflated; `probe_count` says how many a model carries."""
     return base64.b64encode(zlib.compress(np.ascontiguousarray(images).tobytes(), 9)).decode()
 
 
