@@ -17,6 +17,7 @@ import onnx_ir as ir
 from hgprompt_edge.device.openvino_engine import import_openvino
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.graph import FEATURES, OUTPUT
+from hgprompt_edge.export.ir_file import save_ir
 
 Floats = npt.NDArray[np.float32]
 Head = tuple[Floats, Floats]
@@ -79,7 +80,7 @@ def _attach_openvino(path: Path, head: Head) -> None:
     whole = ov.Model([logits], body.get_parameters(), "main_graph")
     # The body's weights are still read from the file that is to be replaced.
     second = path.with_name(f"whole-{path.name}")
-    ov.save_model(whole, second, compress_to_fp16=False)
+    save_ir(whole, second)
     del body, whole, features, logits
     second.with_suffix(".bin").replace(path.with_suffix(".bin"))
     second.replace(path)

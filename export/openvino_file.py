@@ -27,6 +27,7 @@ from hgprompt_edge.device.parity import TOLERANCES
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export.bank_file import beside, make_bank, write_beside
 from hgprompt_edge.export.graph import build_graph
+from hgprompt_edge.export.ir_file import save_ir, serialize_ir
 from hgprompt_edge.export.onnx_file import check_fits, describe
 from hgprompt_edge.export.rewrites import Attention, Rewrites
 from hgprompt_edge.export.verify import Verification, at_factory, verify_mixes
@@ -88,7 +89,7 @@ def export_openvino(
         graph = build_graph(start, backbone, Rewrites(attention=Attention.PAST), bank)
         model = convert(ov, graph, xml)
         half = precision is Precision.FP16
-        ov.save_model(model, xml, compress_to_fp16=half)
+        save_ir(model, xml, half=half)
         verification = _verify(xml, path, bundle, backbone, images, precision, bank)
         entries = {
             **describe(start, bundle_sha256, bank),
@@ -97,7 +98,7 @@ def export_openvino(
             WEIGHTS_SHA256: sha256_file(weights),
         }
         _set_entries(model, entries)
-        ov.save_model(model, xml, compress_to_fp16=half)
+        save_ir(model, xml, half=half)
         parse_metadata(path, read_entries(ov.Core().read_model(xml)))
     return verification
 
@@ -146,7 +147,7 @@ def add_metadata(xml: Path, entries: dict[str, str]) -> None:
     model = ov.Core().read_model(xml)
     _set_entries(model, {**entries, WEIGHTS_SHA256: sha256_file(xml.with_suffix(".bin"))})
     second = xml.with_name(f"described-{xml.name}")
-    ov.serialize(model, second, second.with_suffix(".bin"))
+    serialize_ir(model, second)
     # The graph alone is new: the weights stay the bytes that were verified.
     if sha256_file(second.with_suffix(".bin")) != sha256_file(xml.with_suffix(".bin")):
         raise CheckError(f"{xml.name}: OpenVINO changed the weights as it wrote the metadata")

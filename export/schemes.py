@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.export.ir_file import save_ir
 from hgprompt_edge.tasks.task import Images
 
 Pixels = npt.NDArray[np.uint8]
@@ -214,7 +215,7 @@ def _nncf(
                 advanced_quantization_parameters=advanced,
                 **common,
             )
-    ov.save_model(model, path, compress_to_fp16=False)
+    save_ir(model, path)
 
 
 def _measure(

@@ -24,6 +24,7 @@ from hgprompt_edge.device.parity import compare
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export import openvino_file
+from hgprompt_edge.export.body import attach_head
 from hgprompt_edge.export.openvino_file import Precision, add_metadata, export_openvino
 from hgprompt_edge.transfer.cache import cache_size, clear_cache
 from hgprompt_edge.vit.backbone import Backbone
@@ -123,6 +124,47 @@ def test_both_files_take_their_names_or_neither(
         export_openvino(bundle, backbone, path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     assert bool(before) == old
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_a_disk_that_is_full_under_openvino_is_one_sentence(
+    tmp_path: Path,
+    bundle: Bundle,
+    backbone: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+    fails_at: int,
+) -> None:
+    full_disk(monkeypatch, "save_model", fails_at)
+    with pytest.raises(UserError, match=r"m\.bin: the disk is full; nothing was written, free"):
+        export_openvino(bundle, backbone, tmp_path / "m.xml")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_is_told_in_every_step(
+    tmp_path: Path, model: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What int8 does to a body: its head, and the metadata."""
+    copy = damaged(tmp_path, model, "nothing")
+    full_disk(monkeypatch, "serialize", 1)
+    with pytest.raises(OSError, match="No space left"):
+        add_metadata(copy, {})
+    full_disk(monkeypatch, "save_model", 1)
+    width = np.eye(len(bundle.classes), dtype=np.float32)
+    with pytest.raises(OSError, match="No space left"):
+        attach_head(copy, (width, width[0]))
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, writer: str, fails_at: int) -> None:
+    """OpenVINO's way to say it, at the so many-th call."""
+    honest, calls = getattr(ov, writer), []
+
+    def write(*words: Any, **options: Any) -> None:
+        calls.append(words)
+        if len(calls) == fails_at:
+            raise RuntimeError("basic_ios::clear: iostream error")
+        honest(*words, **options)
+
+    monkeypatch.setattr(ov, writer, write)
 
 
 def damaged(folder: Path, model: Path, what: str) -> Path:
