@@ -25,6 +25,8 @@ PAGE = ROOT / "docs" / "TRANSFER.md"
 IMAGES = ROOT / "docs" / "images"
 BEGIN, END = "<!-- tables: made by benchmarks/transfer_report.py -->", "<!-- end of tables -->"
 LINES = ("none", "best_source", "uniform", "hgprompt", "hgprompt_guarded")
+TRAINED = ("tune", "vpt_scratch")
+"""Train a prompt of the target's own; measured on fewer cells than the others."""
 PICKED_ON = (*ABLATION_TARGETS, "fashion-mnist")
 """Targets on which weights for each layer, and the start beside them, were compared with what else
 there is before they were kept."""
@@ -37,7 +39,8 @@ def write_report() -> None:
     bundled = [row for row in full if row["backbone"] == "bundled"]
     study = [row for row in bundled if not is_bank_study(row)]
     main = cube([row for row in study if row["method"] in LINES])
-    every = cube(study)
+    every = cube([row for row in study if row["method"] not in TRAINED])
+    trained = cube([row for row in study if row["method"] in (*LINES, *TRAINED)])
     parts = [
         "### The main rows\n",
         main_tables(main, study),
@@ -48,6 +51,9 @@ def write_report() -> None:
         main_tables(every, study),
         accuracy_table(every),
         "![Differences, all methods](images/transfer-all.png)\n",
+        "### A prompt of the target's own\n",
+        main_tables(trained, study),
+        accuracy_table(trained),
     ]
     draw_differences(main, IMAGES / "transfer.png")
     draw_differences(every, IMAGES / "transfer-all.png")
