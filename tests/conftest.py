@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,3 +32,21 @@ def private_cache(
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("HGEDGE_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def fill_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let the disk be full at the n-th move of a file into its place from now on."""
+
+    def fill(fails_at: int) -> None:
+        honest, moves = Path.replace, []
+
+        def full(self: Path, target: Path) -> Path:
+            moves.append(target)
+            if len(moves) == fails_at:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return honest(self, target)
+
+        monkeypatch.setattr(Path, "replace", full)
+
+    return fill

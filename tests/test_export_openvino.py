@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def test_both_files_take_their_names_or_neither(
     tmp_path: Path,
     bundle: Bundle,
     backbone: Backbone,
-    monkeypatch: pytest.MonkeyPatch,
+    fill_disk: Callable[[int], None],
     old: bool,
     fails_at: int,
 ) -> None:
@@ -111,15 +111,7 @@ def test_both_files_take_their_names_or_neither(
     if old:
         export_openvino(make_bundle(backbone, seed=1), backbone, path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    honest, moves = Path.replace, []
-
-    def full(self: Path, target: Path) -> Path:
-        moves.append(target)
-        if len(moves) == fails_at:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return honest(self, target)
-
-    monkeypatch.setattr(Path, "replace", full)
+    fill_disk(fails_at)
     with pytest.raises(UserError, match="the disk is full"):
         export_openvino(bundle, backbone, path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

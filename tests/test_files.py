@@ -6,6 +6,7 @@ import errno
 import os
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -78,21 +79,13 @@ def test_files_of_a_set_replace_old_ones(tmp_path: Path, count: int) -> None:
 @pytest.mark.usefixtures("links")
 @pytest.mark.parametrize("fails_at", [1, 2, 3])
 def test_all_files_of_a_set_are_replaced_or_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
+    tmp_path: Path, fill_disk: Callable[[int], None], fails_at: int
 ) -> None:
     places = [tmp_path / name for name in "abc"]
     (tmp_path / "a").write_bytes(b"old a")  # b is new
     (tmp_path / "c").write_bytes(b"old c")
     (tmp_path / "a").chmod(0o640)
-    honest, moves = Path.replace, []
-
-    def full(self: Path, target: Path) -> Path:
-        moves.append(target)
-        if len(moves) == fails_at:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return honest(self, target)
-
-    monkeypatch.setattr(Path, "replace", full)
+    fill_disk(fails_at)
     with pytest.raises(UserError, match="the disk is full"):
         write_set(places, b"new")
     found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
