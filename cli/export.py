@@ -323,8 +323,7 @@ def _check_int8_alone(context: typer.Context, precision: Precision) -> None:
     if precision is Precision.INT8:
         return
     for name in ("data", "task", "max_drop"):
-        source = context.get_parameter_source(name)
-        if source is not None and source.name != "DEFAULT":
+        if options.is_given(context, name):
             raise UserError(
                 f"--{name.replace('_', '-')}: for int8 alone; add --precision int8 or leave it out"
             )

@@ -61,7 +61,7 @@ class HeadKind(str, Enum):
 @reports_errors
 @needs_server
 def fit(
-    ctx: typer.Context,
+    context: typer.Context,
     files: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -126,7 +126,7 @@ def fit(
     if merge:
         from hgprompt_edge.cli.merge import merge_into
 
-        _check_merge(ctx)
+        _check_merge(context)
         merge_into(files or [], bundle, output, checkpoint, json)
         return
     if files or bundle:
@@ -193,22 +193,17 @@ def fit(
         _print_result(mixer, images, path, figure, worths, seconds)
 
 
-def _check_merge(ctx: typer.Context) -> None:
+def _check_merge(context: typer.Context) -> None:
     """Refuse options that a merge would not look at."""
     from hgprompt_edge.errors import UserError
 
     unused = [
         "/".join((*parameter.opts, *parameter.secondary_opts))
-        for parameter in ctx.command.params
-        if parameter.name not in OF_MERGE and _is_given(ctx, str(parameter.name))
+        for parameter in context.command.params
+        if parameter.name not in OF_MERGE and options.is_given(context, str(parameter.name))
     ]
     if unused:
         raise UserError(f"--merge: fits nothing and takes no images; leave {', '.join(unused)} out")
-
-
-def _is_given(ctx: typer.Context, parameter: str) -> bool:
-    source = ctx.get_parameter_source(parameter)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _document(

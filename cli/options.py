@@ -42,3 +42,9 @@ Checkpoint = Annotated[
 # The search without gradients takes no larger seed.
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def is_given(context: typer.Context, parameter: str) -> bool:
+    """Whether the user gave a parameter, be it with its default."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
