@@ -56,6 +56,25 @@ def test_labels_find_the_planted_prompt_and_the_guard_takes_it(planted: Planted)
     assert after > before
 
 
+def test_what_is_taken_over_is_judged_not_the_folds_alone(planted: Planted) -> None:
+    """The folds find the prompt; what comes of all images predicts one class for everything."""
+
+    class Stray(GradientLearner):
+        def learn(self, images: Any, *given: Any) -> Any:
+            found = super().learn(images, *given)
+            if len(images) < len(planted.images):
+                return found
+            head = found.point.head
+            one = replace(head, bias=head.bias + 99 * np.eye(len(head.bias), dtype=np.float32)[0])
+            return replace(found, point=replace(found.point, head=one))
+
+    found = adapt_labelled(
+        Stray(planted.graph, Settings(steps=25)), planted.images, planted.labels, planted.factory
+    )
+    assert found.verdict.figures["log_loss_after"] < found.verdict.figures["log_loss_before"]
+    assert not found.verdict.taken
+
+
 def test_forwards_alone_find_it_too(planted: Planted) -> None:
     learner = ForwardLearner(planted.predictor, Settings(steps=8))
     found = adapt_labelled(learner, planted.images, planted.labels, planted.factory)
