@@ -151,7 +151,8 @@ def adapt(
             with journal.exclusive(), progress_bar() as report:
                 adapted = adapt_model(predictor, journal, request, report)
         except KeyboardInterrupt:
-            fail("interrupted; the weights stay as they were", EXIT_INTERRUPTED)
+            number = journal.current().id
+            fail(f"interrupted; version {number} is in force ({folder})", EXIT_INTERRUPTED)
     for sentence in adapted.seen.unreadable:
         note(f"left out {sentence}")
     if absent := adapted.seen.absent(predictor.classes):
@@ -197,7 +198,10 @@ def _send(journal: Journal, predictor: Predictor, path: Path, json: bool) -> Non
     bank, version = bank_of(predictor), journal.current()
     data = write_parcel(path, version, bank.sha256, bank.names, classes=predictor.classes)
     if not version.images:
-        note(f"version {version.id} ({version.method}) was learned from no images: adds nothing")
+        note(
+            f"version {version.id} ({version.method}) was learned from no images, so "
+            "`hgedge fit --merge` will leave it out"
+        )
     if json:
         print_json({"file": str(path), "version": _as_dict(version, bank.names), "bytes": data})
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -107,6 +108,40 @@ def test_predict_takes_the_newest_weights(planted: Planted, seen: Path, tmp_path
     assert adapted != factory
     run("adapt", "--model", str(planted.path), "--state", str(state), "--reset")
     assert json.loads(run(*words, "--state", str(state)).stdout) == factory
+
+
+def test_ctrl_c_says_what_is_in_force(
+    planted: Planted, seen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state"
+    assert adapt(planted, state, "--data", str(seen), "--steps", "12")[0] == 0
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hgprompt_edge.device.adapting.adapt_model", interrupted)
+    words = ("adapt", "--model", str(planted.path), "--state", str(state), "--data", str(seen))
+    result = run(*words)
+    assert result.exit_code == 130
+    assert "interrupted; version 2 is in force" in result.stderr
+
+
+def test_watch_prints_csv(
+    planted: Planted, seen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def two_looks(_: float) -> None:
+        if looks:
+            raise KeyboardInterrupt
+        looks.append(1)
+
+    looks: list[int] = []
+    monkeypatch.setattr("time.sleep", two_looks)
+    folder = next(seen.iterdir())
+    result = run("predict", "--model", str(planted.path), "--watch", str(folder), "--csv")
+    assert result.exit_code == 130
+    rows = list(csv.DictReader(result.stdout.splitlines()))
+    assert [row["image"] for row in rows] == sorted(map(str, folder.iterdir()))
+    assert {row["label"] for row in rows} <= set(planted.predictor.classes)
 
 
 def test_a_state_that_is_not_there_is_said(planted: Planted, seen: Path, tmp_path: Path) -> None:
