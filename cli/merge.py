@@ -56,7 +56,8 @@ def merge_into(
     if not is_folded(result):
         chosen = "a tuned prompt" if result.choice == "tuned" else "no prompt"
         note(f"{bundle.task} was fitted to {chosen}, so the mix goes to models that adapt alone")
-    out.print(f"{target}: the mix of {about['devices']} devices, {about['images']:,} images")
+    devices = "1 device" if about["devices"] == 1 else f"{about['devices']} devices"
+    out.print(f"{target}: the mix of {devices}, {about['images']:,} images")
     adapts = "" if is_folded(result) else " --adapt"
     out.print(f"next: hgedge export {target}{adapts}", soft_wrap=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from hgprompt_edge.bundle import bank_tokens
 from hgprompt_edge.device.parcel import read_parcel
 from hgprompt_edge.device.predictor import Predictor, open_journal, state_folder
 from hgprompt_edge.device.seen import read_unlabelled
+from hgprompt_edge.device.watch import watch
 from hgprompt_edge.export.onnx_file import export_onnx
 
 
@@ -135,7 +137,8 @@ def test_watch_prints_csv(
         looks.append(1)
 
     looks: list[int] = []
-    monkeypatch.setattr("time.sleep", two_looks)
+    served = functools.partial(watch, sleep=two_looks)
+    monkeypatch.setattr("hgprompt_edge.device.watch.watch", served)
     folder = next(seen.iterdir())
     result = run("predict", "--model", str(planted.path), "--watch", str(folder), "--csv")
     assert result.exit_code == 130
