@@ -86,6 +86,7 @@ def adapt_inputs(
         "head.weight": bank.head_weight,
         "head.bias": bank.head_bias,
         "d_features": np.zeros((1, bank.head_weight.shape[1]), np.float32),
+        "backward": np.array(True),
     }
 
 

@@ -1,9 +1,10 @@
 """The gradient of the mix in one ONNX graph, with a backward pass written by hand (METHOD 7).
 
 Inputs: `image` uint8 `[batch, S, S, 3]`, `label [batch, K]`, `mix [M]`, `head.weight [K, D]`,
-`head.bias [K]`, `d_features [batch or 1, D]`. Outputs: `loss [batch]`, the cross-entropy `-sum_k
-label_k log p_k`; `logits [batch, K]`; `features [batch, D]`; and the gradients of the summed loss
-`d_mix [M]`, `d_head.weight [K, D]`, `d_head.bias [K]`.
+`head.bias [K]`, `d_features [batch or 1, D]`, `backward` bool. Outputs: `loss [batch]`, the
+cross-entropy `-sum_k label_k log p_k`; `logits [batch, K]`; `features [batch, D]`; and gradients of
+the summed loss `d_mix [M]`, `d_head.weight [K, D]`, `d_head.bias [K]`. Where `backward` is false,
+`d_mix` is empty: the way back is a branch, so that features alone cost a forward pass.
 
 `label` is a one-hot row or any other. A row that sums to zero gives `dL/dlogits = -label`, so every
 other loss on logits is one more pass: its gradient goes in, negated. `d_features` is added to what
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.tape import Tape
 from timm.models.vision_transformer import VisionTransformer
 
 from hgprompt_edge.bundle import Bundle
@@ -48,18 +50,21 @@ def build_adapt_graph(bundle: Bundle, backbone: Backbone, bank: Bank) -> ir.Mode
     head_weight = ir.val("head.weight", ir.DataType.FLOAT, [classes, width])
     head_bias = ir.val("head.bias", ir.DataType.FLOAT, [classes])
     d_extra = ir.val("d_features", ir.DataType.FLOAT, ["rows", width])
+    backward = ir.val("backward", ir.DataType.BOOL, [])
     w = Writer()
     mixed = Mix(w, bank, mix)
     features, back = _features(w, model, bundle, image, mixed)
     logits = w.op("Gemm", "logits", features, head_weight, head_bias, transB=1)
     loss, d_logits = _cross_entropy(w, logits, label)
-    d_features = w.op("Gemm", "features.back.head", d_logits, head_weight)
-    d_mix = back(w.op("Add", "features.back", d_features, d_extra))
+    with w.apart() as branch:
+        d_features = w.op("Gemm", "features.back.head", d_logits, head_weight)
+        found = back(w.op("Add", "features.back", d_features, d_extra))
+    d_mix = _gradient_if(w, backward, branch, found, mix)
     outputs: dict[str, tuple[ir.Value, list[int | str]]] = {
         "loss": (loss, ["batch"]),
         "logits": (logits, ["batch", classes]),
         "features": (features, ["batch", width]),
-        "d_mix": (d_mix, [len(bank.names)]),
+        "d_mix": (d_mix, ["M or 0"]),
         "d_head.weight": (
             w.op("Gemm", "d_head.weight", d_logits, features, transA=1),
             [classes, width],
@@ -72,7 +77,7 @@ def build_adapt_graph(bundle: Bundle, backbone: Backbone, bank: Bank) -> ir.Mode
     for name, (value, shape) in outputs.items():
         value.name, value.dtype, value.shape = name, ir.DataType.FLOAT, ir.Shape(shape)
     graph = ir.Graph(
-        [image, label, mix, head_weight, head_bias, d_extra],
+        [image, label, mix, head_weight, head_bias, d_extra, backward],
         [value for value, _ in outputs.values()],
         nodes=w.tape.nodes,
         initializers=w.tape.initializers,
@@ -80,6 +85,18 @@ def build_adapt_graph(bundle: Bundle, backbone: Backbone, bank: Bank) -> ir.Mode
         name="hgprompt-adapt",
     )
     return ir.Model(graph, ir_version=IR_VERSIONS[PLAIN_OPSET], producer_name="hgprompt-edge")
+
+
+def _gradient_if(
+    w: Writer, condition: ir.Value, branch: Tape, found: ir.Value, x: ir.Value
+) -> ir.Value:
+    """Give the gradient of `x` that a branch finds where the condition holds, else an empty one."""
+    with w.apart() as otherwise:
+        nothing = w.part(f"{x.name}.none", x, 0, 0, axis=0)
+    found.dtype = nothing.dtype = ir.DataType.FLOAT
+    then = ir.Graph([], [found], nodes=branch.nodes, name="backward")
+    without = ir.Graph([], [nothing], nodes=otherwise.nodes, name="forward alone")
+    return w.op("If", f"d_{x.name}", condition, then_branch=then, else_branch=without)
 
 
 def _cross_entropy(w: Writer, logits: ir.Value, label: ir.Value) -> tuple[ir.Value, ir.Value]:

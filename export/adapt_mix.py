@@ -144,4 +144,4 @@ class Mix:
         bias = w.op("Sum", "mix.back.bias", *d_bias)
         rest = w.op("Add", "mix.back.with_bias", rest, bias)
         rest = w.op("Div", "mix.back.share", rest, self.share)
-        return w.op("Concat", "d_mix", w.floats("zero", np.zeros(1)), rest, axis=0)
+        return w.op("Concat", "mix.back", w.floats("zero", np.zeros(1)), rest, axis=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,17 @@ class Writer:
     """Collects nodes and constants; names say where in the network a value comes from."""
 
     def __init__(self) -> None:
-        self.tape = Tape()
+        self.tape = self._stored = Tape()
         self._constants: dict[str, ir.Value] = {}
+
+    @contextmanager
+    def apart(self) -> Iterator[Tape]:
+        """Collect nodes on a tape of their own, for a branch; constants stay with the others."""
+        outer, self.tape = self.tape, Tape()
+        try:
+            yield self.tape
+        finally:
+            self.tape = outer
 
     def op(
         self,
@@ -36,7 +47,7 @@ class Writer:
         """Store an array, once a name."""
         if name not in self._constants:
             tensor = ir.Tensor(np.asarray(array, order="C"), name=name)
-            self._constants[name] = self.tape.initializer(tensor)
+            self._constants[name] = self._stored.initializer(tensor)
         return self._constants[name]
 
     def floats(self, name: str, array: Tensor | npt.NDArray[Any]) -> ir.Value:

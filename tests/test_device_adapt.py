@@ -150,7 +150,7 @@ def test_seconds_are_for_all_of_the_learning(
 ) -> None:
     """On a clock on which each look at images takes a second."""
     clock = 0.0
-    looks = {AdaptGraph: "__call__", ForwardLearner: "features"}
+    looks = ((AdaptGraph, "__call__"), (AdaptGraph, "forward"), (ForwardLearner, "features"))
 
     def ticking(look: Any) -> Any:
         def timed(*given: Any, **named: Any) -> Any:
@@ -160,7 +160,7 @@ def test_seconds_are_for_all_of_the_learning(
 
         return timed
 
-    for owner, name in looks.items():
+    for owner, name in looks:
         monkeypatch.setattr(owner, name, ticking(getattr(owner, name)))
     monkeypatch.setattr("time.monotonic", lambda: clock)
     learner = learner_of(kind, planted, Settings(steps=10**6, seconds=40))
@@ -383,6 +383,15 @@ def test_micro_batches_give_the_same_step(planted: Planted) -> None:
     np.testing.assert_allclose(one.logits, other.logits, rtol=1e-4, atol=1e-5)
 
 
+def test_forward_alone_gives_what_the_whole_step_gives(planted: Planted) -> None:
+    images, mix = planted.images[:3], smoothed(planted.bank.factory)
+    rows = np.eye(4, dtype=np.float32)[planted.labels[:3]]
+    step, look = planted.graph(images, rows, mix), planted.graph.forward(images, mix, rows)
+    for name in ("loss", "logits", "features"):
+        np.testing.assert_array_equal(getattr(look, name), getattr(step, name))
+    assert not planted.graph.forward(images, mix).loss.any(), "no labels"
+
+
 SHARP = 10.0
 
 
@@ -413,6 +422,33 @@ class TestTrustNothing:
         learner = GradientLearner(planted.graph, Settings(steps=2))
         with pytest.raises(CheckError, match="computes the gradient wrongly on this machine"):
             adapt_labelled(learner, planted.images, planted.labels, planted.factory)
+
+    @pytest.mark.parametrize(
+        ("wrong", "what"),
+        [
+            ({"d_features": None}, "the gradient"),
+            ({"d_weight": 0.9}, "the head's gradient"),
+            ({"d_bias": 1.1}, "the head's gradient"),
+        ],
+    )
+    def test_every_way_into_the_backward_pass_is_checked(
+        self, planted: Planted, wrong: dict[str, Any], what: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A graph that leaves out what features receive, or whose head's gradient is off."""
+        right = AdaptGraph.__call__
+
+        def broken(
+            self: AdaptGraph, images: Any, labels: Any, mix: Any, head: Any, d_features: Any
+        ) -> Any:
+            given = wrong.get("d_features", d_features)
+            step = right(self, images, labels, mix, head, given)
+            factors = {name: x for name, x in wrong.items() if name != "d_features"}
+            return replace(step, **{name: x * getattr(step, name) for name, x in factors.items()})
+
+        monkeypatch.setattr(AdaptGraph, "__call__", broken)
+        theta, rng = np.zeros(len(planted.bank.names)), np.random.default_rng(0)
+        with pytest.raises(CheckError, match=f"computes {what} wrongly on this machine"):
+            check_gradient(planted.graph, planted.images[:8], theta, rng)
 
 
 def test_graph_with_weights_outside_its_folder_is_refused(planted: Planted, tmp_path: Path) -> None:

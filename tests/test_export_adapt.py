@@ -71,7 +71,9 @@ def test_gradient_equals_autograd_in_float64(family: str, choice: str) -> None:
     case = Case(family, choice)
     proto = ir.to_proto(build_adapt_graph(case.bundle, case.backbone, case.bank))
     onnx.checker.check_model(proto, full_check=True)
-    assert {node.domain for node in proto.graph.node} == {""}, "plain ONNX operators alone"
+    (fork,) = (node for node in proto.graph.node if node.op_type == "If")
+    nodes = [*proto.graph.node, *(node for branch in fork.attribute for node in branch.g.node)]
+    assert {node.domain for node in nodes} == {""}, "plain ONNX operators alone"
     session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     wanted = case.reference()
     found = dict(zip(wanted, session.run(list(wanted), case.inputs), strict=True))
@@ -79,6 +81,21 @@ def test_gradient_equals_autograd_in_float64(family: str, choice: str) -> None:
         assert relative(found[name], array) < 5e-5, name  # METHOD 8 asks for 1e-3
     batches = [session.run(["d_mix"], _rows(case.inputs, i))[0] for i in range(3)]
     assert relative(np.sum(batches, axis=0), wanted["d_mix"]) < 5e-5, "micro-batches add up"
+
+
+@pytest.mark.parametrize(("family", "choice"), CASES)
+def test_the_way_back_is_a_branch_that_can_be_left_out(family: str, choice: str) -> None:
+    case = Case(family, choice)
+    proto = ir.to_proto(build_adapt_graph(case.bundle, case.backbone, case.bank))
+    outside = [node.name for node in proto.graph.node if ".back" in node.name]
+    assert outside == ["logits.back"], "the head's gradient alone, which costs nothing"
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    whole = dict(zip(names, session.run(names, case.inputs), strict=True))
+    alone = session.run(names, {**case.inputs, "backward": np.array(False)})
+    for name, array in zip(names, alone, strict=True):
+        wanted = whole[name][:0] if name == "d_mix" else whole[name]
+        np.testing.assert_array_equal(array, wanted)
 
 
 def _rows(inputs: dict[str, np.ndarray], row: int) -> dict[str, np.ndarray]:

@@ -107,8 +107,7 @@ class GradientLearner:
 
     def features(self, images: Pixels, mix: npt.ArrayLike) -> Floats:
         """Features `[n, D]` of `images [n, S, S, 3]`."""
-        blank = np.zeros((len(images), len(self.head.bias)), np.float32)
-        return self._graph(images, blank, mix).features
+        return self._graph.forward(images, mix).features
 
     def learn(
         self,

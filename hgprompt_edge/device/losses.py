@@ -1,7 +1,7 @@
 """What a mix is judged by on a device: with labels, or without.
 
-A `Judge` gives the loss at a mix and a head with its gradients. Those with a graph need two passes
-where the loss looks at all images together.
+A `Judge` gives the loss at a mix and a head with its gradients. Where the loss looks at all images
+together, those with a graph need a pass forwards before the one that goes back.
 """
 
 from __future__ import annotations
@@ -60,8 +60,7 @@ def anchored_judge(
     The distance's gradient is that of the features of the last step that had any: so a step stays
     one pass.
     """
-    blank = np.zeros((len(images), len(graph.head.bias)), np.float32)
-    before = graph(images, blank, graph.bank.factory).features
+    before = graph.forward(images, graph.bank.factory).features
     unit = anchor_unit(before, clean, weight)
 
     def judge(mix: Doubles, head: Head) -> Slope:
@@ -80,10 +79,9 @@ def anchored_judge(
 
 def information_judge(graph: AdaptGraph, images: Pixels) -> Judge:
     """Information maximisation: mean entropy of the predictions less the entropy of their mean."""
-    blank = np.zeros((len(images), len(graph.head.bias)), np.float32)
 
     def judge(mix: Doubles, head: Head) -> Slope:
-        logits = graph(images, blank, mix, head).logits
+        logits = graph.forward(images, mix, head=head).logits
         loss, d_logits = information(logits)
         step = graph(images, -len(images) * d_logits, mix, head)
         return Slope(loss, step.d_mix, step.d_weight, step.d_bias)
@@ -98,10 +96,10 @@ def statistics_judge(graph: AdaptGraph, images: Pixels, clean: Statistics, weigh
     features alone. Here it is all there is, so that its gradient must be that of the very step.
     """
     blank = np.zeros((len(images), len(graph.head.bias)), np.float32)
-    unit = anchor_unit(graph(images, blank, graph.bank.factory).features, clean, weight)
+    unit = anchor_unit(graph.forward(images, graph.bank.factory).features, clean, weight)
 
     def judge(mix: Doubles, head: Head) -> Slope:
-        features = graph(images, blank, mix, head).features
+        features = graph.forward(images, mix).features
         distance, d_features = statistics_distance(features, *clean)
         scaled = (unit * len(images) * d_features).astype(np.float32)
         step = graph(images, blank, mix, head, scaled)

@@ -21,12 +21,18 @@ from hgprompt_edge.device.onnx_engine import explain
 from hgprompt_edge.device.softmax import softmax
 from hgprompt_edge.errors import CheckError, UserError
 
-ADAPT_FORMAT = "hgprompt.adapt/1"
+ADAPT_FORMAT = "hgprompt.adapt/2"
 DIRECTIONS, STRIDE, HALVINGS, AGREEMENT = 3, 0.05, 2, 0.05
 """Of the check: how many directions, how far to go on either side, how often to halve that where it
 does not agree, and how far off the slope may be, relative to the gradient's length."""
+HEAD_AGREEMENT, HEAD_NOISE = 1e-3, 1e-5
+"""How far off the head's gradient may be, relative to its largest entry and to the largest feature:
+it is a product of what the runtime gives."""
 MICRO_BATCH = 1
 """Images at a time: more are hardly faster, and each takes the memory of its activations."""
+
+FORWARD = ("loss", "logits", "features")
+BACKWARD = ("d_mix", "d_head.weight", "d_head.bias")
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -53,7 +59,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Step:
+class Look:
     """What one pass over some images gives.
 
     Attributes
@@ -62,13 +68,23 @@ class Step:
         Cross-entropy of each image with its label, `[n]`.
     logits, features
         `[n, K]`, `[n, D]`.
-    d_mix, d_weight, d_bias
-        Gradients of the mean loss, `[M]`, `[K, D]`, `[K]` float64.
     """
 
     loss: Doubles
     logits: Floats
     features: Floats
+
+
+@dataclass(frozen=True)
+class Step(Look):
+    """The same, and back.
+
+    Attributes
+    ----------
+    d_mix, d_weight, d_bias
+        Gradients of the mean loss, `[M]`, `[K, D]`, `[K]` float64.
+    """
+
     d_mix: Doubles
     d_weight: Doubles
     d_bias: Doubles
@@ -152,13 +168,7 @@ class AdaptGraph:
         d_features
             `[n, D]`, added to the gradient of the features; None: nothing.
         """
-        parts = []
-        for rows in self._batches(len(images)):
-            extra = np.zeros((1, self.head.weight.shape[1]), np.float32)
-            if d_features is not None:
-                extra = d_features[rows]
-            parts.append(self._run(images[rows], labels[rows], mix, head or self.head, extra))
-        loss, logits, features = (np.concatenate([part[i] for part in parts]) for i in range(3))
+        parts = list(self._run(FORWARD + BACKWARD, images, labels, mix, head, d_features))
 
         def mean(output: int) -> Doubles:
             total: Doubles = np.stack([part[output] for part in parts]).sum(
@@ -166,25 +176,50 @@ class AdaptGraph:
             )
             return total / len(images)
 
-        return Step(loss.astype(np.float64), logits, features, mean(3), mean(4), mean(5))
+        look = _joined(parts)
+        return Step(look.loss, look.logits, look.features, mean(3), mean(4), mean(5))
+
+    def forward(
+        self,
+        images: Pixels,
+        mix: npt.ArrayLike,
+        labels: Floats | None = None,
+        head: Head | None = None,
+    ) -> Look:
+        """Forward alone, at half the price; without `labels [n, K]` all losses are zero."""
+        if labels is None:
+            labels = np.zeros((len(images), len(self.head.bias)), np.float32)
+        return _joined(list(self._run(FORWARD, images, labels, mix, head)))
 
     def _run(
-        self, images: Pixels, labels: Floats, mix: npt.ArrayLike, head: Head, extra: Floats
-    ) -> list[Floats]:
+        self,
+        names: tuple[str, ...],
+        images: Pixels,
+        labels: Floats,
+        mix: npt.ArrayLike,
+        head: Head | None,
+        d_features: Floats | None = None,
+    ) -> Iterator[list[Floats]]:
+        """Yield the outputs of each micro-batch."""
+        head = head or self.head
         feeds = {
-            "image": images,
-            "label": labels.astype(np.float32),
             "mix": np.asarray(mix, np.float32),
             "head.weight": head.weight,
             "head.bias": head.bias,
-            "d_features": extra,
+            "d_features": np.zeros((1, self.head.weight.shape[1]), np.float32),
+            "backward": np.array(names != FORWARD),
         }
-        names = ("loss", "logits", "features", "d_mix", "d_head.weight", "d_head.bias")
-        return cast("list[Floats]", self._session.run(names, feeds))
+        for start in range(0, len(images), self.micro_batch):
+            rows = slice(start, start + self.micro_batch)
+            feeds |= {"image": images[rows], "label": labels[rows].astype(np.float32)}
+            if d_features is not None:
+                feeds["d_features"] = d_features[rows]
+            yield cast("list[Floats]", self._session.run(names, feeds))
 
-    def _batches(self, count: int) -> Iterator[slice]:
-        for start in range(0, count, self.micro_batch):
-            yield slice(start, min(count, start + self.micro_batch))
+
+def _joined(parts: list[list[Floats]]) -> Look:
+    loss, logits, features = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    return Look(loss.astype(np.float64), logits, features)
 
 
 def check_gradient(
@@ -192,24 +227,30 @@ def check_gradient(
 ) -> None:
     """Hold the runtime's gradient against central differences of its loss (METHOD 7).
 
-    Needs no labels: the model's own predictions stand in for them.
+    Needs no labels: the model's own predictions stand in for them, half and half with all classes
+    alike, since a sure model has no gradient from what it predicts. The loss has a linear term of
+    the features besides, so that both ways into the backward pass are checked, that of labels and
+    that of statistics. The head's gradient is computed again from the features.
 
     Raises
     ------
     CheckError
         They do not agree: this runtime computes the gradient wrongly on this machine.
     """
-    classes = len(graph.head.bias)
-    blank = np.zeros((len(images), classes), np.float32)
-    labels = np.eye(classes, dtype=np.float32)[
-        graph(images, blank, softmax(theta)).logits.argmax(1)
-    ]
+    a, head = softmax(theta), graph.head
+    classes = len(head.bias)
+    predicted = np.eye(classes)[graph.forward(images, a).logits.argmax(axis=1)]
+    labels = ((predicted + 1 / classes) / 2).astype(np.float32)
+    pull = rng.normal(size=classes)
+    pull = (pull / np.linalg.norm(pull) @ head.weight).astype(np.float32)  # as strong as labels
 
     def loss(point: Doubles) -> float:
-        return float(graph(images, labels, softmax(point)).loss.mean())
+        look = graph.forward(images, softmax(point), labels)
+        return float((look.loss + look.features @ pull).mean())
 
-    a = softmax(theta)
-    gradient = through_softmax(graph(images, labels, a).d_mix, a)
+    step = graph(images, labels, a, None, np.tile(pull, (len(images), 1)))
+    _check_head(step, labels)
+    gradient = through_softmax(step.d_mix, a)
     directions = rng.normal(size=(DIRECTIONS, len(theta)))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
 
@@ -222,7 +263,8 @@ def check_gradient(
         return float(np.abs(directions @ gradient - slopes).max())
 
     # Differences of float32 losses are this uncertain, whatever the gradient.
-    noise = 8 * float(np.finfo(np.float32).eps) * max(1.0, abs(loss(theta))) / STRIDE
+    terms = (1.0, step.loss.mean(), np.abs(step.features @ pull).mean())
+    noise = 8 * float(np.finfo(np.float32).eps) * float(max(terms)) / STRIDE
     tolerance = AGREEMENT * float(np.linalg.norm(gradient))
     slopes = coarse = differences(STRIDE)
     error, bound = off_by(slopes), tolerance + noise
@@ -235,11 +277,28 @@ def check_gradient(
         slopes, coarse = (4 * fine - coarse) / 3, fine
         error, bound = off_by(slopes), tolerance + 3 * 2**halving * noise
     if not error <= bound:
-        raise CheckError(
-            f"onnxruntime {ort.__version__} computes the gradient wrongly on this machine (off by "
-            f"{error:.2g} where its length is {np.linalg.norm(gradient):.2g}); nothing was "
-            "changed; use --method cma or another version of onnxruntime"
-        )
+        raise _wrong("the gradient", error, float(np.linalg.norm(gradient)))
+
+
+def _check_head(step: Step, labels: Floats) -> None:
+    """Hold the head's gradient against the product that it is."""
+    features = step.features.astype(np.float64)
+    d_logits = (softmax(step.logits.astype(np.float64)) - labels) / len(labels)
+    for found, wanted, scale in (
+        (step.d_weight, d_logits.T @ features, np.abs(features).max()),
+        (step.d_bias, d_logits.sum(axis=0), 1.0),
+    ):
+        error, length = float(np.abs(found - wanted).max()), float(np.abs(wanted).max())
+        if not error <= HEAD_AGREEMENT * length + HEAD_NOISE * scale:
+            raise _wrong("the head's gradient", error, length)
+
+
+def _wrong(what: str, error: float, length: float) -> CheckError:
+    return CheckError(
+        f"onnxruntime {ort.__version__} computes {what} wrongly on this machine (off by "
+        f"{error:.2g} where its length is {length:.2g}); nothing was changed; use --method cma or "
+        "another version of onnxruntime"
+    )
 
 
 def through_softmax(d_mix: Doubles, a: Doubles) -> Doubles:
