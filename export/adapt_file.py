@@ -51,7 +51,9 @@ def export_adapt(bundle: Bundle, backbone: Backbone, bank: Bank, path: Path) -> 
     labels = np.eye(len(bundle.classes))[np.arange(len(images)) % len(bundle.classes)]
     weights = np.full(len(bank.names), 1 / len(bank.names))
     wanted = reference_gradients(bundle, backbone, bank, images, labels, weights)
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # it warns of a rewrite that the branch stands in the way of
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = list(wanted)
     found = session.run(names, adapt_inputs(bank, images, labels, weights))
     for name, array in zip(names, found, strict=True):
