@@ -223,7 +223,7 @@ def import_seconds() -> dict[str, float]:
 
 
 def step_ratio(site: Site, batch: int, rounds: int) -> dict[str, float]:
-    """One pass of the gradient's graph by one inference of the folded model, in turns."""
+    """A pass of the gradient's graph, and one forwards alone, by an inference of the folded model."""
     from hgprompt_edge.device.bank import adapt_path, bank_path, read_bank
     from hgprompt_edge.device.onnx_engine import OnnxEngine
     from hgprompt_edge.device.step import AdaptGraph
@@ -235,19 +235,21 @@ def step_ratio(site: Site, batch: int, rounds: int) -> dict[str, float]:
     images = rng.integers(0, 256, (batch, graph.side, graph.side, 3), dtype=np.uint8)
     labels = np.eye(CLASSES, dtype=np.float32)[np.arange(batch) % CLASSES]
     mix = np.full(len(bank.names), 1 / len(bank.names))
-    seconds: dict[str, list[float]] = {"inference": [], "step": []}
+    seconds: dict[str, list[float]] = {"inference": [], "forward": [], "step": []}
     for _ in range(rounds + 2):
         for name, call in (
             ("inference", lambda: folded.run(images)),
+            ("forward", lambda: graph.forward(images, mix)),
             ("step", lambda: graph(images, labels, mix)),
         ):
             began = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - began)
-    inference, step = (statistics.median(seconds[name][2:]) for name in ("inference", "step"))
+    inference, forward, step = (statistics.median(taken[2:]) for taken in seconds.values())
     return {
         "batch": batch,
         "inference_ms": round(1e3 * inference, 2),
+        "forward_ms": round(1e3 * forward, 2),
         "step_ms": round(1e3 * step, 2),
         "ratio": round(step / inference, 3),
     }
