@@ -223,7 +223,7 @@ def import_seconds() -> dict[str, float]:
 
 
 def step_ratio(site: Site, batch: int, rounds: int) -> dict[str, float]:
-    """A pass of the gradient's graph, and one forwards alone, by an inference of the folded model."""
+    """Time a step, and a pass forwards alone, beside an inference of the folded model, in turns."""
     from hgprompt_edge.device.bank import adapt_path, bank_path, read_bank
     from hgprompt_edge.device.onnx_engine import OnnxEngine
     from hgprompt_edge.device.step import AdaptGraph
