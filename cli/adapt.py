@@ -196,7 +196,14 @@ def _send(journal: Journal, predictor: Predictor, path: Path, json: bool) -> Non
     from hgprompt_edge.device.parcel import write_parcel
 
     bank, version = bank_of(predictor), journal.current()
-    data = write_parcel(path, version, bank.sha256, bank.names, classes=predictor.classes)
+    data = write_parcel(
+        path,
+        version,
+        bank.sha256,
+        bank.names,
+        classes=predictor.classes,
+        device=journal.device(),
+    )
     if not version.images:
         note(
             f"version {version.id} ({version.method}) was learned from no images, so "

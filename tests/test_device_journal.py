@@ -33,6 +33,25 @@ def test_a_new_journal_holds_the_factory_mix(tmp_path: Path) -> None:
     assert version.head_weight is version.head_bias is None
 
 
+def test_each_journal_has_a_number_of_its_own(tmp_path: Path) -> None:
+    for name in ("a", "b", "none"):
+        (tmp_path / name).mkdir()
+    with open_journal(tmp_path / "a") as one, open_journal(tmp_path / "b") as other:
+        number = one.device()
+        assert len(number) == 16
+        assert number != other.device()
+    with sqlite3.connect(tmp_path / "b" / "state" / "journal.sqlite") as connection:
+        connection.execute("DELETE FROM meta WHERE key = 'device'")  # as files of before
+    with open_journal(tmp_path / "b", read_only=True) as other:
+        assert other.device() == ""
+    with open_journal(tmp_path / "b") as other:
+        assert len(other.device()) == 16
+    with open_journal(tmp_path / "a", read_only=True) as one:
+        assert one.device() == number
+    with open_journal(tmp_path / "none", read_only=True) as missing:
+        assert missing.device() == ""
+
+
 def test_what_was_committed_is_there_after_opening_it_again(tmp_path: Path) -> None:
     head = np.arange(6, dtype=np.float32).reshape(2, 3)
     with open_journal(tmp_path) as journal:

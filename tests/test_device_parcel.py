@@ -89,7 +89,7 @@ def test_what_is_no_mix_is_not_sent(tmp_path: Path) -> None:
 HALF = "AAAAPwAAAD8="  # 0.5, 0.5
 
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
-    "newer format": ({"format": "hgprompt.version/2"}, "upgrade hgprompt-edge"),
+    "newer format": ({"format": "hgprompt.version/3"}, "upgrade hgprompt-edge"),
     "no format": ({"format": None}, "not what `hgedge adapt --send` writes"),
     "other format": ({"format": "hgprompt.bundle/1"}, "not what `hgedge adapt --send` writes"),
     "no digest": ({"bank_sha256": "../../etc"}, "'bank_sha256' is missing or malformed"),
@@ -103,10 +103,21 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "no weights": ({"weights": ""}, "must not be below 0 and sum to 1"),
     "a half alone": ({"weights": "AAAAPw=="}, "must not be below 0 and sum to 1"),
     "NaN": ({"weights": "AADAfwAAAD8="}, "holds nan or inf"),
+    "no number": ({"device": "kitchen"}, "'device' is missing or malformed"),
     "an image": ({"image": "abc"}, "'image' is missing or malformed"),
     "NaN figure": ({"figures": {"loss": float("nan")}}, "malformed"),
     "a figure in words": ({"figures": {"loss": "much"}}, "malformed"),
 }
+
+
+def test_what_a_device_of_before_sent_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "device7.json"
+    write_parcel(path, make_version(), BANK, device="0123456789abcdef")
+    assert read_parcel(path).device == "0123456789abcdef"
+    document = json.loads(path.read_text())
+    del document["device"]
+    path.write_text(json.dumps({**document, "format": "hgprompt.version/1"}))
+    assert read_parcel(path).device == ""
 
 
 @pytest.mark.parametrize("case", HOSTILE)

@@ -99,10 +99,17 @@ def bundle() -> Bundle:
 
 
 def send(
-    path: Path, bundle: Bundle, weights: list[float], images: int = 20, time: float = 5
+    path: Path,
+    bundle: Bundle,
+    weights: list[float],
+    images: int = 20,
+    time: float = 5,
+    device: str = "",
+    number: int = 2,
 ) -> Path:
-    version = Version(2, 1, time, "labelled", np.array(weights, np.float32), None, None, images, {})
-    write_parcel(path, version, bank_sha256(bundle), classes=bundle.classes)
+    mix = np.array(weights, np.float32)
+    version = Version(number, 1, time, "labelled", mix, None, None, images, {})
+    write_parcel(path, version, bank_sha256(bundle), classes=bundle.classes, device=device)
     return path
 
 
@@ -168,7 +175,7 @@ def test_files_that_do_not_belong_are_left_out_by_name(tmp_path: Path, bundle: B
     )
     for sentence, words in zip(delivery.refused, wanted, strict=True):
         assert words in sentence
-    wanted = ("c.json: its device has learned nothing", "d.json: the same as")
+    wanted = ("d.json: the same as", "c.json: its device has learned nothing")
     for sentence, words in zip(delivery.idle, wanted, strict=True):
         assert words in sentence
 
@@ -185,6 +192,29 @@ def test_devices_that_had_nothing_to_learn_do_not_stop_the_others(
     assert merge(delivery.parcels).weights.tolist() == [0.25, 0.75]
     assert len(delivery.idle) == 5
     assert not delivery.refused
+
+
+def test_of_one_device_the_newest_version_counts(tmp_path: Path, bundle: Bundle) -> None:
+    """A broken device must not become a majority by sending again and again."""
+    for number in range(5):
+        send(tmp_path / f"a{number}.json", bundle, [0, 1], device="a" * 16, number=number + 2)
+    send(tmp_path / "b.json", bundle, [0.6, 0.4], device="b" * 16)
+    send(tmp_path / "c.json", bundle, [0.62, 0.38], device="c" * 16)
+    send(tmp_path / "d.json", bundle, [0.9, 0.1], device="d" * 16)
+    send(tmp_path / "e.json", bundle, [1, 0], images=0, device="d" * 16, number=3)
+    delivery = read_parcels([tmp_path], bundle)
+    assert [path.stem for path in delivery.paths] == ["a4", "b", "c"]
+    np.testing.assert_allclose(merge(delivery.parcels).weights, [0.61, 0.39], rtol=1e-6)
+    sentences = dict(zip(("a0", "a1", "a2", "a3", "d", "e"), delivery.idle, strict=True))
+    assert sentences["a0"].endswith(f"its device sent a newer version, 6 ({tmp_path / 'a4.json'})")
+    assert "its device sent a newer version, 3" in sentences["d"]
+    assert "its device has learned nothing" in sentences["e"], "it went back to the factory's"
+
+
+def test_copies_of_one_state_that_went_on_apart_all_count(tmp_path: Path, bundle: Bundle) -> None:
+    for number in range(3):
+        send(tmp_path / f"{number}.json", bundle, [0.5, 0.5], time=number, device="a" * 16)
+    assert len(read_parcels([tmp_path], bundle).parcels) == 3
 
 
 def test_where_half_the_files_do_not_belong_nothing_is_merged(

@@ -107,6 +107,14 @@ class Journal:
                 return replace(version, weights=self._first.weights)
             return version
 
+    def device(self) -> str:
+        """Return the number by which a server tells this journal's versions from other devices'.
+
+        16 random hexadecimal digits; empty before anything was written.
+        """
+        with explained(self.path):
+            return self._ledger.device() if self._ledger.is_open else ""
+
     def history(self) -> list[Version]:
         """Return all versions that are whole, oldest first."""
         with explained(self.path):

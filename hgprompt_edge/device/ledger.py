@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -59,13 +60,14 @@ class Ledger:
         return _identity(self.path) != self._file
 
     def open_to_write(self, first: Version) -> None:
-        """Open the file; where it is new, with a first version."""
+        """Open the file; where it is new, with a first version and a number of its own."""
         make_folder(self.path.parent)
         connection = self._connection = connect(self.path, "rwc")
         self._file = _identity(self.path)
         if not self._is_empty(connection):
             # Fails where the file is read-only: now, not after minutes of learning.
             connection.execute("DELETE FROM version WHERE 0")
+            _number(connection)  # files of before have none
             return
         keep_log(connection)
         with self.transaction():
@@ -111,6 +113,12 @@ class Ledger:
         connection = self.opened()
         connection.execute(INSERT, seal(version, self._bank))
         connection.execute("DELETE FROM version WHERE id > 1 AND id <= ?", (version.id - KEPT,))
+
+    def device(self) -> str:
+        """Return the file's own number, 16 hexadecimal digits; empty where it has none."""
+        find = "SELECT value FROM meta WHERE key = 'device'"
+        found: tuple[bytes] | None = self.opened().execute(find).fetchone()
+        return "" if found is None else found[0].decode("ascii", "replace")
 
     def ids(self) -> list[int]:
         """Numbers of all versions, whole or not, oldest first."""
@@ -204,9 +212,16 @@ class Ledger:
             connection.execute(statement)
         meta = {"bank_sha256": self._bank, "classes_sha256": self._classes}
         connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+        _number(connection)
         self.append(first)
         connection.execute(f"PRAGMA application_id = {APPLICATION}")
         connection.execute(f"PRAGMA user_version = {FORMAT}")
+
+
+def _number(connection: sqlite3.Connection) -> None:
+    """Give the file a number that tells its device from others and says nothing else of it."""
+    insert = "INSERT OR IGNORE INTO meta VALUES ('device', ?)"
+    connection.execute(insert, (secrets.token_hex(8),))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

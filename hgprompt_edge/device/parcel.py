@@ -22,7 +22,8 @@ from hgprompt_edge.device.version import Figures, Floats, Version
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import write_bytes
 
-FORMAT = "hgprompt.version/1"
+FORMAT, OLDER = "hgprompt.version/2", "hgprompt.version/1"
+"""The older one does not say which device it is from."""
 LIMIT = 1000
 """Bytes of a parcel, at most."""
 TOLERANCE = 1e-3
@@ -49,6 +50,8 @@ class Parcel:
         Of the entries of the bank, `M` of them, or none where they did not fit in.
     product
         Version of hgprompt-edge on the device.
+    device
+        The number of its journal, 16 random hexadecimal digits; empty: not known.
     """
 
     bank_sha256: str
@@ -62,6 +65,7 @@ class Parcel:
     head_bias: Floats | None
     names: tuple[str, ...]
     product: str
+    device: str = ""
 
 
 class _File(BaseModel):
@@ -78,6 +82,7 @@ class _File(BaseModel):
     images: int = Field(ge=0, le=10**9)
     weights: str
     product: str = Field(max_length=40)
+    device: str = Field(default="", pattern="^([0-9a-f]{16})?$")
     figures: dict[str, float | int | None] = {}
     head_bias: str | None = None
     names: tuple[str, ...] = ()
@@ -105,6 +110,7 @@ def write_parcel(
     names: Sequence[str] = (),
     *,
     classes: Sequence[str] = (),
+    device: str = "",
 ) -> int:
     """Write a version for the server and return the number of bytes, `LIMIT` at most.
 
@@ -128,6 +134,7 @@ def write_parcel(
         "images": version.images,
         "weights": _pack(version.weights),
         "product": installed_version("hgprompt-edge"),
+        "device": device,
     }
     if len(_encode(document)) > LIMIT:
         raise UserError(
@@ -190,7 +197,7 @@ def _check_format(path: Path, data: bytes) -> None:
     found = document.get("format") if isinstance(document, dict) else None
     if not isinstance(found, str) or not found.startswith("hgprompt.version/"):
         raise UserError(f"{path}: not what `hgedge adapt --send` writes; leave it out")
-    if found != FORMAT:
+    if found not in (FORMAT, OLDER):
         raise UserError(
             f"{path}: format {found[:40]} is not the one that this hgedge reads ({FORMAT}); "
             "upgrade hgprompt-edge here or on the device"

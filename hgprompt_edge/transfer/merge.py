@@ -1,12 +1,12 @@
 """One mix from what many devices learned, that a minority of broken ones cannot move (numpy only).
 
-By number of files, one a device, not by what they claim: a device may send any mix and any count of
-images.
+By number of devices, not by what they claim: a device may send any mix and any count of images. Of
+several versions that one device sent, the newest counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ class Delivery:
     refused
         One sentence for each file that does not belong here.
     idle
-        One for each that does, but adds nothing: its device has learned nothing, or it came twice.
+        One for each that does, but adds nothing: its device has learned nothing, or it came twice,
+        or the same device sent a newer version.
     """
 
     paths: tuple[Path, ...]
@@ -113,7 +114,7 @@ def read_parcels(paths: Sequence[Path], bundle: Bundle) -> Delivery:
     """Read what devices sent for a bundle; a folder stands for the `*.json` files in it.
 
     Left out, with a sentence: files that are no parcels, of another bank or other classes, sent
-    twice, or of devices that have learned nothing.
+    twice, of a device that sent a newer one, or of devices that have learned nothing.
 
     Raises
     ------
@@ -122,7 +123,7 @@ def read_parcels(paths: Sequence[Path], bundle: Bundle) -> Delivery:
     """
     bank, classes = bank_sha256(bundle), classes_digest(bundle.classes)
     files = _find(paths)
-    kept: dict[bytes, tuple[Path, Parcel]] = {}
+    usable: dict[bytes, tuple[Path, Parcel]] = {}
     refused, idle = [], []
     for path in files:
         try:
@@ -133,20 +134,38 @@ def read_parcels(paths: Sequence[Path], bundle: Bundle) -> Delivery:
             continue
         key = repr((parcel.time, parcel.version, parcel.images)).encode()
         key += parcel.weights.tobytes()
-        if not parcel.images:
-            idle.append(f"{path}: its device has learned nothing ({parcel.method})")
-        elif key in kept:
-            idle.append(f"{path}: the same as {kept[key][0]}; one of them counts")
+        if key in usable:
+            idle.append(f"{path}: the same as {usable[key][0]}; one of them counts")
         else:
-            kept[key] = path, parcel
+            usable[key] = path, parcel
     if 2 * len(refused) >= len(files):
         raise UserError(
             f"--merge: {len(refused)} of {len(files)} files cannot be used; the first: {refused[0]}"
         )
+    kept, newest = [], _newest(usable.values())
+    for path, parcel in usable.values():
+        last_path, last = newest.get(parcel.device, (path, parcel))
+        if last.version > parcel.version:
+            idle.append(f"{path}: its device sent a newer version, {last.version} ({last_path})")
+        elif not parcel.images:
+            idle.append(f"{path}: its device has learned nothing ({parcel.method})")
+        else:
+            kept.append((path, parcel))
     if not kept:
         raise UserError(f"--merge: there is nothing to merge; {idle[0]}")
-    found, parcels = zip(*kept.values(), strict=True)
+    found, parcels = zip(*kept, strict=True)
     return Delivery(found, parcels, tuple(refused), tuple(idle))
+
+
+def _newest(parcels: Iterable[tuple[Path, Parcel]]) -> dict[str, tuple[Path, Parcel]]:
+    """Find the last version that each device sent, of those that say which one they are from."""
+    newest: dict[str, tuple[Path, Parcel]] = {}
+    for path, parcel in parcels:
+        if parcel.device:
+            before = newest.setdefault(parcel.device, (path, parcel))
+            if parcel.version > before[1].version:
+                newest[parcel.device] = path, parcel
+    return newest
 
 
 def summary(delivery: Delivery, merged: Merged) -> dict[str, Any]:
