@@ -18,6 +18,7 @@ and seed; its rows are appended to the results as soon as it is done.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import tempfile
 import time
@@ -161,10 +162,12 @@ class Device:
     options: argparse.Namespace
     given: Bundle | None = None
     bundle: Bundle = field(init=False)
+    digest: str = field(init=False)
 
     def __post_init__(self) -> None:
         path = self.options.bundles / f"{self.name}.hgbundle"
         self.bundle = self.given or read_bundle(path)
+        self.digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         task = load_target(self.name, self.backbone, self.options.data, 0)
         assert task is not None
         assert task.test is not None
@@ -219,6 +222,7 @@ def run_cell(cell: Cell, device: Device, methods: list[str]) -> Iterator[dict[st
         outcome = RUNS[method](case)
         yield {
             "task": cell.task,
+            "bundle": device.digest,
             "shift": cell.shift,
             "severity": cell.severity,
             "seen": cell.shift in CONDITIONS,
