@@ -15,7 +15,7 @@ from torch.nn import functional
 from hgprompt_edge.bundle import Bundle, bank_tokens
 from hgprompt_edge.device.bank import Bank, content_sha256
 from hgprompt_edge.device.metadata import PREFIX
-from hgprompt_edge.device.step import ADAPT_FORMAT
+from hgprompt_edge.device.step import ADAPT_FORMAT, ADAPT_FORMATS
 from hgprompt_edge.errors import CheckError
 from hgprompt_edge.export.adapt_graph import build_adapt_graph
 from hgprompt_edge.export.graph import last_norm
@@ -66,12 +66,12 @@ def export_adapt(bundle: Bundle, backbone: Backbone, bank: Bank, path: Path) -> 
 
 
 def is_adapt_graph(path: Path) -> bool:
-    """Whether a file is there and is a graph of the gradient that we wrote."""
+    """Whether a file is there and is a graph of the gradient that we wrote, of any format."""
     try:
         entries = onnx.load(path, load_external_data=False).metadata_props
     except Exception:  # missing or damaged, it is none of ours
         return False
-    return any((e.key, e.value) == (f"{PREFIX}format", ADAPT_FORMAT) for e in entries)
+    return any(e.key == f"{PREFIX}format" and e.value.startswith(ADAPT_FORMATS) for e in entries)
 
 
 def adapt_inputs(

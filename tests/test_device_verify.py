@@ -24,6 +24,7 @@ from hgprompt_edge.cli.main import app
 from hgprompt_edge.device.bank import adapt_path, bank_path, read_bank, write_bank
 from hgprompt_edge.device.external import check_external_data, external_locations
 from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.device.step import AdaptGraph
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.export.recheck import recheck
@@ -361,6 +362,21 @@ def test_a_signature_covers_what_a_device_adapts_with(
     assert "m.adapt.onnx.sig does not hold" in json.loads(bad.stdout)["checks"][1]["detail"]
     (tmp_path / "m.adapt.onnx").unlink()
     assert run(*words).exit_code == 0, "a device that does not adapt needs no graph for it"
+
+
+def test_the_graph_of_an_older_format_is_refused_and_replaced(made: Path, tmp_path: Path) -> None:
+    write_bundle(tmp_path / "m.hgbundle", mixable_bundle(load_backbone("bundled")))
+    model = tmp_path / "m.onnx"
+    assert run("export", str(tmp_path / "m.hgbundle"), "--adapt").exit_code == 0
+    proto = onnx.load(adapt_path(model))
+    (entry,) = (entry for entry in proto.metadata_props if entry.key == "hgprompt.format")
+    entry.value = "hgprompt.adapt/1"
+    onnx.save(proto, adapt_path(model))
+    with pytest.raises(UserError, match=r"'hgprompt.adapt/1', not .*; export it again"):
+        AdaptGraph(adapt_path(model), read_bank(bank_path(model)))
+    result = run("export", str(made / "pets.hgbundle"), "-o", str(model))
+    assert "m.adapt.onnx, of an earlier export" in " ".join(result.stderr.split())
+    assert not adapt_path(model).exists()
 
 
 def test_what_an_earlier_export_left_is_in_nobodys_way(

@@ -21,7 +21,8 @@ from hgprompt_edge.device.onnx_engine import explain
 from hgprompt_edge.device.softmax import softmax
 from hgprompt_edge.errors import CheckError, UserError
 
-ADAPT_FORMAT = "hgprompt.adapt/2"
+ADAPT_FORMATS = "hgprompt.adapt/"
+ADAPT_FORMAT = f"{ADAPT_FORMATS}2"
 DIRECTIONS, STRIDE, HALVINGS, AGREEMENT = 3, 0.05, 2, 0.05
 """Of the check: how many directions, how far to go on either side, how often to halve that where it
 does not agree, and how far off the slope may be, relative to the gradient's length."""
