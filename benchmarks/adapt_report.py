@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ METHODS = {
     "mix_unlabelled_bias": "mix and bias, no labels",
     "forward_only": "tokens by CMA-ES (FOA), no labels",
 }
+GUARDED = ("mix", "mix_unlabelled", "mix_unlabelled_bias")
 PAGE_TEXT = """# What adapting on the device recovers
 
 Written by `benchmarks/adapt.py` from [its rows](../benchmarks/results/adapt.json): {rows} rows,
@@ -119,26 +121,23 @@ def older(rows: list[dict[str, Any]]) -> str:
     old = [row for row in rows if "bundle" not in row]
     if not old:
         return ""
-    severities = ", ".join(map(str, sorted({row["severity"] for row in old})))
-    images = ", ".join(map(str, sorted({row["images_per_class"] or 0 for row in old} - {0})))
+    counted = Counter(
+        METHODS[row["method"]]
+        + (f", {row['images_per_class']} images a class" if row["images_per_class"] else "")
+        for row in old
+    )
+    which = "; ".join(f"{count} of {title}" for title, count in counted.items())
     return (
-        f"{len(old)} rows (severity {severities}; {images or 'no'} labelled images a class) are of "
-        "bundles that `fit` made before it gave each layer its own weights."
+        f"{len(old)} rows ({which}) are of bundles that `fit` made before it gave each layer its "
+        "own weights."
     )
 
 
 def goals(rows: list[dict[str, Any]], severe: list[dict[str, Any]]) -> dict[str, str]:
     """Say what the rows recover of the goals, and whether these are met."""
-    changes = {
-        method: [
-            100 * (row["accuracy_after"] - row["accuracy_before"])
-            for row in rows
-            if row["method"] == method
-        ]
-        for method in ("mix", "mix_unlabelled", "mix_unlabelled_bias")
-    }
-    unlabelled = changes["mix_unlabelled"] + changes["mix_unlabelled_bias"]
-    safe = min(changes["mix"]) >= -WORST and min(unlabelled) >= -1 and np.mean(unlabelled) > 0
+    labelled, *others = ([change for change, _ in changes(rows, method)] for method in GUARDED)
+    unlabelled = [change for method in others for change in method]
+    safe = min(labelled) >= -WORST and min(unlabelled) >= -1 and np.mean(unlabelled) > 0
     half = recovered(severe, "mix", CONDITIONS) >= 0.5
     return {
         "mix": percent(recovered(severe, "mix", CONDITIONS)),
@@ -262,28 +261,33 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def changes(rows: list[dict[str, Any]], method: str) -> list[tuple[float, dict[str, Any]]]:
+    """Each case of a method with what it gains, in points."""
+    return [
+        (100 * (row["accuracy_after"] - row["accuracy_before"]), row)
+        for row in rows
+        if row["method"] == method
+    ]
+
+
 def worst(rows: list[dict[str, Any]]) -> list[str]:
     """List the worst change of each guarded method, in points."""
     lines = []
-    for method in ("mix", "mix_unlabelled", "mix_unlabelled_bias"):
-        changes = [
-            (100 * (row["accuracy_after"] - row["accuracy_before"]), row)
-            for row in rows
-            if row["method"] == method
-        ]
-        if not changes:
+    for method in GUARDED:
+        found = changes(rows, method)
+        if not found:
             continue
-        change, row = min(changes, key=lambda pair: pair[0])
-        taken = sum(row["taken"] for _, row in changes)
-        harmed = sum(change < -WORST for change, _ in changes)
-        mean = np.mean([change for change, _ in changes])
+        change, row = min(found, key=lambda pair: pair[0])
+        taken = sum(row["taken"] for _, row in found)
+        harmed = sum(change < -WORST for change, _ in found)
+        mean = np.mean([change for change, _ in found])
         free = [
             100 * (row["accuracy_unguarded"] - row["accuracy_before"])
             for row in rows
             if row["method"] == method
         ]
         lines.append(
-            f"- {METHODS[method]}: taken over in {taken} of {len(changes)} cases, {mean:+.1f} "
+            f"- {METHODS[method]}: taken over in {taken} of {len(found)} cases, {mean:+.1f} "
             f"points on average, worst {change:+.1f} ({row['task']}, {row['shift']}, severity "
             f"{row['severity']}), by more than {WORST:g} points worse in {harmed}; all that was "
             f"proposed, taken or not, is worth {np.mean(free):+.1f}, worst {min(free):+.1f}."

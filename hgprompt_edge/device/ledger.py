@@ -65,9 +65,9 @@ class Ledger:
         connection = self._connection = connect(self.path, "rwc")
         self._file = _identity(self.path)
         if not self._is_empty(connection):
-            # Fails where the file is read-only: now, not after minutes of learning.
-            connection.execute("DELETE FROM version WHERE 0")
-            _number(connection)  # files of before have none
+            # Files of before have no number. Whether there is one or not, this fails where the file
+            # is read-only: now, not after minutes of learning.
+            _number(connection)
             return
         keep_log(connection)
         with self.transaction():

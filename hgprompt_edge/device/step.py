@@ -60,7 +60,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Look:
+class Forward:
     """What one pass over some images gives.
 
     Attributes
@@ -77,7 +77,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Step(Look):
+class Step(Forward):
     """The same, and back.
 
     Attributes
@@ -186,7 +186,7 @@ class AdaptGraph:
         mix: npt.ArrayLike,
         labels: Floats | None = None,
         head: Head | None = None,
-    ) -> Look:
+    ) -> Forward:
         """Forward alone, at half the price; without `labels [n, K]` all losses are zero."""
         if labels is None:
             labels = np.zeros((len(images), len(self.head.bias)), np.float32)
@@ -218,9 +218,10 @@ class AdaptGraph:
             yield cast("list[Floats]", self._session.run(names, feeds))
 
 
-def _joined(parts: list[list[Floats]]) -> Look:
+def _joined(parts: list[list[Floats]]) -> Forward:
+    """Put the images of all micro-batches together."""
     loss, logits, features = (np.concatenate([part[i] for part in parts]) for i in range(3))
-    return Look(loss.astype(np.float64), logits, features)
+    return Forward(loss.astype(np.float64), logits, features)
 
 
 def check_gradient(

@@ -1,7 +1,8 @@
 """One mix from what many devices learned, that a minority of broken ones cannot move (numpy only).
 
-By number of devices, not by what they claim: a device may send any mix and any count of images. Of
-several versions that one device sent, the newest counts.
+By number of devices, whatever mix and count of images they send. Of several versions that one
+device sent, the newest counts. Its number is believed: that holds against a broken device that
+sends often, not against somebody who makes numbers up.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def read_parcels(paths: Sequence[Path], bundle: Bundle) -> Delivery:
         except UserError as error:
             refused.append(str(error))
             continue
-        key = repr((parcel.time, parcel.version, parcel.images)).encode()
+        key = repr((parcel.device, parcel.time, parcel.version, parcel.images)).encode()
         key += parcel.weights.tobytes()
         if key in usable:
             idle.append(f"{path}: the same as {usable[key][0]}; one of them counts")
