@@ -32,6 +32,10 @@ CLASSES = (0.0, 0.5, 0.9, 1.0)
 FALLS = (-np.inf, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 TEXT = """## The guard with labels
 
+The rows of this section and the next are of bundles that `fit` made before it gave each layer its
+own weights. On those of the study above the bounds that they led to let through what is listed
+there; they have not been chosen again.
+
 New weights are taken where the log-loss of images that were held out falls by more than so many
 standard errors of the difference, accuracy does not fall, and the statistics of the features do not
 go far. Where those statistics come back, by the bounds of the next section, that is evidence of its

@@ -1,0 +1,68 @@
+"""Count right gradients that the check of the runtime's gradient refuses, under shifts.
+
+    python benchmarks/gradient_check.py --data ../shared/assets/datasets --bundles DIR
+
+onnxruntime's gradient is held against autograd's by the tests; so every refusal here is a false
+alarm. Four tasks, eight shifts, severities 1 and 3, each at the factory mix and at a random one;
+with the check as it is, and without halving its stride. `--bundles` as for `adapt.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from adapt import TASKS, Device
+
+from hgprompt_edge import load_backbone
+from hgprompt_edge.device import step
+from hgprompt_edge.device.learner import CHECKED_IMAGES
+from hgprompt_edge.errors import CheckError
+from hgprompt_edge.files import write_bytes
+from hgprompt_edge.tasks.conditions import SHIFTS, corrupt
+
+RESULTS = Path(__file__).parent / "results" / "gradient_check.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--bundles", type=Path, required=True, help="folder of TASK.hgbundle")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    backbone = load_backbone("bundled")
+    rows = []
+    for task in TASKS:
+        device = Device(task, backbone, options)
+        for halvings in (0, step.HALVINGS):
+            with patch.object(step, "HALVINGS", halvings):
+                cells = [(s, v, seed) for s in SHIFTS for v in (1, 3) for seed in (0, 1)]
+                refused = sum(is_refused(device, *cell) for cell in cells)
+            rows.append(
+                {"task": task, "halvings": halvings, "cells": len(cells), "refused": refused}
+            )
+            print(rows[-1], flush=True)
+    write_bytes(RESULTS, (json.dumps(rows, indent=1) + "\n").encode())
+
+
+def is_refused(device: Device, shift: str, severity: int, seed: int) -> bool:
+    """Whether the check refuses the gradient; at a random mix for seed 1."""
+    rng = np.random.default_rng(seed)
+    rows = rng.choice(len(device.test.labels), CHECKED_IMAGES, replace=False)
+    images = corrupt(device.test.pixels[rows], shift, severity, seed)
+    theta = rng.normal(size=len(device.bank.names))
+    if seed == 0:
+        theta = np.log(step.smoothed(device.bank.factory))
+    try:
+        step.check_gradient(device.graph, images, theta, rng)
+    except CheckError:
+        return True
+    return False
+
+
+if __name__ == "__main__":
+    main()
