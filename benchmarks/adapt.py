@@ -346,8 +346,8 @@ def run_head(case: Case) -> Outcome:
     proposal = adapt_labelled(
         HeadLearner(), case.images, case.labels, device.factory, seed=case.seed
     )
-    head = Weights(device.factory.mix, proposal.weights.head)
-    return Outcome(case.measure(head), proposal.verdict.taken, proposal.steps)
+    head, verdict = Weights(device.factory.mix, proposal.weights.head), proposal.verdict
+    return Outcome(case.measure(head), verdict.taken, proposal.steps, verdict.figures)
 
 
 def run_feature_mean(case: Case) -> Outcome:

@@ -3,7 +3,7 @@
     python benchmarks/guard_labelled.py --data ../shared/assets/datasets --bundles DIR   # resumes
     python benchmarks/guard_labelled.py                          # the table from the rows
 
-A cell is a task under a shift. The mix is learned from some labelled validation images a class,
+A cell is a task under a shift. The mix is learned from a few labelled validation images a class,
 under a head that was fitted on the training images alone, and measured on the other validation
 images. Only `benchmarks/adapt.py` looks at test images.
 """
@@ -31,8 +31,7 @@ from hgprompt_edge.tasks import Task
 from hgprompt_edge.tasks.conditions import SHIFTS, corrupt
 from hgprompt_edge.vit.backbone import Backbone
 
-IMAGES = 5
-"""A class, with labels."""
+CELL = ("shift", "severity", "images_per_class", "seed")
 HELD_OUT = (
     "log_loss_before",
     "log_loss_after",
@@ -51,6 +50,7 @@ def main() -> None:
     parser.add_argument("--bundles", type=Path, help="folder of TASK.hgbundle")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--severities", type=int, nargs="*", default=[1, 2, 3])
+    parser.add_argument("--images", type=int, nargs="*", default=[5, 2], help="a class, labelled")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     options = parser.parse_args()
     if options.data is not None:
@@ -61,14 +61,15 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> None:
     backbone, rows = load_backbone("bundled"), read_rows(GUARD_LABELLED)
-    done = {(row["task"], row["shift"], row["severity"], row["seed"]) for row in rows}
+    done = {tuple(row[name] for name in ("task", *CELL)) for row in rows}
     for name in options.tasks:
         cells = [
-            (shift, severity, seed)
+            (shift, severity, images, seed)
             for seed in options.seeds
+            for images in options.images
             for severity in options.severities
             for shift in SHIFTS
-            if (name, shift, severity, seed) not in done
+            if (name, shift, severity, images, seed) not in done
         ]
         if not cells:
             continue
@@ -82,14 +83,15 @@ def run(options: argparse.Namespace) -> None:
 
 
 def measure(
-    bundle: Bundle, backbone: Backbone, task: Task, cells: list[tuple[str, int, int]]
+    bundle: Bundle, backbone: Backbone, task: Task, cells: list[tuple[str, int, int, int]]
 ) -> Iterator[dict[str, Any]]:
-    """Rows of shifts, severities and seeds: what the guard sees, and what is true."""
+    """Rows of cells: what the guard sees, and what is true."""
     learner = StudyLearner(bundle, backbone)
     labels, factory = task.validation.labels, Weights(learner.factory, learner.head)
-    for shift, severity, seed in cells:
+    for cell in cells:
+        shift, severity, images, seed = cell
         order = np.random.default_rng([seed, 6]).permutation(len(labels))
-        shots = np.concatenate([order[labels[order] == c][:IMAGES] for c in np.unique(labels)])
+        shots = np.concatenate([order[labels[order] == c][:images] for c in np.unique(labels)])
         others = np.setdiff1d(order, shots)
         pixels = corrupt(task.validation.pixels, shift, severity, seed)
         found = adapt_labelled(learner, pixels[shots], labels[shots], factory, seed=seed)
@@ -99,9 +101,7 @@ def measure(
         )
         gain = log_loss(old, labels[others]) - log_loss(new, labels[others])
         yield {
-            "shift": shift,
-            "severity": severity,
-            "seed": seed,
+            **dict(zip(CELL, cell, strict=True)),
             "seen": len(shots),
             "images": len(others),
             "steps": found.steps,

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hgprompt_edge.device.guard import fold_of, judge_labelled, judge_unlabelled
+from hgprompt_edge.device.guard import (
+    MIN_ERRORS,
+    errors_asked,
+    fold_of,
+    judge_labelled,
+    judge_unlabelled,
+)
 
 
 class TestGuard:
@@ -37,10 +44,21 @@ class TestGuard:
             for scales in ((1.2, 0.85), (1.15, 0.8))
         )
         assert judge_labelled(old, better, self.labels, (1.0, 0.5)).taken
-        for before, after in ((1.0, 0.7), (0.09, 0.01), (1.0, float("nan"))):
+        for before, after in ((1.0, 0.95), (1.0, 1.2), (0.09, 0.01), (1.0, float("nan"))):
             assert not judge_labelled(old, better, self.labels, (before, after)).taken
         for new in (worse, old):
             assert not judge_labelled(old, new, self.labels, (1.0, 0.5)).taken
+
+    @given(st.floats(0.1, 50), st.floats(0, 50), st.floats(0, 50))
+    def test_the_nearer_the_statistics_come_the_less_is_asked(
+        self, before: float, one: float, other: float
+    ) -> None:
+        near, far = sorted((one, other))
+        asked = errors_asked((before, near)), errors_asked((before, far))
+        assert 0 <= asked[0] <= asked[1] <= MIN_ERRORS == errors_asked((before, before))
+        assert errors_asked((before, 0.5 * before)) == 0
+        assert errors_asked((before, 0.8 * before)) == pytest.approx(MIN_ERRORS / 2)
+        assert errors_asked((0.09, near)) == errors_asked(None) == MIN_ERRORS
 
     def test_what_is_taken_over_is_better_on_the_images_itself(self) -> None:
         """What was held out speaks of the weights of each part, not of those of all images."""
@@ -100,6 +118,18 @@ class TestGuard:
             assert verdict.taken is taken, (before, after)
             assert reason in verdict.reason
             assert verdict.figures["distance_before"] == before
+
+    def test_predictions_that_spread_again_need_less_of_the_statistics(self) -> None:
+        logits = self.logits(3.0)
+        for after, spread, taken in (
+            (0.9, 1.3, True),
+            (0.9, 1.29, False),
+            (0.91, 3.0, False),
+            (float("nan"), 3.0, False),
+        ):
+            verdict = judge_unlabelled(logits, logits, logits, (1.0, after), spread)
+            assert verdict.taken is taken, (after, spread)
+        assert not judge_unlabelled(logits, logits, logits, (0.09, 0.0), 3.0).taken
 
     @given(st.lists(st.integers(0, 3), min_size=3, max_size=60))
     @settings(max_examples=40, deadline=None)

@@ -11,12 +11,11 @@ from hgprompt_edge.device.softmax import log_softmax
 from hgprompt_edge.device.step import Doubles, Floats
 
 FOLDS = 3
-MIN_ERRORS = 1.5
-"""Labelled: held-out log-loss must fall by more than so many standard errors of the difference."""
-MIN_ERRORS_NEARER = 0.0
-"""And by this where the features' statistics come back, as they must without labels: that is
-evidence, too, and some dozens of labels alone are weak evidence. Both were chosen on validation
-images, see docs/ADAPT.md."""
+MIN_ERRORS = 2.0
+"""Labelled: held-out log-loss must fall by more than so many standard errors of the difference, and
+by fewer in the measure that the features' statistics come back: by none where they do as far as
+they must without labels. That is evidence, too, and some dozens of labels alone are weak evidence.
+Chosen on validation images, see docs/ADAPT.md."""
 MAX_RISE, SLACK = 4.0, 0.1
 """Labelled: the distance of the images' statistics from those of clean ones may become so many
 times what it was, and so much more. A few images can agree with a mix that is far from all that the
@@ -32,7 +31,11 @@ MIN_DISTANCE = 0.1
 weights. A hundred clean images are some 0.02 away by chance."""
 MIN_FALL = 0.4
 """Unlabelled: and that distance must fall by this share of it: where it does not, the mix has not
-found what changed. Both bounds were chosen on validation images, see docs/ADAPT.md."""
+found what changed."""
+MIN_SPREAD, MIN_FALL_SPREAD = 1.3, 0.1
+"""Unlabelled: or by this share where the effective number of predicted classes, with the model's
+own head, grows to so many times the factory's. Predictions that had collapsed and spread again are
+evidence, too. All these bounds were chosen on validation images, see docs/ADAPT.md."""
 
 Labels = npt.NDArray[np.int64]
 
@@ -66,8 +69,8 @@ def judge_labelled(
 ) -> Verdict:
     """Compare logits `[n, K]` on images that neither was learned from.
 
-    The new ones must have no lower accuracy, and a lower log-loss: by more than `MIN_ERRORS`
-    standard errors of the paired difference, or `MIN_ERRORS_NEARER` where the statistics come back.
+    The new ones must have no lower accuracy, and a lower log-loss: by more than `errors_asked`
+    standard errors of the paired difference.
 
     Parameters
     ----------
@@ -88,8 +91,7 @@ def judge_labelled(
         "accuracy_before": before,
         "accuracy_after": after,
     }
-    nearer = distances is not None and _refuse_distances(*distances) is None
-    asked = (MIN_ERRORS_NEARER if nearer else MIN_ERRORS) * error if len(gain) > 1 else float("inf")
+    asked = errors_asked(distances) * error if len(gain) > 1 else float("inf")
     if distances is not None:
         figures["distance_before"], figures["distance_after"] = distances
     if not mean > asked:
@@ -117,8 +119,27 @@ def judge_labelled(
     return Verdict(True, why, figures)
 
 
+def errors_asked(distances: tuple[float, float] | None) -> float:
+    """By how many standard errors held-out log-loss has to fall, `0 .. MIN_ERRORS`.
+
+    Parameters
+    ----------
+    distances
+        As of `judge_labelled`. Where the first is small nothing has changed, and where the second
+        is no smaller what is learned is not what changed: the labels have to say all of it.
+    """
+    if distances is None or distances[0] < MIN_DISTANCE:
+        return MIN_ERRORS
+    fall = max(0.0, 1 - distances[1] / distances[0])
+    return MIN_ERRORS * (1 - min(fall / MIN_FALL, 1))
+
+
 def judge_unlabelled(
-    factory: Floats, old: Floats, new: Floats, distances: tuple[float, float] | None = None
+    factory: Floats,
+    old: Floats,
+    new: Floats,
+    distances: tuple[float, float] | None = None,
+    spread: float = 1.0,
 ) -> Verdict:
     """Refuse new weights that collapse to few classes, or are surer and say something else.
 
@@ -130,6 +151,10 @@ def judge_unlabelled(
         Of the features' statistics from those of clean images, under the factory's mix and the new
         one; None: those of clean images are not known. Refused where the first is small or the
         second not much smaller.
+    spread
+        Effective number of predicted classes under the new mix by that under the factory's, with
+        the model's own head: a bias that follows the features' mean would spread predictions over
+        classes that are not there.
     """
     agreement = float((factory.argmax(1) == new.argmax(1)).mean())
     classes_before, classes_after = effective_classes(factory), effective_classes(new)
@@ -143,7 +168,8 @@ def judge_unlabelled(
     }
     if distances is not None:
         figures["distance_before"], figures["distance_after"] = distances
-        why = _refuse_distances(*distances)
+        figures["spread"] = spread
+        why = _refuse_distances(*distances, MIN_FALL_SPREAD if spread >= MIN_SPREAD else MIN_FALL)
         if why is not None:
             return Verdict(False, why, figures)
     if classes_after < MIN_CLASSES * classes_before:
@@ -202,13 +228,13 @@ def _looks_clean(distance: float) -> str:
     )
 
 
-def _refuse_distances(before: float, after: float) -> str | None:
+def _refuse_distances(before: float, after: float, fall: float = MIN_FALL) -> str | None:
     if before < MIN_DISTANCE:
         return _looks_clean(before)
-    if not after <= (1 - MIN_FALL) * before:
+    if not after <= (1 - fall) * before:
         return (
             f"the features' statistics come little nearer to those of clean images (distance "
-            f"{before:.2f} to {after:.2f}, bound {(1 - MIN_FALL) * before:.2f}); what changed is "
+            f"{before:.2f} to {after:.2f}, bound {(1 - fall) * before:.2f}); what changed is "
             "not in the bank"
         )
     return None
