@@ -129,6 +129,7 @@ class TestGuard:
         ):
             verdict = judge_unlabelled(logits, logits, logits, (1.0, after), spread)
             assert verdict.taken is taken, (after, spread)
+            assert ("spread over 1.3 times as many" in verdict.reason) is taken
         assert not judge_unlabelled(logits, logits, logits, (0.09, 0.0), 3.0).taken
 
     @given(st.lists(st.integers(0, 3), min_size=3, max_size=60))

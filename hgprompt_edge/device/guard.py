@@ -186,6 +186,8 @@ def judge_unlabelled(
         return Verdict(False, why, figures)
     why = f"same class as with the factory weights on {100 * agreement:.0f} % of the images"
     if distances is not None:
+        if _refuse_distances(*distances) is not None:
+            why = f"predictions spread over {spread:.1f} times as many classes; {why}"
         why = (
             "the features' statistics come nearer to those of clean images (distance "
             f"{distances[0]:.2f} to {distances[1]:.2f}); {why}"
