@@ -15,8 +15,6 @@ from hgprompt_edge.device.guard import (
     MIN_DISTANCE,
     MIN_ERRORS,
     MIN_FALL,
-    MIN_FALL_SPREAD,
-    MIN_SPREAD,
     SLACK,
     errors_asked,
     judge_clean,
@@ -37,7 +35,8 @@ RULES = (
 """Standard errors asked for, and whether fewer are where the statistics come back: none as soon as
 they do as far as they must without labels, or ever fewer on the way there."""
 CLASSES = (0.0, 0.5, 0.9, 1.0)
-SPREADS = (np.inf, 1.4, 1.3, 1.2, 1.1, 1.0)
+SPREADS, LITTLE = (np.inf, 1.4, 1.3, 1.2, 1.1, 1.0), 0.1
+"""Tried: a fall by this share is enough where so many times as many classes are predicted."""
 FALLS = (-np.inf, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 TEXT = """## The guard with labels
 
@@ -69,14 +68,15 @@ By the effective number of classes that are predicted, of that under the factory
 
 {classes}
 
-And by how many more classes are predicted, with the model's own head, where a fall of {spread_fall}
-is enough: predictions that had collapsed and spread again are evidence, too.
+Predictions that had collapsed and spread again could be evidence, too. Tried: a fall of {little} is
+enough where so many times as many classes are predicted as under the factory weights, with the
+model's own head:
 
 {spreads}
 
-Where a fall of two fifths is not reached, what this bound takes has {spread_taken:.2f} times as
-many classes or more, and clean images come to {spread_clean:.2f} at most (the cells of severity 0
-below).
+It was not kept, since nothing tells predictions that have collapsed from images of a few classes:
+of clean images it takes {clean_taken} of the cells below, at {clean_worst} points in the worst,
+where the bounds that are kept take none.
 
 A descent on statistics alone can leave a sound mix for one under which they are better still and
 the predictions wrong. Where the bounds refuse its end, they judge the mix that it began at, most
@@ -121,12 +121,9 @@ def guard_sections() -> str:
         min_distance=MIN_DISTANCE,
         guard="\n".join(guard_table(rows)),
         classes="\n".join(classes_table(rows)),
-        spread_fall=f"{100 * MIN_FALL_SPREAD:.0f} %",
+        little=f"{100 * LITTLE:.0f} %",
         spreads="\n".join(spread_table(rows)),
-        spread_taken=min(
-            spread for row, spread in spread_by(rows) if row["severity"] and spread >= MIN_SPREAD
-        ),
-        spread_clean=max(spread for row, spread in spread_by(rows) if not row["severity"]),
+        **clean_by_spread(rows),
         starts="\n".join(start_table(rows)),
         clean="\n".join(clean_table(rows)),
         half="\n".join(half_table(rows)),
@@ -158,15 +155,21 @@ def guard_table(rows: list[dict[str, Any]]) -> list[str]:
     return rule_table("falls by", rules, rows)
 
 
-def spread_by(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:
-    """Cells where the distance falls a little, and how many more classes are predicted there."""
-    found = []
-    for row in rows:
-        before, after = row["distance_before"], row["distance_mix"]
-        little = (1 - MIN_FALL) * before < after <= (1 - MIN_FALL_SPREAD) * before
-        if before >= MIN_DISTANCE and little:
-            found.append((row, row["mix_classes_after"] / row["mix_classes_before"]))
-    return found
+def clean_by_spread(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """How many cells of clean images are taken where predictions spread, and the worst change."""
+    taken = {
+        spread: [
+            100 * (row["accuracy_mix"] - row["accuracy_before"])
+            for row in rows
+            if not row["severity"] and is_sound(row, "mix", spread=spread)
+        ]
+        for spread in SPREADS[1:]
+    }
+    counts = [len(found) for found in taken.values()]
+    return {
+        "clean_taken": f"{min(counts)} to {max(counts)}",
+        "clean_worst": f"{min(min(found) for found in taken.values()):+.1f}",
+    }
 
 
 def classes_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -188,7 +191,7 @@ def rule_table(
     rows = [row for row in rows if row["severity"] and row["classes"] == "all"]
     titles = (title, "taken", "mix", "worst", "taken", "mix and bias", "worst")
     lines = [f"| {' | '.join(titles)} |", "| --- |" + " --- |" * 6]
-    chosen = {"fall": MIN_FALL, "classes": MIN_CLASSES, "spread": MIN_SPREAD}
+    chosen = {"fall": MIN_FALL, "classes": MIN_CLASSES, "spread": np.inf}
     for name, rule in rules:
         cells = [f"**{name}**" if chosen | rule == chosen else name]
         for head in ("mix", "bias"):
@@ -243,17 +246,18 @@ def is_sound(
     key: str,
     fall: float = MIN_FALL,
     classes: float = MIN_CLASSES,
-    spread: float = MIN_SPREAD,
+    spread: float = np.inf,
 ) -> bool:
     """Whether the guard without labels takes the `mix`, the `start`, or either with its bias.
 
-    Statistics that were off have come back by so much, or by less where predictions spread over so
-    many more classes; predictions stay on so many of the classes, and are not surer and different.
+    Statistics that were off have come back by so much, or by little where predictions spread over
+    so many times as many classes; predictions stay on so many of the classes, and are not surer and
+    different.
     """
     mix = "start" if key.startswith("start") else "mix"
     before = row["distance_before"]
     if row[f"{mix}_classes_after"] >= spread * row[f"{mix}_classes_before"]:
-        fall = min(fall, MIN_FALL_SPREAD)
+        fall = min(fall, LITTLE)
     if before < MIN_DISTANCE or not row[f"distance_{mix}"] <= (1 - fall) * before:
         return False
     many = row[f"{key}_classes_after"] >= classes * row[f"{key}_classes_before"]

@@ -26,7 +26,6 @@ from hgprompt_edge.device.guard import (
     FOLDS,
     Labels,
     Verdict,
-    effective_classes,
     fold_of,
     judge_clean,
     judge_labelled,
@@ -199,9 +198,6 @@ def _judged(
     """Judge a point without labels; the head's bias follows its features where it is to move."""
     factory, old = before
     new = learner.features(images, point.mix)
-    spread = effective_classes(learner.head.logits(new)) / effective_classes(
-        learner.head.logits(factory)
-    )
     if learner.clean is not None and learner.settings.head == "bias":
         point = Point(point.theta, learner.head.following(new, learner.clean[0]))
     verdict = judge_unlabelled(
@@ -209,7 +205,6 @@ def _judged(
         current.head.logits(old),
         point.head.logits(new),
         _distances(learner, factory, new),
-        spread,
     )
     return point, verdict
 

@@ -31,11 +31,7 @@ MIN_DISTANCE = 0.1
 weights. A hundred clean images are some 0.02 away by chance."""
 MIN_FALL = 0.4
 """Unlabelled: and that distance must fall by this share of it: where it does not, the mix has not
-found what changed."""
-MIN_SPREAD, MIN_FALL_SPREAD = 1.3, 0.1
-"""Unlabelled: or by this share where the effective number of predicted classes, with the model's
-own head, grows to so many times the factory's. Predictions that had collapsed and spread again are
-evidence, too. All these bounds were chosen on validation images, see docs/ADAPT.md."""
+found what changed. Both bounds were chosen on validation images, see docs/ADAPT.md."""
 
 Labels = npt.NDArray[np.int64]
 
@@ -135,11 +131,7 @@ def errors_asked(distances: tuple[float, float] | None) -> float:
 
 
 def judge_unlabelled(
-    factory: Floats,
-    old: Floats,
-    new: Floats,
-    distances: tuple[float, float] | None = None,
-    spread: float = 1.0,
+    factory: Floats, old: Floats, new: Floats, distances: tuple[float, float] | None = None
 ) -> Verdict:
     """Refuse new weights that collapse to few classes, or are surer and say something else.
 
@@ -151,10 +143,6 @@ def judge_unlabelled(
         Of the features' statistics from those of clean images, under the factory's mix and the new
         one; None: those of clean images are not known. Refused where the first is small or the
         second not much smaller.
-    spread
-        Effective number of predicted classes under the new mix by that under the factory's, with
-        the model's own head: a bias that follows the features' mean would spread predictions over
-        classes that are not there.
     """
     agreement = float((factory.argmax(1) == new.argmax(1)).mean())
     classes_before, classes_after = effective_classes(factory), effective_classes(new)
@@ -168,8 +156,7 @@ def judge_unlabelled(
     }
     if distances is not None:
         figures["distance_before"], figures["distance_after"] = distances
-        figures["spread"] = spread
-        why = _refuse_distances(*distances, MIN_FALL_SPREAD if spread >= MIN_SPREAD else MIN_FALL)
+        why = _refuse_distances(*distances)
         if why is not None:
             return Verdict(False, why, figures)
     if classes_after < MIN_CLASSES * classes_before:
@@ -186,8 +173,6 @@ def judge_unlabelled(
         return Verdict(False, why, figures)
     why = f"same class as with the factory weights on {100 * agreement:.0f} % of the images"
     if distances is not None:
-        if _refuse_distances(*distances) is not None:
-            why = f"predictions spread over {spread:.1f} times as many classes; {why}"
         why = (
             "the features' statistics come nearer to those of clean images (distance "
             f"{distances[0]:.2f} to {distances[1]:.2f}); {why}"
@@ -230,13 +215,13 @@ def _looks_clean(distance: float) -> str:
     )
 
 
-def _refuse_distances(before: float, after: float, fall: float = MIN_FALL) -> str | None:
+def _refuse_distances(before: float, after: float) -> str | None:
     if before < MIN_DISTANCE:
         return _looks_clean(before)
-    if not after <= (1 - fall) * before:
+    if not after <= (1 - MIN_FALL) * before:
         return (
             f"the features' statistics come little nearer to those of clean images (distance "
-            f"{before:.2f} to {after:.2f}, bound {(1 - fall) * before:.2f}); what changed is "
+            f"{before:.2f} to {after:.2f}, bound {(1 - MIN_FALL) * before:.2f}); what changed is "
             "not in the bank"
         )
     return None
