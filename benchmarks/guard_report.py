@@ -13,6 +13,7 @@ from hgprompt_edge.device.guard import (
     MIN_AGREEMENT,
     MIN_CLASSES,
     MIN_DISTANCE,
+    MIN_DISTANCE_IN_FORCE,
     MIN_ERRORS,
     MIN_FALL,
     SLACK,
@@ -35,6 +36,7 @@ RULES = (
 """Standard errors asked for, and whether fewer are where the statistics come back: none as soon as
 they do as far as they must without labels, or ever fewer on the way there."""
 CLASSES = (0.0, 0.5, 0.9, 1.0)
+IN_FORCE = (0.1, 0.05, 0.03)
 SPREADS, LITTLE = (np.inf, 1.4, 1.3, 1.2, 1.1, 1.0), 0.1
 """Tried: a fall by this share is enough where so many times as many classes are predicted."""
 FALLS = (-np.inf, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -98,15 +100,17 @@ mean to that of all classes; so it moves on request only (severity 3; points ove
 {half}
 
 A device that has adapted goes back to the factory weights where images look clean under these, and
-under the weights in force do not, by the same two bounds. `benchmarks/guard_return.py`
-([rows](../benchmarks/results/guard_return.json)), validation images, {tasks}: in force is nine
-tenths of each condition prompt. Points of going back over staying, mean and worst where it does,
-mean and best where it does not:
+under the weights in force do not: where the distance falls by the share above, from {in_force:g} or
+more. `benchmarks/guard_return.py` ([rows](../benchmarks/results/guard_return.json)), validation
+images, {tasks}: in force is nine tenths of each condition prompt.
+Points of going back over staying, mean and worst where it does, mean and best where it does not:
 
 {returns}
 
-It never leaves a prompt while its condition lasts. Where it stays in daylight, the last two columns
-are what the prompt in force costs there: too little for the bounds to see.
+Where it stays in daylight, the last two columns are what the prompt in force costs there. By how
+far the statistics have to be off under the weights in force (points over all cells):
+
+{return_bounds}
 """
 
 
@@ -127,7 +131,9 @@ def guard_sections() -> str:
         starts="\n".join(start_table(rows)),
         clean="\n".join(clean_table(rows)),
         half="\n".join(half_table(rows)),
+        in_force=MIN_DISTANCE_IN_FORCE,
         returns="\n".join(return_table(read_rows(GUARD_RETURN))),
+        return_bounds="\n".join(return_bounds_table(read_rows(GUARD_RETURN))),
     )
 
 
@@ -315,6 +321,32 @@ def return_table(rows: list[dict[str, Any]]) -> list[str]:
             f"{min(back, default=0):+.1f} | {len(stay)} | {_mean(stay)} | "
             f"{max(stay, default=0):+.1f} |"
         )
+    return lines
+
+
+def return_bounds_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Gain in points of going back by the distance under the weights in force."""
+    kinds = (
+        "clean images, all of the classes",
+        "clean images, half of the classes",
+        "the condition",
+    )
+    titles = ("distance in force", *(title for kind in kinds for title in (kind, "worst")))
+    lines = [f"| {' | '.join(titles)} |", "| --- |" + " --- |" * (len(titles) - 1)]
+    for bound in IN_FORCE:
+        cells = [f"**{bound:g}**" if bound == MIN_DISTANCE_IN_FORCE else f"{bound:g}"]
+        for clean, classes in ((True, "all"), (True, "half"), (False, "all")):
+            group = [r for r in rows if (not r["severity"], r["classes"]) == (clean, classes)]
+            gains = [
+                100 * (row["accuracy_factory"] - row["accuracy_in_force"])
+                for row in group
+                if row["distance_factory"] < MIN_DISTANCE
+                and row["distance_in_force"] >= bound
+                and row["distance_factory"] <= (1 - MIN_FALL) * row["distance_in_force"]
+            ]
+            cells.append(f"{sum(gains) / len(group):+.1f}, {len(gains)} of {len(group)}")
+            cells.append(f"{min(gains, default=0):+.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

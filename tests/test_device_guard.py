@@ -11,6 +11,7 @@ from hgprompt_edge.device.guard import (
     MIN_ERRORS,
     errors_asked,
     fold_of,
+    judge_clean,
     judge_labelled,
     judge_unlabelled,
 )
@@ -118,6 +119,19 @@ class TestGuard:
             assert verdict.taken is taken, (before, after)
             assert reason in verdict.reason
             assert verdict.figures["distance_before"] == before
+
+    def test_a_device_goes_back_to_what_fits_clean_images(self) -> None:
+        for in_force, factory, taken in (
+            (0.05, 0.03, True),
+            (0.049, 0.02, False),
+            (0.1, 0.061, False),
+            (float("nan"), 0.02, False),
+        ):
+            verdict = judge_clean(in_force, factory)
+            assert verdict is not None
+            assert verdict.taken is taken, (in_force, factory)
+            assert ("back to the factory weights" in verdict.reason) is taken
+        assert judge_clean(0.5, 0.1) is None, "these images do not look clean"
 
     @given(st.lists(st.integers(0, 3), min_size=3, max_size=60))
     @settings(max_examples=40, deadline=None)

@@ -32,6 +32,9 @@ weights. A hundred clean images are some 0.02 away by chance."""
 MIN_FALL = 0.4
 """Unlabelled: and that distance must fall by this share of it: where it does not, the mix has not
 found what changed. Both bounds were chosen on validation images, see docs/ADAPT.md."""
+MIN_DISTANCE_IN_FORCE = 0.05
+"""And so far under other weights in force for a device to go back to the factory's, under which
+images look clean: less is needed to return to what is known to fit than to leave it."""
 
 Labels = npt.NDArray[np.int64]
 
@@ -183,8 +186,8 @@ def judge_unlabelled(
 def judge_clean(in_force: float, factory: float) -> Verdict | None:
     """Learn nothing from images that look as clean ones do under the factory weights.
 
-    If the weights in force are others, under which the statistics are off, the factory's are taken:
-    by the bounds on distances that new weights are held to.
+    If the weights in force are others, under which the statistics are off and which these would
+    come back from as they must from a shift, the factory's are taken.
 
     Parameters
     ----------
@@ -198,7 +201,7 @@ def judge_clean(in_force: float, factory: float) -> Verdict | None:
     if not factory < MIN_DISTANCE:
         return None
     figures = {"distance_before": factory, "distance_in_force": in_force}
-    if _refuse_distances(in_force, factory) is not None:
+    if in_force < MIN_DISTANCE_IN_FORCE or not factory <= (1 - MIN_FALL) * in_force:
         return Verdict(False, _looks_clean(factory), figures)
     why = (
         "back to the factory weights: under them these images look as clean ones do, under the "
