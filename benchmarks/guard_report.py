@@ -329,7 +329,7 @@ def return_bounds_table(rows: list[dict[str, Any]]) -> list[str]:
     kinds = (
         "clean images, all of the classes",
         "clean images, half of the classes",
-        "the condition",
+        "the condition still",
     )
     titles = ("distance in force", *(title for kind in kinds for title in (kind, "worst")))
     lines = [f"| {' | '.join(titles)} |", "| --- |" + " --- |" * (len(titles) - 1)]
