@@ -51,7 +51,7 @@ ever less on the way there (*in proportion*). How much was chosen on validation 
 {labelled_cells}; the bundles of the study, under heads that were fitted on the training images
 alone, measured on the other validation images. Points, mean over all cells with what is not taken
 as none, and how often the log-loss of the measured images rises, which is the finer measure: one
-image is {image} points.
+image is {image} points. Chosen is what gains most of what makes no cell worse.
 
 {labelled}
 

@@ -11,7 +11,7 @@ from hgprompt_edge.device.softmax import log_softmax
 from hgprompt_edge.device.step import Doubles, Floats
 
 FOLDS = 3
-MIN_ERRORS = 2.0
+MIN_ERRORS = 2.5
 """Labelled: held-out log-loss must fall by more than so many standard errors of the difference, and
 by fewer in the measure that the features' statistics come back: by none where they do as far as
 they must without labels. That is evidence, too, and some dozens of labels alone are weak evidence.
