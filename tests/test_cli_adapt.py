@@ -230,6 +230,16 @@ def test_a_refusal_without_labels_names_the_bias(
     assert "try again" not in run(*words, "--head", "bias").stdout
 
 
+def test_the_bias_moves_on_request(planted: Planted, seen: Path, tmp_path: Path) -> None:
+    state, factory = tmp_path / "state", planted.bank.head_bias
+    assert adapt(planted, state, "--data", str(seen), "--head", "bias", "--steps", "2")[0] == 0
+    with open_journal(state, planted.bank, planted.predictor.classes) as journal:
+        *_, latest = journal.history()
+    assert latest.head_bias is not None
+    assert latest.head_weight is None
+    assert not np.array_equal(latest.head_bias, factory)
+
+
 def test_a_head_that_moved_stays_when_the_mix_moves_on(
     planted: Planted, seen: Path, tmp_path: Path
 ) -> None:

@@ -13,9 +13,9 @@ from hgprompt_edge.device.step import Doubles, Floats
 FOLDS = 3
 MIN_ERRORS = 2.5
 """Labelled: held-out log-loss must fall by more than so many standard errors of the difference, and
-by fewer in the measure that the features' statistics come back: by none where they do as far as
-they must without labels. That is evidence, too, and some dozens of labels alone are weak evidence.
-Chosen on validation images, see docs/ADAPT.md."""
+by fewer the further the features' statistics come back (`MIN_FALL`: by none). That is evidence,
+too, and some dozens of labels alone are weak evidence. Chosen on validation images, see
+docs/ADAPT.md."""
 MAX_RISE, SLACK = 4.0, 0.1
 """Labelled: the distance of the images' statistics from those of clean ones may become so many
 times what it was, and so much more. A few images can agree with a mix that is far from all that the
@@ -187,7 +187,7 @@ def judge_clean(in_force: float, factory: float) -> Verdict | None:
     """Learn nothing from images that look as clean ones do under the factory weights.
 
     If the weights in force are others, under which the statistics are off and which these would
-    come back from as they must from a shift, the factory's are taken.
+    come back from as far as a new mix must bring them, the factory's are taken.
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ def judge_clean(in_force: float, factory: float) -> Verdict | None:
     if not factory < MIN_DISTANCE:
         return None
     figures = {"distance_before": factory, "distance_in_force": in_force}
-    if in_force < MIN_DISTANCE_IN_FORCE or not factory <= (1 - MIN_FALL) * in_force:
+    if in_force < MIN_DISTANCE_IN_FORCE or not comes_back(in_force, factory):
         return Verdict(False, _looks_clean(factory), figures)
     why = (
         "back to the factory weights: under them these images look as clean ones do, under the "
@@ -209,6 +209,11 @@ def judge_clean(in_force: float, factory: float) -> Verdict | None:
         f"{in_force:.2f})"
     )
     return Verdict(True, why, figures)
+
+
+def comes_back(before: float, after: float) -> bool:
+    """Whether the distance of the statistics falls by the share that what changed must explain."""
+    return after <= (1 - MIN_FALL) * before
 
 
 def _looks_clean(distance: float) -> str:
@@ -221,7 +226,7 @@ def _looks_clean(distance: float) -> str:
 def _refuse_distances(before: float, after: float) -> str | None:
     if before < MIN_DISTANCE:
         return _looks_clean(before)
-    if not after <= (1 - MIN_FALL) * before:
+    if not comes_back(before, after):
         return (
             f"the features' statistics come little nearer to those of clean images (distance "
             f"{before:.2f} to {after:.2f}, bound {(1 - MIN_FALL) * before:.2f}); what changed is "
