@@ -44,7 +44,11 @@ class TestGuard:
             old * np.where(np.arange(40) % 2, *scales)[:, None]
             for scales in ((1.2, 0.85), (1.15, 0.8))
         )
-        assert judge_labelled(old, better, self.labels, (1.0, 0.5)).taken
+        verdict = judge_labelled(old, better, self.labels, (1.0, 0.5))
+        assert verdict.taken
+        assert "come nearer to those of clean images (distance 1.00 to 0.50)" in verdict.reason
+        clear = judge_labelled(self.logits(0.5), self.logits(2.0), self.labels, (1.0, 0.5))
+        assert "come nearer" not in clear.reason
         for before, after in ((1.0, 0.95), (1.0, 1.2), (0.09, 0.01), (1.0, float("nan"))):
             assert not judge_labelled(old, better, self.labels, (before, after)).taken
         for new in (worse, old):

@@ -115,6 +115,11 @@ def judge_labelled(
         )
         return Verdict(False, why, figures)
     why = f"held-out log-loss falls by {mean:.3f}, uncertainty {error:.3f}"
+    if distances is not None and not mean > MIN_ERRORS * error:  # the labels alone do not say it
+        why += (
+            "; the features' statistics come nearer to those of clean images (distance "
+            f"{distances[0]:.2f} to {distances[1]:.2f})"
+        )
     return Verdict(True, why, figures)
 
 
