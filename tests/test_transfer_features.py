@@ -199,7 +199,7 @@ def test_pull_back_in_micro_batches_equals_full_batch_autograd(layers: int) -> N
     backbone = make_backbone()
     backbone.model.double()
     prompt = torch.from_numpy(tokens()[:layers]).double().requires_grad_(True)
-    cotangent = torch.randn(5, 32, dtype=torch.float64)
+    cotangent = torch.randn(5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x = normalize(torch.from_numpy(images()), backbone.preprocessing).double()
     (features_token(backbone.model, x, prompt) * cotangent).sum().backward()
     found = pull_back(backbone, images(), prompt.detach(), cotangent, batch_size=2)
@@ -207,7 +207,8 @@ def test_pull_back_in_micro_batches_equals_full_batch_autograd(layers: int) -> N
 
 
 def test_pull_backs_are_kept_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone, cotangent = make_backbone(), torch.randn(5, 32)
+    backbone = make_backbone()
+    cotangent = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
     once = FeatureStore(backbone).pull_back(images(), tokens(), cotangent)
     monkeypatch.setattr(module, "pull_back", lambda *_: pytest.fail("ran again"))
     again = FeatureStore(backbone).pull_back(images(), tokens(), cotangent)
