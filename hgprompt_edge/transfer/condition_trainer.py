@@ -160,6 +160,10 @@ class ConditionTrainer:
             report(self.recipe.epochs, self.recipe.epochs)
         return Restored(self.best.numpy(), self.best_epoch, tuple(self.history))
 
+    def corrupted(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        """Pixels `[n, S, S, 3]` as the condition would make them."""
+        return training_corruption(pixels, self.condition, rng)
+
     def _train_epoch(self) -> float:
         # All randomness comes from (seed, condition, epoch): a resumed run equals another.
         seeds = [self.recipe.seed, CONDITIONS.index(self.condition), self.epoch]
@@ -172,7 +176,7 @@ class ConditionTrainer:
             clean = self.train.subset(rows)
             pixels = clean.pixels.copy()
             changed = slice(round(self.recipe.clean * len(rows)), None)
-            pixels[changed] = training_corruption(pixels[changed], self.condition, rng)
+            pixels[changed] = self.corrupted(pixels[changed], rng)
             losses.append(self._take_step(pixels, clean))
         return float(np.mean(losses))
 
@@ -210,7 +214,7 @@ class ConditionTrainer:
     @torch.no_grad()
     def _evaluate(self, loss: float) -> None:
         rng = np.random.default_rng([self.recipe.seed, CONDITIONS.index(self.condition)])
-        pixels = training_corruption(self.validation.pixels, self.condition, rng)
+        pixels = self.corrupted(self.validation.pixels, rng)
         losses = [
             self._loss(self.backbone, pixels[part], self.validation.subset(part), self.averaged)
             for part in micro_batches(self.backbone, len(pixels))
