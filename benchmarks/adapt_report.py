@@ -9,8 +9,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from guard_report import WORST, guard_sections
-from limits_report import limits_section
+from limits_report import EXACT, LIMITS, OWN, limits_section, usual_rows
 from rows import read_rows
+from shares import percent, recovered, with_interval
 
 from hgprompt_edge.tasks.conditions import CONDITIONS, SHIFTS
 
@@ -67,12 +68,12 @@ most, which lose 85 points and get little back: by the stricter way of counting 
 prompt, an anchor to the statistics of clean images, a guard that weighs labels and statistics (from
 23 % on the 17 cells of this page's first version). The whole prompt by backpropagation, meant as
 the upper bound, recovers {full} from the same images, and the head {head}, so on this backbone
-hardly more is to be had from five labels a class; better condition prompts would help, above all
-for casts (below). No case was to end worse by more than 0.5 points
-with labels or by 1 without, and without labels the mean was to be positive: *{safe}*. Bounds of the
-guard that were chosen on bundles of an older `fit` had let 5 of 192 cases with labels and 2 of 256
-without through on these test images; those of now were chosen anew on validation images of these
-bundles (below). What a step costs is in [BENCHMARKS.md](BENCHMARKS.md).
+hardly more is to be had from five labels a class. Prompts for the very shifts, alone, give {exact}
+where the condition prompts, alone, give {own} (below). No case was to end worse by more than 0.5
+points with labels or by 1 without, and without labels the mean was to be positive: *{safe}*. Bounds
+of the guard that were chosen on bundles of an older `fit` had let 5 of 192 cases with labels and 2
+of 256 without through on these test images; those of now were chosen anew on validation images of
+these bundles (below). What a step costs is in [BENCHMARKS.md](BENCHMARKS.md).
 
 ## By severity
 
@@ -151,6 +152,10 @@ def goals(rows: list[dict[str, Any]], severe: list[dict[str, Any]]) -> dict[str,
         "mix_mean": percent(mean_share(severe, "mix")),
         "full": percent(recovered(severe, "prompt_full", CONDITIONS)),
         "head": percent(recovered(severe, "head", CONDITIONS)),
+        **{
+            key: percent(recovered(usual_rows(read_rows(LIMITS)), method, CONDITIONS))
+            for key, method in (("own", OWN), ("exact", EXACT))
+        },
         "half": "met" if half else "missed",
         "safe": "met" if safe else "missed",
     }
@@ -165,14 +170,6 @@ def whole(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if tasks(row["method"], row["shift"]) >= tasks("mix", row["shift"])]
 
 
-def recovered(rows: list[dict[str, Any]], method: str, shifts: tuple[str, ...]) -> float:
-    """Sum of the gains by the sum of the losses; NaN where there are none."""
-    chosen = [row for row in rows if row["method"] == method and row["shift"] in shifts]
-    lost = sum(row["accuracy_clean"] - row["accuracy_before"] for row in chosen)
-    gained = sum(row["accuracy_after"] - row["accuracy_before"] for row in chosen)
-    return gained / lost if lost > 0 else float("nan")
-
-
 def mean_share(rows: list[dict[str, Any]], method: str) -> float:
     """Mean over the cases with a condition prompt that lost something of what each recovers."""
     shares = [
@@ -184,24 +181,6 @@ def mean_share(rows: list[dict[str, Any]], method: str) -> float:
         and row["accuracy_clean"] - row["accuracy_before"] > LEAST_LOSS
     ]
     return float(np.mean(shares)) if shares else float("nan")
-
-
-def with_interval(rows: list[dict[str, Any]], method: str, shifts: tuple[str, ...]) -> str:
-    """Recovered share with its interval; seeds of a task and shift are drawn together."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["method"] == method and row["shift"] in shifts:
-            groups.setdefault((row["task"], row["shift"]), []).append(row)
-    if not groups:
-        return "-"
-    rng, cells = np.random.default_rng(0), list(groups.values())
-    drawn = [
-        recovered([row for i in rng.integers(len(cells), size=len(cells)) for row in cells[i]],
-                  method, shifts)
-        for _ in range(2000)
-    ]  # fmt: skip
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return f"{percent(recovered(rows, method, shifts))} ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def by_value(rows: list[dict[str, Any]], key: str, title: str) -> list[str]:
@@ -240,10 +219,6 @@ def shared_rows(
 
 def present(rows: list[dict[str, Any]]) -> list[str]:
     return [shift for shift in SHIFTS if any(row["shift"] == shift for row in rows)]
-
-
-def percent(share: float) -> str:
-    return "-" if np.isnan(share) else f"{100 * share:.0f} %"
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from adapt import TASKS
-from limits_report import LIMITS, limits_section
+from limits_report import EXACT, LIMITS, OWN, limits_section
 from rows import read_rows, write_rows
 from targets import load_target
 
@@ -32,6 +32,7 @@ from hgprompt_edge.transfer.condition import starting_tokens
 from hgprompt_edge.transfer.condition_trainer import (
     ConditionRecipe,
     ConditionTrainer,
+    Tokens,
     seen_under,
 )
 from hgprompt_edge.transfer.features import FeatureStore
@@ -68,25 +69,30 @@ class ExactTrainer(ConditionTrainer):
 
 
 def run(name: str, options: argparse.Namespace) -> None:
-    done = {(row["task"], row["shift"], row["epochs"]) for row in read_rows(LIMITS)}
-    wanted = [c for c in options.conditions if (name, c, options.epochs) not in done]
+    done = {
+        (row["task"], row["shift"])
+        for row in read_rows(LIMITS)
+        if (row["method"], row["epochs"]) == (EXACT, options.epochs)
+    }
+    wanted = [c for c in options.conditions if (name, c) not in done]
     if not wanted:
         return
     backbone = load_backbone("bundled")
     task = load_target(name, backbone, options.data, 0)
     assert task is not None
     bundle = read_bundle(options.bundles / f"{name}.hgbundle")
-    for row in measure(bundle, backbone, task, wanted, options.epochs):
+    for found in measure(bundle, backbone, task, wanted, options.epochs):
         rows = read_rows(LIMITS)  # anew: another process may have written
-        write_rows(LIMITS, [*rows, {"task": name} | row])
-        print(row, flush=True)
+        new = [{"task": name} | row for row in found]
+        write_rows(LIMITS, [*rows, *(row for row in new if row not in rows)])
+        print(*new, sep="\n", flush=True)
 
 
 def measure(
     bundle: Bundle, backbone: Backbone, task: Task, conditions: list[str], epochs: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[list[dict[str, Any]]]:
     """Train a prompt for each shift and compare it with the one that the bundle has."""
-    recipe = replace(ConditionRecipe(), epochs=epochs, precision=fastest_precision())
+    usual = ConditionRecipe(seed=bundle.seed, precision=fastest_precision())
     head = Head(torch.from_numpy(bundle.head_weight), torch.from_numpy(bundle.head_bias))
     train, validation = (
         seen_under(backbone, images.pixels, bundle.prompt)
@@ -95,28 +101,32 @@ def measure(
     judging = Judge(FeatureStore(backbone), task, seed=bundle.seed).training_head(bundle.prompt)
     start = starting_tokens(bundle, backbone)
     assert bundle.condition_tokens is not None
-    own = {
-        about["name"]: t
-        for about, t in zip(bundle.conditions, bundle.condition_tokens, strict=True)
-    }
+    names = [about["name"] for about in bundle.conditions]
+    own = dict(zip(names, bundle.condition_tokens.astype(np.float32), strict=True))
 
-    def percent(pixels: Pixels, tokens: Any) -> float:
-        prompt = None if tokens is None else tokens.astype(np.float32)
-        features = extract_features(backbone, pixels, prompt)
-        return round(100 * accuracy(judging.logits(features), task.validation.labels), 2)
+    def measured(pixels: Pixels, tokens: Tokens | None) -> float:
+        features = extract_features(backbone, pixels, tokens)
+        return round(accuracy(judging.logits(features), task.validation.labels), 6)
 
     for condition in conditions:
+        recipe = replace(usual, epochs=epochs)
         trainer = ExactTrainer(backbone, recipe, condition, start, head, train, validation)
         exact = trainer.run().tokens
         shifted = corrupt(task.validation.pixels, condition, SEVERITY)
-        yield {
-            "shift": condition,
-            "epochs": epochs,
-            "clean": percent(task.validation.pixels, bundle.prompt),
-            "before": percent(shifted, bundle.prompt),
-            "condition_prompt": percent(shifted, own[condition]),
-            "exact_prompt": percent(shifted, exact),
-        }
+        prompts = ((OWN, usual.epochs, own[condition]), (EXACT, epochs, exact))
+        yield [
+            {
+                "shift": condition,
+                "severity": SEVERITY,
+                "method": method,
+                "epochs": trained,
+                "seed": bundle.seed,
+                "accuracy_clean": measured(task.validation.pixels, bundle.prompt),
+                "accuracy_before": measured(shifted, bundle.prompt),
+                "accuracy_after": measured(shifted, tokens),
+            }
+            for method, trained, tokens in prompts
+        ]
 
 
 if __name__ == "__main__":
