@@ -8,10 +8,10 @@ export OMP_WAIT_POLICY ?= passive
 
 .PHONY: demo test test-slow check bench clean
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml models/pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "hgprompt-edge needs Python >= 3.10; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,dev]' --editable ./models
 	touch $@
 
 demo: $(STAMP)  ## source prompts -> fit -> fold -> ONNX -> predictions, on real images
@@ -33,4 +33,4 @@ bench: $(STAMP)  ## speed and memory; prints what docs/BENCHMARKS.md quotes
 	$(BIN)/python benchmarks/export.py --quick
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info models/build models/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

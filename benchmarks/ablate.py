@@ -234,7 +234,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = read_rows(options.out)
-    backbone, whole = load_backbone("bundled"), read_bank("bundled")
+    backbone, whole = load_backbone("tiny"), read_bank("tiny")
     fast = backbone.in_precision(fastest_precision())
     assert whole.start is not None
     start = whole.start.tokens

@@ -108,7 +108,7 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    backbone = load_backbone("bundled")
+    backbone = load_backbone("tiny")
     options.work.mkdir(parents=True, exist_ok=True)
     part, parts = (int(word) for word in options.part.split("/"))
     devices: dict[str, Device] = {}

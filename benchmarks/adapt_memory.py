@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--bundles", type=Path, required=True, help="folder of TASK.hgbundle")
     options = parser.parse_args()
-    backbone = load_backbone("bundled")
+    backbone = load_backbone("tiny")
     rows = read_rows(RESULTS)
     for task in sorted({row["task"] for row in rows}):
         bundle = read_bundle(options.bundles / f"{task}.hgbundle")

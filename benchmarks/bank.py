@@ -1,4 +1,4 @@
-"""Train the bundled bank and write its README from what the prompt files say.
+"""Train the bank of `tiny` and write its README from what the prompt files say.
 
     python benchmarks/bank.py --data ../shared/assets/datasets   # trains what is missing
     python benchmarks/bank.py                                    # only writes the README again
@@ -22,8 +22,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hgprompt_edge import Prompt, load_backbone, load_task, read_bank, train_source, write_prompt
-from hgprompt_edge.prompts import bundled_bank, write_start
+from hgprompt_edge import (
+    Prompt,
+    load_backbone,
+    load_task,
+    models,
+    read_bank,
+    train_source,
+    write_prompt,
+)
+from hgprompt_edge.prompts import write_start
 from hgprompt_edge.tasks import Images, Task, images_beyond
 from hgprompt_edge.tasks.generated import KINDS
 from hgprompt_edge.vit.backbone import Backbone
@@ -50,9 +58,9 @@ MORE_IMAGES = ("cifar10", "fashion-mnist")
 SAME_IMAGE = 7.0
 """Grey levels (root mean square over 8 x 8 cells) that JPEG puts between copies of an image."""
 
-HEADER = """# The bundled source bank
+HEADER = """# The bank for tiny
 
-{count} prompts for the bundled backbone: deep, {tokens} tokens in each of {layers} blocks, trained
+{count} prompts for the backbone tiny: deep, {tokens} tokens in each of {layers} blocks, trained
 by VPT for the closed-form head (`benchmarks/bank.py` has the recipe of each): CIFAR-10 and
 Fashion-MNIST on their whole training parts less what is tested on, the generated tasks on fresh
 images in each epoch, the others on 800 images. All share one start (`init_seed` {init_seed}), so
@@ -89,10 +97,10 @@ RSSCN7 (Zou et al. 2015), Sign Language Digits (Mavi 2017); the generated ones a
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the bundled bank, write its README.")
+    parser = argparse.ArgumentParser(description="Train the bank of tiny, write its README.")
     parser.add_argument("--data", type=Path, help="folder of the real data sets")
     parser.add_argument("--more", type=Path, help="folder of the sets that are trained on whole")
-    parser.add_argument("--out", type=Path, default=bundled_bank())
+    parser.add_argument("--out", type=Path, default=models.bank_folder("tiny"))
     parser.add_argument("--only", nargs="*", default=list(RECIPES), help="names to train")
     options = parser.parse_args()
     if options.data is not None:
@@ -101,7 +109,7 @@ def main() -> None:
             raise SystemExit(f"{whole[0]} is trained on the whole set; name its folder with --more")
         options.out.mkdir(parents=True, exist_ok=True)
         torch.set_num_threads(1)
-        backbone = load_backbone("bundled")
+        backbone = load_backbone("tiny")
         for name in options.only:
             train(name, RECIPES[name], backbone, options.data, options.more, options.out)
     write_readme(options.out)

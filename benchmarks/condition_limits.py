@@ -77,7 +77,7 @@ def run(name: str, options: argparse.Namespace) -> None:
     wanted = [c for c in options.conditions if (name, c) not in done]
     if not wanted:
         return
-    backbone = load_backbone("bundled")
+    backbone = load_backbone("tiny")
     task = load_target(name, backbone, options.data, 0)
     assert task is not None
     bundle = read_bundle(options.bundles / f"{name}.hgbundle")

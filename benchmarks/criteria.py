@@ -41,7 +41,7 @@ RANDOM_MIXES = 24
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with a folder for each data set")
-    parser.add_argument("--bank", default="bundled")
+    parser.add_argument("--bank", default="tiny")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--targets", nargs="*", default=list(TARGETS))
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -49,7 +49,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = read_rows(options.out)
     done = {(row["task"], row["seed"]) for row in rows}
-    backbone, bank = load_backbone("bundled"), read_bank(options.bank)
+    backbone, bank = load_backbone("tiny"), read_bank(options.bank)
     for seed in range(options.seeds):
         for name in options.targets:
             task = None if (name, seed) in done else load_target(name, backbone, options.data, seed)

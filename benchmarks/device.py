@@ -4,7 +4,7 @@
     python benchmarks/device.py --caps          # only: does it run in 512 MB (ViT-S: 1 GB)? exit 1
     python benchmarks/device.py --wheels        # only: are there wheels for aarch64? exit 1
 
-Commands run in processes of their own. Models have the bundled backbone, and a ViT-S/16 at 224 with
+Commands run in processes of their own. Models have the backbone `tiny`, and a ViT-S/16 at 224 with
 random weights; heads are random, since nothing here depends on them.
 """
 
@@ -34,7 +34,7 @@ from hgprompt_edge.device.cpu import cpu_features
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "device.json"
 HGEDGE = (sys.executable, "-m", "hgprompt_edge.cli.main")
-CAPS = {"bundled": 512, "vit_small_patch16_224": 1024}
+CAPS = {"tiny": 512, "vit_small_patch16_224": 1024}
 """Megabytes of address space that `predict` and `adapt` must do with, on one core."""
 CLASSES, IMAGES = 4, 12
 MODELS = tuple(CAPS)
@@ -95,7 +95,7 @@ def make_site(name: str, folder: Path) -> Site:
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    if name == "bundled":
+    if name == "tiny":
         backbone = load_backbone(name)
         tokens = read_bank(name).tokens
     else:

@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=TASKS)
     options = parser.parse_args()
     print(f"cpu: {' '.join(cpu_features())}")
-    bank = read_bank("bundled")
+    bank = read_bank("tiny")
     backbone = load_backbone(bank.backbone).normalized(bank.normalization)
     rows = [row for row in read_rows(options.json) if row["task"] not in options.tasks]
     for name in options.tasks:

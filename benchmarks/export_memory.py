@@ -2,7 +2,7 @@
 
     python benchmarks/export_memory.py
 
-ViT-S at 224 pixels with random weights and the bundled backbone at 64, 50 deep tokens, batch 1,
+ViT-S at 224 pixels with random weights and `tiny` at 64, 50 deep tokens, batch 1,
 one thread. `unprompted` and `naive` are what `torch.onnx.export` writes. Each loads and predicts
 in a process of its own, as `hgedge bench` measures it: median and lowest of five, since one model
 has peaks 20 to 40 MB apart from start to start in onnxruntime. OpenVINO reads what it has compiled
@@ -64,7 +64,7 @@ def main() -> None:
     options = parser.parse_args()
     print(f"cpu: {' '.join(cpu_features())}")
     rows: list[dict[str, Any]] = []
-    for name in (NAMES["s"], "bundled"):
+    for name in (NAMES["s"], "tiny"):
         with tempfile.TemporaryDirectory() as folder:
             os.environ["HGEDGE_CACHE"] = folder
             rows += measure(name, Path(folder))
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def measure(name: str, folder: Path) -> list[dict[str, Any]]:
-    backbone = load_backbone() if name == "bundled" else make_backbone(name)
+    backbone = load_backbone("tiny") if name == "tiny" else make_backbone(name)
     models = list(files(backbone, folder))
     rounds = [bench([path for *_, path in models], threads=1, runs=3) for _ in range(REPEATS)]
     rows: list[dict[str, Any]] = []

@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     rows = read_rows(options.out)
     done = {(row["task"], row["seed"], row["images_per_class"]) for row in rows}
-    backbone = load_backbone("bundled")
+    backbone = load_backbone("tiny")
     precision = fastest_precision()
     for seed in options.seeds:
         for name in options.tasks:
@@ -92,7 +92,7 @@ def fewer(task: Task, size: int | None, seed: int) -> Task:
 
 def measure(task: Task, backbone: Backbone, precision: str, seed: int) -> list[Row]:
     """One row a candidate; the first is no prompt."""
-    bank, _ = leave_out_family(read_bank("bundled"), task)
+    bank, _ = leave_out_family(read_bank("tiny"), task)
     store = FeatureStore(backbone.in_precision(precision))
     judge = Judge(store, task, seed=seed)
     contest = Contest(store, task, bank, judge, replace(BUDGET, precision=precision), seed)

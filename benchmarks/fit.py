@@ -1,4 +1,4 @@
-"""Time and memory of fit and export with the bundled backbone, by number of sources.
+"""Time and memory of fit and export with the backbone `tiny`, by number of sources.
 
     python benchmarks/fit.py            # what `make bench` prints
     python benchmarks/fit.py --json benchmarks/results/fit.json
@@ -61,8 +61,8 @@ def measure(count: int) -> dict[str, Any]:
         from hgprompt_edge import HGPrompt, export_onnx, load_backbone, load_task, read_bank
         from hgprompt_edge.tasks.task import Task
 
-        backbone = load_backbone("bundled")
-        bank = enlarge(read_bank("bundled"), count)
+        backbone = load_backbone("tiny")
+        bank = enlarge(read_bank("tiny"), count)
         task: Task = load_task("generated-orientation", backbone.preprocessing, limit=IMAGES)
         task = replace(task, test=task.test.subset([]), family="")
         imported = time.perf_counter() - began

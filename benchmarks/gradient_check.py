@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--bundles", type=Path, required=True, help="folder of TASK.hgbundle")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    backbone = load_backbone("bundled")
+    backbone = load_backbone("tiny")
     rows = []
     for task in TASKS:
         device = Device(task, backbone, options)

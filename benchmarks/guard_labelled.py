@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    backbone, rows = load_backbone("bundled"), read_rows(GUARD_LABELLED)
+    backbone, rows = load_backbone("tiny"), read_rows(GUARD_LABELLED)
     done = {tuple(row[name] for name in ("task", *CELL)) for row in rows}
     for name in options.tasks:
         cells = [

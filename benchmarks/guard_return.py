@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.data is not None:
         torch.set_num_threads(1)
-        backbone, rows = load_backbone("bundled"), []
+        backbone, rows = load_backbone("tiny"), []
         for name in TASKS:
             task = load_target(name, backbone, options.data, 0)
             assert task is not None

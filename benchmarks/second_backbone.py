@@ -57,7 +57,7 @@ def main() -> None:
     checkpoint, prompts = options.work / f"{NAME}.safetensors", options.work / "bank"
     unpack(options.data, options.work / "images")
     pretrain(options.work / "images", checkpoint)
-    backbone = load_backbone("bundled", checkpoint=checkpoint)
+    backbone = load_backbone(checkpoint=checkpoint)
     prompts.mkdir(exist_ok=True)
     for name, recipe in RECIPES.items():
         bank.train(name, recipe, backbone, options.data, None, prompts)

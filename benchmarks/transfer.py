@@ -4,7 +4,7 @@
     python benchmarks/transfer.py --data ... --part 1/2 & ... --part 2/2   # on two processes
     python benchmarks/transfer.py --only-report                          # figures from the rows
 
-Every target meets the bundled bank without the sources of its own family. A cell is one target,
+Every target meets the bank of `tiny` without the sources of its own family. A cell is one target,
 seed, bank and number of training images; its rows go to a file of their own in `--work`, so a
 killed run goes on where it was. The seed draws the training and validation images and everything
 random in the methods; the test part is the same for all. Cells that the results file or `--work`
@@ -54,7 +54,7 @@ class Cell:
     seed: int
     images_per_class: int | None = None
     bank_size: int | None = None
-    backbone: str = "bundled"
+    backbone: str = "tiny"
     methods: tuple[str, ...] = tuple(METHODS)
 
     @property
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="*", default=list(TARGETS))
     parser.add_argument("--bank", type=Path, help="another bank than the bundled one")
     parser.add_argument("--checkpoint", type=Path, help="weights that the bank was trained on")
-    parser.add_argument("--name", default="bundled", help="what the rows call the backbone")
+    parser.add_argument("--name", default="tiny", help="what the rows call the backbone")
     parser.add_argument("--banks", type=int, nargs="*", default=[], help="sizes of the bank")
     parser.add_argument("--main-rows", action="store_true", help="only the main methods")
     parser.add_argument("--sizes", action="store_true", help="2, 5, 10 and 80 images a class")
@@ -103,8 +103,10 @@ def main() -> None:
 def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     precision = fastest_precision()
-    bank = read_bank(options.bank or "bundled")
-    backbone = load_backbone("bundled", checkpoint=options.checkpoint)
+    bank = read_bank(options.bank or "tiny")
+    backbone = load_backbone(
+        "tiny" if options.checkpoint is None else None, checkpoint=options.checkpoint
+    )
     part, parts = (int(word) for word in options.part.split("/"))
     landed = read_rows(RESULTS)
     for cell in list(cells(options))[part - 1 :: parts]:

@@ -36,8 +36,8 @@ def write_report() -> None:
     """Draw the figures and put the tables between the markers of the page."""
     rows: list[Row] = json.loads(RESULTS.read_text())
     full = [row for row in rows if row["images_per_class"] is None]
-    bundled = [row for row in full if row["backbone"] == "bundled"]
-    study = [row for row in bundled if not is_bank_study(row)]
+    tiny = [row for row in full if row["backbone"] == "tiny"]
+    study = [row for row in tiny if not is_bank_study(row)]
     main = cube([row for row in study if row["method"] in LINES])
     every = cube([row for row in study if row["method"] not in TRAINED])
     trained = cube([row for row in study if row["method"] in (*LINES, *TRAINED)])
@@ -59,13 +59,13 @@ def write_report() -> None:
     draw_differences(every, IMAGES / "transfer-all.png")
     sizes = [row for row in rows if row["images_per_class"] is not None]
     if sizes:
-        parts += ["### By images a class\n", series(sizes + same_tasks(sizes, bundled))]
-        draw_series(sizes + same_tasks(sizes, bundled), IMAGES / "transfer-sizes.png")
+        parts += ["### By images a class\n", series(sizes + same_tasks(sizes, tiny))]
+        draw_series(sizes + same_tasks(sizes, tiny), IMAGES / "transfer-sizes.png")
         parts.append("![By images a class](images/transfer-sizes.png)\n")
-    banks = [row for row in bundled if is_bank_study(row)]
+    banks = [row for row in tiny if is_bank_study(row)]
     if banks:
         parts += ["### By number of sources\n", bank_table(banks)]
-    for name in sorted({row["backbone"] for row in full} - {"bundled"}):
+    for name in sorted({row["backbone"] for row in full} - {"tiny"}):
         rows_there = [row for row in full if row["backbone"] == name]
         other = cube(rows_there)
         parts += [f"### Another backbone: {name}\n", main_tables(other, rows_there)]
@@ -81,7 +81,7 @@ def write_report() -> None:
 
 
 def is_bank_study(row: Row) -> bool:
-    return row["backbone"] == "bundled" and row["bank_size"] in (2, 4, 16, 32)
+    return row["backbone"] == "tiny" and row["bank_size"] in (2, 4, 16, 32)
 
 
 def main_tables(main: Cube, rows: Sequence[Row]) -> str:

@@ -67,7 +67,7 @@ class Bench:
         task = load_target(name, backbone, data, seed)
         if task is None:
             return None
-        bank, _ = leave_out_family(read_bank("bundled"), task)
+        bank, _ = leave_out_family(read_bank("tiny"), task)
         precision = fastest_precision()
         store = FeatureStore(backbone.in_precision(precision))
         judge = Judge(store, task, seed=seed)
@@ -146,7 +146,7 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> None:
     rows = read_rows(options.out)
-    backbone = load_backbone("bundled")
+    backbone = load_backbone("tiny")
 
     def add(name: str, seed: int, wanted: Sequence[tuple[str, float]]) -> None:
         done = {

@@ -69,7 +69,13 @@ def adapt(
     method: Annotated[
         Method, typer.Option(help="cma: forwards only, without the graph of the gradient.")
     ] = Method.GRADIENT,
-    head: Annotated[Moving, typer.Option(help="What of the head moves, too.")] = Moving.NONE,
+    head: Annotated[
+        Moving | None,
+        typer.Option(
+            help="What of the head also moves (default: none; of a model without prompts, bias).",
+            show_default=False,
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -136,12 +142,13 @@ def adapt(
         from hgprompt_edge.device.adapting import Request, adapt_model
         from hgprompt_edge.device.descend import Settings
 
+        moving = head or (Moving.NONE if bank.mixer is not None else Moving.BIAS)
         budget = steps or (30 if method is Method.GRADIENT else 12)
         request = Request(
             data,
             unlabelled=unlabelled,
             forward_only=method is Method.CMA,
-            settings=Settings(steps=budget, seconds=seconds, head=head.value),
+            settings=Settings(steps=budget, seconds=seconds, head=moving.value),
             limit=images,
             micro_batch=micro_batch,
             threads=threads,
@@ -157,7 +164,7 @@ def adapt(
         note(f"left out {sentence}")
     if absent := adapted.seen.absent(predictor.classes):
         note(f"no images of some classes, for which the new weights were not judged: {absent}")
-    tries_more = unlabelled and head is Moving.NONE and adapted.proposal.steps > 0
+    tries_more = unlabelled and moving is Moving.NONE and adapted.proposal.steps > 0
     _print_adapted(adapted, bank.names, folder, json, BIAS_HINT if tries_more else None)
     if not adapted.proposal.verdict.taken:
         raise typer.Exit(EXIT_CHECK_FAILED)
@@ -196,6 +203,10 @@ def _send(journal: Journal, predictor: Predictor, path: Path, json: bool) -> Non
     from hgprompt_edge.device.parcel import write_parcel
 
     bank, version = bank_of(predictor), journal.current()
+    if bank.mixer is None:
+        raise UserError(
+            "--send: sends a mix, and this model has no prompts; its head stays on the device"
+        )
     data = write_parcel(
         path,
         version,
@@ -241,14 +252,8 @@ def _print_adapted(
         spent = {"steps": proposal.steps, "seconds": round(proposal.seconds, 2)}
         print_json({**document, **spent, "version": _as_dict(adapted.after, names)})
         return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("prompt")
-    for title in ("before", "learned"):
-        table.add_column(title, justify="right")
-    rows = zip(names, adapted.before.weights, proposal.weights.mix, strict=True)
-    for name, before, learned in rows:
-        table.add_row(name, f"{before:.3f}", f"{learned:.3f}")
-    out.print(table)
+    if len(names) > 1:  # else there is no mix, and the head has moved
+        out.print(_mix_table(adapted, names))
     out.print(
         f"{proposal.images} images, {proposal.steps} steps, {proposal.seconds:.0f} s: "
         f"{verdict.reason}",
@@ -263,6 +268,17 @@ def _print_adapted(
         out.print(f"the weights stay as they were, version {adapted.after.id}")
         if hint is not None:
             out.print(hint)
+
+
+def _mix_table(adapted: Adapted, names: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("prompt")
+    for title in ("before", "learned"):
+        table.add_column(title, justify="right")
+    rows = zip(names, adapted.before.weights, adapted.proposal.weights.mix, strict=True)
+    for name, before, learned in rows:
+        table.add_row(name, f"{before:.3f}", f"{learned:.3f}")
+    return table
 
 
 def _as_dict(version: Version, names: Sequence[str]) -> dict[str, object]:

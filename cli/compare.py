@@ -10,7 +10,8 @@ import typer
 from rich.table import Table
 
 from hgprompt_edge.cli import options
-from hgprompt_edge.cli.console import note_bank, out, print_json, progress_bar, reports_errors
+from hgprompt_edge.cli.console import out, print_json, progress_bar, reports_errors
+from hgprompt_edge.cli.inputs import bank_and_backbone, needs_bank
 from hgprompt_edge.cli.server import needs_server
 
 if TYPE_CHECKING:
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 @reports_errors
 @needs_server
 def compare(
-    sources: options.Sources = "bundled",
+    sources: options.Sources = None,
     task: options.Task = None,
     data: options.Data = None,
     download: options.Download = False,
     backbone: options.BackboneName = None,
     checkpoint: options.Checkpoint = None,
+    image_size: options.ImageSize = None,
     methods: Annotated[
         str | None,
         typer.Option(help="Only these, such as none,uniform,hgprompt.", show_default=False),
@@ -43,26 +45,21 @@ def compare(
     """Compare ways to use the sources on one task: a table, a JSON file and a figure."""
     from hgprompt_edge.errors import UserError
     from hgprompt_edge.files import check_writable, write_bytes
-    from hgprompt_edge.prompts import read_bank
 
     began = time.perf_counter()
     if task is None and data is None:
         raise UserError("--task: name a data set, or give your own images with --data FOLDER")
     check_writable(output.parent if output else Path(), "--output")
-    bank = read_bank(sources)
-    note_bank(bank)
 
     from hgprompt_edge.tasks import load_task
     from hgprompt_edge.transfer.baselines import METHODS, Budget, learn
     from hgprompt_edge.transfer.compare import compare as run
     from hgprompt_edge.transfer.compare_figure import draw_comparison
-    from hgprompt_edge.vit.backbone import load_backbone
     from hgprompt_edge.vit.train import fastest_precision
 
     chosen = _chosen(methods, tuple(METHODS))
-    vit = load_backbone(
-        backbone or bank.backbone, checkpoint=checkpoint, image_size=bank.image_size
-    )
+    found, vit = bank_and_backbone(sources, backbone, checkpoint, image_size)
+    bank = needs_bank(found, vit)
     with progress_bar() as report:
         images = load_task(
             task,

@@ -52,7 +52,7 @@ def condition(
     from hgprompt_edge.tasks import load_task
     from hgprompt_edge.transfer.condition import check_names, tune_conditions
     from hgprompt_edge.transfer.condition_trainer import ConditionRecipe
-    from hgprompt_edge.vit.backbone import load_backbone
+    from hgprompt_edge.vit.backbone import backbone_of
     from hgprompt_edge.vit.train import fastest_precision
 
     began = time.perf_counter()
@@ -64,8 +64,7 @@ def condition(
     fitted = read_bundle(bundle)
     path = output or bundle
     check_writable(path.parent, "--output")
-    size = fitted.preprocessing.image_size
-    backbone = load_backbone(fitted.backbone, checkpoint=checkpoint, image_size=size)
+    backbone = backbone_of(fitted, checkpoint)
     with progress_bar() as report:
         images = load_task(
             task or fitted.task,

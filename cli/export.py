@@ -109,11 +109,11 @@ def export(
     json: options.Json = False,
 ) -> None:
     """Fold prompt and head into the frozen ViT and write one verified model file."""
-    from hgprompt_edge.bundle import newest_bundle, read_bundle
+    from hgprompt_edge.bundle import has_prompts, newest_bundle, read_bundle
     from hgprompt_edge.device.signature import check_signer
     from hgprompt_edge.device.signature import sign as sign_model
     from hgprompt_edge.files import check_writable, sha256_file
-    from hgprompt_edge.vit.backbone import load_backbone
+    from hgprompt_edge.vit.backbone import backbone_of
 
     _check_options(file_format, precision, opset, task or data)
     _check_int8_alone(context, precision)
@@ -136,10 +136,10 @@ def export(
         note(f"exporting {bundle}, the newest bundle here")
     content, digest = read_bundle(bundle), sha256_file(bundle)
     path = output or bundle.with_suffix(SUFFIXES[file_format])
+    graph = adapt and has_prompts(content)
     _check_name(path, file_format)
     check_writable(path.parent, "--output")
-    size = content.preprocessing.image_size
-    backbone = load_backbone(content.backbone, checkpoint=checkpoint, image_size=size)
+    backbone = backbone_of(content, checkpoint)
     result: Int8 | None = None
     if precision is Precision.INT8:
         result = _quantize(
@@ -152,13 +152,13 @@ def export(
             control=accuracy_control,
             bundle_sha256=digest,
             runtime_weights=runtime,
-            adapt=adapt,
+            adapt=graph,
         )
         checked = result.verification
     else:
-        checked = _write(content, backbone, path, precision, opset, digest, runtime, adapt)
-    _remove_old(path, runtime, adapt)
-    signatures = [sign_model(file, sign) for file in _signed(path, adapt)] if sign else []
+        checked = _write(content, backbone, path, precision, opset, digest, runtime, graph)
+    _remove_old(path, runtime, graph)
+    signatures = [sign_model(file, sign) for file in _signed(path, graph)] if sign else []
     seconds = time.perf_counter() - start
     if json:
         print_json(
@@ -170,7 +170,7 @@ def export(
     if result is not None:
         _print_trials(result)
     _print_file(path, checked, precision)
-    _print_others(path, runtime, adapt)
+    _print_others(path, runtime, graph)
     for signature in signatures:
         out.print(f"{signature}: signed with {sign}", soft_wrap=True)
     out.print(f"next: hgedge predict --model {path} IMAGE...", soft_wrap=True)
@@ -261,8 +261,10 @@ def _print_others(path: Path, runtime: bool, adapt: bool) -> None:
     if runtime:
         bank = bank_path(path)
         size = bank.stat().st_size / 1e6
-        names = ", ".join(read_bank(bank).names)
-        out.print(f"{bank}: {size:.1f} MB, what the device mixes: {names}", soft_wrap=True)
+        content = read_bank(bank)
+        mixes = f"what the device mixes: {', '.join(content.names)}"
+        what = mixes if content.mixer else "the head, which the device can move"
+        out.print(f"{bank}: {size:.1f} MB, {what}", soft_wrap=True)
     if adapt:
         graph = adapt_path(path)
         size = graph.stat().st_size / 1e6

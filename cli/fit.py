@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,12 +18,12 @@ from hgprompt_edge.cli import options
 from hgprompt_edge.cli.condition import condition_names, condition_state, worth_table
 from hgprompt_edge.cli.console import (
     note,
-    note_bank,
     out,
     print_json,
     progress_bar,
     reports_errors,
 )
+from hgprompt_edge.cli.inputs import bank_and_backbone
 from hgprompt_edge.cli.server import needs_server
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from hgprompt_edge.tasks import Task
     from hgprompt_edge.transfer.condition import Worth
     from hgprompt_edge.transfer.fit import HGPrompt
+    from hgprompt_edge.vit.backbone import Backbone
 
 METHODS = {
     "none": "no prompt",
@@ -39,6 +41,8 @@ METHODS = {
     "tuned": "tuned",
 }
 
+OF_A_BANK = {"lam", "steps", "refine", "space", "keep_sources"}
+"""Parameters that only a fit with prompts looks at."""
 OF_MERGE = {"files", "merge", "bundle", "checkpoint", "output", "json"}
 """Parameters that --merge looks at."""
 
@@ -69,12 +73,13 @@ def fit(
             show_default=False,
         ),
     ] = None,
-    sources: options.Sources = "bundled",
+    sources: options.Sources = None,
     task: options.Task = None,
     data: options.Data = None,
     download: options.Download = False,
     backbone: options.BackboneName = None,
     checkpoint: options.Checkpoint = None,
+    image_size: options.ImageSize = None,
     lam: Annotated[
         float, typer.Option("--lambda", min=0.0, help="Weight of the gradient conflict.")
     ] = 0.003,
@@ -120,7 +125,7 @@ def fit(
     from hgprompt_edge.bundle import SUFFIX, write_bundle
     from hgprompt_edge.errors import UserError
     from hgprompt_edge.files import check_writable
-    from hgprompt_edge.prompts import SHALLOW, read_bank
+    from hgprompt_edge.prompts import SHALLOW
 
     start = time.perf_counter()
     if merge:
@@ -134,27 +139,25 @@ def fit(
     if task is None and data is None:
         raise UserError("--task: name a data set, or give your own images with --data FOLDER")
     check_writable(output.parent if output else Path(), "--output")
-    bank = read_bank(sources)
-    note_bank(bank)
 
     from hgprompt_edge.tasks import load_task
     from hgprompt_edge.transfer.condition import check_names, tune_conditions
     from hgprompt_edge.transfer.figure import draw_fit
     from hgprompt_edge.transfer.fit import HGPrompt
-    from hgprompt_edge.vit.backbone import load_backbone
+    from hgprompt_edge.transfer.plain import fit_head
 
+    bank, vit = bank_and_backbone(sources, backbone, checkpoint, image_size)
+    if bank is None:
+        _check_plain(context, sources, vit)
     wanted = [] if conditions is None else condition_names(conditions)
     if conditions is not None:  # before a minute of fitting
         check_names(wanted)
-        if not keep_sources or bank.mode == SHALLOW:
+        if bank is not None and (not keep_sources or bank.mode == SHALLOW):
             why = "--no-keep-sources" if not keep_sources else "shallow prompts"
             raise UserError(
                 "--conditions: a device mixes them with the bundle's deep source prompts, and with "
                 f"{why} there are none; leave one of the two out"
             )
-    vit = load_backbone(
-        backbone or bank.backbone, checkpoint=checkpoint, image_size=bank.image_size
-    )
     with progress_bar() as report:
         images = load_task(
             task,
@@ -164,60 +167,88 @@ def fit(
             download=download,
             progress=lambda done, total: report("reading images", done, total),
         )
-        mixer = HGPrompt(
-            lam=lam,
-            steps=steps,
-            refine=refine,
-            space=space.value,
-            head=head.value,
-            seed=seed,
-            keep_sources=keep_sources,
-        ).fit(bank, vit, images, progress=report)
+        mixer: HGPrompt | None = None
+        if bank is None:
+            fitted = fit_head(vit, images, head=head.value, seed=seed, progress=report)
+        else:
+            mixer = HGPrompt(
+                lam=lam,
+                steps=steps,
+                refine=refine,
+                space=space.value,
+                head=head.value,
+                seed=seed,
+                keep_sources=keep_sources,
+            ).fit(bank, vit, images, progress=report)
+            fitted = mixer.bundle_
         path = output or Path(f"{images.name}{SUFFIX}")
         state = condition_state(path, images.name)
         worths: tuple[Worth, ...] = ()
         if wanted:
-            mixer.bundle_, worths = tune_conditions(
-                mixer.bundle_, vit, images, wanted, report=report, state=state
+            fitted, worths = tune_conditions(
+                fitted, vit, images, wanted, report=report, state=state
             )
-    write_bundle(path, mixer.bundle_)
+    write_bundle(path, fitted)
     if wanted:
         shutil.rmtree(state, ignore_errors=True)
-    figure = path.with_suffix(".png")
-    draw_fit(mixer.bundle_, mixer.history_, figure)
+    figure = None
+    if mixer is not None:
+        figure = path.with_suffix(".png")
+        draw_fit(fitted, mixer.history_, figure)
+    left_out = mixer.left_out_ if mixer else ()
     seconds = time.perf_counter() - start
     if json:
-        document = _document(mixer, images, path, figure, seconds)
+        document = _document(fitted, left_out, images, path, figure, seconds)
         print_json({**document, "conditions": [vars(worth) for worth in worths]})
     else:
-        _print_result(mixer, images, path, figure, worths, seconds)
+        _print_result(fitted, left_out, images, path, figure, worths, seconds)
+
+
+def _check_plain(context: typer.Context, sources: str | None, backbone: Backbone) -> None:
+    """Say that no prompts are used; refuse options that would be ignored."""
+    from hgprompt_edge.errors import UserError
+
+    unused = _given(context, lambda name: name in OF_A_BANK)
+    if unused:
+        raise UserError(f"{unused[0]}: for prompts, and there are none to mix here; leave it out")
+    why = "" if sources else f"no prompts for {backbone.name} at {backbone.image_size} px: "
+    note(f"{why}fit learns the best head on frozen features")
+
+
+def _given(context: typer.Context, chosen: Callable[[str], bool]) -> list[str]:
+    """Options among the chosen parameters that the user gave."""
+    return [
+        "/".join((*parameter.opts, *parameter.secondary_opts))
+        for parameter in context.command.params
+        if chosen(str(parameter.name)) and options.is_given(context, str(parameter.name))
+    ]
 
 
 def _check_merge(context: typer.Context) -> None:
     """Refuse options that a merge would not look at."""
     from hgprompt_edge.errors import UserError
 
-    unused = [
-        "/".join((*parameter.opts, *parameter.secondary_opts))
-        for parameter in context.command.params
-        if parameter.name not in OF_MERGE and options.is_given(context, str(parameter.name))
-    ]
+    unused = _given(context, lambda name: name not in OF_MERGE)
     if unused:
         raise UserError(f"--merge: fits nothing and takes no images; leave {', '.join(unused)} out")
 
 
 def _document(
-    mixer: HGPrompt, images: Task, path: Path, figure: Path, seconds: float
+    bundle: Bundle,
+    left_out: tuple[str, ...],
+    images: Task,
+    path: Path,
+    figure: Path | None,
+    seconds: float,
 ) -> dict[str, Any]:
     from hgprompt_edge.prompts import source_shares
 
-    bundle = mixer.bundle_
     names = [source["name"] for source in bundle.sources]
     return {
         "task": images.name,
         "images": _counts(images),
         "unreadable": list(images.unreadable),
-        "left_out": list(mixer.left_out_),
+        "left_out": list(left_out),
         "learned_weights": _by_name(names, source_shares(bundle.learned_weights)),
         "learned_weights_by_layer": (
             _by_name(names, bundle.learned_weights) if bundle.learned_weights.ndim == 2 else None
@@ -227,7 +258,7 @@ def _document(
         "table": [vars(row) for row in bundle.table],
         "choice": bundle.choice,
         "bundle": str(path),
-        "figure": str(figure),
+        "figure": figure and str(figure),
         "seconds": round(seconds, 2),
     }
 
@@ -237,28 +268,31 @@ def _by_name(names: list[str], weights: npt.NDArray[np.floating]) -> dict[str, A
 
 
 def _print_result(
-    mixer: HGPrompt,
+    bundle: Bundle,
+    left_out: tuple[str, ...],
     images: Task,
     path: Path,
-    figure: Path,
+    figure: Path | None,
     worths: tuple[Worth, ...],
     seconds: float,
 ) -> None:
-    bundle = mixer.bundle_
     counts = ", ".join(f"{count} {name}" for name, count in _counts(images).items())
     out.print(f"{images.name}: {len(images.classes)} classes; {counts} images", soft_wrap=True)
     for name in images.unreadable:
         note(f"skipped {name}")
-    if mixer.left_out_:
-        out.print(f"left out, same family as the target: {', '.join(mixer.left_out_)}")
-    out.print(_weights_table(bundle))
-    out.print(_objective_line(bundle.objective), soft_wrap=True)
-    out.print(_log_loss_line(bundle.objective), soft_wrap=True)
+    if left_out:
+        out.print(f"left out, same family as the target: {', '.join(left_out)}")
+    if bundle.sources:
+        out.print(_weights_table(bundle))
+        out.print(_objective_line(bundle.objective), soft_wrap=True)
+        out.print(_log_loss_line(bundle.objective), soft_wrap=True)
     out.print(never_worse_table(bundle))
-    out.print(f"chosen on held-out images: {_choice(bundle, images)}", soft_wrap=True)
+    if bundle.sources:
+        out.print(f"chosen on held-out images: {_choice(bundle, images)}", soft_wrap=True)
     if worths:
         out.print(worth_table(worths))
-    out.print(f"{path}, {figure} ({seconds:.0f} s)", soft_wrap=True)
+    written = f"{path}, {figure}" if figure else f"{path}"
+    out.print(f"{written} ({seconds:.0f} s)", soft_wrap=True)
     how = "--adapt" if worths else "--format onnx"
     out.print(f"next: hgedge export {path} {how}", soft_wrap=True)
 

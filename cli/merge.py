@@ -27,7 +27,7 @@ def merge_into(
     from hgprompt_edge.files import check_writable
     from hgprompt_edge.transfer.merge import merge, read_parcels, summary
     from hgprompt_edge.transfer.remix import is_folded, with_mix
-    from hgprompt_edge.vit.backbone import load_backbone
+    from hgprompt_edge.vit.backbone import backbone_of
 
     if path is None:
         path = newest_bundle(Path())
@@ -40,9 +40,7 @@ def merge_into(
         note(f"left out {sentence}")
     merged = merge(delivery.parcels)
     about = summary(delivery, merged)
-    backbone = load_backbone(
-        bundle.backbone, checkpoint=checkpoint, image_size=bundle.preprocessing.image_size
-    )
+    backbone = backbone_of(bundle, checkpoint)
     result = with_mix(bundle, merged.weights, about, backbone)
     write_bundle(target, result)
     if json:

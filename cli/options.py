@@ -17,7 +17,14 @@ Task = Annotated[
         show_default=False,
     ),
 ]
-Sources = Annotated[str, typer.Option(help="Folder of source prompts, or `bundled`.")]
+Sources = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder of source prompts, a bundled bank (`dinov2-small`, `tiny`), or `none` to use "
+        "no prompts (default: the backbone's bundled bank).",
+        show_default=False,
+    ),
+]
 Data = Annotated[
     Path | None,
     typer.Option(
@@ -30,12 +37,24 @@ Data = Annotated[
 Download = Annotated[bool, typer.Option("--download", help="Fetch a known data set if missing.")]
 BackboneName = Annotated[
     str | None,
-    typer.Option("--backbone", help="timm id or `bundled`.", show_default=False),
+    typer.Option(
+        "--backbone",
+        help="`dinov2-small`, `tiny`, or a timm id (default: that of the prompts, else "
+        "dinov2-small).",
+        show_default=False,
+    ),
 ]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(
         help="Local safetensors file with the backbone's weights, instead of the hub.",
+        show_default=False,
+    ),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Side of the images in pixels, a multiple of the patch (default: the backbone's).",
         show_default=False,
     ),
 ]

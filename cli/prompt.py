@@ -47,9 +47,7 @@ def train(
     ] = Path("prompts"),
     backbone: options.BackboneName = None,
     checkpoint: options.Checkpoint = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="Side of the images, if not the backbone's own.")
-    ] = None,
+    image_size: options.ImageSize = None,
     shallow: Annotated[
         bool, typer.Option("--shallow", help="Prompt the first block only (default: deep).")
     ] = False,
@@ -94,7 +92,7 @@ def train(
     from hgprompt_edge.vit.backbone import load_backbone
     from hgprompt_edge.vit.train import Recipe, fastest_precision
 
-    vit = load_backbone(backbone or "bundled", checkpoint=checkpoint, image_size=image_size)
+    vit = load_backbone(backbone, checkpoint=checkpoint, image_size=image_size)
     recipe = Recipe(
         tokens=tokens,
         mode="shallow" if shallow else "deep",
@@ -154,7 +152,7 @@ def import_(
     backbone: Annotated[
         str,
         typer.Option(
-            help="timm id of the ViT that the prompt was trained on, or `bundled`.",
+            help="Backbone that the prompt was trained on: timm id, `dinov2-small` or `tiny`.",
             show_default=False,
         ),
     ],
@@ -168,9 +166,7 @@ def import_(
     ],
     name: Annotated[str, typer.Option(help="Name of the prompt.", show_default=False)],
     checkpoint: options.Checkpoint = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="Side of the images, if not the backbone's own.")
-    ] = None,
+    image_size: options.ImageSize = None,
     task: Annotated[str, typer.Option(help="What it was trained for (default: its name).")] = "",
     family: Annotated[
         str,
@@ -220,7 +216,9 @@ def import_(
 @app.command()
 @reports_errors
 def show(
-    source: Annotated[str, typer.Argument(help="A prompt file, a bank's folder, or `bundled`.")],
+    source: Annotated[
+        str, typer.Argument(help="A prompt file, a bank's folder, `dinov2-small` or `tiny`.")
+    ],
     json: options.Json = False,
 ) -> None:
     """Print what a prompt or a bank holds."""

@@ -55,11 +55,10 @@ def tune(
     from hgprompt_edge.tasks import load_task
     from hgprompt_edge.transfer.tune import epochs_for
     from hgprompt_edge.transfer.tune import tune as tune_bundle
-    from hgprompt_edge.vit.backbone import load_backbone
+    from hgprompt_edge.vit.backbone import backbone_of
     from hgprompt_edge.vit.train import Recipe, fastest_precision
 
-    size = fitted.preprocessing.image_size
-    backbone = load_backbone(fitted.backbone, checkpoint=checkpoint, image_size=size)
+    backbone = backbone_of(fitted, checkpoint)
     with progress_bar() as report:
         images = load_task(
             task or fitted.task,

@@ -61,11 +61,10 @@ def verify(
 def _on_a_server(model: Path, bundle: Path, checkpoint: Path | None) -> list[Check]:
     from hgprompt_edge.bundle import read_bundle
     from hgprompt_edge.export.recheck import recheck
-    from hgprompt_edge.vit.backbone import load_backbone
+    from hgprompt_edge.vit.backbone import backbone_of
 
     content = read_bundle(bundle)
-    size = content.preprocessing.image_size
-    backbone = load_backbone(content.backbone, checkpoint=checkpoint, image_size=size)
+    backbone = backbone_of(content, checkpoint)
     return recheck(model, content, backbone)
 
 

@@ -33,8 +33,8 @@ console = Console(highlight=False)
 
 def main() -> None:
     OUT.mkdir(exist_ok=True)
-    backbone = load_backbone("bundled")
-    bank = read_bank("bundled")
+    backbone = load_backbone("tiny")
+    bank = read_bank("tiny")
     task = load_task("digits", backbone.preprocessing)
     console.print(f"fitting {len(bank.prompts)} sources to {task.name} ...")
     mixer = HGPrompt(seed=0).fit(bank, backbone, task)

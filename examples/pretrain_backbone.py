@@ -1,13 +1,13 @@
 """Pretrain a small ViT from scratch on any folder of class folders, on CPU cores.
 
-The recipe is that of the bundled backbone (see hgprompt_edge/bundled/README.md), with Muon, which
+The recipe is that of `tiny` (see its model card in models/), with Muon, which
 torch has since 2.9, from the start: random resized crops, flips, colour jitter, label smoothing,
 batches in micro-batches, part of the patches dropped at first, an average of the weights, bfloat16
 where this CPU is faster in it. An interrupted run goes on where it stopped. The result is a
 safetensors file that every command takes:
 
     python examples/pretrain_backbone.py ~/tiny-imagenet/train --out my-vit.safetensors
-    hgedge prompt train --task cifar100 --backbone bundled --checkpoint my-vit.safetensors
+    hgedge prompt train --task cifar100 --checkpoint my-vit.safetensors
 """
 
 from __future__ import annotations

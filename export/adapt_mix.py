@@ -18,8 +18,10 @@ class Mix:
     """Prefix of every layer from the mix by METHOD eq. 2, and back."""
 
     def __init__(self, w: Writer, bank: Bank, mix: ir.Value) -> None:
+        if bank.mixer is None:
+            raise ValueError("The 'bank' must hold prompts.")
         self.w, self.mixer, self.gated = w, bank.mixer, bank.gated
-        keys = bank.mixer.keys
+        keys = self.mixer.keys
         self.sources, self.layers, self.tokens, self.width = keys.shape
         self.mix = mix
         self.bias: ir.Value | None = None
@@ -30,9 +32,9 @@ class Mix:
         column = w.reshape("mix.column", self.mix, -1, 1)
         self.inverse, self.pull = self._spread(column)
         self.raw_keys = self._sum("keys", keys, row)
-        self.raw_values = self._sum("values", bank.mixer.values, row)
-        k = self._shift("keys", self.raw_keys, bank.mixer.key_bias)
-        v = self._shift("values", self.raw_values, bank.mixer.value_bias)
+        self.raw_values = self._sum("values", self.mixer.values, row)
+        k = self._shift("keys", self.raw_keys, self.mixer.key_bias)
+        v = self._shift("values", self.raw_values, self.mixer.value_bias)
         k, v = self._heads("keys", k), self._heads("values", v)
         k, self.key_back = self._norm_keys(k)
         self.prefix = [

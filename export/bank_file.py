@@ -32,10 +32,10 @@ def make_bank(bundle: Bundle, backbone: Backbone) -> Bank:
     Raises
     ------
     UserError
-        The bundle has no sources, shallow ones, or one prompt alone.
+        The bundle does not hold its sources, has shallow ones, or one prompt alone.
     """
     names, tokens = bank_tokens(bundle)
-    if len(names) < 2:
+    if len(names) < 2 and len(tokens):
         raise UserError(
             f"the bundle of {bundle.task} holds one prompt alone, so there is nothing to mix; fit "
             "more sources, or add condition prompts with `hgedge condition`"
@@ -45,7 +45,7 @@ def make_bank(bundle: Bundle, backbone: Backbone) -> Bank:
     weight, bias = folded_head(bundle, norm, Rewrites())
     return Bank(
         names=names,
-        mixer=project_bank(tokens, blocks, backbone.num_heads),
+        mixer=project_bank(tokens, blocks, backbone.num_heads) if len(tokens) else None,
         factory=factory_mix(bundle),
         head_weight=weight.T.astype(np.float32),
         head_bias=bias.astype(np.float32),
@@ -65,8 +65,13 @@ def _before_affine(moment: Floats | None, norm: nn.Module, power: int) -> Floats
 
 
 def beside(path: Path, bank: Bank | None, adapt: bool) -> list[Path]:
-    """Name the files that belong to a model: its bank, and the graph of its gradient."""
-    return ([bank_path(path)] if bank else []) + ([adapt_path(path)] if adapt else [])
+    """Name the files that belong to a model: its bank, and the graph of its gradient.
+
+    Where there are no prompts only the head moves, whose gradient needs no graph.
+    """
+    if bank is None:
+        return []
+    return [bank_path(path)] + ([adapt_path(path)] if adapt and bank.mixer else [])
 
 
 def write_beside(bundle: Bundle, backbone: Backbone, bank: Bank, paths: Sequence[Path]) -> None:

@@ -29,7 +29,7 @@ from hgprompt_edge.export.verify import Verification, at_factory, verify_onnx
 from hgprompt_edge.files import atomic_paths
 from hgprompt_edge.preprocess import Preprocessing
 from hgprompt_edge.prompts import source_shares
-from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.backbone import Backbone, check_backbone
 
 MAX_MODEL_BYTES = 2**31 - 2**24
 """Largest model that one protobuf file holds, with room for the metadata."""
@@ -174,12 +174,7 @@ def resize_rule(preprocessing: Preprocessing) -> str:
 
 def check_fits(bundle: Bundle, backbone: Backbone, images: Pixels) -> None:
     """Refuse a bundle of another backbone, or one whose parts do not fit each other or it."""
-    if bundle.backbone_sha256 != backbone.sha256:
-        raise UserError(
-            f"the bundle of task '{bundle.task}' was fitted on other weights of {bundle.backbone} "
-            f"(sha256 {bundle.backbone_sha256[:12]}..., these have {backbone.sha256[:12]}...); "
-            "give the ones it was fitted on with --checkpoint"
-        )
+    check_backbone(bundle, backbone)
     size, depth, width = backbone.image_size, backbone.depth, backbone.embed_dim
     classes = len(bundle.classes)
     prompt = () if bundle.prompt is None else bundle.prompt.shape

@@ -134,6 +134,8 @@ def verify_mixes(
     found = verify_engine(
         engine, start, backbone, images, tolerance=tolerance, given=given, share=share
     )
+    if bank.mixer is None:
+        return found
     weights, other = _another_mix(bundle)
     given = bank.inputs(weights)
     second = verify_engine(engine, other, backbone, images, tolerance=tolerance, given=given)

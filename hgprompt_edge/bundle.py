@@ -23,9 +23,7 @@ from hgprompt_edge.files import read_safetensors, write_safetensors
 from hgprompt_edge.preprocess import Preprocessing
 from hgprompt_edge.prompts import mix
 
-FORMAT = "hgprompt.bundle/2"
-READABLE = (FORMAT, "hgprompt.bundle/1")
-"""The first version had no weights `[N, L]`; all else is the same."""
+FORMAT = "hgprompt.bundle/1"
 SUFFIX = ".hgbundle"
 NO_PROMPT, TUNED, LEARNED = "no prompt", "tuned", "learned"
 """Entries of a device's bank that are no sources."""
@@ -88,6 +86,8 @@ class Bundle:
         `[C, L, T, D]` float16, or None.
     clean_mean, clean_var
         Of the features of clean training images under the chosen prompt, `[D]` float32, or None.
+    checkpoint
+        Absolute path of the file with the backbone's weights; empty: bundled, or the hub's.
     """
 
     task: str
@@ -116,6 +116,7 @@ class Bundle:
     condition_tokens: npt.NDArray[np.float16] | None = None
     clean_mean: Floats | None = None
     clean_var: Floats | None = None
+    checkpoint: str = ""
 
 
 def write_bundle(path: Path, bundle: Bundle) -> None:
@@ -144,6 +145,7 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
         "classes": json.dumps(bundle.classes),
         "backbone": bundle.backbone,
         "backbone_sha256": bundle.backbone_sha256,
+        "checkpoint": bundle.checkpoint,
         "preprocessing": bundle.preprocessing.to_json(),
         "mode": bundle.mode,
         "choice": bundle.choice,
@@ -168,7 +170,7 @@ def read_bundle(path: Path) -> Bundle:
         Missing, damaged, another format, or numbers that are not finite.
     """
     tensors, metadata = read_safetensors(path)
-    if metadata.get("format") not in READABLE:
+    if metadata.get("format") != FORMAT:
         found = metadata.get("format", "missing")
         raise UserError(f"{path}: not a bundle of this version (format '{found}', not '{FORMAT}')")
     for name, tensor in tensors.items():
@@ -182,6 +184,7 @@ def read_bundle(path: Path) -> Bundle:
             classes=tuple(json.loads(metadata["classes"])),
             backbone=metadata["backbone"],
             backbone_sha256=metadata["backbone_sha256"],
+            checkpoint=metadata["checkpoint"],
             preprocessing=Preprocessing.from_json(metadata["preprocessing"]),
             mode=metadata["mode"],
             choice=metadata["choice"],
@@ -251,6 +254,11 @@ def _check_factory(bundle: Bundle) -> None:
         raise ValueError(f"'factory' is {list(bundle.factory.shape)} for {entries} entries")
 
 
+def has_prompts(bundle: Bundle) -> bool:
+    """Whether a device can mix anything: prompts that it was fitted with, or condition prompts."""
+    return bool(bundle.sources or bundle.conditions or bundle.choice == TUNED)
+
+
 class Entry(NamedTuple):
     """One of the prompts that a device mixes: `tokens [L, T, D]`, None for no prompt at all."""
 
@@ -269,7 +277,8 @@ def bank_entries(bundle: Bundle) -> tuple[Entry, ...]:
     UserError
         The bundle does not hold its sources.
     """
-    sources, chosen = _kept_sources(bundle), chosen_entry(bundle)
+    sources = _kept_sources(bundle) if bundle.sources else None
+    chosen = chosen_entry(bundle)
     entries = [] if chosen is None else [chosen]
     named = (
         (bundle.sources, sources),
@@ -358,7 +367,10 @@ def bank_tokens(bundle: Bundle) -> tuple[tuple[str, ...], Floats]:
         )
     entries = bank_entries(bundle)
     tokens = [entry.tokens for entry in entries if entry.tokens is not None]
-    return tuple(entry.name for entry in entries), np.stack(tokens).astype(np.float32)
+    names = tuple(entry.name for entry in entries)
+    return names, np.stack(tokens).astype(np.float32) if tokens else np.zeros(
+        (0, 0, 0, 0), np.float32
+    )
 
 
 def factory_mix(bundle: Bundle) -> Floats:

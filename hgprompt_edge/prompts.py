@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field, replace
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from hgprompt_edge import models
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import read_safetensors, sha256_file, write_safetensors
 
@@ -50,7 +50,7 @@ class Prompt:
     tokens
         `[L, T, D]` float32; `L` is the backbone's depth (deep) or 1 (shallow).
     backbone, backbone_sha256
-        timm id or `bundled`, and the fingerprint of the weights that the prompt was trained on.
+        name of the backbone, and the fingerprint of the weights that the prompt was trained on.
     init_seed
         Seed of the initialisation, None where nobody knows it. Only tokens that started alike
         correspond token by token.
@@ -130,7 +130,7 @@ class PromptBank:
 
     @property
     def backbone(self) -> str:
-        """The timm id, or `bundled`, that every prompt was trained on."""
+        """Name of the backbone that every prompt was trained on."""
         return self.prompts[0].backbone
 
     @property
@@ -258,13 +258,10 @@ def check_joins(folder: Path, prompt: Prompt) -> None:
             raise UserError(f"{taken}: {misfit}, so name another folder with --output")
 
 
-def bundled_bank() -> Path:
-    """Folder of the source bank that comes with the package."""
-    return Path(str(package_files("hgprompt_edge.bundled") / "bank"))
+def read_bank(source: str | Path = models.DEFAULT, *, match: bool = True) -> PromptBank:
+    """Read a folder of prompt files, check that they fit, match their tokens.
 
-
-def read_bank(source: str | Path = "bundled", *, match: bool = True) -> PromptBank:
-    """Read a folder of prompt files (or `bundled`), check that they fit, match their tokens.
+    A bundled backbone's name stands for the bank that comes with it.
 
     Without `match` they stay in their own order, in which not all of them may be mixed.
 
@@ -273,14 +270,14 @@ def read_bank(source: str | Path = "bundled", *, match: bool = True) -> PromptBa
     UserError
         No folder, no prompt in it, a damaged prompt, or prompts that do not fit each other.
     """
-    folder = bundled_bank() if str(source) == "bundled" else Path(source)
+    folder = models.bank_folder(str(source)) if source in models.NAMES else Path(source)
     if not folder.is_dir():
         raise UserError(f"--sources {source}: no such folder; name one that holds prompt files")
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise UserError(
             f"--sources {source}: the bank is empty, no *.safetensors in it; "
-            "train one with `hgedge prompt train` or use `--sources bundled`"
+            f"train one with `hgedge prompt train` or use `--sources {models.DEFAULT}`"
         )
     prompts = tuple(read_prompt(path) for path in paths)
     for path, prompt in zip(paths[1:], prompts[1:], strict=True):

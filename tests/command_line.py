@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from hgprompt_edge import models
 from hgprompt_edge.cli.main import app
-from hgprompt_edge.prompts import bundled_bank
 
 PETS = ("Abyssinian", "Birman", "Bombay")
 
@@ -54,7 +54,7 @@ def pets_archive(folder: Path) -> None:
 
 def small_bank(folder: Path, count: int = 2) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(bundled_bank().glob("*.safetensors"))[:count]:
+    for path in sorted(models.bank_folder("tiny").glob("*.safetensors"))[:count]:
         shutil.copy(path, folder)
     return folder
 

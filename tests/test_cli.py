@@ -103,10 +103,10 @@ def test_predict_as_table_and_csv(workplace: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_prompt_show_and_cache(tmp_path: Path) -> None:
-    shown = run("prompt", "show", "bundled")
+    shown = run("prompt", "show", "tiny")
     assert shown.exit_code == 0
     assert "gtsrb" in shown.stdout
-    facts = json.loads(run("prompt", "show", "bundled", "--json").stdout)
+    facts = json.loads(run("prompt", "show", "tiny", "--json").stdout)
     assert all(fact["init_seed"] == 0 for fact in facts)
     assert json.loads(run("cache", "show", "--json").stdout)["files"] == 0
     assert json.loads(run("cache", "clear", "--json").stdout)["files"] == 0
@@ -135,9 +135,9 @@ def test_doctor_says_what_is_missing_for_what_and_how_to_get_it(
 
 
 def test_prompt_show_names_every_prompt_on_a_narrow_terminal() -> None:
-    rows = run("prompt", "show", "bundled").stdout.splitlines()
+    rows = run("prompt", "show", "tiny").stdout.splitlines()
     column = "".join(row.split(" ")[0] for row in rows)
-    for prompt in read_bank("bundled").basis:
+    for prompt in read_bank("tiny").basis:
         assert prompt.name in column
 
 
@@ -158,7 +158,8 @@ def test_prompt_train_writes_a_prompt_that_fit_takes(
     monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
     monkeypatch.chdir(tmp_path)
     data = class_folders(tmp_path / "mine", 20)
-    words = f"prompt train --data {data} --tokens 2 --epochs 1 --batch-size 16 --all-images"
+    options = "--tokens 2 --epochs 1 --batch-size 16 --all-images"
+    words = f"prompt train --backbone tiny --data {data} {options}"
     result = run(*words.split())
     assert result.exit_code == 0, result.stderr
     assert "unprompted" in result.stdout
@@ -181,7 +182,7 @@ def test_a_prompt_that_would_not_fit_its_bank_is_not_trained(
     monkeypatch.setattr("hgprompt_edge.vit.train.PromptTrainer.run", lambda *_: pytest.fail("ran"))
     data, bank = class_folders(tmp_path / "mine", 3), small_bank(tmp_path / "prompts", 1)
     before = sorted(bank.iterdir())
-    result = run("prompt", "train", "--data", str(data), "--tokens", "10")
+    result = run("prompt", "train", "--backbone", "tiny", "--data", str(data), "--tokens", "10")
     assert result.exit_code == 2
     assert "prompts/mine.safetensors: tokens 10 differs from cifar10.safetensors's 50" in (
         result.stderr
@@ -267,7 +268,8 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("hgprompt_edge.transfer.fit.HGPrompt.fit", interrupt)
-    result = run("fit", "--data", str(class_folders(tmp_path / "mine")))
+    data = str(class_folders(tmp_path / "mine"))
+    result = run("fit", "--backbone", "tiny", "--data", data)
     assert result.exit_code == 130
     assert "the same command goes on" in result.stderr
     assert not list(tmp_path.glob("*.hgbundle"))
@@ -281,6 +283,6 @@ def test_a_bug_shows_its_traceback_and_the_version(
 
     monkeypatch.setattr("hgprompt_edge.prompts.read_bank", broken)
     monkeypatch.chdir(tmp_path)
-    result = run("fit", "--task", "digits")
+    result = run("fit", "--sources", "tiny", "--task", "digits")
     assert isinstance(result.exception, ZeroDivisionError)
     assert "this is a bug" in result.stderr

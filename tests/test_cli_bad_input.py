@@ -150,7 +150,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     make, words = BAD_FITS[name]
     options = make(tmp_path).split()
     before = sorted(tmp_path.rglob("*"))
-    result = run("fit", *options)
+    result = run("fit", "--backbone", "tiny", *options)
     assert result.exit_code == 2, result.stderr
     assert result.stdout == ""
     assert words in result.stderr
@@ -184,7 +184,7 @@ BAD_CALLS = {
     "compare without a task": "compare",
     "compare with an unknown method": "compare --task digits --methods none,best",
     "tune without a bundle": "tune --task digits",
-    "import without saying which pixels": "prompt import a.pth --backbone bundled --name a",
+    "import without saying which pixels": "prompt import a.pth --backbone tiny --name a",
     "import for no backbone": "prompt import a.pth --preprocessing imagenet --name a",
     "unknown option": "fit --tasks digits",
 }

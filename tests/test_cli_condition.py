@@ -79,7 +79,7 @@ def test_bad_input_is_one_sentence(fitted: Path) -> None:
 def test_fit_refuses_before_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = class_folders(tmp_path / "mine")
-    fit = f"fit --data {data} --conditions dark --no-keep-sources"
+    fit = f"fit --backbone tiny --data {data} --conditions dark --no-keep-sources"
     result = run(*fit.split())
     assert result.exit_code == 2
     assert "with --no-keep-sources there are none" in " ".join(result.stderr.split())

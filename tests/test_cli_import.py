@@ -29,7 +29,7 @@ def test_prompts_of_others_are_imported_matched_and_mixed(
     vpt_file(tmp_path / "prompt_ep100.pth", tokens)
     shuffled = {f"layers.{i}.prompt": tokens[i, ::-1].copy() for i in range(8)}
     save_safetensors(shuffled, tmp_path / "other.safetensors")
-    common = "--backbone bundled --preprocessing imagenet"
+    common = "--backbone tiny --preprocessing imagenet"
     first = run(*f"prompt import prompt_ep100.pth {common} --name a --task svhn".split())
     assert first.exit_code == 0, first.stderr
     assert "deep: 8 layers x 3 tokens x 192; pixels: mean 0.485 0.456 0.406, std" in first.stdout
@@ -58,8 +58,8 @@ def test_an_imported_prompt_does_not_fit_a_bank_of_other_pixels(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     small_bank(tmp_path / "prompts", 1)
-    vpt_file(tmp_path / "a.pth", read_bank("bundled").tokens[0])
-    words = "prompt import a.pth --backbone bundled --name z --preprocessing"
+    vpt_file(tmp_path / "a.pth", read_bank("tiny").tokens[0])
+    words = "prompt import a.pth --backbone tiny --name z --preprocessing"
     refused = run(*words.split(), "imagenet")
     assert refused.exit_code == 2
     assert "z.safetensors: trained on pixels normalised by mean 0.485" in refused.stderr
@@ -71,14 +71,14 @@ def test_an_imported_prompt_does_not_fit_a_bank_of_other_pixels(
 
 
 BAD_IMPORTS = {
-    "missing": ("none.pth --backbone bundled --name a", "none.pth: no such file"),
-    "a folder": (". --backbone bundled --name a", ".: no such file"),
-    "a path as name": ("a.pth --backbone bundled --name ../a", "--name '../a': must be"),
-    "no name": ("a.pth --backbone bundled --name=", "--name '': must be"),
+    "missing": ("none.pth --backbone tiny --name a", "none.pth: no such file"),
+    "a folder": (". --backbone tiny --name a", ".: no such file"),
+    "a path as name": ("a.pth --backbone tiny --name ../a", "--name '../a': must be"),
+    "no name": ("a.pth --backbone tiny --name=", "--name '': must be"),
     "unknown backbone": ("a.pth --backbone vit_tin --name a", "--backbone vit_tin: neither"),
-    "another width": ("a.pth --backbone bundled --name a", "a.pth: its tokens are 100 wide"),
-    "truncated": ("half.pth --backbone bundled --name a", "half.pth: truncated or not"),
-    "code": ("code.pth --backbone bundled --name a", "code.pth: wants posix.system"),
+    "another width": ("a.pth --backbone tiny --name a", "a.pth: its tokens are 100 wide"),
+    "truncated": ("half.pth --backbone tiny --name a", "half.pth: truncated or not"),
+    "code": ("code.pth --backbone tiny --name a", "code.pth: wants posix.system"),
 }
 
 

@@ -21,7 +21,7 @@ from hgprompt_edge.vit.backbone import load_backbone
 def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """A bundle `pets.hgbundle`, and `sent/` with what four devices learned, one of them broken."""
     monkeypatch.chdir(tmp_path)
-    backbone = load_backbone("bundled")
+    backbone = load_backbone("tiny")
     tokens = np.random.default_rng(3).normal(size=(2, backbone.depth, 4, backbone.embed_dim))
     fitted = replace(make_bundle(backbone, "deep"), source_tokens=tokens.astype(np.float16))
     write_bundle(tmp_path / "pets.hgbundle", fitted)

@@ -38,9 +38,9 @@ def run(*words: str) -> Result:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a bundle of the bundled backbone, another one, and the model of the first."""
+    """A folder with a bundle of the backbone tiny, another one, and the model of the first."""
     folder = tmp_path_factory.mktemp("made")
-    backbone = load_backbone("bundled")
+    backbone = load_backbone("tiny")
     write_bundle(folder / "pets.hgbundle", make_bundle(backbone))
     write_bundle(folder / "other.hgbundle", make_bundle(backbone, seed=1))
     assert run("export", str(folder / "pets.hgbundle")).exit_code == 0
@@ -55,7 +55,7 @@ def test_a_good_model_passes_and_says_what_it_is(made: Path) -> None:
     result = run("verify", str(made / "pets.onnx"))
     assert result.exit_code == 0, result.stderr
     digest = sha256_file(made / "pets.hgbundle")[:12]
-    for words in (digest, "bundled, ", "a, 00", "onnxruntime ", "same class on 9 of 9 images"):
+    for words in (digest, "tiny, ", "a, 00", "onnxruntime ", "same class on 9 of 9 images"):
         assert words in result.stdout
     assert "FAILED" not in result.stdout
 
@@ -77,7 +77,7 @@ def test_a_server_compares_weights_at_run_time_with_pytorch(tmp_path: Path, word
     """At the factory mix of devices that were merged, and at another one."""
     if words.endswith("openvino"):
         pytest.importorskip("openvino")
-    backbone = load_backbone("bundled")
+    backbone = load_backbone("tiny")
     mix = np.array([0.3, 0.7], np.float32)
     bundle = tmp_path / "m.hgbundle"
     write_bundle(bundle, replace(mixable_bundle(backbone), choice="best_source", factory=mix))
@@ -340,7 +340,7 @@ def test_a_signature_covers_what_a_device_adapts_with(
     made: Path, tmp_path: Path, keys: tuple[Path, Path]
 ) -> None:
     """The graph of the gradient by a signature of its own, the bank by its digest in the model."""
-    backbone = load_backbone("bundled")
+    backbone = load_backbone("tiny")
     write_bundle(tmp_path / "m.hgbundle", mixable_bundle(backbone))
     result = run("export", str(tmp_path / "m.hgbundle"), "--adapt", "--sign", str(keys[0]))
     assert result.exit_code == 0, result.stderr
@@ -365,7 +365,7 @@ def test_a_signature_covers_what_a_device_adapts_with(
 
 
 def test_the_graph_of_an_older_format_is_refused_and_replaced(made: Path, tmp_path: Path) -> None:
-    write_bundle(tmp_path / "m.hgbundle", mixable_bundle(load_backbone("bundled")))
+    write_bundle(tmp_path / "m.hgbundle", mixable_bundle(load_backbone("tiny")))
     model = tmp_path / "m.onnx"
     assert run("export", str(tmp_path / "m.hgbundle"), "--adapt").exit_code == 0
     proto = onnx.load(adapt_path(model))
@@ -383,7 +383,7 @@ def test_what_an_earlier_export_left_is_in_nobodys_way(
     made: Path, tmp_path: Path, keys: tuple[Path, Path]
 ) -> None:
     """Its graph of the gradient has no signature; a folded model does not use it."""
-    write_bundle(tmp_path / "m.hgbundle", mixable_bundle(load_backbone("bundled")))
+    write_bundle(tmp_path / "m.hgbundle", mixable_bundle(load_backbone("tiny")))
     model = tmp_path / "m.onnx"
     assert run("export", str(tmp_path / "m.hgbundle"), "--adapt").exit_code == 0
     left = adapt_path(model).read_bytes()

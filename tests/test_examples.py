@@ -60,9 +60,9 @@ def test_a_pretrained_backbone_is_loaded_with_its_own_architecture(tmp_path: Pat
     write_images(tmp_path / "images")
     out = tmp_path / "my-vit.safetensors"
     assert "step 6/6" in pretrain(tmp_path / "images", out)
-    backbone = load_backbone("bundled", checkpoint=out)
+    backbone = load_backbone(checkpoint=out)
     assert (backbone.depth, backbone.embed_dim, backbone.image_size) == (2, 24, 32)
-    assert backbone.sha256 != load_backbone("bundled").sha256
+    assert backbone.sha256 != load_backbone("tiny").sha256
     pixels = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
     assert bool(extract_features(backbone, pixels, None).isfinite().all())
 
@@ -77,7 +77,7 @@ def test_an_interrupted_pretraining_goes_on_where_it_was(tmp_path: Path) -> None
     assert "goes on after step 2" in printed
     assert "step 4/6" in printed
     assert not state.exists()
-    assert load_backbone("bundled", checkpoint=out).depth == 2
+    assert load_backbone(checkpoint=out).depth == 2
 
 
 def test_an_older_torch_is_named_before_anything_is_read(tmp_path: Path) -> None:

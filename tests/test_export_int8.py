@@ -381,7 +381,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hgprompt_edge import load_backbone, load_task
 
     monkeypatch.chdir(tmp_path)
-    backbone = load_backbone("bundled")
+    backbone = load_backbone("tiny")
     task = load_task("digits", backbone.preprocessing)
     bundle = make_bundle(backbone, "none", classes=len(task.classes))
     bundle = replace(bundle, classes=task.classes, task="digits", split_digest=task.digest)
@@ -412,7 +412,7 @@ def test_bad_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str)
 
     words, message = BAD[name]
     monkeypatch.chdir(tmp_path)
-    write_bundle(Path("pets.hgbundle"), make_bundle(load_backbone("bundled")))
+    write_bundle(Path("pets.hgbundle"), make_bundle(load_backbone("tiny")))
     result = run("export", *words.split())
     assert result.exit_code == 2
     assert message in result.stderr

@@ -309,11 +309,11 @@ def test_a_device_that_is_not_there_is_named(model: Path) -> None:
 
 @pytest.fixture
 def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a bundle of the bundled backbone."""
+    """A folder with a bundle of the backbone tiny."""
     from hgprompt_edge import load_backbone
     from hgprompt_edge.bundle import write_bundle
 
-    backbone = load_backbone("bundled")
+    backbone = load_backbone("tiny")
     write_bundle(tmp_path / "pets.hgbundle", make_bundle(backbone))
     monkeypatch.chdir(tmp_path)
     return tmp_path

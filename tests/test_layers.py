@@ -14,11 +14,11 @@ PACKAGE = ROOT / "hgprompt_edge"
 LEVELS = {
     "errors": 0,
     "files": 1,
+    "models": 1,
     "preprocess": 2,
     "prompts": 2,
     "bundle": 3,
     "device": 4,
-    "bundled": 4,
     "vit": 4,
     "tasks": 4,
     "transfer": 5,
@@ -35,7 +35,7 @@ SERVER_ONLY = {
     "sklearn",
     "pyarrow",
 }
-DEVICE_SIDE = ("device", "prompts", "bundle", "preprocess", "files", "errors")
+DEVICE_SIDE = ("device", "prompts", "bundle", "preprocess", "files", "models", "errors")
 
 
 def modules() -> list[Path]:

@@ -35,7 +35,7 @@ def make_prompt(name: str = "pets", shape: tuple[int, int, int] = (3, 4, 8), **c
     prompt = Prompt(
         tokens=tokens,
         name=name,
-        backbone="bundled",
+        backbone="tiny",
         backbone_sha256="ab" * 32,
         image_size=64,
         mode="deep" if shape[0] > 1 else "shallow",

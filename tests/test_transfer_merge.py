@@ -92,7 +92,7 @@ def test_one_device_is_taken_as_it_is_and_two_are_averaged() -> None:
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    backbone = load_backbone("bundled")
+    backbone = load_backbone("tiny")
     tokens = np.random.default_rng(3).normal(size=(2, backbone.depth, 4, backbone.embed_dim))
     fitted = make_bundle(backbone, "deep")
     return replace(fitted, prompt=tokens[0].astype(np.float32), source_tokens=tokens.astype("f2"))
@@ -234,7 +234,7 @@ def test_where_half_the_files_do_not_belong_nothing_is_merged(
 def test_a_mix_of_the_bank_is_folded_and_its_probe_follows(bundle: Bundle) -> None:
     import torch
 
-    backbone = load_backbone("bundled")
+    backbone = load_backbone("tiny")
     mix = np.array([0.25, 0.75], np.float32)
     result = with_mix(bundle, mix, {"devices": 3}, backbone)
     assert bundle.source_tokens is not None
@@ -253,7 +253,7 @@ def test_a_mix_of_the_bank_is_folded_and_its_probe_follows(bundle: Bundle) -> No
 def test_devices_mix_beside_a_learned_prompt_with_weights_for_each_layer(
     tmp_path: Path, bundle: Bundle
 ) -> None:
-    backbone = load_backbone("bundled")
+    backbone = load_backbone("tiny")
     layered = with_layers(bundle, backbone)
     assert [entry.name for entry in bank_entries(layered)] == ["learned", "a", "b"]
     assert factory_mix(layered).tolist() == [1, 0, 0]
@@ -310,7 +310,7 @@ def test_a_mix_of_devices_over_another_bank_is_refused(
 
 @pytest.mark.parametrize("choice", ["none", "tuned"])
 def test_what_was_no_mix_keeps_its_prompt_and_its_bank(bundle: Bundle, choice: str) -> None:
-    backbone = load_backbone("bundled")
+    backbone = load_backbone("tiny")
     fitted = replace(bundle, choice=choice, prompt=None if choice == "none" else bundle.prompt)
     result = with_mix(fitted, np.array([0.5, 0.25, 0.25], np.float32), {}, backbone)
     assert result.prompt is fitted.prompt
@@ -322,7 +322,7 @@ def test_what_was_no_mix_keeps_its_prompt_and_its_bank(bundle: Bundle, choice: s
 def test_another_backbone_is_refused(bundle: Bundle) -> None:
     other = replace(bundle, backbone_sha256="0" * 64)
     with pytest.raises(UserError, match="give its own with --checkpoint"):
-        with_mix(other, np.array([0.5, 0.5], np.float32), {}, load_backbone("bundled"))
+        with_mix(other, np.array([0.5, 0.5], np.float32), {}, load_backbone("tiny"))
 
 
 def test_a_parcel_is_one_of_the_bundles_entries(tmp_path: Path, bundle: Bundle) -> None:

@@ -50,9 +50,9 @@ def tiny() -> nn.Module:
     return timm.create_model(TINY)
 
 
-def test_bundled_backbone_is_frozen_and_says_what_it_is() -> None:
-    backbone = load_backbone()
-    assert backbone.name == "bundled"
+def test_the_bundled_backbone_is_frozen_and_says_what_it_is() -> None:
+    backbone = load_backbone("tiny")
+    assert backbone.name == "tiny"
     assert (backbone.depth, backbone.embed_dim, backbone.num_heads) == (8, 192, 3)
     assert (backbone.image_size, backbone.patch_size) == (64, 8)
     assert backbone.preprocessing.mean == backbone.preprocessing.std == (0.5, 0.5, 0.5)
@@ -61,7 +61,7 @@ def test_bundled_backbone_is_frozen_and_says_what_it_is() -> None:
     for parameter in backbone.model.parameters():
         assert parameter.dtype == torch.float32
         assert not parameter.requires_grad
-    assert load_backbone().sha256 == backbone.sha256
+    assert load_backbone("tiny").sha256 == backbone.sha256
 
 
 def test_fingerprint_follows_the_weights_and_leaves_out_the_head() -> None:
@@ -79,7 +79,7 @@ def test_loading_leaves_the_random_state_alone() -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    load_backbone()
+    load_backbone("tiny")
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -130,7 +130,7 @@ def timm_copy(model: nn.Module) -> nn.Module:
     return copy
 
 
-@pytest.mark.parametrize("spec", [TINY, "bundled"])
+@pytest.mark.parametrize("spec", [TINY, "tiny"])
 def test_another_image_size_resamples_the_positions(
     spec: str, tiny: nn.Module, tmp_path: Path
 ) -> None:
@@ -173,7 +173,7 @@ def test_damaged_checkpoints_are_refused(content: bytes | None, tmp_path: Path) 
         load_backbone(TINY, checkpoint=path)
 
 
-@pytest.mark.parametrize("spec", [TINY, "bundled"])
+@pytest.mark.parametrize("spec", [TINY, "tiny"])
 def test_image_sizes_that_patches_do_not_fill_are_refused(spec: str) -> None:
     with pytest.raises(UserError, match=r"--image-size 100: .* multiple of (16|8)"):
         load_backbone(spec, image_size=100)
@@ -235,7 +235,7 @@ def test_incomplete_weights_in_the_hubs_cache_are_not_taken(
     [
         ("vit_tinny_patch16_224", f"did you mean {TINY} or "),
         (f"{TINY}.augreg_in21", rf"did you mean {TINY}\.augreg_in21k"),
-        ("?", "neither `bundled` nor a timm id"),
+        ("?", "neither dinov2-small or tiny, which are bundled, nor a timm id"),
         ("vit_small_patch16_36x1_224", "no weights are published .* --checkpoint"),
     ],
 )

@@ -248,7 +248,7 @@ def test_normalize_is_timms_evaluation_normalisation() -> None:
 
 @pytest.mark.parametrize("layers", [None, 8, 1])
 def test_extracted_features_do_not_depend_on_the_batch(layers: int | None) -> None:
-    backbone = load_backbone()
+    backbone = load_backbone("tiny")
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
     pixels.flags.writeable = False
@@ -265,5 +265,5 @@ def test_extracted_features_do_not_depend_on_the_batch(layers: int | None) -> No
 
 
 def test_extracting_from_no_images_gives_no_rows() -> None:
-    features = extract_features(load_backbone(), np.zeros((0, 64, 64, 3), np.uint8), None)
+    features = extract_features(load_backbone("tiny"), np.zeros((0, 64, 64, 3), np.uint8), None)
     assert features.shape == (0, 192)

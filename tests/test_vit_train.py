@@ -22,7 +22,7 @@ from hgprompt_edge.vit.train import PromptTrainer, Recipe, colour_jitter, random
 
 @pytest.fixture(scope="module")
 def bundled() -> Backbone:
-    return load_backbone("bundled")
+    return load_backbone("tiny")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_the_neutral_start_hardly_changes_features(bundled: Backbone) -> None:
 
 
 def test_the_bundled_banks_start_hardly_changes_features(bundled: Backbone) -> None:
-    bank = read_bank("bundled")
+    bank = read_bank("tiny")
     assert bank.start is not None
     images = noise_images(64, 64, torch.Generator().manual_seed(99))
     pixels = ((images.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()

@@ -29,6 +29,7 @@ from hgprompt_edge.device.guard import (
     fold_of,
     judge_clean,
     judge_labelled,
+    judge_spread,
     judge_unlabelled,
     log_loss,
 )
@@ -200,13 +201,14 @@ def _judged(
     new = learner.features(images, point.mix)
     if learner.clean is not None and learner.settings.head == "bias":
         point = Point(point.theta, learner.head.following(new, learner.clean[0]))
-    verdict = judge_unlabelled(
-        learner.head.logits(factory),
-        current.head.logits(old),
-        point.head.logits(new),
-        _distances(learner, factory, new),
-    )
-    return point, verdict
+    logits = learner.head.logits(factory), current.head.logits(old), point.head.logits(new)
+    if learner.mixes:
+        return point, judge_unlabelled(*logits, _distances(learner, factory, new))
+    if (few := judge_spread(logits[0])) is not None:
+        return point, few
+    # What a bias can take back is the shift of the mean: the rest of the distance stays.
+    shift = 0 if learner.clean is None else learner.clean[0] - new.mean(axis=0)
+    return point, judge_unlabelled(*logits, _distances(learner, factory, new + shift))
 
 
 def _distances(learner: Learner, before: Floats, after: Floats) -> tuple[float, float] | None:

@@ -11,6 +11,7 @@ import numpy as np
 from hgprompt_edge.device.adapt import Proposal, Report, Weights, adapt_labelled, adapt_unlabelled
 from hgprompt_edge.device.bank import Bank, adapt_path
 from hgprompt_edge.device.descend import Settings
+from hgprompt_edge.device.head_learner import HeadLearner
 from hgprompt_edge.device.journal import RETURN, Journal, Version
 from hgprompt_edge.device.learner import ForwardLearner, GradientLearner, Learner
 from hgprompt_edge.device.predictor import Predictor, head_of
@@ -107,6 +108,10 @@ def adapt_model(
 def _check_head(request: Request, bank: Bank) -> None:
     """Refuse heads that nothing would move."""
     head = request.settings.head
+    if bank.mixer is None and request.forward_only:
+        raise UserError("--method cma: searches for a mix, and this model has no prompts to mix")
+    if bank.mixer is None and head == "none":
+        raise UserError("--head none: this model has no prompts to mix, so only its head can move")
     if request.unlabelled and head == "weights":
         raise UserError(
             "--head weights: needs labels; without them the bias alone can follow (--head bias)"
@@ -130,6 +135,8 @@ def _read(request: Request, predictor: Predictor) -> Seen:
 
 
 def _learner(request: Request, predictor: Predictor, bank: Bank) -> Learner:
+    if bank.mixer is None:
+        return HeadLearner(predictor, bank, request.settings)
     if request.forward_only:
         return ForwardLearner(predictor, request.settings, request.seed)
     predictor.release()  # two graphs in memory are one too many for a small device

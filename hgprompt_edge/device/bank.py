@@ -1,8 +1,9 @@
 """The prompts that a device can mix, `NAME.bank.safetensors`: small, checked, ready to be used.
 
-Tensors: `keys`, `values [P, L, T, E]`, `gram [L, T, P, P]`, `key_bias`, `value_bias [L, E]`,
-`eps [L]` (METHOD eq. 2); with qk-norm `key_norm.weight`, `key_norm.bias [L, d]`, `key_norm.eps
-[L]`; `factory [M]`, `head.weight [K, D]`, `head.bias [K]`; optionally `clean.mean`, `clean.var`.
+Tensors: `factory [M]`, `head.weight [K, D]`, `head.bias [K]`; optionally `clean.mean`, `clean.var`.
+Where there are prompts `keys`, `values [P, L, T, E]`, `gram [L, T, P, P]`, `key_bias`, `value_bias
+[L, E]`, `eps [L]` (METHOD eq. 2); with qk-norm `key_norm.weight`, `key_norm.bias [L, d]`,
+`key_norm.eps [L]`. Where there are none, only the head can move.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Bank:
     names
         Of the `M` entries. Where the first is `NO_PROMPT`, there are tokens for `P = M - 1`.
     mixer
-        Keys and values of the entries that have tokens.
+        Keys and values of the entries that have tokens; None where no entry has any, so that only
+        the head can move.
     factory
         The mix `[M]` that the model left the factory with.
     head_weight, head_bias
@@ -57,7 +59,7 @@ class Bank:
     """
 
     names: tuple[str, ...]
-    mixer: BankKeysValues
+    mixer: BankKeysValues | None
     factory: Floats
     head_weight: Floats
     head_bias: Floats
@@ -85,9 +87,13 @@ class Bank:
     def inputs(self, weights: npt.ArrayLike) -> dict[str, Floats]:
         """Return what a model with `--weights runtime` takes beside the image, for a mix `[M]`.
 
+        Nothing where there are no prompts.
+
         `prefix_k`, `prefix_v` `[L, H, T, d]`, and where the model alone is an entry `prefix_bias
         [1]`, the logarithm of the share that the prompts have: it is added to their scores.
         """
+        if self.mixer is None:
+            return {}
         a = np.asarray(weights, dtype=np.float64)
         if not self.gated:
             keys, values = self.mixer.keys_values(a)
@@ -145,7 +151,21 @@ def difference(bank: Bank, sha256: str, content: str, classes: int) -> str:
 
 def _pack(bank: Bank) -> tuple[dict[str, Array], dict[str, str]]:
     """Tensors and metadata of a bank's file."""
-    mixer = bank.mixer
+    tensors: dict[str, Array] = {
+        "factory": bank.factory,
+        "head.weight": bank.head_weight,
+        "head.bias": bank.head_bias,
+    }
+    metadata = {"format": FORMAT, "names": json.dumps(bank.names), "sha256": bank.sha256}
+    if bank.clean is not None:
+        tensors |= dict(zip(("clean.mean", "clean.var"), bank.clean, strict=True))
+    if bank.mixer is not None:
+        tensors |= _pack_mixer(bank.mixer)
+        metadata |= {"heads": str(bank.mixer.heads), "width": str(bank.mixer.width)}
+    return tensors, metadata
+
+
+def _pack_mixer(mixer: BankKeysValues) -> dict[str, Array]:
     tensors: dict[str, Array] = {
         "keys": mixer.keys,
         "values": mixer.values,
@@ -153,23 +173,11 @@ def _pack(bank: Bank) -> tuple[dict[str, Array], dict[str, str]]:
         "key_bias": mixer.key_bias,
         "value_bias": mixer.value_bias,
         "eps": mixer.eps,
-        "factory": bank.factory,
-        "head.weight": bank.head_weight,
-        "head.bias": bank.head_bias,
     }
     if mixer.key_norm is not None:
         names = ("key_norm.weight", "key_norm.bias", "key_norm.eps")
         tensors |= dict(zip(names, mixer.key_norm, strict=True))
-    if bank.clean is not None:
-        tensors |= dict(zip(("clean.mean", "clean.var"), bank.clean, strict=True))
-    metadata = {
-        "format": FORMAT,
-        "names": json.dumps(bank.names),
-        "heads": str(mixer.heads),
-        "width": str(mixer.width),
-        "sha256": bank.sha256,
-    }
-    return tensors, metadata
+    return tensors
 
 
 def read_bank(path: Path) -> Bank:
@@ -208,23 +216,10 @@ def _parse(tensors: dict[str, Array], metadata: dict[str, str]) -> Bank:
             raise ValueError(f"'{name}' is {tensor.dtype}, not {dtype}")
         if name.endswith(("eps", "var")) and (tensor < 0).any():
             raise ValueError(f"'{name}' is below 0")
-    doubles = cast("dict[str, Doubles]", tensors)
-    norm = None
-    if "key_norm.weight" in tensors:
-        norm = floats["key_norm.weight"], floats["key_norm.bias"], doubles["key_norm.eps"]
+    names = tuple(json.loads(metadata["names"]))
     return Bank(
-        names=tuple(json.loads(metadata["names"])),
-        mixer=BankKeysValues(
-            keys=floats["keys"],
-            values=floats["values"],
-            gram=tensors["gram"].astype(np.float64),
-            key_bias=floats["key_bias"],
-            value_bias=floats["value_bias"],
-            eps=doubles["eps"],
-            heads=int(metadata["heads"]),
-            width=int(metadata["width"]),
-            key_norm=norm,
-        ),
+        names=names,
+        mixer=None if names == (NO_PROMPT,) else _parse_mixer(tensors, metadata),
         factory=floats["factory"],
         head_weight=floats["head.weight"],
         head_bias=floats["head.bias"],
@@ -234,30 +229,35 @@ def _parse(tensors: dict[str, Array], metadata: dict[str, str]) -> Bank:
     )
 
 
+def _parse_mixer(tensors: dict[str, Array], metadata: dict[str, str]) -> BankKeysValues:
+    floats, doubles = cast("dict[str, Floats]", tensors), cast("dict[str, Doubles]", tensors)
+    norm = None
+    if "key_norm.weight" in tensors:
+        norm = floats["key_norm.weight"], floats["key_norm.bias"], doubles["key_norm.eps"]
+    return BankKeysValues(
+        keys=floats["keys"],
+        values=floats["values"],
+        gram=tensors["gram"].astype(np.float64),
+        key_bias=floats["key_bias"],
+        value_bias=floats["value_bias"],
+        eps=doubles["eps"],
+        heads=int(metadata["heads"]),
+        width=int(metadata["width"]),
+        key_norm=norm,
+    )
+
+
 def _check(bank: Bank) -> None:
-    mixer, entries = bank.mixer, len(bank.names)
-    sources, layers, tokens, width = mixer.keys.shape
+    entries = len(bank.names)
     _, features = bank.head_weight.shape
     if not entries or not all(isinstance(name, str) for name in bank.names):
         raise ValueError("'names' holds no names")
-    if mixer.heads < 1 or mixer.width < 1:
-        raise ValueError(f"'heads' is {mixer.heads}, 'width' is {mixer.width}")
     shapes: list[tuple[str, object, object]] = [
-        ("keys", sources, entries - bank.gated),
-        ("values", mixer.values.shape, mixer.keys.shape),
-        ("gram", mixer.gram.shape, (layers, tokens, sources, sources)),
-        ("key_bias", mixer.key_bias.shape, (layers, width)),
-        ("value_bias", mixer.value_bias.shape, (layers, width)),
-        ("eps", mixer.eps.shape, (layers,)),
-        ("heads", width % mixer.heads, 0),
-        ("width", mixer.width, features),
         ("factory", bank.factory.shape, (entries,)),
         ("head.bias", bank.head_bias.shape, bank.head_weight.shape[:1]),
     ]
-    if mixer.key_norm is not None:
-        head = layers, width // mixer.heads
-        found = tuple(array.shape for array in mixer.key_norm)
-        shapes.append(("key_norm", found, (head, head, (layers,))))
+    if bank.mixer is not None:
+        shapes += _shapes_of(bank.mixer, entries - bank.gated, features)
     if bank.clean is not None:
         found = tuple(array.shape for array in bank.clean)
         shapes.append(("clean", found, ((features,), (features,))))
@@ -266,3 +266,27 @@ def _check(bank: Bank) -> None:
             raise ValueError(f"'{what}' is {shape}, not {wanted}")
     if bank.factory.min() < 0 or abs(float(bank.factory.sum()) - 1) > TOLERANCE:
         raise ValueError("'factory' is no mix: not below 0, with the sum 1")
+
+
+def _shapes_of(
+    mixer: BankKeysValues, prompts: int, features: int
+) -> list[tuple[str, object, object]]:
+    """List each part of a mixer with what it is and what it has to be."""
+    sources, layers, tokens, width = mixer.keys.shape
+    if mixer.heads < 1 or mixer.width < 1:
+        raise ValueError(f"'heads' is {mixer.heads}, 'width' is {mixer.width}")
+    shapes: list[tuple[str, object, object]] = [
+        ("keys", sources, prompts),
+        ("values", mixer.values.shape, mixer.keys.shape),
+        ("gram", mixer.gram.shape, (layers, tokens, sources, sources)),
+        ("key_bias", mixer.key_bias.shape, (layers, width)),
+        ("value_bias", mixer.value_bias.shape, (layers, width)),
+        ("eps", mixer.eps.shape, (layers,)),
+        ("heads", width % mixer.heads, 0),
+        ("width", mixer.width, features),
+    ]
+    if mixer.key_norm is not None:
+        head = layers, width // mixer.heads
+        found = tuple(array.shape for array in mixer.key_norm)
+        shapes.append(("key_norm", found, (head, head, (layers,))))
+    return shapes

@@ -36,6 +36,11 @@ MIN_DISTANCE_IN_FORCE = 0.05
 """And so far under other weights in force for a device to go back to the factory's, under which
 images look clean: less is needed to return to what is known to fit than to leave it."""
 
+MIN_SPREAD = 0.7
+"""Unlabelled, where only the bias can follow: the shipped model must predict so much of the number
+of classes, in effect. A bias takes the mean of the features back whatever the images show, and
+images of a few classes have another mean. Chosen on validation images, see docs/ADAPT.md."""
+
 Labels = npt.NDArray[np.int64]
 
 
@@ -214,6 +219,29 @@ def judge_clean(in_force: float, factory: float) -> Verdict | None:
         f"{in_force:.2f})"
     )
     return Verdict(True, why, figures)
+
+
+def judge_spread(factory: Floats) -> Verdict | None:
+    """Refuse to let the bias follow images that show too few of the classes.
+
+    Parameters
+    ----------
+    factory
+        Logits `[n, K]` of the shipped model.
+
+    Returns
+    -------
+    None where they show enough.
+    """
+    found, classes = effective_classes(factory), factory.shape[1]
+    if found >= MIN_SPREAD * classes:
+        return None
+    why = (
+        f"the images show {found:.1f} of {classes} classes in effect, and "
+        f"{MIN_SPREAD * classes:.1f} are needed for the bias to follow their mean; give images of "
+        "all classes, or labels"
+    )
+    return Verdict(False, why, {"classes_before": found})
 
 
 def comes_back(before: float, after: float) -> bool:

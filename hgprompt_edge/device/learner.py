@@ -62,6 +62,8 @@ class Learner(Protocol):
         Its name in the journal.
     clean
         Statistics of the features of clean images; None: not known.
+    mixes
+        Whether there is a mix to learn; else only the head moves.
     """
 
     factory: Doubles
@@ -69,6 +71,7 @@ class Learner(Protocol):
     settings: Settings
     method: str
     clean: Statistics | None
+    mixes: bool
 
     def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
         """Refuse to learn where the runtime computes wrongly."""
@@ -93,7 +96,7 @@ class Learner(Protocol):
 class GradientLearner:
     """Adam along the gradient that `NAME.adapt.onnx` gives."""
 
-    method = "gradient"
+    method, mixes = "gradient", True
 
     def __init__(self, graph: AdaptGraph, settings: Settings) -> None:
         self._graph, self.settings = graph, settings
@@ -139,7 +142,7 @@ class ForwardLearner:
     handful of numbers.
     """
 
-    method = "cma"
+    method, mixes = "cma", True
 
     def __init__(self, predictor: Predictor, settings: Settings, seed: int = 0) -> None:
         if predictor.bank is None:

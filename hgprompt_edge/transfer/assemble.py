@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from hgprompt_edge.bundle import Bundle, Row
-from hgprompt_edge.prompts import SOURCE, Floats, Prompt, PromptBank
+from hgprompt_edge.prompts import DEEP, SOURCE, Floats, Prompt, PromptBank
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.choice import Candidate
 from hgprompt_edge.vit.backbone import Backbone
@@ -24,7 +24,7 @@ PACKAGES = ("torch", "timm", "numpy", "hgprompt-edge")
 def make_bundle(
     backbone: Backbone,
     task: Task,
-    bank: PromptBank,
+    bank: PromptBank | None,
     chosen: Candidate,
     learned_weights: npt.NDArray[np.float64],
     head: Head,
@@ -32,11 +32,17 @@ def make_bundle(
     objective: dict[str, Any],
     seed: int,
     keep_sources: bool,
+    clean: tuple[Floats, Floats] | None = None,
 ) -> Bundle:
-    """Assemble a bundle: float32 numbers, a probe, provenance.
+    """Assemble a bundle: float32 numbers, a probe, provenance. Without a bank no prompt is in it.
 
     The probe's logits come from the token form, the definition, so that the exported graph is
     checked against that. The kept sources are float16.
+
+    Parameters
+    ----------
+    clean
+        Mean and variance `[D]` of the features of clean training images under the chosen prompt.
     """
     weight = head.weight.float().numpy()
     bias = head.bias.float().numpy()
@@ -47,20 +53,23 @@ def make_bundle(
         classes=task.classes,
         backbone=backbone.name,
         backbone_sha256=backbone.sha256,
+        checkpoint="" if backbone.checkpoint is None else str(backbone.checkpoint.resolve()),
         preprocessing=backbone.preprocessing,
-        mode=bank.mode,
+        mode=bank.mode if bank else DEEP,
         choice=chosen.method,
         prompt=chosen.tokens,
         weights=chosen.weights.astype(np.float32),
         learned_weights=learned_weights.astype(np.float32),
         head_weight=weight,
         head_bias=bias,
-        sources=tuple(_about(prompt) for prompt in bank.basis),
+        sources=tuple(_about(prompt) for prompt in bank.basis) if bank else (),
         table=table,
         objective=objective,
         probe_images=images,
         probe_logits=token_logits(backbone, images, chosen.tokens, weight, bias),
-        source_tokens=bank.basis_tokens.astype(np.float16) if keep_sources else None,
+        source_tokens=bank.basis_tokens.astype(np.float16) if bank and keep_sources else None,
+        clean_mean=clean[0] if clean else None,
+        clean_var=clean[1] if clean else None,
         split_digest=task.digest,
         seed=seed,
         versions={name: _version(name) for name in PACKAGES},

@@ -22,7 +22,8 @@ def check_bank(bank: PromptBank, backbone: Backbone) -> None:
     if bank.image_size != backbone.image_size:
         raise UserError(
             f"--sources: the prompts are for images of {bank.image_size} px, --backbone "
-            f"{backbone.name} takes {backbone.image_size} px; load it at {bank.image_size} px"
+            f"{backbone.name} takes {backbone.image_size} px; use --image-size {bank.image_size}, "
+            f"or prompts that were trained at {backbone.image_size} px"
         )
     if width != backbone.embed_dim:
         raise UserError(

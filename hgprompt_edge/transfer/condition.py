@@ -27,7 +27,7 @@ from hgprompt_edge.transfer.condition_trainer import (
     seen_under,
 )
 from hgprompt_edge.transfer.features import FeatureStore
-from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.backbone import Backbone, check_backbone
 from hgprompt_edge.vit.forward import extract_features
 from hgprompt_edge.vit.heads import Head, accuracy
 from hgprompt_edge.vit.start import neutral_tokens
@@ -37,6 +37,8 @@ Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
 Report = Callable[[str, int, int], None]
+PLAIN_TOKENS = 10
+"""Tokens a layer of condition prompts where there are no sources to be like."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,8 @@ def starting_tokens(bundle: Bundle, backbone: Backbone) -> Floats:
     """Folded prompt `[L, T, D]`; where none was chosen, one that changes nothing yet."""
     if bundle.prompt is not None:
         return bundle.prompt
+    if not bundle.sources:
+        return neutral_tokens(backbone, PLAIN_TOKENS, DEEP, 0).numpy()
     sources = _kept_sources(bundle)
     for about, start in zip(bundle.sources, sources, strict=True):
         if about.get("role") == START:
@@ -189,18 +193,14 @@ def check_names(names: Sequence[str]) -> None:
 
 def _check(bundle: Bundle, backbone: Backbone, task: Task, names: Sequence[str]) -> None:
     check_names(names)
-    if bundle.backbone_sha256 != backbone.sha256:
-        raise UserError(
-            f"the bundle of {bundle.task} was fitted on other weights of {bundle.backbone} "
-            f"({bundle.backbone_sha256[:12]}) than these ({backbone.sha256[:12]}); give its own "
-            "with --checkpoint"
-        )
+    check_backbone(bundle, backbone)
     if bundle.mode != DEEP:
         raise UserError(
             f"the bundle of {bundle.task} holds shallow prompts; only deep prompts can be mixed on "
             "a device, so only they have condition prompts"
         )
-    _kept_sources(bundle)  # a device mixes condition prompts with them
+    if bundle.sources:
+        _kept_sources(bundle)  # a device mixes condition prompts with them
     if bundle.split_digest != task.digest:
         raise UserError(
             f"--data: these are not the images that the bundle of {bundle.task} was fitted on; "

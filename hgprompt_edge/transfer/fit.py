@@ -82,7 +82,7 @@ class HGPrompt:
 
     Examples
     --------
-    >>> bank = read_bank("bundled")  # doctest: +SKIP
+    >>> bank = read_bank("tiny")  # doctest: +SKIP
     >>> backbone = load_backbone(bank.backbone)  # doctest: +SKIP
     >>> task = load_task("digits", backbone.preprocessing)  # doctest: +SKIP
     >>> HGPrompt(seed=0).fit(bank, backbone, task).choice_  # doctest: +SKIP

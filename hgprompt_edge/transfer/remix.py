@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from hgprompt_edge.bundle import LEARNED, Bundle, Floats, bank_entries, chosen_entry
-from hgprompt_edge.errors import UserError
 from hgprompt_edge.transfer.assemble import token_logits
-from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.backbone import Backbone, check_backbone
 
 MIXES = ("best_source", "uniform", "learned")
 
@@ -41,12 +40,7 @@ def with_mix(bundle: Bundle, mix: Floats, about: dict[str, Any], backbone: Backb
     UserError
         The backbone has other weights than the bundle's.
     """
-    if bundle.backbone_sha256 != backbone.sha256:
-        raise UserError(
-            f"the bundle of {bundle.task} was fitted on other weights of {bundle.backbone} "
-            f"({bundle.backbone_sha256[:12]}) than these ({backbone.sha256[:12]}); give its own "
-            "with --checkpoint"
-        )
+    check_backbone(bundle, backbone)
     remixed = replace(bundle, factory=mix, objective={**bundle.objective, "merged": about})
     if not is_folded(bundle):
         return remixed

@@ -16,7 +16,7 @@ from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.assemble import token_logits
 from hgprompt_edge.transfer.choice import Candidate, Judge, choose
 from hgprompt_edge.transfer.features import FeatureStore
-from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.backbone import Backbone, check_backbone
 from hgprompt_edge.vit.train import PromptTrainer, Recipe, Trained
 
 TUNED = "tuned"
@@ -112,8 +112,10 @@ def epochs_for(steps: int, images: int, batch_size: int) -> int:
     return math.ceil(steps / max(1, images // batch_size))
 
 
-def starting_prompt(bundle: Bundle) -> Floats:
+def starting_prompt(bundle: Bundle) -> Floats | None:
     """Folded prompt `[L, T, D]` of a bundle; the learned mix where no prompt was chosen.
+
+    None for a bundle that was fitted without prompts: training starts from scratch.
 
     Raises
     ------
@@ -122,6 +124,8 @@ def starting_prompt(bundle: Bundle) -> Floats:
     """
     if bundle.prompt is not None:
         return bundle.prompt
+    if not bundle.sources:
+        return None
     if bundle.source_tokens is None:
         raise UserError(
             f"the bundle of {bundle.task} holds neither a prompt nor its sources, so there is "
@@ -144,12 +148,7 @@ def _without_the_old_prompts(bundle: Bundle) -> Bundle:
 
 
 def _check_same(bundle: Bundle, backbone: Backbone, task: Task) -> None:
-    if bundle.backbone_sha256 != backbone.sha256:
-        raise UserError(
-            f"the bundle of {bundle.task} was fitted on the backbone {bundle.backbone} "
-            f"({bundle.backbone_sha256[:12]}), not on {backbone.name} ({backbone.sha256[:12]}); "
-            "give its weights with --checkpoint"
-        )
+    check_backbone(bundle, backbone)
     if bundle.split_digest != task.digest:
         raise UserError(
             f"--data: these are not the images that the bundle of {bundle.task} was fitted on, so "

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import copy
 import difflib
+import hashlib
 import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,18 +27,28 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from hgprompt_edge import models
+from hgprompt_edge.bundle import Bundle
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import sha256_arrays
 from hgprompt_edge.preprocess import RESAMPLING, Preprocessing
 from hgprompt_edge.prompts import Normalization
 from hgprompt_edge.vit.support import check_supported
 
-__all__ = ["BUNDLED", "Backbone", "check_supported", "load_backbone", "wrap_backbone"]
-
-BUNDLED = "bundled"
-"""Name of the backbone that comes with the package."""
+__all__ = [
+    "Backbone",
+    "backbone_of",
+    "check_backbone",
+    "check_supported",
+    "fingerprint",
+    "load_backbone",
+    "wrap_backbone",
+]
 
 HUB_TIMEOUT_S = 5.0
+POSITIONS = "timm.resample_abs_pos_embed, bicubic, antialiased, on the CPU"
+"""How position embeddings come to another image size. Part of every fingerprint: other libraries
+resize otherwise, and a prompt trained on their features does not fit ours."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +58,22 @@ class Backbone:
     Attributes
     ----------
     name
-        timm id, or `bundled`.
+        timm id, name of a bundled backbone, or that of a checkpoint that says what it is.
     model
         timm `VisionTransformer`, float32, in evaluation mode, no parameter takes a gradient.
     sha256
-        Fingerprint over the sorted names, shapes and float32 bytes of the weights.
+        Fingerprint of the weights, see `fingerprint`.
     preprocessing
         How an image becomes its input.
+    checkpoint
+        File that the weights came from; None: bundled, or the hub.
     """
 
     name: str
     model: VisionTransformer
     sha256: str
     preprocessing: Preprocessing
+    checkpoint: Path | None = None
 
     @property
     def depth(self) -> int:
@@ -109,62 +122,199 @@ class Backbone:
 
 
 def load_backbone(
-    spec: str = BUNDLED, *, checkpoint: Path | None = None, image_size: int | None = None
+    spec: str | None = None, *, checkpoint: Path | None = None, image_size: int | None = None
 ) -> Backbone:
-    """Load a frozen backbone.
+    """Load a frozen backbone; its weights are rounded to float16 and computed with in float32.
 
     Parameters
     ----------
     spec
-        `bundled`, or a timm id (with or without a tag), whose weights come from the hub.
+        Name of a bundled backbone (`dinov2-small`, `tiny`), or a timm id, with or without a tag,
+        whose weights come from the hub. None: `dinov2-small`, or what the checkpoint says it is.
     checkpoint
-        Local safetensors file with the weights; `spec` then names the architecture alone. Weights
-        under `head.` are ignored. With `bundled` the file may hold an architecture of its own, as
-        those of `examples/pretrain_backbone.py` do.
+        Local safetensors file with the weights; `spec` then names the architecture only. Weights
+        under `head.` are ignored. Where the file holds its architecture, as those of
+        `examples/pretrain_backbone.py` do, `spec` may be left out, or be any name for it.
     image_size
-        Side of the input, where it is not the architecture's own; position embeddings are
+        Side of the input in pixels, where it is not the backbone's own; position embeddings are
         resampled to it.
 
     Raises
     ------
     UserError
-        Unknown id, an architecture that is not supported, a hub that does not answer, or a
-        checkpoint that is damaged or does not fit.
+        Unknown id, an architecture that is not supported, a hub that does not answer, a checkpoint
+        that is damaged or does not fit, or `hgprompt-edge-models` is not installed.
     """
-    if spec == BUNDLED:
-        path = Path(str(package_files("hgprompt_edge.bundled") / "backbone.safetensors"))
-        weights, metadata = _read_weights(path)
-        if checkpoint is not None:
-            path, (weights, own) = checkpoint, _read_weights(checkpoint)
-            # examples/pretrain_backbone.py writes the architecture beside the weights
-            metadata = own if {"architecture", "data_config"} <= own.keys() else metadata
-        model = _bundled_architecture(metadata, image_size)
-        _load_weights(model, weights, path, resample=image_size is not None)
-        return wrap_backbone(spec, model)
+    if spec in models.NAMES or (spec is None and checkpoint is None):
+        return _bundled(spec or models.DEFAULT, checkpoint, image_size)
+    if checkpoint is None:
+        return _from_hub(cast("str", spec), image_size)
+    weights, metadata = _read_weights(checkpoint)
+    if spec is None or not _is_timm_id(spec):
+        if "architecture" not in metadata:
+            if spec is not None:
+                _check_known(spec)
+            raise UserError(
+                f"--checkpoint {checkpoint}: does not say which architecture it is for; name it "
+                "with --backbone"
+            )
+        return _self_described(spec or checkpoint.stem, weights, metadata, checkpoint, image_size)
     _check_known(spec)
     model = _create(spec, image_size)
-    if checkpoint is None:
-        model = _pretrained(spec, image_size)
-    else:
-        weights, _ = _read_weights(checkpoint)
-        _load_weights(model, weights, checkpoint, resample=image_size is not None)
-    return wrap_backbone(spec, model)
+    return _filled(spec, model, weights, checkpoint, checkpoint, resample=image_size is not None)
 
 
-def wrap_backbone(name: str, model: nn.Module) -> Backbone:
-    """Check `model`, then freeze it and take off its head, in place.
+def backbone_of(bundle: Bundle, checkpoint: Path | None = None) -> Backbone:
+    """Load the backbone that a bundle was fitted on, which it remembers.
+
+    Parameters
+    ----------
+    checkpoint
+        The file with its weights, where it is not where it was.
 
     Raises
     ------
     UserError
-        The model is not a plain vision transformer, or its preprocessing cannot be reproduced.
+        As for `load_backbone`, or the weights are not those of the bundle.
+    """
+    if checkpoint is None and bundle.checkpoint:
+        checkpoint = Path(bundle.checkpoint)
+        if not checkpoint.is_file():
+            raise UserError(
+                f"the bundle of {bundle.task} was fitted on the weights in {checkpoint}, and that "
+                "file is gone; name it with --checkpoint"
+            )
+    backbone = load_backbone(
+        bundle.backbone, checkpoint=checkpoint, image_size=bundle.preprocessing.image_size
+    )
+    check_backbone(bundle, backbone)
+    return backbone
+
+
+def check_backbone(bundle: Bundle, backbone: Backbone) -> None:
+    """Refuse a backbone with other weights than a bundle was fitted on.
+
+    Raises
+    ------
+    UserError
+        The fingerprints differ.
+    """
+    if bundle.backbone_sha256 != backbone.sha256:
+        raise UserError(
+            f"the bundle of {bundle.task} was fitted on other weights of {bundle.backbone} "
+            f"({bundle.backbone_sha256[:12]}) than these ({backbone.sha256[:12]}); give its own "
+            "with --checkpoint"
+        )
+
+
+def wrap_backbone(
+    name: str, model: nn.Module, *, sha256: str | None = None, checkpoint: Path | None = None
+) -> Backbone:
+    """Check `model`, freeze it and take off its head, in place.
+
+    Parameters
+    ----------
+    sha256
+        Fingerprint of the weights before anything was resampled; None: of the model's, which are
+        then rounded to float16.
+
+    Raises
+    ------
+    UserError
+        The model is not a plain vision transformer, its preprocessing cannot be reproduced, or
+        float16 does not hold its weights.
     """
     check_supported(model, name)
     vit = cast("VisionTransformer", model)
     vit.reset_classifier(0)
     vit.float().eval().requires_grad_(False)
-    weights = {key: value.detach().cpu().numpy() for key, value in vit.state_dict().items()}
-    return Backbone(name, vit, sha256_arrays(weights), _preprocessing(name, vit))
+    if sha256 is None:
+        weights = _halves(vit.state_dict(), f"--backbone {name}")
+        vit.load_state_dict(weights)
+        sha256 = fingerprint(weights)
+    return Backbone(name, vit, sha256, _preprocessing(name, vit), checkpoint)
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Hexadecimal sha256 over names, shapes and float16 values of weights, and `POSITIONS`.
+
+    Over weights rounded to float16, so that a float32 file of the hub and a float16 file with the
+    same numbers are one backbone; over position embeddings as they were trained, so that it does
+    not depend on the image size.
+    """
+    halves = {key: value.detach().cpu().half().numpy() for key, value in weights.items()}
+    return hashlib.sha256(f"{POSITIONS}|{sha256_arrays(halves)}".encode()).hexdigest()
+
+
+def _halves(weights: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """Weights in float16, which are computed with: those that share a fingerprint are equal."""
+    halves = {key: value.detach().cpu().half() for key, value in weights.items()}
+    for key, value in halves.items():
+        if value.dtype != weights[key].dtype and not torch.isfinite(value).all():
+            raise UserError(
+                f"{what}: '{key}' holds values beyond float16 (65504); use other weights"
+            )
+    return halves
+
+
+def _bundled(name: str, checkpoint: Path | None, image_size: int | None) -> Backbone:
+    weights, metadata = _read_weights(models.backbone_file(name))
+    if checkpoint is not None:
+        weights, _ = _read_weights(checkpoint)
+    return _self_described(name, weights, metadata, checkpoint, image_size)
+
+
+def _from_hub(spec: str, image_size: int | None) -> Backbone:
+    _check_known(spec)
+    model = _create(spec, image_size)
+    weights = _pretrained(spec)
+    return _filled(spec, model, weights, None, Path(spec), resample=image_size is not None)
+
+
+def _self_described(
+    name: str,
+    weights: dict[str, Tensor],
+    metadata: Mapping[str, str],
+    checkpoint: Path | None,
+    image_size: int | None,
+) -> Backbone:
+    """Build the architecture that a file's metadata describe and fill in its weights."""
+    source = checkpoint or Path(name)
+    try:
+        options = json.loads(metadata["architecture"])
+        if image_size is None and "image_size" in metadata:
+            image_size = int(metadata["image_size"])
+        _check_size(name, int(options["patch_size"]), image_size)
+        if image_size is not None:
+            options["img_size"] = image_size
+        with torch.device("meta"):  # the weights come from the file
+            model = VisionTransformer(num_classes=0, **options)
+        model.pretrained_cfg = json.loads(metadata["data_config"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"--checkpoint {source}: its description of the architecture is damaged ({error}); "
+            "write it again"
+        ) from error
+    return _filled(name, model, weights, checkpoint, source, resample=True)
+
+
+def _filled(
+    name: str,
+    model: VisionTransformer,
+    weights: Mapping[str, Tensor],
+    checkpoint: Path | None,
+    source: Path,
+    *,
+    resample: bool,
+) -> Backbone:
+    """Fill weights into an architecture, rounded to float16.
+
+    With `resample` position embeddings are brought to its image size; else they must have it.
+    """
+    weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
+    weights = _halves(weights, f"--checkpoint {source}")
+    _load_weights(model, weights, source, resample=resample)
+    return wrap_backbone(name, model, sha256=fingerprint(weights), checkpoint=checkpoint)
 
 
 def _preprocessing(name: str, model: VisionTransformer) -> Preprocessing:
@@ -195,9 +345,13 @@ def _triple(values: tuple[float, ...]) -> tuple[float, float, float]:
     return red, green, blue
 
 
+def _is_timm_id(spec: str) -> bool:
+    return bool(timm.is_model(spec.partition(".")[0]))
+
+
 def _check_known(spec: str) -> None:
     architecture, _, tag = spec.partition(".")
-    if timm.is_model(architecture):
+    if _is_timm_id(spec):
         try:
             timm.models.get_pretrained_cfg(spec)
             return
@@ -207,15 +361,20 @@ def _check_known(spec: str) -> None:
         names = timm.list_pretrained() if tag else timm.list_models()
     near = difflib.get_close_matches(spec, names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() names them all"
-    raise UserError(f"--backbone {spec}: neither `{BUNDLED}` nor a timm id; {hint}")
+    bundled = " or ".join(models.NAMES)
+    raise UserError(
+        f"--backbone {spec}: neither {bundled}, which are bundled, nor a timm id; {hint}"
+    )
 
 
 def _create(spec: str, image_size: int | None, **options: Any) -> VisionTransformer:
-    # Random weights are drawn and then replaced: keep the caller's random state.
+    # The weights come later, so none are drawn; timm draws some for published ones: keep the
+    # caller's random state.
     if image_size is not None:
         options["img_size"] = image_size
+    device = "cpu" if options.get("pretrained") else "meta"
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device(device):
             model = timm.create_model(spec, **options)
     except TypeError as error:  # not every architecture takes `img_size`
         raise UserError(f"--backbone {spec}: cannot be built at another image size") from error
@@ -223,23 +382,11 @@ def _create(spec: str, image_size: int | None, **options: Any) -> VisionTransfor
     vit = cast("VisionTransformer", model)
     # Built with its head until here, so that timm compares every name of published weights.
     vit.reset_classifier(0)
-    _check_size(spec, vit, image_size)
+    _check_size(spec, int(vit.patch_embed.patch_size[0]), image_size)
     return vit
 
 
-def _bundled_architecture(metadata: Mapping[str, str], image_size: int | None) -> VisionTransformer:
-    options = json.loads(metadata["architecture"])
-    if image_size is not None:
-        options["img_size"] = image_size
-    with torch.random.fork_rng(devices=[]):
-        model = VisionTransformer(num_classes=0, **options)
-    model.pretrained_cfg = json.loads(metadata["data_config"])
-    _check_size(BUNDLED, model, image_size)
-    return model
-
-
-def _check_size(spec: str, model: VisionTransformer, image_size: int | None) -> None:
-    patch = int(model.patch_embed.patch_size[0])
+def _check_size(spec: str, patch: int, image_size: int | None) -> None:
     if image_size is not None and (image_size < patch or image_size % patch):
         raise UserError(
             f"--image-size {image_size}: {spec} cuts images into patches of {patch} pixels; "
@@ -247,8 +394,8 @@ def _check_size(spec: str, model: VisionTransformer, image_size: int | None) -> 
         )
 
 
-def _pretrained(spec: str, image_size: int | None) -> VisionTransformer:
-    """Build `spec` with its published weights, from the hub's cache where they are there."""
+def _pretrained(spec: str) -> dict[str, Tensor]:
+    """Return the published weights of `spec` as they were trained, from the hub or its cache."""
     config = timm.models.get_pretrained_cfg(spec)
     if config is None or not config.has_weights:
         raise UserError(
@@ -262,12 +409,12 @@ def _pretrained(spec: str, image_size: int | None) -> VisionTransformer:
             cached = _cached_or_reachable(config.hf_hub_id, config.hf_hub_filename)
             if cached is not None:
                 options["pretrained_cfg_overlay"] = {"file": str(cached)}
-        return _create(spec, image_size, **options)
+        return dict(_create(spec, None, **options).state_dict())
     except Exception as error:
         raise UserError(
             f"--backbone {spec}: its weights could not be downloaded from the hub "
-            f"({_brief(error)}); download the safetensors file elsewhere and give it "
-            "with --checkpoint"
+            f"({_brief(error)}); {models.DEFAULT} is bundled, or download the safetensors file "
+            "elsewhere and give it with --checkpoint"
         ) from error
 
 
@@ -287,7 +434,7 @@ def _cached_or_reachable(repository: str, filename: str | None) -> Path | None:
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = dict(file.metadata() or {})
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(
@@ -302,8 +449,8 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _load_weights(
     model: VisionTransformer, weights: Mapping[str, Tensor], path: Path, *, resample: bool
 ) -> None:
-    """Copy `weights` into `model`; every name and shape but the head's must fit."""
-    weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
+    """Put `weights` into `model`, as float32; every name and shape must fit."""
+    weights = {key: value.float() for key, value in weights.items()}
     if resample and "pos_embed" in weights:
         weights["pos_embed"] = _resample_positions(model, weights["pos_embed"])
     expected = model.state_dict()
@@ -323,7 +470,7 @@ def _load_weights(
                 f"--checkpoint {path}: '{key}' has shape {found}, this architecture takes "
                 f"{wanted}; name the right one with --backbone"
             )
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, assign=True)
 
 
 def _resample_positions(model: VisionTransformer, positions: Tensor) -> Tensor:

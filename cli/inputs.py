@@ -1,0 +1,86 @@
+"""Which backbone and which prompt bank a command works with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hgprompt_edge import models
+from hgprompt_edge.cli.console import note, note_bank
+from hgprompt_edge.errors import UserError
+
+if TYPE_CHECKING:
+    from hgprompt_edge.prompts import PromptBank
+    from hgprompt_edge.vit.backbone import Backbone
+
+NO_BANK = "none"
+"""What `--sources` takes where no prompts are to be used."""
+
+
+def bank_and_backbone(
+    sources: str | None, backbone: str | None, checkpoint: Path | None, image_size: int | None
+) -> tuple[PromptBank | None, Backbone]:
+    """Read what `--sources`, `--backbone`, `--checkpoint` and `--image-size` name.
+
+    Without `--sources` the bank is the bundled one with the backbone's fingerprint and image size;
+    None where there is none, which a note says.
+
+    Raises
+    ------
+    UserError
+        As of `read_bank` and `load_backbone`.
+    """
+    from hgprompt_edge.prompts import read_bank
+
+    bank = None if sources in (None, NO_BANK) else read_bank(str(sources))
+
+    from hgprompt_edge.vit.backbone import load_backbone
+
+    if bank is None:
+        vit = load_backbone(backbone, checkpoint=checkpoint, image_size=image_size)
+        bank = bundled_bank_of(vit) if sources is None else None
+    else:
+        vit = load_backbone(
+            backbone or bank.backbone,
+            checkpoint=checkpoint,
+            image_size=bank.image_size if image_size is None else image_size,
+        )
+    if bank is not None:
+        note_bank(bank)
+    return bank, vit
+
+
+def bundled_bank_of(backbone: Backbone) -> PromptBank | None:
+    """Return the bundled bank that was trained on a backbone at its image size, if there is one."""
+    from hgprompt_edge.prompts import read_bank
+
+    try:
+        banks = [read_bank(name) for name in models.NAMES]
+    except UserError:  # the models are not installed, and the backbone came from elsewhere
+        return None
+    for bank in banks:
+        if bank.backbone_sha256 == backbone.sha256:
+            if bank.image_size == backbone.image_size:
+                return bank
+            note(
+                f"the bundled prompts for {bank.backbone} are for images of {bank.image_size} px, "
+                f"these have {backbone.image_size} px, so none are used; leave --image-size out, "
+                "or train prompts with `hgedge prompt train`"
+            )
+    return None
+
+
+def needs_bank(bank: PromptBank | None, backbone: Backbone) -> PromptBank:
+    """Refuse to go on without a bank.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    if bank is None:
+        raise UserError(
+            f"--sources: there are no bundled prompts for {backbone.name} at "
+            f"{backbone.image_size} px; name a folder of prompts, as `hgedge prompt train` writes"
+        )
+    return bank

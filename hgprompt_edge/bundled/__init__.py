@@ -1,1 +1,0 @@
-"""The backbone and the source bank that come with the package."""

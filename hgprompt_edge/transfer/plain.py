@@ -1,0 +1,71 @@
+"""The plain path: the best head on frozen features, for a backbone without prompts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hgprompt_edge.bundle import Bundle
+from hgprompt_edge.tasks import Task
+from hgprompt_edge.transfer.assemble import make_bundle
+from hgprompt_edge.transfer.checks import check_validation
+from hgprompt_edge.transfer.choice import Candidate, Judge
+from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.transfer.learn import Progress
+from hgprompt_edge.vit.backbone import Backbone
+
+
+def fit_head(
+    backbone: Backbone,
+    task: Task,
+    *,
+    head: str = "lda",
+    seed: int = 0,
+    cache: bool = True,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Fit the head that holds out best on a backbone's own features; the bundle has no prompt.
+
+    The bundle holds the statistics of clean features, by which a device judges what it sees.
+
+    Parameters
+    ----------
+    head
+        As of `HGPrompt`.
+    seed
+        Of folds and of the probe images.
+    cache
+        Keep features on disk.
+
+    Raises
+    ------
+    UserError
+        The task has no validation images.
+    """
+    check_validation(task)
+    store = FeatureStore(backbone, enabled=cache)
+    parts = (task.train, task.validation, task.test)
+    for done, part in enumerate(parts):
+        if progress:
+            progress("features", done, len(parts))
+        store.features(part.pixels, None)
+    if progress:
+        progress("features", len(parts), len(parts))
+    none = Candidate("none", None, np.zeros(0))
+    judge = Judge(store, task, head, seed)
+    row = judge.cross_validated(judge.on_validation(none), none)
+    final = judge.final_head(none)
+    row = judge.on_test(row, none, final)
+    clean = store.features(task.train.pixels, None)
+    return make_bundle(
+        backbone,
+        task,
+        None,
+        none,
+        np.zeros(0),
+        final,
+        (row,),
+        {"head": head},
+        seed,
+        keep_sources=False,
+        clean=(clean.mean(0).numpy(), clean.var(0).numpy()),
+    )

@@ -1,0 +1,1 @@
+"""Backbones, prompt banks and demo pictures for hgprompt-edge: data only, no code."""
