@@ -19,6 +19,7 @@ from hgprompt_edge.errors import CheckError, UserError
 
 if TYPE_CHECKING:
     from hgprompt_edge.prompts import PromptBank
+    from hgprompt_edge.vit.backbone import Backbone
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,6 +68,12 @@ def fail(message: str, code: int) -> NoReturn:
 def note(message: str) -> None:
     """Print prose on stderr, so that stdout holds results alone."""
     err.print(_plain(message), soft_wrap=True)
+
+
+def note_backbone(backbone: Backbone) -> None:
+    """Say on stderr what was taken from a checkpoint of others, and what was assumed."""
+    if backbone.facts:
+        note(f"{backbone.checkpoint}: {'; '.join(backbone.facts)}")
 
 
 def note_bank(bank: PromptBank) -> None:

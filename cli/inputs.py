@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hgprompt_edge import models
-from hgprompt_edge.cli.console import note, note_bank
+from hgprompt_edge.cli.console import note, note_backbone, note_bank
 from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def bank_and_backbone(
             checkpoint=checkpoint,
             image_size=bank.image_size if image_size is None else image_size,
         )
+    note_backbone(vit)
     if bank is not None:
         note_bank(bank)
     return bank, vit

@@ -47,7 +47,8 @@ BackboneName = Annotated[
 Checkpoint = Annotated[
     Path | None,
     typer.Option(
-        help="Local safetensors file with the backbone's weights, instead of the hub.",
+        help="Local file with the backbone's weights, of timm, transformers or the code of DINO, "
+        "DINOv2 or DeiT; --backbone with a timm id then names the architecture.",
         show_default=False,
     ),
 ]

@@ -13,6 +13,7 @@ from rich.table import Table
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import (
     note,
+    note_backbone,
     note_ignored,
     out,
     print_json,
@@ -93,6 +94,7 @@ def train(
     from hgprompt_edge.vit.train import Recipe, fastest_precision
 
     vit = load_backbone(backbone, checkpoint=checkpoint, image_size=image_size)
+    note_backbone(vit)
     recipe = Recipe(
         tokens=tokens,
         mode="shallow" if shallow else "deep",
@@ -191,9 +193,11 @@ def import_(
     from hgprompt_edge.vit.backbone import load_backbone
     from hgprompt_edge.vit.imported import NORMALIZATIONS, import_prompt
 
+    vit = load_backbone(backbone, checkpoint=checkpoint, image_size=image_size)
+    note_backbone(vit)
     prompt = import_prompt(
         file,
-        load_backbone(backbone, checkpoint=checkpoint, image_size=image_size),
+        vit,
         NORMALIZATIONS.get(preprocessing.value),
         name=name,
         task=task or name,

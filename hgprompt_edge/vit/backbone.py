@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import huggingface_hub
-import safetensors
 import timm
 import torch
 from huggingface_hub.errors import EntryNotFoundError
@@ -33,6 +31,7 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import sha256_arrays
 from hgprompt_edge.preprocess import RESAMPLING, Preprocessing
 from hgprompt_edge.prompts import Normalization
+from hgprompt_edge.vit.checkpoint import Checkpoint, read_checkpoint
 from hgprompt_edge.vit.support import check_supported
 
 __all__ = [
@@ -67,6 +66,8 @@ class Backbone:
         How an image becomes its input.
     checkpoint
         File that the weights came from; None: bundled, or the hub.
+    facts
+        What was taken from that file and what was assumed, to be printed.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Backbone:
     sha256: str
     preprocessing: Preprocessing
     checkpoint: Path | None = None
+    facts: tuple[str, ...] = ()
 
     @property
     def depth(self) -> int:
@@ -132,9 +134,9 @@ def load_backbone(
         Name of a bundled backbone (`dinov2-small`, `tiny`), or a timm id, with or without a tag,
         whose weights come from the hub. None: `dinov2-small`, or what the checkpoint says it is.
     checkpoint
-        Local safetensors file with the weights; `spec` then names the architecture only. Weights
-        under `head.` are ignored. Where the file holds its architecture, as those of
-        `examples/pretrain_backbone.py` do, `spec` may be left out, or be any name for it.
+        Local file with the weights, in a layout that `read_checkpoint` knows. A timm id in `spec`
+        then names the architecture only. Without, the files say what it is, and `spec` may be any
+        name for it.
     image_size
         Side of the input in pixels, where it is not the backbone's own; position embeddings are
         resampled to it.
@@ -149,19 +151,25 @@ def load_backbone(
         return _bundled(spec or models.DEFAULT, checkpoint, image_size)
     if checkpoint is None:
         return _from_hub(cast("str", spec), image_size)
-    weights, metadata = _read_weights(checkpoint)
+    found = read_checkpoint(checkpoint)
     if spec is None or not _is_timm_id(spec):
-        if "architecture" not in metadata:
-            if spec is not None:
-                _check_known(spec)
-            raise UserError(
-                f"--checkpoint {checkpoint}: does not say which architecture it is for; name it "
-                "with --backbone"
-            )
-        return _self_described(spec or checkpoint.stem, weights, metadata, checkpoint, image_size)
+        if spec is not None and not (found.stated or found.architecture):
+            _check_known(spec)
+        return _self_described(spec or found.name, found, image_size)
     _check_known(spec)
     model = _create(spec, image_size)
-    return _filled(spec, model, weights, checkpoint, checkpoint, resample=image_size is not None)
+    found.check_computes_as(model, spec)
+    if found.data_stated:
+        pixels: Any = found.data_config
+        model.pretrained_cfg = pixels
+    return _filled(
+        spec,
+        model,
+        found.weights,
+        checkpoint,
+        resample=image_size is not None,
+        facts=found.describe(spec),
+    )
 
 
 def backbone_of(bundle: Bundle, checkpoint: Path | None = None) -> Backbone:
@@ -258,44 +266,25 @@ def _halves(weights: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
 
 
 def _bundled(name: str, checkpoint: Path | None, image_size: int | None) -> Backbone:
-    weights, metadata = _read_weights(models.backbone_file(name))
-    if checkpoint is not None:
-        weights, _ = _read_weights(checkpoint)
-    return _self_described(name, weights, metadata, checkpoint, image_size)
+    found = read_checkpoint(models.backbone_file(name))
+    if checkpoint is None:
+        return replace(_self_described(name, found, image_size), checkpoint=None, facts=())
+    own = read_checkpoint(checkpoint)
+    return _self_described(name, replace(found, path=own.path, weights=own.weights), image_size)
 
 
 def _from_hub(spec: str, image_size: int | None) -> Backbone:
     _check_known(spec)
     model = _create(spec, image_size)
-    weights = _pretrained(spec)
-    return _filled(spec, model, weights, None, Path(spec), resample=image_size is not None)
+    return _filled(spec, model, _pretrained(spec), None, resample=image_size is not None)
 
 
-def _self_described(
-    name: str,
-    weights: dict[str, Tensor],
-    metadata: Mapping[str, str],
-    checkpoint: Path | None,
-    image_size: int | None,
-) -> Backbone:
-    """Build the architecture that a file's metadata describe and fill in its weights."""
-    source = checkpoint or Path(name)
-    try:
-        options = json.loads(metadata["architecture"])
-        if image_size is None and "image_size" in metadata:
-            image_size = int(metadata["image_size"])
-        _check_size(name, int(options["patch_size"]), image_size)
-        if image_size is not None:
-            options["img_size"] = image_size
-        with torch.device("meta"):  # the weights come from the file
-            model = VisionTransformer(num_classes=0, **options)
-        model.pretrained_cfg = json.loads(metadata["data_config"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            f"--checkpoint {source}: its description of the architecture is damaged ({error}); "
-            "write it again"
-        ) from error
-    return _filled(name, model, weights, checkpoint, source, resample=True)
+def _self_described(name: str, found: Checkpoint, image_size: int | None) -> Backbone:
+    """Build the architecture that the files of a checkpoint describe and fill in its weights."""
+    _check_size(name, found.patch_size, image_size)
+    model = found.build(image_size)
+    facts = found.describe(None)
+    return _filled(name, model, found.weights, found.path, resample=True, facts=facts)
 
 
 def _filled(
@@ -303,18 +292,20 @@ def _filled(
     model: VisionTransformer,
     weights: Mapping[str, Tensor],
     checkpoint: Path | None,
-    source: Path,
     *,
     resample: bool,
+    facts: tuple[str, ...] = (),
 ) -> Backbone:
     """Fill weights into an architecture, rounded to float16.
 
     With `resample` position embeddings are brought to its image size; else they must have it.
     """
+    source = checkpoint or Path(name)
     weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
     weights = _halves(weights, f"--checkpoint {source}")
     _load_weights(model, weights, source, resample=resample)
-    return wrap_backbone(name, model, sha256=fingerprint(weights), checkpoint=checkpoint)
+    backbone = wrap_backbone(name, model, sha256=fingerprint(weights), checkpoint=checkpoint)
+    return replace(backbone, facts=facts)
 
 
 def _preprocessing(name: str, model: VisionTransformer) -> Preprocessing:
@@ -429,21 +420,6 @@ def _cached_or_reachable(repository: str, filename: str | None) -> Path | None:
     with suppress(EntryNotFoundError):  # the hub answers; timm knows other file names
         huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
     return None
-
-
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = dict(file.metadata() or {})
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(
-            f"--checkpoint {path}: cannot be read as a safetensors file ({_brief(error)})"
-        ) from error
-    for name, tensor in weights.items():
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"--checkpoint {path}: '{name}' holds NaN or inf; use another file")
-    return weights, metadata
 
 
 def _load_weights(
