@@ -25,11 +25,11 @@ def weights_of(name: str) -> dict[str, torch.Tensor]:
     return load_file(models.backbone_file(name))
 
 
-def as_float32(path: Path) -> Path:
-    """Write the weights of `tiny` as a float32 file that rounds to them, as a hub's would."""
+def as_float32(path: Path, scale: float = 1e-4) -> Path:
+    """Write weights near those of `tiny` in float32: at 1e-4 they round to them, as a hub's do."""
     generator = torch.Generator().manual_seed(0)
     weights = {
-        key: value.float() * (1 + 1e-4 * torch.rand(value.shape, generator=generator))
+        key: value.float() * (1 + scale * torch.rand(value.shape, generator=generator))
         for key, value in weights_of("tiny").items()
     }
     save_file(weights, path)
@@ -39,14 +39,16 @@ def as_float32(path: Path) -> Path:
 
 def test_a_float32_file_and_its_float16_copy_are_one_backbone(tmp_path: Path) -> None:
     path = as_float32(tmp_path / "hub.safetensors")
-    full = load_backbone("tiny", checkpoint=path)
-    halves = {key: value.half() for key, value in load_file(path).items()}
-    save_file(halves, tmp_path / "half.safetensors")
-    half = load_backbone("tiny", checkpoint=tmp_path / "half.safetensors")
+    full, half = load_backbone("tiny", checkpoint=path), load_backbone("tiny")
     assert full.sha256 == half.sha256
-    assert full.sha256 != load_backbone("tiny").sha256
     features = [extract_features(one, PIXELS, None) for one in (full, half)]
     assert torch.equal(*features)
+    bank = bundled_bank_of(full)
+    assert bank is not None
+    assert bank.backbone == "tiny"
+    other = load_backbone("tiny", checkpoint=as_float32(tmp_path / "other.safetensors", 1e-2))
+    assert other.sha256 != half.sha256
+    assert bundled_bank_of(other) is None
 
 
 def test_the_hubs_name_and_the_bundled_name_are_one_backbone() -> None:
@@ -128,7 +130,7 @@ def test_prompts_of_another_image_size_are_named_with_what_to_do() -> None:
 
 def test_a_bundle_remembers_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    as_float32(tmp_path / "own.safetensors")
+    as_float32(tmp_path / "own.safetensors", 1e-2)
     data = class_folders(tmp_path / "mine")
     words = f"fit --backbone tiny --checkpoint own.safetensors --data {data}"
     fitted = run(*words.split())
