@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hgprompt_edge.cli import cache, prompt
+from hgprompt_edge.cli import backbone, cache, prompt
 from hgprompt_edge.cli.adapt import adapt
 from hgprompt_edge.cli.bench import bench
 from hgprompt_edge.cli.compare import compare
@@ -37,6 +37,7 @@ app.command()(adapt)
 app.command()(verify)
 app.command()(bench)
 app.add_typer(prompt.app, name="prompt")
+app.add_typer(backbone.app, name="backbone")
 app.add_typer(cache.app, name="cache")
 app.command()(doctor)
 

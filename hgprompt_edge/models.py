@@ -5,8 +5,10 @@ The base install holds no weights, so that a device does not carry them.
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 from hgprompt_edge.errors import UserError
 
@@ -47,6 +49,20 @@ def pictures_folder() -> Path:
         `hgprompt-edge-models` is not installed.
     """
     return models_folder("the demo's pictures") / "deeppcb"
+
+
+def accuracies() -> dict[str, dict[str, float]]:
+    """Test accuracy of each bundled backbone's frozen features, in [0, 1], by data set.
+
+    Written by `benchmarks/backbones.py`.
+
+    Raises
+    ------
+    UserError
+        `hgprompt-edge-models` is not installed.
+    """
+    text = (models_folder() / "accuracy.json").read_text()
+    return cast("dict[str, dict[str, float]]", json.loads(text))
 
 
 def models_folder(wanted: str = "the bundled models") -> Path:
