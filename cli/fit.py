@@ -56,8 +56,9 @@ class Space(str, Enum):
 
 
 class HeadKind(str, Enum):
-    """Classifier on the features."""
+    """Classifiers on the features that are tried."""
 
+    AUTO = "auto"
     LDA = "lda"
     LOGISTIC = "logistic"
 
@@ -89,7 +90,9 @@ def fit(
         typer.Option(min=0, help="Exact steps through the ViT, with a weight for each layer."),
     ] = 8,
     space: Annotated[Space, typer.Option(help="Where gradients are compared.")] = Space.HEAD,
-    head: Annotated[HeadKind, typer.Option(help="Classifier.")] = HeadKind.LDA,
+    head: Annotated[
+        HeadKind, typer.Option(help="Classifiers to choose from; auto: both kinds.")
+    ] = HeadKind.AUTO,
     seed: options.Seed = 0,
     output: Annotated[
         Path | None,
@@ -376,14 +379,14 @@ def never_worse_table(bundle: Bundle) -> Table:
     """
     crossed = all(row.cross_log_loss is not None for row in bundle.table)
     table = Table(box=None, pad_edge=False)
-    for name in ("method", "validation", "log-loss", "test"):
-        table.add_column(name, justify="left" if name == "method" else "right")
+    for name in ("method", "head", "validation", "log-loss", "test"):
+        table.add_column(name, justify="left" if name in ("method", "head") else "right")
     for row in bundle.table:
         table.add_row(*_cells(row, crossed), style="bold" if row.method == bundle.choice else None)
     return table
 
 
-def _cells(row: Row, crossed: bool) -> tuple[str, str, str, str]:
+def _cells(row: Row, crossed: bool) -> tuple[str, ...]:
     test = "" if row.test_accuracy is None else f"{100 * row.test_accuracy:.1f} %"
     loss = row.cross_log_loss if crossed else row.val_log_loss
-    return METHODS[row.method], f"{100 * row.val_accuracy:.1f} %", f"{loss:.3f}", test
+    return METHODS[row.method], row.head, f"{100 * row.val_accuracy:.1f} %", f"{loss:.3f}", test

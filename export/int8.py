@@ -1,7 +1,7 @@
 """INT8: quantize, hold the accuracy against float32, try the next safer way, or refuse.
 
-A bundle's head has seen the validation images, which would flatter any model. So a head of the same
-kind is fitted on the training images alone, and that one judges; the file gets the bundle's.
+A bundle's head has seen the validation images, which would flatter any model. So the best head
+for the training images alone is chosen and fitted, and that one judges; the file gets the bundle's.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from hgprompt_edge.export.schemes import Control, Given, Scheme, onnx_schemes, o
 from hgprompt_edge.export.verify import Verification, at_factory, reference_features, verify_mixes
 from hgprompt_edge.files import atomic_paths
 from hgprompt_edge.tasks.task import Images, Task
-from hgprompt_edge.transfer.choice import HEADS
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.best_head import fit_head
 from hgprompt_edge.vit.heads import accuracy as share_right
 
 MIN_CALIBRATION, MAX_CALIBRATION = 32, 300
@@ -193,8 +193,8 @@ def _judge(bundle: Bundle, backbone: Backbone, task: Task, share: float) -> tupl
             return store.features(images.pixels, bundle.prompt)
         return reference_features(bundle, backbone, images.pixels, share)
 
-    fit = HEADS[bundle.objective.get("head", "lda")]
-    head = fit(features(task.train), task.train.labels, len(task.classes), bundle.seed)
+    kind = bundle.objective.get("head", "auto")
+    head = fit_head(features(task.train), task.train.labels, len(task.classes), bundle.seed, kind)
     logits = head.logits(features(task.validation))
     weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
     unseen = replace(bundle, head_weight=weight, head_bias=bias)

@@ -43,7 +43,9 @@ class Row:
         Of a head fitted on both; None where the task has no test part.
     cross_log_loss
         Cross-fitted over training and validation images together; None where the prompt itself
-        was trained on them, or the head has no closed form.
+        was trained on them, or no class has two images.
+    head
+        The row's own best head, such as `LDA 0.10`.
     """
 
     method: str
@@ -51,6 +53,7 @@ class Row:
     val_log_loss: float
     test_accuracy: float | None = None
     cross_log_loss: float | None = None
+    head: str = ""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,14 @@ from hgprompt_edge.transfer.hscore import h_score
 from hgprompt_edge.transfer.objective import Terms, make_objective
 from hgprompt_edge.transfer.refine import HALVINGS, ExactObjective, refine
 from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.best_head import SHRINKAGES
 from hgprompt_edge.vit.forward import extract_features, features_token, normalize
-from hgprompt_edge.vit.heads import cross_fitted_log_loss
+from hgprompt_edge.vit.heads import (
+    calibration_scale,
+    cross_fitted_log_loss,
+    cross_fitted_logits,
+    log_loss,
+)
 
 
 @pytest.fixture(scope="module")
@@ -398,18 +404,36 @@ def test_a_prompt_has_to_gain_two_nats_over_all_images() -> None:
 def test_the_cross_fitted_log_loss_is_the_mean_over_divisions(backbone: Backbone) -> None:
     task = make_task(backbone)
     store = FeatureStore(backbone)
-    judge = Judge(store, task, seed=3)
+    judge = Judge(store, task, "lda", seed=3)
     nothing = Candidate("none", None, np.zeros(1))
     row = judge.cross_validated(judge.on_validation(nothing), nothing)
     parts = (task.train, task.validation)
     features = torch.cat([store.features(part.pixels, None) for part in parts])
     labels = np.concatenate([part.labels for part in parts])
-    losses = [
-        cross_fitted_log_loss(features, labels, len(task.classes), 3 + division)
-        for division in range(8)
-    ]
-    assert max(losses) - min(losses) > 1e-4
-    assert row.cross_log_loss == pytest.approx(np.mean(losses), rel=1e-12)
+    losses = []
+    for rho in SHRINKAGES:
+        found = [
+            cross_fitted_logits(features, labels, len(task.classes), 3 + division, rho)
+            for division in range(5)
+        ]
+        logits, held_out = (torch.cat(part) for part in zip(*found, strict=True))
+        losses.append(log_loss(logits * calibration_scale(logits, held_out), held_out))
+    assert row.cross_log_loss == pytest.approx(min(losses), rel=1e-9)
+    assert row.head == f"LDA {SHRINKAGES[int(np.argmin(losses))]:.2f}"
+
+
+def test_each_row_has_its_own_best_head_and_the_choice_of_it_sees_no_validation_image(
+    backbone: Backbone,
+) -> None:
+    task = make_task(backbone)
+    judge = Judge(FeatureStore(backbone), task)
+    nothing = Candidate("none", None, np.zeros(1))
+    row, final = judge.measure(nothing), judge.final_head(nothing)
+    assert row.head == final.name
+    others = replace(task, validation=replace(task.validation, labels=task.validation.labels * 0))
+    same = Judge(FeatureStore(backbone), others).training_head(None)
+    assert torch.equal(judge.training_head(None).weight, same.weight)
+    assert not torch.equal(final.weight, same.weight)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -423,7 +447,9 @@ def test_what_was_learned_holds_out_no_worse_than_uniform_or_any_source(
     def loss(prompt: npt.NDArray[np.float32] | None, *parts: Images) -> float:
         features = torch.cat([extract_features(backbone, part.pixels, prompt) for part in parts])
         labels = np.concatenate([part.labels for part in parts])
-        return cross_fitted_log_loss(features, labels, len(task.classes))
+        return cross_fitted_log_loss(
+            features, labels, len(task.classes), shrinkage=fitted.objective_["lda_shrinkage"]
+        )
 
     learned = loss(mix(tokens, fitted.weights_), task.train)
     for weights in (np.full(4, 1 / 4), *np.eye(4)):

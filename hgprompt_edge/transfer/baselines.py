@@ -298,7 +298,7 @@ def hgprompt_guarded(contest: Contest) -> Plan:
     candidates = [plan.candidates[0] for plan in plans]
     candidates += [contest.folded(weights)[0] for weights in np.eye(len(contest.bank.prompts))]
     judge = contest.judge
-    rows = [judge.cross_validated(judge.on_validation(c), c) for c in candidates]
+    rows = [judge.measure(c) for c in candidates]
     return Plan((candidates[never_worse(rows, judge.images)],))
 
 

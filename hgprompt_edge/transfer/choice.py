@@ -1,12 +1,12 @@
-"""Never worse: one kind of head for all ways to use the sources; held-out images decide (METHOD 6).
+"""Never worse: each way to use the sources with its own best head; held-out images decide.
 
-No prompt, the best single source, the uniform mix, the learned mix.
+No prompt, the best single source, the uniform mix, the learned mix (METHOD 6).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,29 +14,16 @@ import torch
 from torch import Tensor
 
 from hgprompt_edge.bundle import Row
-from hgprompt_edge.tasks import Task
-from hgprompt_edge.transfer.features import FeatureStore, Tokens
-from hgprompt_edge.vit.heads import (
-    Head,
-    Labels,
-    accuracy,
-    cross_fitted_log_loss,
-    fit_lda,
-    fit_logistic,
-    log_loss,
-)
+from hgprompt_edge.tasks import Images, Task
+from hgprompt_edge.transfer.features import FeatureStore, Tokens, digest
+from hgprompt_edge.vit.best_head import HeadChoice, HeadKind, choose_head
+from hgprompt_edge.vit.heads import Head, accuracy, log_loss
 
 METHODS = ("none", "best_source", "uniform", "learned", "tuned")
 """From the simplest to the most involved; of equals the simpler is chosen."""
-DIVISIONS = 8
-"""Divisions into folds over which the cross-fitted log-loss is averaged: with a few images a class
-that of one division depends on who is in which fold."""
 MIN_GAIN = 2.0
 """Nats over all images that a prompt must gain: prior odds of exp(2) for no prompt, which a few
 images do not outweigh and many do. Chosen on source sets by benchmarks/few_images.py."""
-
-FitHead = Callable[[Tensor, Labels, int, int], Head]
-HEADS: dict[str, FitHead] = {"lda": fit_lda, "logistic": fit_logistic}
 
 
 @dataclass(frozen=True)
@@ -60,23 +47,28 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Judge:
-    """Fits heads on a task's features and measures them.
+    """Chooses and fits heads on a task's features and measures them.
 
     Attributes
     ----------
-    head
-        A key of `HEADS`.
+    kind
+        Which heads are tried, see `choose_head`.
     """
 
     store: FeatureStore
     task: Task
-    head: str = "lda"
+    kind: HeadKind = "auto"
     seed: int = 0
+    _chosen: dict[tuple[str, ...], HeadChoice] = field(default_factory=dict, compare=False)
 
     @property
     def images(self) -> int:
         """How many images the cross-fitted log-loss is over."""
         return len(self.task.train) + len(self.task.validation)
+
+    def measure(self, candidate: Candidate) -> Row:
+        """All that held-out images say of a candidate."""
+        return self.cross_validated(self.on_validation(candidate), candidate)
 
     def on_validation(self, candidate: Candidate) -> Row:
         """Accuracy and log-loss on validation of a head fitted on the training part."""
@@ -84,32 +76,27 @@ class Judge:
         head = self.training_head(candidate.tokens)
         logits = head.logits(self.store.features(held_out.pixels, candidate.tokens))
         labels = held_out.labels
-        return Row(candidate.method, accuracy(logits, labels), log_loss(logits, labels))
+        found = accuracy(logits, labels), log_loss(logits, labels)
+        return Row(candidate.method, *found, head=head.name)
 
     def training_head(self, tokens: Tokens | None) -> Head:
-        """Head on the training images alone, which the validation images can judge."""
-        train = self.task.train
-        return self._fit(self.store.features(train.pixels, tokens), train.labels)
+        """Head chosen and fitted on the training images alone: validation images can judge it."""
+        return self._head(tokens, (self.task.train,))
 
     def cross_validated(self, row: Row, candidate: Candidate) -> Row:
         """Complete the row with the log-loss over all images that may choose, cross-fitted.
 
         Each image is scored by a head that has not seen it, as on validation, but there are five
-        times as many. The mean over `DIVISIONS` into folds. For the closed-form head; another's
-        row stays as it is.
+        times as many. Of the head with the lowest, whose name the row gets; unless no image can be
+        held out.
         """
-        if self.head != "lda":
-            return row
-        features, labels = self._both(candidate)
-        losses = [
-            cross_fitted_log_loss(features, labels, len(self.task.classes), self.seed + division)
-            for division in range(DIVISIONS)
-        ]
-        return replace(row, cross_log_loss=float(np.mean(losses)))
+        choice = self._choice(candidate.tokens, self._both)
+        loss = choice.log_loss if np.isfinite(choice.log_loss) else None
+        return replace(row, cross_log_loss=loss, head=choice.name)
 
     def final_head(self, candidate: Candidate) -> Head:
         """Head on training and validation images together."""
-        return self._fit(*self._both(candidate))
+        return self._head(candidate.tokens, self._both)
 
     def on_test(self, row: Row, candidate: Candidate, head: Head | None = None) -> Row:
         """Complete the row with the test accuracy of its final head, if there is a test part.
@@ -123,14 +110,40 @@ class Judge:
         logits = head.logits(self.store.features(test.pixels, candidate.tokens))
         return replace(row, test_accuracy=accuracy(logits, test.labels))
 
-    def _both(self, candidate: Candidate) -> tuple[Tensor, npt.NDArray[np.int64]]:
-        """Features and labels of training and validation images."""
-        parts = (self.task.train, self.task.validation)
-        features = [self.store.features(part.pixels, candidate.tokens) for part in parts]
-        return torch.cat(features), np.concatenate([part.labels for part in parts])
+    def best_source(self, sources: Sequence[Candidate]) -> int:
+        """Index of the source with the lowest cross-fitted log-loss under its best LDA.
 
-    def _fit(self, features: Tensor, labels: Labels) -> Head:
-        return HEADS[self.head](features, labels, len(self.task.classes), self.seed)
+        By validation where no image can be held out. Logistic regression takes too long for each.
+        """
+        judge = self if self.kind == "lda" else replace(self, kind="lda")
+        losses = [judge._choice(source.tokens, judge._both).log_loss for source in sources]
+        if np.isfinite(losses).all():
+            return int(np.argmin(losses))
+        return choose([judge.on_validation(source) for source in sources])
+
+    @property
+    def _both(self) -> tuple[Images, ...]:
+        return self.task.train, self.task.validation
+
+    def _head(self, tokens: Tokens | None, parts: tuple[Images, ...]) -> Head:
+        features, labels = self._data(tokens, parts)
+        choice = self._choice(tokens, parts)
+        return choice.fit(features, labels, len(self.task.classes))
+
+    def _choice(self, tokens: Tokens | None, parts: tuple[Images, ...]) -> HeadChoice:
+        """Choose the head on these parts of the task, once for each prompt."""
+        key = (self.kind, str(len(parts)), digest(tokens))
+        if key not in self._chosen:
+            features, labels = self._data(tokens, parts)
+            classes = len(self.task.classes)
+            self._chosen[key] = choose_head(features, labels, classes, self.seed, self.kind)
+        return self._chosen[key]
+
+    def _data(
+        self, tokens: Tokens | None, parts: tuple[Images, ...]
+    ) -> tuple[Tensor, npt.NDArray[np.int64]]:
+        features = [self.store.features(part.pixels, tokens) for part in parts]
+        return torch.cat(features), np.concatenate([part.labels for part in parts])
 
 
 def choose(rows: Sequence[Row]) -> int:

@@ -18,7 +18,8 @@ from hgprompt_edge.transfer.choice import Judge
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.learn import Progress
 from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.heads import Labels, fit_lda
+from hgprompt_edge.vit.best_head import fit_head
+from hgprompt_edge.vit.heads import Labels
 
 RESAMPLES = 2000
 
@@ -85,7 +86,7 @@ def compare(
     budget = budget or Budget()
     own = backbone.normalized(bank.normalization).in_precision(budget.precision)
     store = FeatureStore(own, enabled=cache)
-    contest = Contest(store, task, bank, Judge(store, task, seed=seed), budget, seed)
+    contest = Contest(store, task, bank, Judge(store, task, "lda", seed), budget, seed)
     for source in contest.tokens:
         store.features(task.train.pixels, source)
     results = []
@@ -145,7 +146,7 @@ def _probabilities(
     labels = np.concatenate([images.labels for images in fitted_on])
     for candidate in done.plan.candidates:
         features = [contest.store.features(i.pixels, candidate.tokens) for i in fitted_on]
-        head = fit_lda(torch.cat(features), labels, total.shape[1], contest.seed)
+        head = fit_head(torch.cat(features), labels, total.shape[1], contest.seed)
         total += head.logits(contest.store.features(part.pixels, candidate.tokens)).softmax(1)
     return total / len(done.plan.candidates)
 

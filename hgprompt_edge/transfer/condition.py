@@ -165,7 +165,7 @@ class _Judge:
 
     def __init__(self, bundle: Bundle, backbone: Backbone, task: Task) -> None:
         self.bundle, self.backbone, self.images = bundle, backbone, task.validation
-        kind = bundle.objective.get("head", "lda")
+        kind = bundle.objective.get("head", "auto")
         judge = Judge(FeatureStore(backbone), task, kind, bundle.seed)
         self.head = judge.training_head(bundle.prompt)
         self.clean = self._accuracy(task.validation.pixels, bundle.prompt)

@@ -89,7 +89,7 @@ class FeatureStore:
             return extract_features(self.backbone, pixels, tokens, MICRO_BATCH)
 
         shape = (len(pixels), self.backbone.embed_dim)
-        key = ("features", self._digest(pixels), _digest(tokens))
+        key = ("features", self._digest(pixels), digest(tokens))
         return self.cached(key, shape, compute, passes=len(pixels))
 
     def pull_back(self, pixels: Pixels, tokens: Tokens, cotangent: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class FeatureStore:
         def compute() -> Tensor:
             return pull_back(self.backbone, pixels, tokens, cotangent)
 
-        key = ("pull-back", self._digest(pixels), _digest(tokens), _digest(cotangent.numpy()))
+        key = ("pull-back", self._digest(pixels), digest(tokens), digest(cotangent.numpy()))
         return self.cached(key, tokens.shape, compute, passes=3 * len(pixels))
 
     def gradient_variance(
@@ -111,7 +111,7 @@ class FeatureStore:
             return found.float()
 
         rest = (labels, tokens, head.weight.numpy(), head.bias.numpy())
-        key = ("variance", self._digest(pixels), *(_digest(array) for array in rest))
+        key = ("variance", self._digest(pixels), *(digest(array) for array in rest))
         return self.cached(key, tokens.shape, compute, passes=3 * len(pixels))
 
     def cached(
@@ -151,7 +151,7 @@ class FeatureStore:
         # A split is digested once: fit passes the same few arrays again and again.
         known = self._digests.get(id(pixels))
         if known is None or known[0] is not pixels:
-            known = self._digests[id(pixels)] = (pixels, _digest(pixels))
+            known = self._digests[id(pixels)] = (pixels, digest(pixels))
         return known[1]
 
 
@@ -190,7 +190,8 @@ def _fingerprint(backbone: Backbone) -> str:
     return hashlib.sha256("|".join((str(FORM_VERSION), *parts)).encode()).hexdigest()
 
 
-def _digest(array: npt.NDArray[np.generic] | None) -> str:
+def digest(array: npt.NDArray[np.generic] | None) -> str:
+    """Hexadecimal sha256 of an array's dtype, shape and bytes; `none` for none."""
     if array is None:
         return "none"
     data = np.ascontiguousarray(array)

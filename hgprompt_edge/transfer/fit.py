@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +13,13 @@ from hgprompt_edge.prompts import Floats, PromptBank, effective_sources, mix, on
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.assemble import make_bundle
 from hgprompt_edge.transfer.checks import check_bank, check_validation, leave_out_family
-from hgprompt_edge.transfer.choice import HEADS, Candidate, Judge, choose, never_worse
+from hgprompt_edge.transfer.choice import Candidate, Judge, never_worse
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.hscore import noise_floor
 from hgprompt_edge.transfer.learn import Learned, Progress, Space, learn_weights, uniform_weights
 from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.best_head import HeadKind
 from hgprompt_edge.vit.heads import Head
-
-HeadKind = Literal["lda", "logistic"]
 
 LAMBDA = 0.003
 """R is 1 at uniform and 0 at vertices whatever its absolute size, and the mixes of one bank differ
@@ -49,7 +48,7 @@ class HGPrompt:
     space
         Where gradients are compared: `head`, `prompt` (slower) or `cosine`.
     head
-        Classifier on the features: `lda` or `logistic`.
+        Classifiers on the features that are tried: `lda`, `logistic` or, of both, `auto`.
     seed
         Of the permutations behind the noise floor, of folds and of the probe images.
     cache
@@ -71,7 +70,7 @@ class HGPrompt:
     table_ : tuple of Row
         No prompt, best source, uniform, learned.
     head_ : Head
-        Of the chosen row, fitted on training and validation images.
+        The best one for the chosen row, fitted on training and validation images.
     objective_ : dict
         H with its noise floor, R, cross-fitted log-loss, lambda, rho, steps, effective number of
         sources.
@@ -106,13 +105,13 @@ class HGPrompt:
         steps: int = 300,
         refine: int = 8,
         space: Space = "head",
-        head: HeadKind = "lda",
+        head: HeadKind = "auto",
         seed: int = 0,
         cache: bool = True,
         keep_sources: bool = True,
     ) -> None:
         _check_choice("space", space, get_args(Space))
-        _check_choice("head", head, tuple(HEADS))
+        _check_choice("head", head, get_args(HeadKind))
         if not (np.isfinite(lam) and lam >= 0):
             raise ValueError(f"The 'lam' must be finite and not negative. Got {lam} instead.")
         if steps < 0 or refine < 0:
@@ -179,12 +178,7 @@ class HGPrompt:
             Candidate("best_source", source, on_basis(vertex, len(basis)))
             for source, vertex in zip(bank.tokens, np.eye(count), strict=True)
         ]
-
-        def held_out(candidate: Candidate) -> Row:
-            return judge.cross_validated(judge.on_validation(candidate), candidate)
-
-        source_rows = [held_out(source) for source in sources]
-        best = choose(source_rows)
+        best = judge.best_source(sources)
         self.best_source_ = bank.names[best]
         uniform = on_basis(uniform_weights(count), len(basis))
         candidates = (
@@ -193,10 +187,7 @@ class HGPrompt:
             Candidate("uniform", mix(basis, uniform), uniform),
             Candidate("learned", mix(basis, self.weights_), self.weights_),
         )
-        rows = [
-            source_rows[best] if candidate is sources[best] else held_out(candidate)
-            for candidate in candidates
-        ]
+        rows = [judge.measure(candidate) for candidate in candidates]
         chosen = never_worse(rows, judge.images)
         self._chosen = candidates[chosen]
         self.choice_ = rows[chosen].method
@@ -223,6 +214,7 @@ class HGPrompt:
             "refine_steps": learned.descended.best if learned.descended else 0,
             "log_loss": learned.log_loss,
             "log_loss_uniform": learned.log_loss_uniform,
+            "lda_shrinkage": learned.shrinkage,
             "effective_sources": effective_sources(self.weights_[: len(bank.prompts)]),
             "sources": len(bank.prompts),
             "taken": bank.names[taken] if isinstance(taken, int) else taken,

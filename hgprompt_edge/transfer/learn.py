@@ -26,7 +26,8 @@ from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.log_loss import LogLoss
 from hgprompt_edge.transfer.objective import Objective, Terms, make_objective
 from hgprompt_edge.transfer.refine import ExactObjective, Refined, refine, starting_points
-from hgprompt_edge.vit.heads import cross_fitted_log_loss
+from hgprompt_edge.vit.best_head import lda_choices
+from hgprompt_edge.vit.heads import Labels, cross_fitted_log_loss
 
 Space = Literal["head", "prompt", "cosine"]
 Progress = Callable[[str, int, int], None]
@@ -59,6 +60,8 @@ class Learned:
     log_loss, log_loss_uniform
         Cross-fitted on the training images under it and under the uniform mix, in nats; None where
         no class has two images, so that none can be held out.
+    shrinkage
+        Of the LDA behind these, one for all mixes; None: Ledoit-Wolf's of each.
     taken
         What held out best: `exact` steps, `objective` (where J ended), `uniform`, or the index of a
         source.
@@ -71,6 +74,7 @@ class Learned:
     features: Tensor
     log_loss: float | None
     log_loss_uniform: float | None
+    shrinkage: float | None
     taken: str | int
 
     @property
@@ -133,16 +137,17 @@ def learn_weights(
         ("uniform", equal, first.uniform),
         *zip(range(len(tokens)), np.eye(len(tokens)), first.features, strict=True),
     ]
-    losses = [cross_fitted_log_loss(f, labels, classes, seed) for _, _, f in ends]
+    rho = common_shrinkage(first.features, labels, classes, seed)
+    losses = [cross_fitted_log_loss(f, labels, classes, seed, rho) for _, _, f in ends]
     held_out = bool(np.isfinite(losses[0]))
     descended = None
     if refine_steps and len(basis) > 1 and held_out:
-        loss = LogLoss.at(first.uniform, labels, classes, seed)
+        loss = LogLoss.at(first.uniform, labels, classes, seed, rho)
         descended = descend(
             store, pixels, basis, loss, refine_steps, lambda *done: report("exact steps", *done)
         )
         ends.append(("exact", descended.weights.numpy(), descended.features))
-        losses.append(cross_fitted_log_loss(descended.features, labels, classes, seed))
+        losses.append(cross_fitted_log_loss(descended.features, labels, classes, seed, rho))
     best = int(np.argmin(losses)) if held_out else 0
     taken, weights, features = ends[best]
     return Learned(
@@ -153,8 +158,24 @@ def learn_weights(
         features,
         losses[best] if held_out else None,
         losses[1] if held_out else None,
+        rho,
         taken,
     )
+
+
+def common_shrinkage(
+    features: Tensor, labels: Labels, num_classes: int, seed: int = 0
+) -> float | None:
+    """One shrinkage of the LDA for all mixes of sources with features `[N, n, D]`.
+
+    That of the source with the lowest cross-fitted log-loss, each at its best. Given a shrinkage of
+    its own, a mix can win by that rather than by its features.
+    """
+    best = (
+        min(lda_choices(source, labels, num_classes, seeds=(seed,)), key=lambda c: c.log_loss)
+        for source in features
+    )
+    return min(best, key=lambda choice: choice.log_loss).strength
 
 
 def maximise_cached(

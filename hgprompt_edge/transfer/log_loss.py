@@ -27,27 +27,38 @@ class LogLoss:
         `[n]` int64.
     num_classes
         `K`.
-    scale
-        Inverse temperature of the logits, held fixed.
+    shrinkage, scale
+        Of the LDA, and the inverse temperature of its logits, held fixed: what differs between
+        two mixes is then the features. None: Ledoit-Wolf's of each.
     seed
         Of the folds.
     """
 
     labels: Tensor
     num_classes: int
+    shrinkage: float | None
     scale: float
     seed: int
 
     @classmethod
-    def at(cls, features: Tensor, labels: Labels, num_classes: int, seed: int = 0) -> LogLoss:
+    def at(
+        cls,
+        features: Tensor,
+        labels: Labels,
+        num_classes: int,
+        seed: int = 0,
+        shrinkage: float | None = None,
+    ) -> LogLoss:
         """Fix the temperature at the one that is best for these features `[n, D]`."""
         y = torch.as_tensor(labels).long()
-        logits, held_out = cross_fitted_logits(features.detach(), y, num_classes, seed)
-        return cls(y, num_classes, calibration_scale(logits, held_out), seed)
+        found = cross_fitted_logits(features.detach(), y, num_classes, seed, shrinkage)
+        return cls(y, num_classes, shrinkage, calibration_scale(*found), seed)
 
     def __call__(self, features: Tensor) -> Tensor:
         """Log-loss of features `[n, D]`: a float64 scalar, differentiable."""
-        logits, labels = cross_fitted_logits(features, self.labels, self.num_classes, self.seed)
+        logits, labels = cross_fitted_logits(
+            features, self.labels, self.num_classes, self.seed, self.shrinkage
+        )
         return functional.cross_entropy(logits * self.scale, labels)
 
     def with_gradient(self, features: Tensor) -> tuple[float, Tensor]:

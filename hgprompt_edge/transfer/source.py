@@ -16,8 +16,9 @@ from hgprompt_edge.tasks import Images, Task
 from hgprompt_edge.tasks.generated import KINDS, generate
 from hgprompt_edge.transfer.checks import check_validation
 from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.best_head import fit_head
 from hgprompt_edge.vit.forward import extract_features
-from hgprompt_edge.vit.heads import Head, fit_lda
+from hgprompt_edge.vit.heads import Head
 from hgprompt_edge.vit.train import Draw, PromptTrainer, Recipe, Trained
 
 Report = Callable[[int, int], None]
@@ -37,7 +38,7 @@ def train_source(
 ) -> tuple[Prompt, Trained]:
     """Train a prompt for `task` and measure it on the test part, beside no prompt.
 
-    Both figures use the same closed-form head, fitted on training and validation images. The
+    Each with its own best head, fitted on training and validation images. The
     test part is touched once, after the epoch was chosen on validation. An epoch passes over as
     many images as `task.train` has: those, or fresh ones for a generated task or where there are
     `more`.
@@ -184,7 +185,7 @@ def _judge(
         for images in (task.train, task.validation, task.test)
     )
     labels = np.concatenate([task.train.labels, task.validation.labels])
-    head = fit_lda(torch.cat([train, validation]), labels, len(task.classes))
+    head = fit_head(torch.cat([train, validation]), labels, len(task.classes))
     if not len(task.test):
         return head, np.zeros(0, dtype=bool)
     return head, head.logits(test).argmax(1).numpy() == task.test.labels

@@ -54,7 +54,7 @@ def tune(
     backbone = backbone.normalized(Normalization(own.mean, own.std))
     start = starting_prompt(bundle)
     trained = train_from(start, backbone, task, recipe, state=state, report=report)
-    judge = Judge(FeatureStore(backbone), task, bundle.objective.get("head", "lda"), bundle.seed)
+    judge = Judge(FeatureStore(backbone), task, bundle.objective.get("head", "auto"), bundle.seed)
     weights = bundle.weights if bundle.prompt is not None else bundle.learned_weights
     candidate = Candidate(TUNED, trained.tokens, weights.astype(np.float64))
     row = judge.on_validation(candidate)

@@ -24,8 +24,9 @@ from torch.utils.checkpoint import checkpoint
 
 from hgprompt_edge.prompts import DEEP
 from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.best_head import fit_head
 from hgprompt_edge.vit.forward import extract_features, features_prefix, normalize
-from hgprompt_edge.vit.heads import accuracy, fit_lda, lda, log_loss
+from hgprompt_edge.vit.heads import accuracy, lda, log_loss
 from hgprompt_edge.vit.resume import load_state, save_state
 from hgprompt_edge.vit.start import neutral_tokens
 
@@ -263,7 +264,8 @@ class PromptTrainer:
             extract_features(self.backbone, pixels, self.averaged)
             for pixels in (self.head_images[0], self.validation[0])
         )
-        head = fit_lda(features, self.head_images[1], self.num_classes, seed=self.recipe.seed)
+        labels, seed = self.head_images[1], self.recipe.seed
+        head = fit_head(features, labels, self.num_classes, seed, "lda")
         logits = head.logits(held_out)
         row = {
             "epoch": float(self.epoch),
