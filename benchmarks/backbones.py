@@ -33,7 +33,7 @@ def measure(name: str, data: Path) -> dict[str, float]:
     backbone, accuracies = load_backbone(name), {}
     for task in SETS:
         images = load_task(task, backbone.preprocessing, data=data / task)
-        (row,) = fit_head(backbone, images).table
+        (row,) = fit_head(backbone, images)[0].table
         accuracies[task] = round(row.test_accuracy or 0.0, 4)
     return accuracies
 

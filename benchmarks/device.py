@@ -113,6 +113,7 @@ def make_site(name: str, folder: Path) -> Site:
         backbone_sha256=backbone.sha256,
         preprocessing=backbone.preprocessing,
         mode="deep",
+        pooling=backbone.pooling,
         choice="best_source",
         prompt=tokens[0],
         weights=np.eye(len(tokens), dtype=np.float32)[0],

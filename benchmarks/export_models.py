@@ -47,6 +47,7 @@ def make_bundle(backbone: Any, mode: str) -> Any:
         backbone_sha256=backbone.sha256,
         preprocessing=backbone.preprocessing,
         mode="shallow" if mode == "shallow" else "deep",
+        pooling=backbone.pooling,
         choice=CHOICES[mode],
         prompt=prompt if layers else None,
         weights=np.ones(1, np.float32),

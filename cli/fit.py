@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hgprompt_edge.tasks import Task
     from hgprompt_edge.transfer.condition import Worth
     from hgprompt_edge.transfer.fit import HGPrompt
+    from hgprompt_edge.transfer.pooling import Pooling
     from hgprompt_edge.vit.backbone import Backbone
 
 METHODS = {
@@ -148,6 +149,7 @@ def fit(
     from hgprompt_edge.transfer.figure import draw_fit
     from hgprompt_edge.transfer.fit import HGPrompt
     from hgprompt_edge.transfer.plain import fit_head
+    from hgprompt_edge.transfer.pooling import extra_cost
 
     bank, vit = bank_and_backbone(sources, backbone, checkpoint, image_size)
     if bank is None:
@@ -172,7 +174,7 @@ def fit(
         )
         mixer: HGPrompt | None = None
         if bank is None:
-            fitted = fit_head(vit, images, head=head.value, seed=seed, progress=report)
+            fitted, pooling = fit_head(vit, images, head=head.value, seed=seed, progress=report)
         else:
             mixer = HGPrompt(
                 lam=lam,
@@ -183,7 +185,7 @@ def fit(
                 seed=seed,
                 keep_sources=keep_sources,
             ).fit(bank, vit, images, progress=report)
-            fitted = mixer.bundle_
+            fitted, pooling = mixer.bundle_, mixer.pooling_
         path = output or Path(f"{images.name}{SUFFIX}")
         state = condition_state(path, images.name)
         worths: tuple[Worth, ...] = ()
@@ -198,13 +200,17 @@ def fit(
     if mixer is not None:
         figure = path.with_suffix(".png")
         draw_fit(fitted, mixer.history_, figure)
+    cost = 0.0
+    if fitted.pooling != vit.pooling:
+        cost = extra_cost(vit.with_pooling(fitted.pooling), images.train.pixels)
     left_out = mixer.left_out_ if mixer else ()
     seconds = time.perf_counter() - start
     if json:
         document = _document(fitted, left_out, images, path, figure, seconds)
+        document["pooling"] = {**vars(pooling), "cost": round(cost, 3)}
         print_json({**document, "conditions": [vars(worth) for worth in worths]})
     else:
-        _print_result(fitted, left_out, images, path, figure, worths, seconds)
+        _print_result(fitted, left_out, pooling, images, path, figure, worths, cost, seconds)
 
 
 def _check_plain(context: typer.Context, sources: str | None, backbone: Backbone) -> None:
@@ -273,10 +279,12 @@ def _by_name(names: list[str], weights: npt.NDArray[np.floating]) -> dict[str, A
 def _print_result(
     bundle: Bundle,
     left_out: tuple[str, ...],
+    pooling: Pooling,
     images: Task,
     path: Path,
     figure: Path | None,
     worths: tuple[Worth, ...],
+    cost: float,
     seconds: float,
 ) -> None:
     counts = ", ".join(f"{count} {name}" for name, count in _counts(images).items())
@@ -285,6 +293,8 @@ def _print_result(
         note(f"skipped {name}")
     if left_out:
         out.print(f"left out, same family as the target: {', '.join(left_out)}")
+    if pooling.gain:
+        out.print(_pooling_line(pooling, cost), soft_wrap=True)
     if bundle.sources:
         out.print(_weights_table(bundle))
         out.print(_objective_line(bundle.objective), soft_wrap=True)
@@ -298,6 +308,16 @@ def _print_result(
     out.print(f"{written} ({seconds:.0f} s)", soft_wrap=True)
     how = "--adapt" if worths else "--format onnx"
     out.print(f"next: hgedge export {path} {how}", soft_wrap=True)
+
+
+def _pooling_line(pooling: Pooling, cost: float) -> str:
+    """Say what the head sees where it is not the backbone's own, and what that costs."""
+    what = {"token": "the class token", "avg": "the mean of the patch tokens"}
+    name = what.get(pooling.name, "the class token and the mean of the patch tokens")
+    return (
+        f"features: {name}; without a prompt this gains {pooling.gain:.3f} ± {pooling.error:.3f} "
+        f"nats an image over the class token, for {100 * cost:+.0f} % time an image (PyTorch, here)"
+    )
 
 
 def _choice(bundle: Bundle, images: Task) -> str:

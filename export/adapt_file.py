@@ -19,7 +19,9 @@ from hgprompt_edge.device.step import ADAPT_FORMAT, ADAPT_FORMATS
 from hgprompt_edge.errors import CheckError
 from hgprompt_edge.export.adapt_graph import build_adapt_graph
 from hgprompt_edge.export.graph import last_norm
+from hgprompt_edge.export.rewrites import affine_part
 from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.fitted import as_fitted
 from hgprompt_edge.vit.forward import features_prefix, normalize
 
 TOLERANCE = 1e-3
@@ -105,7 +107,7 @@ def reference_gradients(
     a = torch.tensor(np.asarray(weights, np.float64), requires_grad=True)
     weight = torch.tensor(bundle.head_weight).double().requires_grad_()
     bias = torch.tensor(bundle.head_bias).double().requires_grad_()
-    model = backbone.model.double()
+    model = as_fitted(bundle, backbone).model.double()
     try:
         with torch.enable_grad():
             x = normalize(torch.tensor(images), bundle.preprocessing).double()
@@ -131,6 +133,7 @@ def _to_graph(d_weight: torch.Tensor, d_bias: torch.Tensor, norm: torch.nn.Modul
     """
     if not isinstance(norm, torch.nn.LayerNorm):
         return d_weight
-    beta = 0 if norm.bias is None else norm.bias
-    gamma = 1 if norm.weight is None else norm.weight
+    width = d_weight.shape[1]
+    beta = 0 if norm.bias is None else torch.from_numpy(affine_part(norm.bias, width))
+    gamma = 1 if norm.weight is None else torch.from_numpy(affine_part(norm.weight, width))
     return (d_weight - d_bias[:, None] * beta) / gamma

@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 from timm.models.vision_transformer import VisionTransformer
@@ -38,11 +39,13 @@ from hgprompt_edge.export.graph import (
 from hgprompt_edge.export.rewrites import Rewrites
 from hgprompt_edge.export.writer import Writer
 from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.fitted import as_fitted
 
 
 def build_adapt_graph(bundle: Bundle, backbone: Backbone, bank: Bank) -> ir.Model:
     """Write the graph for a bank of the same backbone; the batch is dynamic."""
-    model, size, width = backbone.model, backbone.image_size, backbone.embed_dim
+    backbone = as_fitted(bundle, backbone)
+    model, size, width = backbone.model, backbone.image_size, backbone.feature_dim
     classes = len(bank.head_bias)
     image = ir.val("image", ir.DataType.UINT8, ["batch", size, size, 3])
     label = ir.val("label", ir.DataType.FLOAT, ["batch", classes])
@@ -113,7 +116,7 @@ def _cross_entropy(w: Writer, logits: ir.Value, label: ir.Value) -> tuple[ir.Val
 def _features(
     w: Writer, model: VisionTransformer, bundle: Bundle, image: ir.Value, mixed: Mix
 ) -> tuple[ir.Value, Any]:
-    """Pixels to features `[batch, D]`; back, to the gradient of the mix."""
+    """Pixels to features `[batch, D or 2 D]`; back, to the gradient of the mix."""
     batch = w.op("Shape", "batch", image, start=0, end=1)
     x = embed_patches(w, model, bundle.preprocessing, image)
     fixed = fixed_tokens(model, None)
@@ -155,23 +158,40 @@ def _mask(w: Writer, mixed: Mix, count: int) -> ir.Value | None:
 def _pool(
     w: Writer, model: VisionTransformer, x: ir.Value, first: int, count: int
 ) -> tuple[ir.Value, Back]:
-    """Features `[batch, D]`: the class tokens, or the average over the tokens from `first` on."""
+    """Features `[batch, D]`: the class tokens, or the average over the tokens from `first` on.
+
+    For both `[batch, 2 D]`, one behind the other.
+    """
     last, width = last_norm(model), model.embed_dim
     x, norm_back = norm(w, "norm", x, model.norm, affine=model.norm is not last)
-    if model.global_pool == "avg":
+    shares = _pool_shares(model.global_pool, first, count)
+    parts = 1 if shares is None else shares.shape[1]
+    if shares is not None:
         x = w.reshape("pool.images", x, -1, count, width)
-        x = w.part("pool.patches", x, first, count)
-        x = w.op("ReduceMean", "pool", x, w.integers(1), keepdims=0)
+        x = w.op("MatMul", "pool", w.floats("pool.shares", shares.T), x)
+        x = w.reshape("pool.rows", x, -1, width)
     x, fc_norm_back = norm(w, "fc_norm", x, model.fc_norm, affine=model.fc_norm is not last)
+    if parts > 1:
+        x = w.reshape("pool.joined", x, -1, parts * width)
 
     def back(dy: ir.Value) -> ir.Value:
-        dy = fc_norm_back(dy)
-        if model.global_pool == "avg":
-            share = np.zeros((count, 1))
-            share[first:] = 1 / (count - first)
-            dy = w.reshape("pool.back.images", dy, -1, 1, width)
-            dy = w.op("Mul", "pool.back.tokens", dy, w.floats("pool.share", share))
+        dy = fc_norm_back(w.reshape("pool.back.parts", dy, -1, width) if parts > 1 else dy)
+        if shares is not None:
+            dy = w.reshape("pool.back.images", dy, -1, parts, width)
+            dy = w.op("MatMul", "pool.back.tokens", w.floats("pool.back.shares", shares), dy)
             dy = w.reshape("pool.back", dy, -1, width)
         return norm_back(dy)
 
     return x, back
+
+
+def _pool_shares(pooling: str, first: int, count: int) -> npt.NDArray[np.float64] | None:
+    """How much each of `count` tokens counts in each part of the features: `[N, 1 or 2]`.
+
+    None where the last block leaves the class tokens alone.
+    """
+    mean = np.zeros(count)
+    mean[first:] = 1 / (count - first)
+    token = np.zeros(count)
+    token[0] = 1
+    return {"avg": mean[:, None], "both": np.stack([token, mean], 1)}.get(pooling)

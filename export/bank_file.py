@@ -16,7 +16,7 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.adapt_file import export_adapt
 from hgprompt_edge.export.attention import prepare
 from hgprompt_edge.export.graph import folded_head, last_norm
-from hgprompt_edge.export.rewrites import Rewrites
+from hgprompt_edge.export.rewrites import Rewrites, affine_part
 from hgprompt_edge.export.writer import to_array
 from hgprompt_edge.vit.backbone import Backbone
 
@@ -59,8 +59,9 @@ def _before_affine(moment: Floats | None, norm: nn.Module, power: int) -> Floats
     """Mean (`power` 1) or variance (2) of features, without the last norm's scale and bias."""
     if moment is None or not isinstance(norm, nn.LayerNorm):
         return moment
-    bias = 0 if norm.bias is None or power == 2 else to_array(norm.bias)
-    scale = 1 if norm.weight is None else to_array(norm.weight)
+    width = len(moment)
+    bias = 0 if norm.bias is None or power == 2 else affine_part(norm.bias, width)
+    scale = 1 if norm.weight is None else affine_part(norm.weight, width)
     return cast("Floats", ((moment - bias) / scale**power).astype(np.float32))
 
 

@@ -36,6 +36,7 @@ from hgprompt_edge.export.rewrites import Attention, Linear, Rewrites
 from hgprompt_edge.export.writer import Doubles, Writer, to_array
 from hgprompt_edge.preprocess import Preprocessing
 from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.fitted import as_fitted
 from hgprompt_edge.vit.forward import project_prefix
 
 OPSET, PLAIN_OPSET = 23, 20
@@ -54,8 +55,9 @@ def build_graph(
 
     `bundle.prompt` may be deep `[L, T, D]`, shallow `[1, T, D]` or None. The batch is dynamic.
     With a `bank` the prompt comes in with the image, see `Bank.inputs`, and the `features [batch,
-    D]` go out, on which another head can be applied.
+    D]` go out, on which another head can be applied (`[batch, 2 D]` where both are pooled).
     """
+    backbone = as_fitted(bundle, backbone)
     model, size, on = backbone.model, backbone.image_size, on or Rewrites()
     image = ir.val(INPUT, ir.DataType.UINT8, ["batch", size, size, 3])
     w = Writer()
@@ -70,7 +72,7 @@ def build_graph(
     outputs = [logits]
     if bank:
         features.name, features.dtype = FEATURES, ir.DataType.FLOAT
-        features.shape = ir.Shape(["batch", backbone.embed_dim])
+        features.shape = ir.Shape(["batch", backbone.feature_dim])
         outputs.append(features)
     opset = OPSET if on.attention in (Attention.STANDARD, Attention.PAST) else PLAIN_OPSET
     imports = {"": opset, **({CONTRIB: 1} if on.attention is Attention.FUSED else {})}
@@ -113,7 +115,7 @@ def _features(
     inputs: list[ir.Value],
     on: Rewrites,
 ) -> tuple[ir.Value, nn.Module]:
-    """Pixels to pooled features `[batch, D]`, and the norm whose affine part they lack."""
+    """Pixels to pooled features `[batch, D or 2 D]`, and the norm whose affine part they lack."""
     deep, shallow = _prompt_forms(model, None if inputs else bundle.prompt)
     batch = w.op("Shape", "batch", image, start=0, end=1)
     x = embed_patches(w, model, bundle.preprocessing, image)
@@ -257,9 +259,9 @@ def _gelu(w: Writer, name: str, x: ir.Value, act: nn.Module) -> ir.Value:
 def _pool(
     w: Writer, model: VisionTransformer, x: ir.Value, first: int, on: Rewrites
 ) -> tuple[ir.Value, nn.Module]:
-    """Features `[batch, D]` before the affine part of the last norm, and that norm.
+    """Features `[batch, D or 2 D]` before the affine part of the last norm, and that norm.
 
-    The features are the class token, or the average over the tokens from `first` on.
+    The features are the class token, the average over the tokens from `first` on, or both.
     """
     last = last_norm(model) if on.affine else nn.Identity()
 
@@ -269,8 +271,15 @@ def _pool(
     if model.global_pool == "token":
         x = w.part("pool.class", x, 0, 1) if not on.class_row else x
         x = w.op("Squeeze", "pool", norm("norm", x, model.norm), w.integers(1))
-    else:
-        patches = int(model.patch_embed.num_patches)
-        x = w.part("pool.patches", x, first, first + patches) if first else x
-        x = w.op("ReduceMean", "pool", norm("norm", x, model.norm), w.integers(1), keepdims=0)
-    return norm("fc_norm", x, model.fc_norm), last
+        return norm("fc_norm", x, model.fc_norm), last
+    both = str(model.global_pool) == "both"
+    x = norm("norm", x, model.norm) if both else x  # the others spare the norm some tokens
+    patches = int(model.patch_embed.num_patches)
+    rest = w.part("pool.patches", x, first, first + patches) if first else x
+    rest = rest if both else norm("norm", rest, model.norm)
+    mean = w.op("ReduceMean", "pool" if not both else "pool.mean", rest, w.integers(1), keepdims=0)
+    if not both:
+        return norm("fc_norm", mean, model.fc_norm), last
+    token = w.op("Squeeze", "pool.token", w.part("pool.class", x, 0, 1), w.integers(1))
+    parts = norm("fc_norm.token", token, model.fc_norm), norm("fc_norm.mean", mean, model.fc_norm)
+    return w.op("Concat", "pool", *parts, axis=1), last

@@ -39,6 +39,7 @@ from hgprompt_edge.tasks.task import Images, Task
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.best_head import fit_head
+from hgprompt_edge.vit.fitted import as_fitted
 from hgprompt_edge.vit.heads import accuracy as share_right
 
 MIN_CALIBRATION, MAX_CALIBRATION = 32, 300
@@ -185,8 +186,7 @@ def _judge(bundle: Bundle, backbone: Backbone, task: Task, share: float) -> tupl
 
     Its prompt has a `share` beside the model alone, as after a merge, or 1.
     """
-    backbone = replace(backbone, preprocessing=bundle.preprocessing)
-    store = FeatureStore(backbone)
+    store = FeatureStore(as_fitted(bundle, backbone))
 
     def features(images: Images) -> Tensor:
         if share == 1 or bundle.prompt is None:

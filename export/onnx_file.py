@@ -30,6 +30,7 @@ from hgprompt_edge.files import atomic_paths
 from hgprompt_edge.preprocess import Preprocessing
 from hgprompt_edge.prompts import source_shares
 from hgprompt_edge.vit.backbone import Backbone, check_backbone
+from hgprompt_edge.vit.fitted import as_fitted
 
 MAX_MODEL_BYTES = 2**31 - 2**24
 """Largest model that one protobuf file holds, with room for the metadata."""
@@ -148,6 +149,7 @@ def describe(bundle: Bundle, bundle_sha256: str = "", bank: Bank | None = None) 
         "bank_sha256": bank.sha256 if bank else "",
         "bank_content_sha256": content_sha256(bank) if bank else "",
         "mode": bundle.mode,
+        "pooling": bundle.pooling,
         "choice": bundle.choice,
         "weights": json.dumps(source_shares(bundle.weights).tolist()),
         "sources": json.dumps(bundle.sources),
@@ -175,13 +177,15 @@ def resize_rule(preprocessing: Preprocessing) -> str:
 def check_fits(bundle: Bundle, backbone: Backbone, images: Pixels) -> None:
     """Refuse a bundle of another backbone, or one whose parts do not fit each other or it."""
     check_backbone(bundle, backbone)
-    size, depth, width = backbone.image_size, backbone.depth, backbone.embed_dim
+    size = backbone.image_size
+    backbone = as_fitted(bundle, backbone)
+    depth, width, features = backbone.depth, backbone.embed_dim, backbone.feature_dim
     classes = len(bundle.classes)
     prompt = () if bundle.prompt is None else bundle.prompt.shape
     for what, found, fits in (
         ("image size", bundle.preprocessing.image_size, bundle.preprocessing.image_size == size),
         ("prompt", prompt, not prompt or (prompt[0] in (1, depth) and prompt[2:] == (width,))),
-        ("head.weight", bundle.head_weight.shape, bundle.head_weight.shape == (classes, width)),
+        ("head.weight", bundle.head_weight.shape, bundle.head_weight.shape == (classes, features)),
         ("head.bias", bundle.head_bias.shape, bundle.head_bias.shape == (classes,)),
         ("images to verify on", images.shape, len(images) and images.shape[1:] == (size, size, 3)),
     ):

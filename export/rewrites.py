@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from hgprompt_edge.export.writer import Doubles, to_array
@@ -82,12 +83,23 @@ def multiply(linear: Linear, factor: Doubles | float) -> Linear:
 
 
 def fold_affine(norm: nn.LayerNorm, linear: Linear) -> Linear:
-    """`(gamma * z + beta) W + b = z (gamma W) + (beta W + b)`: the norm's affine part, folded."""
+    """`(gamma * z + beta) W + b = z (gamma W) + (beta W + b)`: the norm's affine part, folded.
+
+    `z` may hold several normed tokens, one behind the other.
+    """
     weight, bias = linear
     if norm.bias is not None:
-        shift = to_array(norm.bias) @ weight
+        shift = affine_part(norm.bias, len(weight)) @ weight
         bias = shift if bias is None else bias + shift
-    return weight if norm.weight is None else to_array(norm.weight)[:, None] * weight, bias
+    if norm.weight is None:
+        return weight, bias
+    return affine_part(norm.weight, len(weight))[:, None] * weight, bias
+
+
+def affine_part(parameter: torch.Tensor, width: int) -> Doubles:
+    """Scale or bias `[D]` of a norm for features of some width, which hold one or more tokens."""
+    array = to_array(parameter)
+    return np.tile(array, width // len(array))
 
 
 def fold_normalization(

@@ -18,6 +18,7 @@ from hgprompt_edge.device.parity import TOLERANCE, compare
 from hgprompt_edge.errors import CheckError
 from hgprompt_edge.prompts import mix
 from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.fitted import as_fitted
 from hgprompt_edge.vit.forward import features_prefix, features_token, normalize
 
 BATCHES = (1, 2, 7)
@@ -82,15 +83,15 @@ def reference_features(
     A prompt whose `share` is less than 1, beside the model alone, has a prefix form only.
     """
     prompt = None if bundle.prompt is None else torch.tensor(bundle.prompt)
-    features = []
+    model, features = as_fitted(bundle, backbone).model, []
     with torch.inference_mode():
         for start in range(0, len(images), max(BATCHES)):
             pixels = torch.from_numpy(np.array(images[start : start + max(BATCHES)]))
             x = normalize(pixels, bundle.preprocessing)
             if share == 1:
-                features.append(features_token(backbone.model, x, prompt))
+                features.append(features_token(model, x, prompt))
             else:
-                part = features_prefix(backbone.model, x, prompt, torch.tensor([share]))
+                part = features_prefix(model, x, prompt, torch.tensor([share]))
                 features.append(part)
     return torch.cat(features)
 

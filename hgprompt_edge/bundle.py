@@ -4,7 +4,8 @@ Tensors: the folded `prompt [L, T, D]` (absent where no prompt was the best choi
 `weights` and `learned_weights` (`[N]`, or `[N, L]` where each layer has its own), `head.weight [K,
 D]`, `head.bias [K]`, `probe.images`, `probe.logits`, and with kept sources `sources [N, L, T, D]`
 float16. Where it was prepared for adapting on a device: `conditions [C, L, T, D]` float16, and
-`clean.mean`, `clean.var` `[D]`; where devices were merged `factory [M]`.
+`clean.mean`, `clean.var` `[D]`; where devices were merged `factory [M]`. Where the pooling is
+`both`, features, and so head and statistics, have `2 D` numbers.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from hgprompt_edge.prompts import mix
 
 FORMAT = "hgprompt.bundle/1"
 SUFFIX = ".hgbundle"
+POOLINGS = ("token", "avg", "both")
+"""What a head may see: the class token, the mean of the patch tokens, or one behind the other."""
 NO_PROMPT, TUNED, LEARNED = "no prompt", "tuned", "learned"
 """Entries of a device's bank that are no sources."""
 Floats = npt.NDArray[np.float32]
@@ -64,6 +67,8 @@ class Bundle:
     ----------
     prompt
         `[L, T, D]` float32, or None where the frozen backbone alone was the best choice.
+    pooling
+        What the head sees, of `POOLINGS`.
     choice
         The method of `table` that was chosen on held-out images: `none`, `best_source`, `uniform`,
         `learned` or `tuned`.
@@ -71,7 +76,8 @@ class Bundle:
         `[N]` or, a weight for each layer, `[N, L]` float32: the chosen mix (all zero for `none`;
         where `tuned` started), and the learned one.
     head_weight, head_bias
-        `[K, D]`, `[K]` float32, calibrated: softmax of the logits are probabilities.
+        `[K, D]` (for `both` `[K, 2 D]`), `[K]` float32, calibrated: softmax of the logits are
+        probabilities.
     sources
         For each source a dict with `name`, `sha256`, `family`; the last may have `role` `start`:
         what the others were before training, which counts among the `N` here.
@@ -88,7 +94,8 @@ class Bundle:
     condition_tokens
         `[C, L, T, D]` float16, or None.
     clean_mean, clean_var
-        Of the features of clean training images under the chosen prompt, `[D]` float32, or None.
+        Of the features of clean training images under the chosen prompt, `[D]` or `[2 D]` float32,
+        or None.
     checkpoint
         Absolute path of the file with the backbone's weights; empty: bundled, or the hub's.
     """
@@ -99,6 +106,7 @@ class Bundle:
     backbone_sha256: str
     preprocessing: Preprocessing
     mode: str
+    pooling: str
     choice: str
     prompt: Floats | None
     weights: Floats
@@ -151,6 +159,7 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
         "checkpoint": bundle.checkpoint,
         "preprocessing": bundle.preprocessing.to_json(),
         "mode": bundle.mode,
+        "pooling": bundle.pooling,
         "choice": bundle.choice,
         "sources": json.dumps(bundle.sources),
         "table": json.dumps([vars(row) for row in bundle.table]),
@@ -181,7 +190,8 @@ def read_bundle(path: Path) -> Bundle:
             raise UserError(f"{path}: '{name}' holds NaN or inf; run `hgedge fit` again")
     try:
         _check_weights(tensors, len(json.loads(metadata["sources"])))
-        _check_prepared(tensors, json.loads(metadata.get("conditions", "[]")))
+        parts = 2 if metadata["pooling"] == "both" else 1
+        _check_prepared(tensors, json.loads(metadata.get("conditions", "[]")), parts)
         bundle = Bundle(
             task=metadata["task"],
             classes=tuple(json.loads(metadata["classes"])),
@@ -190,6 +200,7 @@ def read_bundle(path: Path) -> Bundle:
             checkpoint=metadata["checkpoint"],
             preprocessing=Preprocessing.from_json(metadata["preprocessing"]),
             mode=metadata["mode"],
+            pooling=_known_pooling(metadata["pooling"]),
             choice=metadata["choice"],
             prompt=cast("Floats | None", tensors.get("prompt")),
             weights=cast("Floats", tensors["weights"]),
@@ -217,6 +228,12 @@ def read_bundle(path: Path) -> Bundle:
         raise UserError(f"{path}: damaged bundle ({error}); run `hgedge fit` again") from error
 
 
+def _known_pooling(name: str) -> str:
+    if name not in POOLINGS:
+        raise ValueError(f"'pooling' is '{name}', none of {', '.join(POOLINGS)}")
+    return name
+
+
 def _check_weights(tensors: dict[str, npt.NDArray[np.generic]], sources: int) -> None:
     """Refuse weights that are neither one a source nor one for each source and layer."""
     like = tensors.get("sources", tensors.get("prompt"))
@@ -228,9 +245,12 @@ def _check_weights(tensors: dict[str, npt.NDArray[np.generic]], sources: int) ->
 
 
 def _check_prepared(
-    tensors: dict[str, npt.NDArray[np.generic]], conditions: list[dict[str, str]]
+    tensors: dict[str, npt.NDArray[np.generic]], conditions: list[dict[str, str]], parts: int
 ) -> None:
-    """Refuse condition prompts and statistics that do not fit the rest of the bundle."""
+    """Refuse condition prompts and statistics that do not fit the rest of the bundle.
+
+    `parts` is how many tokens' widths the features have.
+    """
     tokens, width = tensors.get("conditions"), tensors["head.weight"].shape[-1]
     if (0 if tokens is None else len(tokens)) != len(conditions):
         raise ValueError("'conditions' are not as many as their names")
@@ -239,7 +259,8 @@ def _check_prepared(
     if tokens is not None:
         like = tensors.get("sources", tensors.get("prompt"))
         shape = tokens.shape[1:] if like is None else like.shape[-3:]
-        if tokens.dtype != np.float16 or tokens.shape[1:] != shape or tokens.shape[-1] != width:
+        fits = tokens.shape[1:] == shape and parts * tokens.shape[-1] == width
+        if tokens.dtype != np.float16 or not fits:
             raise ValueError(f"'conditions' are {tokens.dtype} {list(tokens.shape)}")
     for name in ("clean.mean", "clean.var"):
         if name in tensors and tensors[name].shape != (width,):

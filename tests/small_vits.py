@@ -42,11 +42,20 @@ CUSTOM: dict[str, dict[str, Any]] = {
     # Epsilons that show: with the usual ones nobody notices a wrong one.
     "large epsilon": {"norm_layer": partial(nn.LayerNorm, eps=0.1), "qk_norm": True},
 }
-FAMILIES = [*TIMM, *CUSTOM]
+# Other features than the model's own.
+POOLED = {
+    "mean of the patches, registers": ("registers", "avg"),
+    "class token and patches": ("tanh gelu", "both"),
+    "class token and patches, fc_norm": ("class token, fc_norm", "both"),
+}
+FAMILIES = [*TIMM, *CUSTOM, *POOLED]
 TOKENS = 5
 
 
 def make_backbone(family: str = "tanh gelu", seed: int = 0) -> Backbone:
+    if family in POOLED:
+        family, pooling = POOLED[family]
+        return make_backbone(family, seed).with_pooling(pooling)
     if family in TIMM:
         name, options = TIMM[family]
         model = timm.create_model(name, num_classes=0, depth=2, **options)
@@ -84,11 +93,12 @@ def make_bundle(backbone: Backbone, mode: str = "deep", seed: int = 0, classes: 
         backbone_sha256=backbone.sha256,
         preprocessing=backbone.preprocessing,
         mode="shallow" if mode == "shallow" else "deep",
+        pooling=backbone.pooling,
         choice="none" if mode == "none" else "learned",
         prompt=None if mode == "none" else prompt,
         weights=np.array([0.25, 0.75], np.float32),
         learned_weights=np.array([0.25, 0.75], np.float32),
-        head_weight=rng.normal(size=(classes, backbone.embed_dim)).astype(np.float32),
+        head_weight=rng.normal(size=(classes, backbone.feature_dim)).astype(np.float32),
         head_bias=rng.normal(size=classes).astype(np.float32),
         sources=({"name": "a", "sha256": "00", "family": ""}, {"name": "b", "sha256": "11"}),
         table=(Row("none", 0.5, 1.25), Row("learned", 0.75, 0.5, 0.7)),

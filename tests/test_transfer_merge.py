@@ -273,14 +273,15 @@ def test_devices_mix_beside_a_learned_prompt_with_weights_for_each_layer(
     assert factory_mix(read_bundle(path)) == pytest.approx([0.5, 0.3, 0.2])
 
 
-def test_bundles_of_the_first_version_are_read(tmp_path: Path, bundle: Bundle) -> None:
+def test_bundles_of_another_version_or_pooling_are_refused(tmp_path: Path, bundle: Bundle) -> None:
     path = tmp_path / "a.hgbundle"
     write_bundle(path, bundle)
     tensors, metadata = read_safetensors(path)
-    write_safetensors(path, tensors, {**metadata, "format": "hgprompt.bundle/1"})
-    assert bank_sha256(read_bundle(path)) == bank_sha256(bundle)
-    write_safetensors(path, tensors, {**metadata, "format": "hgprompt.bundle/3"})
+    write_safetensors(path, tensors, {**metadata, "format": "hgprompt.bundle/9"})
     with pytest.raises(UserError, match="not a bundle of this version"):
+        read_bundle(path)
+    write_safetensors(path, tensors, {**metadata, "pooling": "max"})
+    with pytest.raises(UserError, match="'pooling' is 'max', none of token, avg, both"):
         read_bundle(path)
 
 

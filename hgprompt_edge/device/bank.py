@@ -272,7 +272,7 @@ def _shapes_of(
     mixer: BankKeysValues, prompts: int, features: int
 ) -> list[tuple[str, object, object]]:
     """List each part of a mixer with what it is and what it has to be."""
-    sources, layers, tokens, width = mixer.keys.shape
+    (sources, layers, tokens, width), own = mixer.keys.shape, mixer.width
     if mixer.heads < 1 or mixer.width < 1:
         raise ValueError(f"'heads' is {mixer.heads}, 'width' is {mixer.width}")
     shapes: list[tuple[str, object, object]] = [
@@ -283,7 +283,7 @@ def _shapes_of(
         ("value_bias", mixer.value_bias.shape, (layers, width)),
         ("eps", mixer.eps.shape, (layers,)),
         ("heads", width % mixer.heads, 0),
-        ("width", mixer.width, features),
+        ("head.weight", features, 2 * own if features == 2 * own else own),
     ]
     if mixer.key_norm is not None:
         head = layers, width // mixer.heads

@@ -35,6 +35,8 @@ class Metadata(BaseModel):
     ----------
     resize
         The resize rule in words.
+    pooling
+        What the head sees: `token`, `avg` (mean of the patch tokens) or `both`.
     choice
         Which mix was chosen on held-out images, see `Bundle`.
     verification
@@ -66,6 +68,7 @@ class Metadata(BaseModel):
     backbone: str
     backbone_sha256: str
     mode: str
+    pooling: str
     choice: str
     weights: Json[tuple[float, ...]]
     sources: Json[tuple[dict[str, str], ...]]

@@ -56,6 +56,7 @@ def make_bundle(
         checkpoint="" if backbone.checkpoint is None else str(backbone.checkpoint.resolve()),
         preprocessing=backbone.preprocessing,
         mode=bank.mode if bank else DEEP,
+        pooling=backbone.pooling,
         choice=chosen.method,
         prompt=chosen.tokens,
         weights=chosen.weights.astype(np.float32),

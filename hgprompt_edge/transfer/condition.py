@@ -17,7 +17,7 @@ import torch
 
 from hgprompt_edge.bundle import Bundle
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.prompts import DEEP, START, Normalization
+from hgprompt_edge.prompts import DEEP, START
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.tasks.conditions import CONDITIONS, SEVERITIES, corrupt
 from hgprompt_edge.transfer.choice import Judge
@@ -28,6 +28,7 @@ from hgprompt_edge.transfer.condition_trainer import (
 )
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.vit.backbone import Backbone, check_backbone
+from hgprompt_edge.vit.fitted import as_fitted
 from hgprompt_edge.vit.forward import extract_features
 from hgprompt_edge.vit.heads import Head, accuracy
 from hgprompt_edge.vit.start import neutral_tokens
@@ -84,8 +85,7 @@ def tune_conditions(
     """
     recipe = recipe or ConditionRecipe(seed=bundle.seed, precision=fastest_precision())
     _check(bundle, backbone, task, names)
-    own = bundle.preprocessing
-    backbone = backbone.normalized(Normalization(own.mean, own.std))
+    backbone = as_fitted(bundle, backbone)
     start = starting_tokens(bundle, backbone)
     head = Head(torch.from_numpy(bundle.head_weight), torch.from_numpy(bundle.head_bias))
     train = seen_under(backbone, task.train.pixels, bundle.prompt)

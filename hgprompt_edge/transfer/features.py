@@ -6,6 +6,7 @@ never out of date; the least recently used ones go when the cache exceeds its bo
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import warnings
@@ -30,7 +31,7 @@ from hgprompt_edge.vit.heads import Head
 Pixels = npt.NDArray[np.uint8]
 Tokens = npt.NDArray[np.float32]
 
-FORM_VERSION = 1
+FORM_VERSION = 2
 """Raise it whenever the forward pass changes what it computes."""
 DEFAULT_MEGABYTES = 2048
 MICRO_BATCH = 64
@@ -83,13 +84,29 @@ class FeatureStore:
             self._asked.update(asked)
 
     def features(self, pixels: Pixels, tokens: Tokens | None) -> Tensor:
-        """Features `[n, D]` float32 of pixels `[n, S, S, 3]` under a prompt `[L, T, D]`."""
+        """Features `[n, D]` float32 of pixels `[n, S, S, 3]` under a prompt `[L, T, D]`.
 
+        Without a prompt one pass gives those of all the backbone's poolings.
+        """
+        backbone = self.backbone
+        if tokens is not None or len(backbone.poolings) == 1:
+            return self._features(backbone, pixels, tokens)
+        both = self._features(backbone.with_pooling("both"), pixels, None)
+        parts = dict(zip(("token", "avg"), both.chunk(2, dim=1), strict=True))
+        return parts[backbone.pooling].contiguous() if backbone.pooling in parts else both
+
+    def with_pooling(self, name: str) -> FeatureStore:
+        """Store of the same backbone with other features, which shares what is in memory."""
+        other = copy.copy(self)
+        other.backbone = self.backbone.with_pooling(name)
+        return other
+
+    def _features(self, backbone: Backbone, pixels: Pixels, tokens: Tokens | None) -> Tensor:
         def compute() -> Tensor:
-            return extract_features(self.backbone, pixels, tokens, MICRO_BATCH)
+            return extract_features(backbone, pixels, tokens, MICRO_BATCH)
 
-        shape = (len(pixels), self.backbone.embed_dim)
-        key = ("features", self._digest(pixels), digest(tokens))
+        shape = (len(pixels), backbone.feature_dim)
+        key = ("features", backbone.pooling, self._digest(pixels), digest(tokens))
         return self.cached(key, shape, compute, passes=len(pixels))
 
     def pull_back(self, pixels: Pixels, tokens: Tokens, cotangent: Tensor) -> Tensor:
@@ -98,7 +115,8 @@ class FeatureStore:
         def compute() -> Tensor:
             return pull_back(self.backbone, pixels, tokens, cotangent)
 
-        key = ("pull-back", self._digest(pixels), digest(tokens), digest(cotangent.numpy()))
+        rest = (digest(tokens), digest(cotangent.numpy()))
+        key = ("pull-back", self.backbone.pooling, self._digest(pixels), *rest)
         return self.cached(key, tokens.shape, compute, passes=3 * len(pixels))
 
     def gradient_variance(
@@ -111,7 +129,8 @@ class FeatureStore:
             return found.float()
 
         rest = (labels, tokens, head.weight.numpy(), head.bias.numpy())
-        key = ("variance", self._digest(pixels), *(digest(array) for array in rest))
+        pooling = self.backbone.pooling
+        key = ("variance", pooling, self._digest(pixels), *(digest(array) for array in rest))
         return self.cached(key, tokens.shape, compute, passes=3 * len(pixels))
 
     def cached(
@@ -182,10 +201,10 @@ def pull_back(
 
 
 def _fingerprint(backbone: Backbone) -> str:
-    # Weights alone say nothing about activations, pooling or heads.
+    # Weights alone say nothing about activations or heads; pooling is in the keys.
     model = backbone.model
     dtype = next(model.parameters()).dtype
-    form = f"{model!r}|{backbone.num_heads}|{model.global_pool}|{backbone.image_size}|{dtype}"
+    form = f"{model!r}|{backbone.num_heads}|{backbone.image_size}|{dtype}"
     parts = (backbone.sha256, backbone.preprocessing.to_json(), form, torch.__version__)
     return hashlib.sha256("|".join((str(FORM_VERSION), *parts)).encode()).hexdigest()
 

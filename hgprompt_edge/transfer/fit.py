@@ -17,6 +17,7 @@ from hgprompt_edge.transfer.choice import Candidate, Judge, never_worse
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.hscore import noise_floor
 from hgprompt_edge.transfer.learn import Learned, Progress, Space, learn_weights, uniform_weights
+from hgprompt_edge.transfer.pooling import Pooling, choose_pooling
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.best_head import HeadKind
 from hgprompt_edge.vit.heads import Head
@@ -63,6 +64,8 @@ class HGPrompt:
         or for each prompt where the exact steps did not hold out best.
     choice_ : str
         Row of the table that was kept: not always the one with the lowest log-loss.
+    pooling_ : Pooling
+        What all heads see, chosen without a prompt: class token, mean of the patch tokens, both.
     best_source_ : str
         The source that is best on held-out images.
     left_out_ : tuple of str
@@ -90,6 +93,7 @@ class HGPrompt:
 
     weights_: npt.NDArray[np.float64]
     choice_: str
+    pooling_: Pooling
     best_source_: str
     left_out_: tuple[str, ...]
     table_: tuple[Row, ...]
@@ -141,6 +145,9 @@ class HGPrompt:
         bank, self.left_out_ = leave_out_family(bank, task)
         backbone = backbone.normalized(bank.normalization)
         store = FeatureStore(backbone, enabled=self.cache)
+        self.pooling_ = choose_pooling(store, task, self.seed)
+        store = store.with_pooling(self.pooling_.name)
+        backbone = store.backbone
         _extract(store, task, bank.tokens, report)
         learned = learn_weights(
             store,
@@ -210,6 +217,7 @@ class HGPrompt:
             "shrinkage": objective.shrinkage,
             "space": self.space,
             "head": self.head,
+            "pooling": asdict(self.pooling_),
             "steps": learned.climbed.steps,
             "refine_steps": learned.descended.best if learned.descended else 0,
             "log_loss": learned.log_loss,

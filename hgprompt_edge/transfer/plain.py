@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 
 from hgprompt_edge.bundle import Bundle
@@ -11,18 +13,20 @@ from hgprompt_edge.transfer.checks import check_validation
 from hgprompt_edge.transfer.choice import Candidate, Judge
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.learn import Progress
+from hgprompt_edge.transfer.pooling import Pooling, choose_pooling
 from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.best_head import HeadKind
 
 
 def fit_head(
     backbone: Backbone,
     task: Task,
     *,
-    head: str = "lda",
+    head: HeadKind = "auto",
     seed: int = 0,
     cache: bool = True,
     progress: Progress | None = None,
-) -> Bundle:
+) -> tuple[Bundle, Pooling]:
     """Fit the head that holds out best on a backbone's own features; the bundle has no prompt.
 
     The bundle holds the statistics of clean features, by which a device judges what it sees.
@@ -43,6 +47,8 @@ def fit_head(
     """
     check_validation(task)
     store = FeatureStore(backbone, enabled=cache)
+    pooling = choose_pooling(store, task, seed)
+    store = store.with_pooling(pooling.name)
     parts = (task.train, task.validation, task.test)
     for done, part in enumerate(parts):
         if progress:
@@ -52,20 +58,21 @@ def fit_head(
         progress("features", len(parts), len(parts))
     none = Candidate("none", None, np.zeros(0))
     judge = Judge(store, task, head, seed)
-    row = judge.cross_validated(judge.on_validation(none), none)
+    row = judge.measure(none)
     final = judge.final_head(none)
     row = judge.on_test(row, none, final)
     clean = store.features(task.train.pixels, None)
-    return make_bundle(
-        backbone,
+    bundle = make_bundle(
+        store.backbone,
         task,
         None,
         none,
         np.zeros(0),
         final,
         (row,),
-        {"head": head},
+        {"head": head, "pooling": asdict(pooling)},
         seed,
         keep_sources=False,
         clean=(clean.mean(0).numpy(), clean.var(0).numpy()),
     )
+    return bundle, pooling

@@ -11,12 +11,13 @@ import numpy as np
 
 from hgprompt_edge.bundle import Bundle
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.prompts import Floats, Normalization, mix
+from hgprompt_edge.prompts import Floats, mix
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.assemble import token_logits
 from hgprompt_edge.transfer.choice import Candidate, Judge, choose
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.vit.backbone import Backbone, check_backbone
+from hgprompt_edge.vit.fitted import as_fitted
 from hgprompt_edge.vit.train import PromptTrainer, Recipe, Trained
 
 TUNED = "tuned"
@@ -50,8 +51,7 @@ def tune(
         The bundle belongs to another backbone or other images, or holds nothing to start from.
     """
     _check_same(bundle, backbone, task)
-    own = bundle.preprocessing
-    backbone = backbone.normalized(Normalization(own.mean, own.std))
+    backbone = as_fitted(bundle, backbone)
     start = starting_prompt(bundle)
     trained = train_from(start, backbone, task, recipe, state=state, report=report)
     judge = Judge(FeatureStore(backbone), task, bundle.objective.get("head", "auto"), bundle.seed)

@@ -26,7 +26,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from hgprompt_edge import models
-from hgprompt_edge.bundle import Bundle
+from hgprompt_edge.bundle import POOLINGS, Bundle
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import sha256_arrays
 from hgprompt_edge.preprocess import RESAMPLING, Preprocessing
@@ -64,6 +64,8 @@ class Backbone:
         Fingerprint of the weights, see `fingerprint`.
     preprocessing
         How an image becomes its input.
+    poolings
+        What its features may be, of `POOLINGS`: its own, and all where that is the class token.
     checkpoint
         File that the weights came from; None: bundled, or the hub.
     facts
@@ -74,6 +76,7 @@ class Backbone:
     model: VisionTransformer
     sha256: str
     preprocessing: Preprocessing
+    poolings: tuple[str, ...]
     checkpoint: Path | None = None
     facts: tuple[str, ...] = ()
 
@@ -86,6 +89,16 @@ class Backbone:
     def embed_dim(self) -> int:
         """Width of a token, `D`."""
         return int(self.model.embed_dim)
+
+    @property
+    def pooling(self) -> str:
+        """What its features are, of `poolings`."""
+        return str(self.model.global_pool)
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the features: `D`, or `2 D` for `both`."""
+        return self.embed_dim * (2 if self.pooling == "both" else 1)
 
     @property
     def num_heads(self) -> int:
@@ -114,6 +127,25 @@ class Backbone:
             return self
         mean, std = normalization
         return replace(self, preprocessing=replace(self.preprocessing, mean=mean, std=std))
+
+    def with_pooling(self, name: str) -> Backbone:
+        """Return the same backbone with other features, one of `poolings`; its fingerprint stays.
+
+        Raises
+        ------
+        UserError
+            It has no such features.
+        """
+        if name == self.pooling:
+            return self
+        if name not in self.poolings:
+            raise UserError(
+                f"the backbone {self.name} cannot be pooled by '{name}', only by "
+                f"{', '.join(self.poolings)}; give the backbone that the bundle was fitted on"
+            )
+        model = copy.copy(self.model)  # the weights are shared
+        model.global_pool = name  # type: ignore[assignment]  # timm knows no `both`
+        return replace(self, model=model)
 
     def in_precision(self, name: str) -> Backbone:
         """Return the same backbone computing in `float32` or `bfloat16`; its fingerprint stays."""
@@ -240,7 +272,9 @@ def wrap_backbone(
         weights = _halves(vit.state_dict(), f"--backbone {name}")
         vit.load_state_dict(weights)
         sha256 = fingerprint(weights)
-    return Backbone(name, vit, sha256, _preprocessing(name, vit), checkpoint)
+    own = str(vit.global_pool)
+    poolings = POOLINGS if own == "token" else (own,)
+    return Backbone(name, vit, sha256, _preprocessing(name, vit), poolings, checkpoint)
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:

@@ -36,7 +36,7 @@ SHRINKAGES: tuple[float | None, ...] = (
     *(0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9),
 )
 """Of the LDA; None is Ledoit-Wolf's, which is near zero where there are many rows."""
-STRENGTHS = (1e-3, 1e-2, 1e-1)
+STRENGTHS = (1e-2, 1e-1, 1.0)
 """`C` of the logistic regression, from strong to weak regularisation."""
 _Part = tuple[Tensor, Tensor]
 """Mask `[n]` of rows that are held out, and their logits `[m, K]`."""

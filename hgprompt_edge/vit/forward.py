@@ -57,14 +57,23 @@ def prepare_tokens(model: VisionTransformer, x: Tensor) -> Tensor:
 
 
 def pool(model: VisionTransformer, x: Tensor, num_prompt_tokens: int) -> Tensor:
-    """Sequence `[n, N + T, D]` after the last block to features `[n, D]`.
+    """Sequence `[n, N + T, D]` after the last block to features `[n, D]`, `[n, 2 D]` for both.
 
-    The prompt stands behind the class token and registers and takes no part in an average.
+    The class token, the average of the patches, or one behind the other, after the last norm. The
+    prompt stands behind the class token and registers and takes no part in an average.
     """
     start = int(model.num_prefix_tokens)
     if num_prompt_tokens:
         x = torch.cat([x[:, :start], x[:, start + num_prompt_tokens :]], dim=1)
-    return model.forward_head(model.norm(x), pre_logits=True)
+    x = model.norm(x)
+    return torch.cat([model.fc_norm(part) for part in _pooled(model, x)], dim=1)
+
+
+def _pooled(model: VisionTransformer, x: Tensor) -> list[Tensor]:
+    """Class token or average of the patches `[n, D]` of a sequence `[n, N, D]`, or both."""
+    pooling = str(model.global_pool)
+    kinds = ("token", "avg") if pooling == "both" else (pooling,)
+    return [model.pool(x, kind) for kind in kinds]
 
 
 def features_token(model: VisionTransformer, x: Tensor, prompt: Tensor | None) -> Tensor:
@@ -138,8 +147,8 @@ def features_prefix(
 def block_rows(model: VisionTransformer, x: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
     """Features `[n, D]` as of `features_prefix`, and what is pooled after each block `[n, L, D]`.
 
-    The latter is the class token's row, or the average of the patches where that is pooled, before
-    any final norm. For no prompt or a deep one `[L, T, D]`.
+    The latter is the class token's row, the average of the patches, or both, as the features are,
+    before any final norm. For no prompt or a deep one `[L, T, D]`.
     """
     x = prepare_tokens(model, x)
     prefix = None if prompt is None else project_prefix(model, _checked(model, prompt))
@@ -148,7 +157,7 @@ def block_rows(model: VisionTransformer, x: Tensor, prompt: Tensor | None) -> tu
     rows = []
     for layer in range(len(model.blocks)):
         x = _run_block(model, x, layer, prefix)
-        rows.append(model.pool(x))
+        rows.append(torch.cat(_pooled(model, x), dim=1))
     return pool(model, x, 0), torch.stack(rows, dim=1)
 
 
@@ -161,7 +170,7 @@ def extract_features(
     """Features `[n, D]` float32 of pixels `[n, S, S, 3]`, in batches and without gradients."""
     dtype = next(backbone.model.parameters()).dtype
     tokens = None if prompt is None else torch.as_tensor(prompt).to(dtype)
-    features = torch.empty(len(pixels), backbone.embed_dim)
+    features = torch.empty(len(pixels), backbone.feature_dim)
     with torch.inference_mode():
         for start in range(0, len(pixels), batch_size):
             images = torch.from_numpy(np.array(pixels[start : start + batch_size]))
