@@ -389,7 +389,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
     "no heads": ({}, {"heads": "0"}, "'heads' is 0"),
     "negative heads": ({}, {"heads": "-2"}, "'heads' is -2"),
     "no width": ({}, {"width": "0"}, "'width' is 0"),
-    "another width": ({}, {"width": "31"}, "'width' is 31, not 32"),
+    "another width": ({}, {"width": "31"}, "'head.weight' is 32, not 31"),
     "weights of integers": ({"factory": np.array([1, 0, 0])}, {}, "'factory' is int64, not"),
     "weights of another sum": ({"factory": np.float32([0, 0, 0])}, {}, "'factory' is no mix"),
     "weights below 0": ({"factory": np.float32([2, 0, -1])}, {}, "'factory' is no mix"),

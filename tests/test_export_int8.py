@@ -35,8 +35,9 @@ from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.choice import Candidate, Judge
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.best_head import fit_head
 from hgprompt_edge.vit.forward import extract_features
-from hgprompt_edge.vit.heads import accuracy, fit_lda
+from hgprompt_edge.vit.heads import accuracy
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,12 @@ def quantized_inputs_of_attention(path: Path) -> int:
     return found
 
 
+INT8_FAMILIES = [
+    *("plain", "qk-norm", "average with registers", "one block"),
+    "class token and patches, fc_norm",
+]
+
+
 def float_model(folder: Path, bundle: Bundle, backbone: Backbone) -> Path:
     from hgprompt_edge.export.onnx_file import export_onnx
 
@@ -142,7 +149,7 @@ def float_model(folder: Path, bundle: Bundle, backbone: Backbone) -> Path:
     return folder / "float.onnx"
 
 
-@pytest.mark.parametrize("family", ["plain", "qk-norm", "average with registers", "one block"])
+@pytest.mark.parametrize("family", INT8_FAMILIES)
 @pytest.mark.parametrize("mode", ["deep", "shallow", "none"])
 def test_every_scheme_of_onnxruntime_runs(tmp_path: Path, family: str, mode: str) -> None:
     backbone = make_backbone(family)
@@ -302,7 +309,7 @@ def test_what_devices_start_from_is_judged(
     assert result.tried[0].drop == 0, "the float graph as it is loses nothing"
     predictor = Predictor(path)
     features = [torch.tensor(predictor.features(p.pixels)) for p in (task.train, task.validation)]
-    head = fit_lda(features[0], task.train.labels, len(task.classes), bundle.seed)
+    head = fit_head(features[0], task.train.labels, len(task.classes), bundle.seed)
     right = accuracy(head.logits(features[1]), task.validation.labels)
     assert result.float_accuracy == pytest.approx(right, abs=1e-6)
 

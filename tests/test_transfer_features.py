@@ -101,7 +101,7 @@ def test_the_least_recently_used_entry_goes_first(
     private_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = make_backbone()
-    monkeypatch.setattr(module, "_limit_bytes", lambda: 2000)  # two entries of some 750 bytes
+    monkeypatch.setattr(module, "_limit_bytes", lambda: 3500)  # two entries of some 1400 bytes
     first, second, third = (images(seed=seed) for seed in range(3))
     FeatureStore(backbone).features(first, None)
     (kept,) = entries(private_cache)

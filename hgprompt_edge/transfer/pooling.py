@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from hgprompt_edge.vit.best_head import choose_head
 from hgprompt_edge.vit.forward import extract_features
 from hgprompt_edge.vit.heads import Labels
 
-TIMED_IMAGES, ROUNDS = 16, 5
+TIMED_IMAGES, ROUNDS = 8, 10
 
 
 @dataclass(frozen=True)
@@ -80,16 +79,14 @@ def best_pooling(
 def extra_cost(backbone: Backbone, pixels: Pixels) -> float:
     """Share of time that the backbone's pooling adds to a forward pass on this machine.
 
-    Against the first of its `poolings`, on a few of the images `[n, S, S, 3]`, in turns: the median
-    of the ratios, less 1.
+    Against the first of its `poolings`, on a few of the images `[n, S, S, 3]`, in turns. Other
+    processes only ever add time, so the fastest round of each counts.
     """
     own, images = backbone.with_pooling(backbone.poolings[0]), pixels[:TIMED_IMAGES]
-    ratios = []
-    for _ in range(ROUNDS + 1):
-        seconds = []
-        for each in (own, backbone):
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(ROUNDS):
+        for each, times in zip((own, backbone), seconds, strict=True):
             began = time.perf_counter()
             extract_features(each, images, None)
-            seconds.append(time.perf_counter() - began)
-        ratios.append(seconds[1] / seconds[0])
-    return statistics.median(ratios[1:]) - 1  # the first round warms up
+            times.append(time.perf_counter() - began)
+    return min(seconds[1]) / min(seconds[0]) - 1
