@@ -316,7 +316,8 @@ def _pooling_line(pooling: Pooling, cost: float) -> str:
     name = what.get(pooling.name, "the class token and the mean of the patch tokens")
     return (
         f"features: {name}; without a prompt this gains {pooling.gain:.3f} ± {pooling.error:.3f} "
-        f"nats an image over the class token, for {100 * cost:+.0f} % time an image (PyTorch, here)"
+        f"nats an image over the class token, and an image takes {100 * cost:+.0f} % (PyTorch, one "
+        "thread)"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hgprompt_edge.tasks import Task
@@ -79,14 +80,20 @@ def best_pooling(
 def extra_cost(backbone: Backbone, pixels: Pixels) -> float:
     """Share of time that the backbone's pooling adds to a forward pass on this machine.
 
-    Against the first of its `poolings`, on a few of the images `[n, S, S, 3]`, in turns. Other
-    processes only ever add time, so the fastest round of each counts.
+    Against the first of its `poolings`, on a few of the images `[n, S, S, 3]`, in turns: the ratio
+    of the fastest rounds. In the processor's time of one thread, since other processes on a shared
+    machine would change the ratio of wall times by more than what is measured.
     """
     own, images = backbone.with_pooling(backbone.poolings[0]), pixels[:TIMED_IMAGES]
     seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(ROUNDS):
-        for each, times in zip((own, backbone), seconds, strict=True):
-            began = time.perf_counter()
-            extract_features(each, images, None)
-            times.append(time.perf_counter() - began)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(ROUNDS):
+            for each, times in zip((own, backbone), seconds, strict=True):
+                began = time.thread_time()
+                extract_features(each, images, None)
+                times.append(time.thread_time() - began)
+    finally:
+        torch.set_num_threads(threads)
     return min(seconds[1]) / min(seconds[0]) - 1

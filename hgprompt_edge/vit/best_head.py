@@ -120,9 +120,9 @@ def choose_head(
         return best
     # It takes much longer, so one division has to do: its gain there over the LDA on the same
     # folds, image by image, is what it gains over all of them.
-    logistic = _best(_logistic_choices(x, y, num_classes, seed))
     (same,) = lda_choices(x, y, num_classes, (best.strength,), seeds[:1])
-    return _best([best, replace(logistic, losses=best.losses - same.losses + logistic.losses)])
+    found = _logistic_choices(x, y, num_classes, seed, same.losses)
+    return _best([best, *(replace(c, losses=best.losses - same.losses + c.losses) for c in found)])
 
 
 def lda_choices(
@@ -151,13 +151,23 @@ def lda_choices(
     return choices
 
 
-def _logistic_choices(x: Tensor, y: Tensor, num_classes: int, seed: int) -> list[HeadChoice]:
+def _logistic_choices(
+    x: Tensor, y: Tensor, num_classes: int, seed: int, rival: Tensor | None = None
+) -> list[HeadChoice]:
+    """Logistic heads of all strengths, with what they hold out in one division into folds.
+
+    None of them where the first fold says that the losses `[n]` of a `rival` are out of reach.
+    """
     parts: list[list[_Part]] = [[] for _ in STRENGTHS]
     for rows, fit in divide(y, seed):
         heads = logistic_path(x[fit], y[fit], num_classes, STRENGTHS)
         present = present_classes(y[fit], num_classes)
         for part, (weight, bias) in zip(parts, heads, strict=True):
             part.append((rows, known_logits(x[rows] @ weight.T + bias, present)))
+        if rival is not None and len(parts[0]) == 1:
+            gains = max((rival - _score(part, y)[1] for part in parts), key=Tensor.nanmean)[rows]
+            if float(gains.mean()) < -2 * float(gains.std()) / len(gains) ** 0.5:
+                return []
     scored = [_score(part, y) for part in parts]
     return [
         HeadChoice("logistic", strength, *found)

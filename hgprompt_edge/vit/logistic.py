@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from hgprompt_edge.vit.heads import Labels, as_labels, fold, row_space, sink_absent, standardise
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-4
 """Largest entry of the preconditioned gradient of the mean loss at which the descent stops."""
 MAX_STEPS = 200
 
@@ -20,7 +20,8 @@ def logistic_path(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Minimise `sum log-loss + |W|^2 / (2 C)` for each `C`: pairs `(weight [K, D], bias [K])`.
 
-    On standardised features, with a free bias; float64, not calibrated. Each strength starts where
+    On standardised features, with a free bias; float64, not calibrated, but the descent computes in
+    float32. Each strength starts where
     the one before it ended, so give them from strong regularisation to weak.
 
     Notes
@@ -36,14 +37,15 @@ def logistic_path(
     basis = row_space(z)
     z = z @ basis
     variance, axes = torch.linalg.eigh(z.T @ z / len(z))
-    z, basis = z @ axes, basis @ axes
-    curvature = variance.clamp(min=0) / len(present)
+    z, basis = (z @ axes).float(), basis @ axes
+    curvature = variance.clamp(min=0).float() / len(present)
     fitted = z.new_zeros(len(present), z.shape[1] + 1)
     is_present = torch.isin(torch.arange(num_classes, device=y.device), present)
     for strength in strengths:
         fitted = _descend(z, y, fitted, curvature, 1 / (strength * len(z)))
-        weight, bias = z.new_zeros(num_classes, len(basis)), z.new_zeros(num_classes)
-        weight[present], bias[present] = fold(fitted[:, :-1] @ basis.T, fitted[:, -1], mean, std)
+        weight, bias = basis.new_zeros(num_classes, len(basis)), basis.new_zeros(num_classes)
+        rows = fitted.double()
+        weight[present], bias[present] = fold(rows[:, :-1] @ basis.T, rows[:, -1], mean, std)
         yield sink_absent(weight, bias, is_present)
 
 
