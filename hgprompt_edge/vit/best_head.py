@@ -164,7 +164,7 @@ def _logistic_choices(
         present = present_classes(y[fit], num_classes)
         for part, (weight, bias) in zip(parts, heads, strict=True):
             part.append((rows, known_logits(x[rows] @ weight.T + bias, present)))
-        if rival is not None and len(parts[0]) == 1:
+        if rival is not None and len(parts[0]) == 1 and int(rows.sum()) > 1:
             gains = max((rival - _score(part, y)[1] for part in parts), key=Tensor.nanmean)[rows]
             if float(gains.mean()) < -2 * float(gains.std()) / len(gains) ** 0.5:
                 return []
