@@ -30,7 +30,9 @@ from hgprompt_edge.transfer.choice import Candidate, Judge
 from hgprompt_edge.transfer.features import FeatureStore, Pixels
 from hgprompt_edge.transfer.learn import maximise_cached, maximise_exactly, uniform_weights
 from hgprompt_edge.transfer.log_loss import LogLoss
-from hgprompt_edge.vit.train import Recipe, colour_jitter, fastest_precision, random_crops
+from hgprompt_edge.vit.augment import Augmentation
+from hgprompt_edge.vit.fastest import choose_compute
+from hgprompt_edge.vit.train import Recipe
 
 RESULTS = Path(__file__).parent / "results" / "ablate.json"
 TARGETS = (
@@ -127,9 +129,8 @@ class Bench:
 def other_views(task: Task, generator: torch.Generator) -> Pixels:
     """Crop, mirror and recolour the training images `[n, S, S, 3]`, as sources are trained."""
     images = torch.from_numpy(task.train.pixels).permute(0, 3, 1, 2).float() / 255
-    images = random_crops(images, Recipe.min_crop, task.flips, generator)
-    images = colour_jitter(images, Recipe.jitter, generator)
-    return (images * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    augment = Augmentation.draw(len(images), Recipe.min_crop, task.flips, Recipe.jitter, generator)
+    return (augment(images) * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def variants(bench: Bench) -> Iterator[tuple[str, Maker]]:
@@ -235,7 +236,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = read_rows(options.out)
     backbone, whole = load_backbone("tiny"), read_bank("tiny")
-    fast = backbone.in_precision(fastest_precision())
+    fast = backbone.with_compute(choose_compute(backbone).compute)
     assert whole.start is not None
     start = whole.start.tokens
     for seed in range(options.seeds):

@@ -51,6 +51,7 @@ from hgprompt_edge.files import write_bytes
 from hgprompt_edge.tasks.conditions import CONDITIONS, SHIFTS, corrupt
 from hgprompt_edge.transfer.condition import starting_tokens
 from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.fastest import choose_compute
 from hgprompt_edge.vit.forward import (
     features_prefix,
     normalize,
@@ -59,7 +60,7 @@ from hgprompt_edge.vit.forward import (
     project_prefix,
     run_blocks,
 )
-from hgprompt_edge.vit.train import fastest_precision
+from hgprompt_edge.vit.passes import model_of
 
 KEYS = ("task", "shift", "severity", "images_per_class", "method", "seed")
 """Rows of the same values of these are of the same run."""
@@ -406,7 +407,7 @@ def run_forward_only(case: Case) -> Outcome:
 
     @torch.inference_mode()
     def features(backbone: Backbone, pixels: Pixels, tokens: Any) -> Any:
-        model = backbone.model
+        model = model_of(backbone)
         dtype, start = model.patch_embed.proj.weight.dtype, int(model.num_prefix_tokens)
         folded = bundle.prompt
         prefix = None if folded is None else project_prefix(model, torch.tensor(folded))
@@ -418,7 +419,7 @@ def run_forward_only(case: Case) -> Outcome:
             parts.append(pool(model, run_blocks(model, x, prefix), 0).float())
         return torch.cat(parts)
 
-    fast = device.backbone.in_precision(fastest_precision())
+    fast = device.backbone.in_precision(choose_compute(device.backbone).compute.precision)
 
     def fitness(tokens: Any) -> float:
         found = features(fast, case.unlabelled, tokens)

@@ -35,7 +35,8 @@ from hgprompt_edge.prompts import write_start
 from hgprompt_edge.tasks import Images, Task, images_beyond
 from hgprompt_edge.tasks.generated import KINDS
 from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.train import Recipe, fastest_precision
+from hgprompt_edge.vit.fastest import choose_compute
+from hgprompt_edge.vit.train import Recipe
 
 GENERATED = {"epochs": 400, "learning_rate": 3e-2, "validate_every": 20}
 
@@ -133,9 +134,9 @@ def train(
     if name in MORE_IMAGES and more is not None:
         whole = load_task(name, backbone.preprocessing, data=more / name, limit=None)
         further = without_copies(images_beyond(task, whole), task)
-    recipe = replace(Recipe(precision=fastest_precision()), **changes)
+    recipe = replace(Recipe(), **changes)
     prompt, trained = train_source(
-        backbone,
+        backbone.with_compute(choose_compute(backbone).compute),
         task,
         recipe,
         more=further,

@@ -37,9 +37,9 @@ from hgprompt_edge.transfer.condition_trainer import (
 )
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.fastest import choose_compute
 from hgprompt_edge.vit.forward import extract_features
 from hgprompt_edge.vit.heads import Head, accuracy
-from hgprompt_edge.vit.train import fastest_precision
 
 SEVERITY = 3
 
@@ -92,7 +92,8 @@ def measure(
     bundle: Bundle, backbone: Backbone, task: Task, conditions: list[str], epochs: int
 ) -> Iterator[list[dict[str, Any]]]:
     """Train a prompt for each shift and compare it with the one that the bundle has."""
-    usual = ConditionRecipe(seed=bundle.seed, precision=fastest_precision())
+    usual = ConditionRecipe(seed=bundle.seed)
+    fast = backbone.in_precision(choose_compute(backbone).compute.precision)
     head = Head(torch.from_numpy(bundle.head_weight), torch.from_numpy(bundle.head_bias))
     train, validation = (
         seen_under(backbone, images.pixels, bundle.prompt)
@@ -110,7 +111,7 @@ def measure(
 
     for condition in conditions:
         recipe = replace(usual, epochs=epochs)
-        trainer = ExactTrainer(backbone, recipe, condition, start, head, train, validation)
+        trainer = ExactTrainer(fast, recipe, condition, start, head, train, validation)
         exact = trainer.run().tokens
         shifted = corrupt(task.validation.pixels, condition, SEVERITY)
         prompts = ((OWN, usual.epochs, own[condition]), (EXACT, epochs, exact))

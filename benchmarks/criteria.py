@@ -30,8 +30,8 @@ from hgprompt_edge.transfer.checks import leave_out_family
 from hgprompt_edge.transfer.choice import Candidate, Judge
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.hscore import feature_shrinkage, h_score
+from hgprompt_edge.vit.fastest import choose_compute
 from hgprompt_edge.vit.heads import Labels, cross_fitted_log_loss
-from hgprompt_edge.vit.train import fastest_precision
 
 RESULTS = Path(__file__).parent / "results" / "criteria.json"
 SHRINKAGES = (0.001, 0.01, 0.1, 0.5)
@@ -56,7 +56,7 @@ def main() -> None:
             if task is None:
                 continue
             kept, _ = leave_out_family(bank, task)
-            store = FeatureStore(backbone.in_precision(fastest_precision()))
+            store = FeatureStore(backbone.with_compute(choose_compute(backbone).compute))
             rows += measure(store, task, kept.tokens, seed)
             write_rows(options.out, rows)
             print(f"{name}, seed {seed}: done", flush=True)

@@ -33,8 +33,8 @@ from hgprompt_edge.transfer.checks import leave_out_family
 from hgprompt_edge.transfer.choice import Candidate, Judge
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.fastest import choose_compute
 from hgprompt_edge.vit.heads import calibration_scale, cross_fitted_logits
-from hgprompt_edge.vit.train import fastest_precision
 
 RESULTS = Path(__file__).parent / "results" / "few_images.json"
 SOURCE_SETS = ("cifar10", "fashion-mnist", "rsscn7", "sign-language-digits", "gtsrb", "caltech101")
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
     rows = read_rows(options.out)
     done = {(row["task"], row["seed"], row["images_per_class"]) for row in rows}
     backbone = load_backbone("tiny")
-    precision = fastest_precision()
+    backbone = backbone.with_compute(choose_compute(backbone).compute)
     for seed in options.seeds:
         for name in options.tasks:
             sizes = [size for size in SIZES if (name, seed, size) not in done]
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
             for size in sizes:
                 rows += [
                     {"task": name, "seed": seed, "images_per_class": size, **row}
-                    for row in measure(fewer(task, size, seed), backbone, precision, seed)
+                    for row in measure(fewer(task, size, seed), backbone, seed)
                 ]
                 write_rows(options.out, rows)
             print(f"{name}, seed {seed}: done", flush=True)
@@ -90,12 +90,12 @@ def fewer(task: Task, size: int | None, seed: int) -> Task:
     )
 
 
-def measure(task: Task, backbone: Backbone, precision: str, seed: int) -> list[Row]:
+def measure(task: Task, backbone: Backbone, seed: int) -> list[Row]:
     """One row a candidate; the first is no prompt."""
     bank, _ = leave_out_family(read_bank("tiny"), task)
-    store = FeatureStore(backbone.in_precision(precision))
+    store = FeatureStore(backbone)
     judge = Judge(store, task, seed=seed)
-    contest = Contest(store, task, bank, judge, replace(BUDGET, precision=precision), seed)
+    contest = Contest(store, task, bank, judge, BUDGET, seed)
     candidates = {
         name: contest.run(name).plan.candidates[0] for name in ("none", "uniform", "hgprompt")
     }

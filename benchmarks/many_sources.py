@@ -24,7 +24,8 @@ from transfer import SIZE_TARGETS
 from hgprompt_edge import load_backbone, load_task, train_source, write_prompt
 from hgprompt_edge.tasks import Images, Task
 from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.train import Recipe, fastest_precision
+from hgprompt_edge.vit.fastest import choose_compute
+from hgprompt_edge.vit.train import Recipe
 
 RECIPE = {"epochs": 8, "validate_every": 4}
 MOST_CLASSES = 10
@@ -60,8 +61,8 @@ def train(index: int, backbone: Backbone, data: Path, bank: Path) -> None:
         return
     task = load_task(origin, backbone.preprocessing, data=data / origin)
     task = some_classes(replace(task, name=path.stem), index)
-    recipe = replace(Recipe(precision=fastest_precision()), **RECIPE)
-    prompt, _ = train_source(backbone, task, recipe)
+    recipe = replace(Recipe(), **RECIPE)
+    prompt, _ = train_source(backbone.with_compute(choose_compute(backbone).compute), task, recipe)
     write_prompt(path, prompt)
     print(f"{path.stem}: {len(task.classes)} classes, {len(task.train)} images", flush=True)
 

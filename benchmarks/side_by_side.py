@@ -17,6 +17,7 @@ from torch.nn import functional
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import normalize, pool, prepare_tokens, project_prefix
+from hgprompt_edge.vit.passes import model_of
 
 MICRO_BATCH = 32
 
@@ -25,7 +26,7 @@ class SideBySide:
     """Features under the sources `tokens [N, L, T, D]` side by side, for any weights."""
 
     def __init__(self, backbone: Backbone, tokens: npt.NDArray[np.float32]) -> None:
-        self.backbone, self.model = backbone, backbone.model
+        self.backbone, self.model = backbone, model_of(backbone)
         self.tokens_each = tokens.shape[2]
         pairs = [project_prefix(self.model, torch.from_numpy(source)) for source in tokens]
         self.keys = [

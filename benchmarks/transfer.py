@@ -36,7 +36,7 @@ from hgprompt_edge.transfer.baselines import METHODS, Budget
 from hgprompt_edge.transfer.checks import leave_out_family
 from hgprompt_edge.transfer.compare import compare
 from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.train import fastest_precision
+from hgprompt_edge.vit.fastest import choose_compute
 
 KEYS = ("backbone", "images_per_class", "bank_size", "task", "seed", "method")
 """Rows of the same values of these are of the same run."""
@@ -102,11 +102,11 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    precision = fastest_precision()
     bank = read_bank(options.bank or "tiny")
     backbone = load_backbone(
         "tiny" if options.checkpoint is None else None, checkpoint=options.checkpoint
     )
+    backbone = backbone.with_compute(choose_compute(backbone).compute)
     part, parts = (int(word) for word in options.part.split("/"))
     landed = read_rows(RESULTS)
     for cell in list(cells(options))[part - 1 :: parts]:
@@ -117,7 +117,7 @@ def run(options: argparse.Namespace) -> None:
         if task is None:
             print(f"{cell.task}: its images are not here", flush=True)
             continue
-        rows = run_cell(cell, task, backbone, bank, precision)
+        rows = run_cell(cell, task, backbone, bank)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, json.dumps(rows).encode())
         shown = ", ".join(f"{row['method']} {100 * row['accuracy']:.1f}" for row in rows)
@@ -139,9 +139,7 @@ def cells(options: argparse.Namespace) -> Iterator[Cell]:
                 yield Cell(name, seed, None, None, options.name, methods)
 
 
-def run_cell(
-    cell: Cell, task: Task, backbone: Backbone, bank: PromptBank, precision: str
-) -> list[dict[str, Any]]:
+def run_cell(cell: Cell, task: Task, backbone: Backbone, bank: PromptBank) -> list[dict[str, Any]]:
     if cell.images_per_class is not None:
         # Validation shrinks with the rest: a user with two images a class has no 200 to validate.
         held = max(1, round(cell.images_per_class / 4))
@@ -155,9 +153,8 @@ def run_cell(
         if len(others.prompts) < cell.bank_size:
             raise SystemExit(f"{cell.task} meets {len(others.prompts)} sources: too few")
         bank = replace(bank, prompts=others.prompts[: cell.bank_size])
-    budget = replace(BUDGET, precision=precision)
     contest, results = compare(
-        bank, backbone, task, methods=cell.methods, budget=budget, seed=cell.seed
+        bank, backbone, task, methods=cell.methods, budget=BUDGET, seed=cell.seed
     )
     return [
         {

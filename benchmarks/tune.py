@@ -36,7 +36,7 @@ from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.learn import learn_weights
 from hgprompt_edge.transfer.tune import train_from
 from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.train import fastest_precision
+from hgprompt_edge.vit.fastest import choose_compute
 
 RESULTS = Path(__file__).parent / "results" / "tune.json"
 TARGETS = ("flowers17", "dtd10", "weather4", "digits", "generated-orientation", "generated-count")
@@ -68,10 +68,9 @@ class Bench:
         if task is None:
             return None
         bank, _ = leave_out_family(read_bank("tiny"), task)
-        precision = fastest_precision()
-        store = FeatureStore(backbone.in_precision(precision))
+        store = FeatureStore(backbone.with_compute(choose_compute(backbone).compute))
         judge = Judge(store, task, seed=seed)
-        contest = Contest(store, task, bank, judge, Budget(precision=precision), seed)
+        contest = Contest(store, task, bank, judge, Budget(), seed)
         began = time.perf_counter()
         with store.counting() as asked:
             learned = learn_weights(

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from hgprompt_edge.cli import options
-from hgprompt_edge.cli.console import out, print_json, progress_bar, reports_errors
+from hgprompt_edge.cli.console import fastest, out, print_json, progress_bar, reports_errors
 from hgprompt_edge.cli.inputs import bank_and_backbone, needs_bank
 from hgprompt_edge.cli.server import needs_server
 
@@ -34,6 +34,8 @@ def compare(
     ] = None,
     tune_steps: Annotated[int, typer.Option(min=1, help="Training steps of tune.")] = 20,
     seed: options.Seed = 0,
+    device: options.Device = options.DeviceName.AUTO,
+    precision: options.Precision = options.PrecisionName.AUTO,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -55,8 +57,9 @@ def compare(
     from hgprompt_edge.transfer.baselines import METHODS, Budget, learn
     from hgprompt_edge.transfer.compare import compare as run
     from hgprompt_edge.transfer.compare_figure import draw_comparison
-    from hgprompt_edge.vit.train import fastest_precision
+    from hgprompt_edge.vit.fastest import check_device
 
+    check_device(device.value)
     chosen = _chosen(methods, tuple(METHODS))
     found, vit = bank_and_backbone(sources, backbone, checkpoint, image_size)
     bank = needs_bank(found, vit)
@@ -69,12 +72,13 @@ def compare(
             download=download,
             progress=lambda done, total: report("reading images", done, total),
         )
+        vit = fastest(vit, device, precision)
         contest, results = run(
             bank,
             vit,
             images,
             methods=chosen,
-            budget=Budget(tune_steps=tune_steps, precision=fastest_precision()),
+            budget=Budget(tune_steps=tune_steps),
             seed=seed,
             progress=lambda _, done, total: report("methods", done, total),
         )

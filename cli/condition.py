@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from hgprompt_edge.cli import options
-from hgprompt_edge.cli.console import note, out, print_json, progress_bar, reports_errors
+from hgprompt_edge.cli.console import fastest, note, out, print_json, progress_bar, reports_errors
 from hgprompt_edge.cli.server import needs_server
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def condition(
     data: options.Data = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs over the training images.")] = 12,
     checkpoint: options.Checkpoint = None,
+    device: options.Device = options.DeviceName.AUTO,
+    precision: options.Precision = options.PrecisionName.AUTO,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -53,9 +55,10 @@ def condition(
     from hgprompt_edge.transfer.condition import check_names, tune_conditions
     from hgprompt_edge.transfer.condition_trainer import ConditionRecipe
     from hgprompt_edge.vit.backbone import backbone_of
-    from hgprompt_edge.vit.train import fastest_precision
+    from hgprompt_edge.vit.fastest import check_device
 
     began = time.perf_counter()
+    check_device(device.value)
     names = condition_names(conditions)
     check_names(names)
     if bundle is None:
@@ -73,10 +76,11 @@ def condition(
             seed=fitted.seed,
             progress=lambda done, total: report("reading images", done, total),
         )
-        recipe = ConditionRecipe(epochs=epochs, seed=fitted.seed, precision=fastest_precision())
+        recipe = ConditionRecipe(epochs=epochs, seed=fitted.seed)
         state = condition_state(path, fitted.task)
         if state.exists():
             note(f"resuming from {state}")
+        backbone = fastest(backbone, device, precision)
         prepared, worths = tune_conditions(
             fitted, backbone, images, names, recipe, report, state=state
         )

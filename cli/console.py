@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hgprompt_edge.errors import CheckError, UserError
 
 if TYPE_CHECKING:
+    from hgprompt_edge.cli.options import DeviceName, PrecisionName
     from hgprompt_edge.prompts import PromptBank
     from hgprompt_edge.vit.backbone import Backbone
 
@@ -96,6 +97,15 @@ def note_ignored(bank: PromptBank) -> None:
 def print_json(document: object) -> None:
     """Print one JSON document on stdout."""
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def fastest(backbone: Backbone, device: DeviceName, precision: PrecisionName) -> Backbone:
+    """Let images run through the backbone in the fastest way that is allowed, and say which."""
+    from hgprompt_edge.vit.fastest import choose_compute
+
+    choice = choose_compute(backbone, device.value, precision.value)
+    note(str(choice))
+    return backbone.with_compute(choice.compute)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from rich.table import Table
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.condition import condition_names, condition_state, worth_table
 from hgprompt_edge.cli.console import (
+    fastest,
     note,
     out,
     print_json,
@@ -95,6 +96,8 @@ def fit(
         HeadKind, typer.Option(help="Classifiers to choose from; auto: both kinds.")
     ] = HeadKind.AUTO,
     seed: options.Seed = 0,
+    device: options.Device = options.DeviceName.AUTO,
+    precision: options.Precision = options.PrecisionName.AUTO,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -150,7 +153,9 @@ def fit(
     from hgprompt_edge.transfer.fit import HGPrompt
     from hgprompt_edge.transfer.plain import fit_head
     from hgprompt_edge.transfer.pooling import extra_cost
+    from hgprompt_edge.vit.fastest import check_device
 
+    check_device(device.value)
     bank, vit = bank_and_backbone(sources, backbone, checkpoint, image_size)
     if bank is None:
         _check_plain(context, sources, vit)
@@ -172,6 +177,7 @@ def fit(
             download=download,
             progress=lambda done, total: report("reading images", done, total),
         )
+        vit = fastest(vit, device, precision)
         mixer: HGPrompt | None = None
         if bank is None:
             fitted, pooling = fit_head(vit, images, head=head.value, seed=seed, progress=report)

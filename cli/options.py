@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class DeviceName(str, Enum):
+    """Where images run through the backbone."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    MPS = "mps"
+
+
+class PrecisionName(str, Enum):
+    """What images run through the backbone in."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
 
 Task = Annotated[
     str | None,
@@ -57,6 +76,20 @@ ImageSize = Annotated[
     typer.Option(
         help="Side of the images in pixels, a multiple of the patch (default: the backbone's).",
         show_default=False,
+    ),
+]
+Device = Annotated[
+    DeviceName,
+    typer.Option(
+        help="Where images run through the backbone; auto: cuda where there is one (mps is "
+        "experimental)."
+    ),
+]
+Precision = Annotated[
+    PrecisionName,
+    typer.Option(
+        help="Precision of the backbone; auto: the faster one here. What is kept is measured in "
+        "float32."
     ),
 ]
 # The search without gradients takes no larger seed.

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import (
+    fastest,
     note,
     note_backbone,
     note_ignored,
@@ -76,6 +77,8 @@ def train(
         ),
     ] = False,
     seed: options.Seed = 0,
+    device: options.Device = options.DeviceName.AUTO,
+    precision: options.Precision = options.PrecisionName.AUTO,
     json: options.Json = False,
 ) -> None:
     """Train one source prompt by VPT; run it again to go on after an interruption."""
@@ -91,8 +94,10 @@ def train(
     from hgprompt_edge.tasks import images_beyond, load_task
     from hgprompt_edge.transfer.source import blank_prompt, train_source
     from hgprompt_edge.vit.backbone import load_backbone
-    from hgprompt_edge.vit.train import Recipe, fastest_precision
+    from hgprompt_edge.vit.fastest import check_device
+    from hgprompt_edge.vit.train import Recipe
 
+    check_device(device.value)
     vit = load_backbone(backbone, checkpoint=checkpoint, image_size=image_size)
     note_backbone(vit)
     recipe = Recipe(
@@ -104,7 +109,6 @@ def train(
         init_seed=init_seed,
         seed=seed,
         keep_last=keep_last,
-        precision=fastest_precision(),
     )
     with progress_bar() as report:
         load = partial(
@@ -117,6 +121,7 @@ def train(
         )
         images = load(download=download)
         check_joins(output, blank_prompt(vit, images, recipe))
+        vit = fastest(vit, device, precision)
         more = images_beyond(images, load(limit=None)) if all_images else None
         path = output / f"{images.name}.safetensors"
         state = output / f".{images.name}.training"

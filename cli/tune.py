@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hgprompt_edge.cli import options
-from hgprompt_edge.cli.console import note, out, print_json, progress_bar, reports_errors
+from hgprompt_edge.cli.console import fastest, note, out, print_json, progress_bar, reports_errors
 from hgprompt_edge.cli.fit import METHODS, never_worse_table
 from hgprompt_edge.cli.server import needs_server
 
@@ -32,6 +32,8 @@ def tune(
     batch_size: Annotated[int, typer.Option(min=16, help="Images a step.")] = 400,
     learning_rate: Annotated[float, typer.Option(min=1e-6, help="AdamW's step size.")] = 5e-3,
     checkpoint: options.Checkpoint = None,
+    device: options.Device = options.DeviceName.AUTO,
+    precision: options.Precision = options.PrecisionName.AUTO,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -56,8 +58,10 @@ def tune(
     from hgprompt_edge.transfer.tune import epochs_for
     from hgprompt_edge.transfer.tune import tune as tune_bundle
     from hgprompt_edge.vit.backbone import backbone_of
-    from hgprompt_edge.vit.train import Recipe, fastest_precision
+    from hgprompt_edge.vit.fastest import check_device
+    from hgprompt_edge.vit.train import Recipe
 
+    check_device(device.value)
     backbone = backbone_of(fitted, checkpoint)
     with progress_bar() as report:
         images = load_task(
@@ -72,12 +76,11 @@ def tune(
             batch_size=batch_size,
             learning_rate=learning_rate,
             seed=fitted.seed,
-            precision=fastest_precision(),
         )
         state = path.parent / f".{fitted.task}.tuning"
         tuned, trained = tune_bundle(
             fitted,
-            backbone,
+            fastest(backbone, device, precision),
             images,
             recipe,
             state=state,

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hgprompt_edge"
 LEVELS = {
+    "cores": 0,
     "errors": 0,
     "files": 1,
     "models": 1,
@@ -35,7 +36,7 @@ SERVER_ONLY = {
     "sklearn",
     "pyarrow",
 }
-DEVICE_SIDE = ("device", "prompts", "bundle", "preprocess", "files", "models", "errors")
+DEVICE_SIDE = ("device", "prompts", "bundle", "preprocess", "files", "models", "errors", "cores")
 
 
 def modules() -> list[Path]:

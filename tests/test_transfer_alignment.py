@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
@@ -143,6 +145,7 @@ def test_variance_in_prompt_space_equals_a_loop(layers: int) -> None:
         logits = head.logits(features_token(backbone.model, x, prompt))
         gradients.append(torch.autograd.grad(functional.cross_entropy(logits, label[None]), prompt))
     expected = torch.stack([g[0] for g in gradients]).double().var(0, correction=0)
-    found = prompt_gradient_variance(backbone, pixels, labels, tokens, head, batch_size=2)
+    small = backbone.with_compute(replace(backbone.compute, micro_batch=2, workers=2))
+    found = prompt_gradient_variance(small, pixels, labels, tokens, head)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.max()))
     assert float(prompt_alignment([found, found]).conflict(random_weights(2))) == 0.0

@@ -11,6 +11,7 @@ from small_vits import make_backbone, token_logits
 from toys import make_bank, make_task, noise_tokens
 
 import hgprompt_edge.transfer.features as features_module
+import hgprompt_edge.vit.linearize as linearize_module
 from hgprompt_edge.bundle import Row, read_bundle, write_bundle
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import START, Normalization, PromptBank, mix, source_shares
@@ -63,10 +64,10 @@ def test_two_passes_equal_full_batch_autograd(layers: int, monkeypatch: pytest.M
         largest = max(largest, len(x))
         return features_token(model, x, prompt)
 
-    monkeypatch.setattr(features_module, "features_prefix", watched)
+    monkeypatch.setattr(linearize_module, "features_prefix", watched)
     features, terms = exact.evaluate(weights)
     found = exact.gradient(weights, features)
-    assert largest == features_module.MICRO_BATCH < len(exact.pixels)
+    assert 0 < largest <= backbone.compute.micro_batch < len(exact.pixels)
 
     a = weights.clone().requires_grad_(True)
     x = normalize(torch.from_numpy(exact.pixels), backbone.preprocessing).double()
@@ -284,7 +285,7 @@ def test_a_repeated_fit_runs_the_backbone_for_the_probe_alone(
     tokens = noise_tokens(3)
     bank, task = make_bank(backbone, tokens), make_task(backbone, tokens[1])
     HGPrompt(refine=2, space=space).fit(bank, backbone, task)
-    for name in ("extract_features", "features_prefix", "prompt_gradient_variance"):
+    for name in ("extract_features", "Linearized", "pull_parts", "prompt_gradient_variance"):
         monkeypatch.setattr(features_module, name, lambda *_: pytest.fail("ran again"))
     HGPrompt(refine=2, space=space).fit(bank, backbone, task)
 

@@ -10,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from hgprompt_edge.vit.backbone import load_backbone, wrap_backbone
+from hgprompt_edge.vit.compute import Compute
 from hgprompt_edge.vit.forward import (
     attention,
     block_rows,
@@ -256,7 +257,8 @@ def test_extracted_features_do_not_depend_on_the_batch(layers: int | None) -> No
     whole = extract_features(backbone, pixels, prompt)
     assert whole.shape == (5, 192)
     assert whole.dtype == torch.float32
-    assert relative(extract_features(backbone, pixels, prompt, batch_size=2), whole) < 1e-5
+    small = backbone.with_compute(Compute(micro_batch=2))
+    assert relative(extract_features(small, pixels, prompt), whole) < 1e-5
     x = normalize(torch.from_numpy(pixels.copy()), backbone.preprocessing)
     token = features_token(backbone.model, x, None if prompt is None else torch.tensor(prompt))
     assert relative(whole, token) < 1e-5

@@ -14,10 +14,12 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import read_bank
 from hgprompt_edge.tasks import Images, Task, images_beyond, load_task
 from hgprompt_edge.transfer.source import draw_from, paired_standard_error, train_source
+from hgprompt_edge.vit.augment import Augmentation, change_colours, crop, draw_crops
 from hgprompt_edge.vit.backbone import Backbone, load_backbone, wrap_backbone
+from hgprompt_edge.vit.compute import Compute
 from hgprompt_edge.vit.forward import extract_features
 from hgprompt_edge.vit.start import initial_tokens, neutral_tokens, noise_images
-from hgprompt_edge.vit.train import PromptTrainer, Recipe, colour_jitter, random_crops
+from hgprompt_edge.vit.train import PromptTrainer, Recipe
 
 
 @pytest.fixture(scope="module")
@@ -149,24 +151,28 @@ def test_recomputed_activations_give_the_same_prompt(
     tiny: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = make_trainer(tiny, None, epochs=1).run()
-    monkeypatch.setattr("hgprompt_edge.vit.train.GRAPH_TOKENS", 0)
-    monkeypatch.setattr("hgprompt_edge.vit.train.MICRO_BATCH", 7)
-    recomputed = make_trainer(tiny, None, epochs=1).run()
+    monkeypatch.setattr("hgprompt_edge.vit.linearize.MEMORY_SHARE", 0)
+    recomputed = make_trainer(tiny.with_compute(Compute(micro_batch=7)), None, epochs=1).run()
     np.testing.assert_allclose(recomputed.tokens, kept.tokens, atol=2e-3)
 
 
 def test_augmentation_keeps_shape_range_and_direction() -> None:
     generator = torch.Generator().manual_seed(0)
     ramp = torch.linspace(0, 1, 16).expand(40, 3, 16, 16)
-    crops = random_crops(ramp, 0.5, False, generator)
+    crops = crop(ramp, draw_crops(40, 0.5, False, generator))
     assert crops.shape == ramp.shape
     assert bool((crops[..., -1] >= crops[..., 0]).all())  # without flips left stays left
-    mirrored = random_crops(ramp, 0.5, True, generator)
+    mirrored = crop(ramp, draw_crops(40, 0.5, True, generator))
     share = float((mirrored[:, 0, 0, -1] < mirrored[:, 0, 0, 0]).float().mean())
     assert 0.2 < share < 0.8
-    jittered = colour_jitter(ramp, 0.3, generator)
+    augment = Augmentation.draw(40, 0.5, True, 0.3, generator)
+    jittered = change_colours(ramp, augment.colours)
     assert float(jittered.min()) >= 0
     assert float(jittered.max()) <= 1
+    # What an image becomes does not depend on the part that it is in.
+    together = augment(ramp)
+    apart = [augment(ramp[rows], rows) for rows in (slice(0, 7), slice(7, 40))]
+    torch.testing.assert_close(torch.cat(apart), together)
 
 
 def test_many_images_come_in_passes_and_again_in_another_order() -> None:

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.forward import features_prefix, normalize
+from hgprompt_edge.vit.forward import features_prefix, model_input
 from hgprompt_edge.vit.heads import Head, Labels, fit_lda
+from hgprompt_edge.vit.passes import in_parts
 
 PROMPT_BATCH = 16
 """Images whose gradients with respect to a whole prompt are held at once."""
@@ -117,28 +120,39 @@ def prompt_gradient_variance(
     labels: Labels,
     tokens: npt.NDArray[np.float32] | Tensor,
     head: Head,
-    batch_size: int = PROMPT_BATCH,
 ) -> Tensor:
     """Variance `[L, T, D]` float64 over images of `d loss / d P` at the prompt `tokens`.
 
     Per-sample gradients through the frozen model, vectorised over micro-batches.
     """
-    prompt = torch.as_tensor(tokens).to(next(backbone.model.parameters()))
     y = torch.as_tensor(labels).long()
-    weight, bias = head.weight.to(prompt), head.bias.to(prompt)
 
-    def loss(prompt: Tensor, image: Tensor, label: Tensor) -> Tensor:
-        feature = features_prefix(backbone.model, image[None], prompt)
-        return functional.cross_entropy(feature @ weight.T + bias, label[None])
+    def moments(model: VisionTransformer, part: slice) -> tuple[Tensor, Tensor]:
+        like = next(model.parameters())
+        prompt, weight, bias = (
+            torch.as_tensor(value).to(like) for value in (tokens, head.weight, head.bias)
+        )
 
-    per_sample: Callable[..., Tensor] = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
-    total = torch.zeros(prompt.shape, dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    for start in range(0, len(pixels), batch_size):
-        rows = slice(start, start + batch_size)
-        x = normalize(torch.from_numpy(np.array(pixels[rows])), backbone.preprocessing)
-        gradients = per_sample(prompt, x.to(prompt), y[rows]).double()
-        total += gradients.sum(0)
-        squares += gradients.square().sum(0)
+        def loss(prompt: Tensor, image: Tensor, label: Tensor) -> Tensor:
+            feature = features_prefix(model, image[None], prompt)
+            return functional.cross_entropy(feature @ weight.T + bias, label[None])
+
+        per_sample: Callable[..., Tensor] = torch.func.vmap(
+            torch.func.grad(loss), in_dims=(None, 0, 0)
+        )
+        total = torch.zeros(prompt.shape, dtype=torch.float64)
+        squares = torch.zeros_like(total)
+        for start in range(part.start, part.stop, PROMPT_BATCH):
+            rows = slice(start, min(start + PROMPT_BATCH, part.stop))
+            x = model_input(model, pixels[rows], backbone.preprocessing)
+            gradients = per_sample(prompt, x, y[rows].to(x.device)).cpu().double()
+            total += gradients.sum(0)
+            squares += gradients.square().sum(0)
+        return total, squares
+
+    # Fused attention cannot be vectorised over samples on every device.
+    with sdpa_kernel(SDPBackend.MATH):
+        found = in_parts(backbone, len(pixels), moments)
+    total, squares = (torch.stack(parts).sum(0) for parts in zip(*found, strict=True))
     mean = total / len(pixels)
     return (squares / len(pixels) - mean.square()).clamp(min=0)

@@ -54,8 +54,6 @@ class Budget:
         Steps of the short target-trained prompt that SPoT compares the sources with.
     tune_steps
         Steps of tune.
-    precision
-        `float32` or `bfloat16`, of all passes through the backbone.
     """
 
     lam: float = 0.003
@@ -66,7 +64,6 @@ class Budget:
     tune_steps: int = 20
     batch_size: int = 400
     learning_rate: float = 5e-3
-    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -148,7 +145,6 @@ class Contest:
             mode=self.bank.mode,
             validate_every=1,
             seed=self.seed,
-            precision=budget.precision,
         )
 
     def folded(self, weights: Weights) -> tuple[Candidate, ...]:

@@ -84,8 +84,7 @@ def compare(
     check_validation(task)
     bank, _ = leave_out_family(bank, task)
     budget = budget or Budget()
-    own = backbone.normalized(bank.normalization).in_precision(budget.precision)
-    store = FeatureStore(own, enabled=cache)
+    store = FeatureStore(backbone.normalized(bank.normalization), enabled=cache)
     contest = Contest(store, task, bank, Judge(store, task, "lda", seed), budget, seed)
     for source in contest.tokens:
         store.features(task.train.pixels, source)

@@ -32,7 +32,6 @@ from hgprompt_edge.vit.fitted import as_fitted
 from hgprompt_edge.vit.forward import extract_features
 from hgprompt_edge.vit.heads import Head, accuracy
 from hgprompt_edge.vit.start import neutral_tokens
-from hgprompt_edge.vit.train import fastest_precision
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -73,7 +72,7 @@ def tune_conditions(
     Parameters
     ----------
     recipe
-        None: the default one, in this CPU's fastest precision.
+        None: the default one.
     state
         Folder that an interrupted training resumes from; removed at the end by the caller.
 
@@ -83,16 +82,17 @@ def tune_conditions(
         An unknown condition, a bundle of another backbone or of other images, shallow prompts, or
         no sources to mix with.
     """
-    recipe = recipe or ConditionRecipe(seed=bundle.seed, precision=fastest_precision())
+    recipe = recipe or ConditionRecipe(seed=bundle.seed)
     _check(bundle, backbone, task, names)
     backbone = as_fitted(bundle, backbone)
     start = starting_tokens(bundle, backbone)
     head = Head(torch.from_numpy(bundle.head_weight), torch.from_numpy(bundle.head_bias))
-    train = seen_under(backbone, task.train.pixels, bundle.prompt)
-    validation = seen_under(backbone, task.validation.pixels, bundle.prompt)
+    exact = backbone.in_precision("float32")
+    train = seen_under(exact, task.train.pixels, bundle.prompt)
+    validation = seen_under(exact, task.validation.pixels, bundle.prompt)
     if state is not None:
         state.mkdir(exist_ok=True)
-    judge = _Judge(bundle, backbone, task)
+    judge = _Judge(bundle, exact, task)
     prompts, worths = [], []
     for name in names:
         trainer = ConditionTrainer(

@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hgprompt_edge.tasks.conditions import CONDITIONS, training_corruption
 from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.forward import block_rows, normalize
+from hgprompt_edge.vit.forward import block_rows, model_input
 from hgprompt_edge.vit.heads import Head
+from hgprompt_edge.vit.passes import in_parts
 from hgprompt_edge.vit.resume import load_state, save_state
 
 Pixels = npt.NDArray[np.uint8]
 Tokens = npt.NDArray[np.float32]
 
-MICRO_TOKENS = 8192
-"""Tokens of the images whose activations are held at a time; a larger batch is taken in parts."""
 VALIDATION_IMAGES = 200
 MIN_VARIANCE = 1e-6
 
@@ -44,8 +44,6 @@ class ConditionRecipe:
         Share of a batch that stays as it is, so that the prompt does little harm in good light.
     average
         Decay of the running average of the prompt, which is what is validated and kept.
-    precision
-        `float32` or `bfloat16` for the training passes; all figures are measured in float32.
     """
 
     epochs: int = 12
@@ -59,7 +57,6 @@ class ConditionRecipe:
     average: float = 0.95
     validate_every: int = 4
     seed: int = 0
-    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -101,6 +98,8 @@ class Restored:
 class ConditionTrainer:
     """Trains one condition prompt; its state goes to a file, so that a kill costs little.
 
+    It trains and evaluates in the backbone's precision.
+
     Parameters
     ----------
     condition
@@ -129,7 +128,6 @@ class ConditionTrainer:
         self.backbone, self.recipe, self.condition = backbone, recipe, condition
         self.train, self.validation = train, validation.subset(slice(VALIDATION_IMAGES))
         self.state_path = state
-        self.fast = backbone.in_precision(recipe.precision)
         self.head = Head(head.weight.float(), head.bias.float())
         self.centre = train.features.mean(0)
         self.spread = train.rows.var(0) + MIN_VARIANCE
@@ -181,23 +179,37 @@ class ConditionTrainer:
         return float(np.mean(losses))
 
     def _take_step(self, pixels: Pixels, clean: Seen) -> float:
-        self.optimizer.zero_grad()
-        total = 0.0
-        for part in micro_batches(self.backbone, len(pixels)):
-            loss = self._loss(self.fast, pixels[part], clean.subset(part), self.prompt)
-            loss = loss.sum() / len(pixels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
+        found = self._losses(pixels, clean, self.prompt.detach(), gradient=True)
+        losses, gradients = zip(*found, strict=True)
+        self.prompt.grad = torch.stack(gradients).sum(0).div(len(pixels)).to(self.prompt.dtype)
         self.optimizer.step()
         self.step += 1
         decay = min(self.recipe.average, (self.step + 1) / (self.step + 10))
         self.averaged.lerp_(self.prompt.detach(), 1 - decay)
-        return total
+        return math.fsum(losses) / len(pixels)
 
-    def _loss(self, backbone: Backbone, pixels: Pixels, clean: Seen, prompt: Tensor) -> Tensor:
+    def _losses(
+        self, pixels: Pixels, clean: Seen, prompt: Tensor, *, gradient: bool
+    ) -> list[tuple[float, Tensor]]:
+        """Loss of each part of the images, summed, and its gradient `[L, T, D]` float64."""
+
+        def loss(model: VisionTransformer, part: slice) -> tuple[float, Tensor]:
+            with torch.set_grad_enabled(gradient):
+                leaf = prompt.clone().requires_grad_(gradient)
+                value = self._loss(model, pixels[part], clean.subset(part), leaf).sum()
+                if not gradient:
+                    return float(value), torch.empty(0)
+                (slope,) = torch.autograd.grad(value, leaf)
+            return float(value.detach()), slope.double()
+
+        return in_parts(self.backbone, len(pixels), loss)
+
+    def _loss(
+        self, model: VisionTransformer, pixels: Pixels, clean: Seen, prompt: Tensor
+    ) -> Tensor:
         """Distance `[n]` of the images' features from those of their clean versions."""
         recipe = self.recipe
-        features, rows = _forward(backbone, pixels, prompt)
+        features, rows = _rows(model, self.backbone, pixels, prompt)
         cosine = functional.cosine_similarity(
             features - self.centre, clean.features - self.centre, dim=1
         )
@@ -211,15 +223,11 @@ class ConditionTrainer:
             + recipe.blocks * distance
         )
 
-    @torch.no_grad()
     def _evaluate(self, loss: float) -> None:
         rng = np.random.default_rng([self.recipe.seed, CONDITIONS.index(self.condition)])
         pixels = self.corrupted(self.validation.pixels, rng)
-        losses = [
-            self._loss(self.backbone, pixels[part], self.validation.subset(part), self.averaged)
-            for part in micro_batches(self.backbone, len(pixels))
-        ]
-        value = float(torch.cat(losses).mean())
+        found = self._losses(pixels, self.validation, self.averaged, gradient=False)
+        value = math.fsum(part for part, _ in found) / len(pixels)
         self.history.append({"epoch": float(self.epoch), "loss": loss, "val_loss": value})
         if value <= min(row["val_loss"] for row in self.history):
             self.best, self.best_epoch = self.averaged.clone(), self.epoch
@@ -266,30 +274,30 @@ class ConditionTrainer:
         self.epoch, self.step = state["epoch"], state["step"]
 
     def _of(self) -> dict[str, Any]:
-        return {**asdict(self.recipe), "condition": self.condition, "backbone": self.fast.sha256}
+        return {
+            **asdict(self.recipe),
+            "precision": self.backbone.compute.precision,
+            "condition": self.condition,
+            "backbone": self.backbone.sha256,
+        }
 
 
-@torch.no_grad()
 def seen_under(backbone: Backbone, pixels: Pixels, factory: Tokens | None) -> Seen:
     """Show clean images to the backbone under a prompt `[L, T, D]`; None: no prompt."""
     prompt = None if factory is None else torch.from_numpy(factory)
-    parts = [
-        _forward(backbone, pixels[part], prompt) for part in micro_batches(backbone, len(pixels))
-    ]
-    features, rows = zip(*parts, strict=True)
+
+    def see(model: VisionTransformer, part: slice) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return _rows(model, backbone, pixels[part], prompt)
+
+    features, rows = zip(*in_parts(backbone, len(pixels), see), strict=True)
     return Seen(pixels, torch.cat(features), torch.cat(rows))
 
 
-def micro_batches(backbone: Backbone, count: int) -> list[slice]:
-    """Cut `count` images into parts of at most `MICRO_TOKENS` tokens."""
-    tokens = (backbone.image_size // backbone.patch_size) ** 2
-    size = max(1, MICRO_TOKENS // tokens)
-    return [slice(first, first + size) for first in range(0, count, size)]
-
-
-def _forward(backbone: Backbone, pixels: Pixels, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
-    dtype = next(backbone.model.parameters()).dtype
-    x = normalize(torch.from_numpy(pixels), backbone.preprocessing).to(dtype)
-    tokens = None if prompt is None else prompt.to(dtype)
-    features, rows = block_rows(backbone.model, x, tokens)
-    return features.float(), rows.float()
+def _rows(
+    model: VisionTransformer, backbone: Backbone, pixels: Pixels, prompt: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`block_rows` of pixels `[n, S, S, 3]`, float32 on the CPU."""
+    x = model_input(model, pixels, backbone.preprocessing)
+    features, rows = block_rows(model, x, None if prompt is None else prompt.to(x))
+    return features.float().cpu(), rows.float().cpu()

@@ -67,8 +67,8 @@ def descend(
     tokens
         What is mixed, `[M, L, T, D]`.
     steps
-        Each runs the images forward, and forward and back once more: features first, since the
-        log-loss needs all of them, then the pull-back of its gradient in micro-batches.
+        Each runs the images forward and back: features first, since the log-loss needs all of them,
+        then the pull-back of its gradient in micro-batches.
     """
     basis = torch.from_numpy(tokens).double()
     theta = torch.zeros(tokens.shape[:2], dtype=torch.float64, requires_grad=True)
@@ -77,11 +77,14 @@ def descend(
     for step in range(steps + 1):
         weights = theta.softmax(0)
         prompt = mix(tokens, weights.detach().numpy())
-        features = store.features(pixels, prompt)
+        if step < steps:
+            features, pull_back = store.linearized(pixels, prompt)
+        else:
+            features = store.features(pixels, prompt)
         value, slope = loss.with_gradient(features)
         path.append((weights.detach(), features, value))
         if step < steps:
-            pulled = store.pull_back(pixels, prompt, slope).double()
+            pulled = pull_back(slope).double()
             optimizer.zero_grad()
             weights.backward(torch.einsum("mltd,ltd->ml", basis, pulled))  # type: ignore[no-untyped-call]
             optimizer.step()

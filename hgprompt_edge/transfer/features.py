@@ -25,16 +25,17 @@ from hgprompt_edge.files import cache_folder, read_safetensors, write_safetensor
 from hgprompt_edge.transfer.alignment import prompt_gradient_variance
 from hgprompt_edge.transfer.cache import evict
 from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.forward import extract_features, features_prefix, normalize
+from hgprompt_edge.vit.forward import extract_features
 from hgprompt_edge.vit.heads import Head
+from hgprompt_edge.vit.linearize import Linearized, pixel_inputs, pull_parts
 
 Pixels = npt.NDArray[np.uint8]
 Tokens = npt.NDArray[np.float32]
+PullBack = Callable[[Tensor], Tensor]
 
 FORM_VERSION = 2
 """Raise it whenever the forward pass changes what it computes."""
 DEFAULT_MEGABYTES = 2048
-MICRO_BATCH = 64
 
 
 class FeatureStore:
@@ -53,6 +54,11 @@ class FeatureStore:
         self._memory: dict[str, Tensor] = {}
         self._digests: dict[int, tuple[Pixels, str]] = {}
         self._asked: dict[str, int] | None = None
+
+    def in_precision(self, name: str) -> FeatureStore:
+        """Return a store of the same backbone computing in `float32` or `bfloat16`."""
+        backbone = self.backbone.in_precision(name)
+        return self if backbone is self.backbone else FeatureStore(backbone, enabled=self.enabled)
 
     @contextmanager
     def counting(self) -> Iterator[dict[str, int]]:
@@ -101,13 +107,19 @@ class FeatureStore:
         other.backbone = self.backbone.with_pooling(name)
         return other
 
-    def _features(self, backbone: Backbone, pixels: Pixels, tokens: Tokens | None) -> Tensor:
-        def compute() -> Tensor:
-            return extract_features(backbone, pixels, tokens, MICRO_BATCH)
+    def _features(
+        self,
+        backbone: Backbone,
+        pixels: Pixels,
+        tokens: Tokens | None,
+        compute: Callable[[], Tensor] | None = None,
+    ) -> Tensor:
+        def extract() -> Tensor:
+            return extract_features(backbone, pixels, tokens)
 
         shape = (len(pixels), backbone.feature_dim)
         key = ("features", backbone.pooling, self._digest(pixels), digest(tokens))
-        return self.cached(key, shape, compute, passes=len(pixels))
+        return self.cached(key, shape, compute or extract, passes=len(pixels))
 
     def pull_back(self, pixels: Pixels, tokens: Tokens, cotangent: Tensor) -> Tensor:
         """`dJ / dP [L, T, D]` for a `dJ / df [n, D]` at the prompt `tokens` (METHOD 5.2)."""
@@ -115,9 +127,35 @@ class FeatureStore:
         def compute() -> Tensor:
             return pull_back(self.backbone, pixels, tokens, cotangent)
 
-        rest = (digest(tokens), digest(cotangent.numpy()))
-        key = ("pull-back", self.backbone.pooling, self._digest(pixels), *rest)
+        key = self._pull_back_key(pixels, tokens, cotangent)
         return self.cached(key, tokens.shape, compute, passes=3 * len(pixels))
+
+    def _pull_back_key(self, pixels: Pixels, tokens: Tokens, cotangent: Tensor) -> tuple[str, ...]:
+        rest = (digest(tokens), digest(cotangent.numpy()))
+        return "pull-back", self.backbone.pooling, self._digest(pixels), *rest
+
+    def linearized(self, pixels: Pixels, tokens: Tokens) -> tuple[Tensor, PullBack]:
+        """`features`, and the function that pulls one `dJ / df [n, D]` back to `dJ / dP [L, T, D]`.
+
+        It counts two passes: the activations of the first one are kept, where memory allows.
+        """
+        found: list[Linearized] = []
+
+        def run() -> Tensor:
+            inputs = pixel_inputs(self.backbone, pixels)
+            found.append(Linearized(self.backbone, inputs, len(pixels), torch.from_numpy(tokens)))
+            return found[0].features
+
+        def pull(cotangent: Tensor) -> Tensor:
+            def compute() -> Tensor:
+                if found:
+                    return found.pop().pull(cotangent)
+                return pull_back(self.backbone, pixels, tokens, cotangent)
+
+            key = self._pull_back_key(pixels, tokens, cotangent)
+            return self.cached(key, tokens.shape, compute, passes=2 * len(pixels))
+
+        return self._features(self.backbone, pixels, tokens, run), pull
 
     def gradient_variance(
         self, pixels: Pixels, labels: npt.NDArray[np.int64], tokens: Tokens, head: Head
@@ -175,36 +213,22 @@ class FeatureStore:
 
 
 def pull_back(
-    backbone: Backbone,
-    pixels: Pixels,
-    tokens: Tokens | Tensor,
-    cotangent: Tensor,
-    batch_size: int = MICRO_BATCH,
+    backbone: Backbone, pixels: Pixels, tokens: Tokens | Tensor, cotangent: Tensor
 ) -> Tensor:
     """`dJ / dP [L, T, D]` by vector-Jacobian products in micro-batches (METHOD 5.2).
 
-    `cotangent` is `dJ / df [n, D]`. Memory depends on `batch_size`, not on `n`. The result has the
-    dtype of the model, at least float32; the sum over micro-batches is float64.
+    `cotangent` is `dJ / df [n, D]`. Memory does not depend on `n`. The result has the backbone's
+    precision, at least float32; the sum over micro-batches is float64.
     """
-    parameter = next(backbone.model.parameters())
-    total = torch.zeros(tuple(tokens.shape), dtype=torch.float64)
-    for start in range(0, len(pixels), batch_size):
-        rows = slice(start, start + batch_size)
-        x = normalize(torch.from_numpy(np.array(pixels[rows])), backbone.preprocessing)
-        x = x.to(parameter)
-        with torch.enable_grad():
-            prompt = torch.as_tensor(tokens).to(parameter).detach().clone().requires_grad_(True)
-            features = features_prefix(backbone.model, x, prompt)
-            product = (features * cotangent[rows].to(features)).sum()
-            total += torch.autograd.grad(product, prompt)[0].double()
-    return total.to(torch.promote_types(parameter.dtype, torch.float32))
+    inputs = pixel_inputs(backbone, pixels)
+    return pull_parts(backbone, inputs, len(pixels), torch.as_tensor(tokens), cotangent)
 
 
 def _fingerprint(backbone: Backbone) -> str:
     # Weights alone say nothing about activations or heads; pooling is in the keys.
     model = backbone.model
-    dtype = next(model.parameters()).dtype
-    form = f"{model!r}|{backbone.num_heads}|{backbone.image_size}|{dtype}"
+    compute = f"{backbone.compute.precision} {backbone.compute.device}"
+    form = f"{model!r}|{backbone.num_heads}|{backbone.image_size}|{compute}"
     parts = (backbone.sha256, backbone.preprocessing.to_json(), form, torch.__version__)
     return hashlib.sha256("|".join((str(FORM_VERSION), *parts)).encode()).hexdigest()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -130,7 +130,8 @@ class HGPrompt:
         """Learn the weights, choose, fit the head.
 
         Sources of the task's own family are left out. Images are normalised as those that the
-        bank was trained on, for no prompt, too. Interrupted, it leaves the features it has
+        bank was trained on, for no prompt, too. They run as the backbone's `compute` says;
+        what is kept has its features in float32. Interrupted, it leaves the features it has
         computed in the cache, so that the same call goes on from there.
 
         Raises
@@ -162,7 +163,9 @@ class HGPrompt:
         )
         self.weights_ = learned.weights
         self.history_ = learned.history
-        self._choose(Judge(store, task, self.head, self.seed), bank, report)
+        judge = Judge(store, task, self.head, self.seed)
+        exact = replace(judge, store=store.in_precision("float32"))
+        self._choose(judge, exact, bank, report)
         self.objective_ = self._summary(bank, learned)
         self.bundle_ = make_bundle(
             backbone,
@@ -178,8 +181,11 @@ class HGPrompt:
         )
         return self
 
-    def _choose(self, judge: Judge, bank: PromptBank, report: Progress) -> None:
-        """Make the never-worse table; the test part is touched after the choice (METHOD 6)."""
+    def _choose(self, judge: Judge, exact: Judge, bank: PromptBank, report: Progress) -> None:
+        """Make the never-worse table; the test part is touched after the choice (METHOD 6).
+
+        The `exact` judge, in float32, fits and tests the head of what is kept.
+        """
         basis, count = bank.basis_tokens, len(bank.prompts)
         sources = [
             Candidate("best_source", source, on_basis(vertex, len(basis)))
@@ -198,10 +204,12 @@ class HGPrompt:
         chosen = never_worse(rows, judge.images)
         self._chosen = candidates[chosen]
         self.choice_ = rows[chosen].method
-        self.head_ = judge.final_head(self._chosen)
+        self.head_ = exact.final_head(self._chosen)
         for index, candidate in enumerate(candidates):
-            head = self.head_ if index == chosen else None
-            rows[index] = judge.on_test(rows[index], candidate, head)
+            if index == chosen:
+                rows[index] = exact.on_test(rows[index], candidate, self.head_)
+            else:
+                rows[index] = judge.on_test(rows[index], candidate)
             report("test images", index + 1, len(candidates))
         self.table_ = tuple(rows)
 

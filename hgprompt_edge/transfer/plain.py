@@ -29,7 +29,7 @@ def fit_head(
 ) -> tuple[Bundle, Pooling]:
     """Fit the head that holds out best on a backbone's own features; the bundle has no prompt.
 
-    The bundle holds the statistics of clean features, by which a device judges what it sees.
+    In float32, whatever the backbone computes in. The bundle holds the statistics of clean features, by which a device judges what it sees.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def fit_head(
         The task has no validation images.
     """
     check_validation(task)
-    store = FeatureStore(backbone, enabled=cache)
+    store = FeatureStore(backbone.in_precision("float32"), enabled=cache)
     pooling = choose_pooling(store, task, seed)
     store = store.with_pooling(pooling.name)
     parts = (task.train, task.validation, task.test)

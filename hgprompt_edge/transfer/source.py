@@ -38,10 +38,10 @@ def train_source(
 ) -> tuple[Prompt, Trained]:
     """Train a prompt for `task` and measure it on the test part, beside no prompt.
 
-    Each with its own best head, fitted on training and validation images. The
-    test part is touched once, after the epoch was chosen on validation. An epoch passes over as
-    many images as `task.train` has: those, or fresh ones for a generated task or where there are
-    `more`.
+    Each with its own best head, fitted on training and validation images. The test part is touched
+    once, after the epoch was chosen on validation. Both are measured in float32, whatever the
+    training computes in. An epoch passes over as many images as `task.train` has: those, or fresh
+    ones for a generated task or where there are `more`.
 
     Parameters
     ----------
@@ -72,10 +72,12 @@ def train_source(
         images=_digest(task, more),
     ).run(report, resumed)
     task = _with_enough_test(task, backbone)
-    head, correct = _judge(backbone, task, trained.tokens)
-    _, correct_unprompted = _judge(backbone, task, None)
+    exact = backbone.in_precision("float32")
+    head, correct = _judge(exact, task, trained.tokens)
+    _, correct_unprompted = _judge(exact, task, None)
     details = {
         **asdict(recipe),
+        "precision": backbone.compute.precision,
         "epoch": trained.epoch,
         "seconds": round(trained.seconds),
         "images": None if task.name in KINDS else len(task.train) + (len(more) if more else 0),

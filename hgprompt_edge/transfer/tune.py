@@ -54,7 +54,8 @@ def tune(
     backbone = as_fitted(bundle, backbone)
     start = starting_prompt(bundle)
     trained = train_from(start, backbone, task, recipe, state=state, report=report)
-    judge = Judge(FeatureStore(backbone), task, bundle.objective.get("head", "auto"), bundle.seed)
+    exact = FeatureStore(backbone.in_precision("float32"))
+    judge = Judge(exact, task, bundle.objective.get("head", "auto"), bundle.seed)
     weights = bundle.weights if bundle.prompt is not None else bundle.learned_weights
     candidate = Candidate(TUNED, trained.tokens, weights.astype(np.float64))
     row = judge.on_validation(candidate)

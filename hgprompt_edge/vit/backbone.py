@@ -32,6 +32,7 @@ from hgprompt_edge.files import sha256_arrays
 from hgprompt_edge.preprocess import RESAMPLING, Preprocessing
 from hgprompt_edge.prompts import Normalization
 from hgprompt_edge.vit.checkpoint import Checkpoint, read_checkpoint
+from hgprompt_edge.vit.compute import Compute
 from hgprompt_edge.vit.support import check_supported
 
 __all__ = [
@@ -70,6 +71,8 @@ class Backbone:
         File that the weights came from; None: bundled, or the hub.
     facts
         What was taken from that file and what was assumed, to be printed.
+    computed_by
+        Where and how images run through it; None: on the CPU, in the model's own precision.
     """
 
     name: str
@@ -79,6 +82,15 @@ class Backbone:
     poolings: tuple[str, ...]
     checkpoint: Path | None = None
     facts: tuple[str, ...] = ()
+    computed_by: Compute | None = None
+
+    @property
+    def compute(self) -> Compute:
+        """Where and how images run through it."""
+        if self.computed_by is not None:
+            return self.computed_by
+        precision = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        return Compute(precision=precision, threads=torch.get_num_threads())
 
     @property
     def depth(self) -> int:
@@ -149,10 +161,13 @@ class Backbone:
 
     def in_precision(self, name: str) -> Backbone:
         """Return the same backbone computing in `float32` or `bfloat16`; its fingerprint stays."""
-        dtype: torch.dtype = getattr(torch, name)
-        if next(self.model.parameters()).dtype == dtype:
+        if self.compute.precision == name:
             return self
-        return replace(self, model=copy.deepcopy(self.model).to(dtype))
+        return self.with_compute(replace(self.compute, precision=name))
+
+    def with_compute(self, compute: Compute) -> Backbone:
+        """Return the same backbone for images to run through as `compute` says."""
+        return replace(self, computed_by=compute)
 
 
 def load_backbone(

@@ -24,6 +24,8 @@ from hgprompt_edge.files import cache_folder, read_safetensors, sha256_arrays, w
 from hgprompt_edge.prompts import DEEP
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import features_prefix, prepare_tokens
+from hgprompt_edge.vit.linearize import Linearized
+from hgprompt_edge.vit.passes import in_parts
 
 NOISE_CELLS = (2, 4, 8, 16, 32)
 """Cells a side of the noise of each scale; their sum looks like a blurred photograph."""
@@ -56,23 +58,17 @@ def neutral_tokens(
     mode: str,
     init_seed: int,
     *,
-    model: VisionTransformer | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """`initial_tokens`, then optimised until the prompt hardly changes a feature: `[L, T, D]`.
 
     Minimises the squared distance of prompted and unprompted features, in units of their standard
     deviation, on fresh noise images. Kept in the cache: all prompts of a bank share it.
-
-    Parameters
-    ----------
-    model
-        The backbone's model in another dtype, to train faster.
     """
-    model = model or backbone.model
-    dtype = model.patch_embed.proj.weight.dtype
     start = initial_tokens(backbone, num_tokens, mode, init_seed)
-    key = sha256_arrays({f"{backbone.sha256} {dtype} {NEUTRAL_STEPS}": start.numpy()})
+    key = sha256_arrays(
+        {f"{backbone.sha256} torch.{backbone.compute.precision} {NEUTRAL_STEPS}": start.numpy()}
+    )
     path = cache_folder() / "starts" / f"{key}.safetensors"
     try:
         found = torch.from_numpy(read_safetensors(path)[0]["prompt"])
@@ -80,7 +76,7 @@ def neutral_tokens(
             os.utime(path)
         return found
     except (UserError, KeyError):
-        tokens = _neutralise(model, dtype, start, backbone.image_size, init_seed, report)
+        tokens = _neutralise(backbone, start, init_seed, report)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_safetensors(path, {"prompt": tokens.numpy()}, {})
@@ -103,35 +99,40 @@ def noise_images(count: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 def _neutralise(
-    model: VisionTransformer,
-    dtype: torch.dtype,
+    backbone: Backbone,
     start: Tensor,
-    size: int,
     init_seed: int,
     report: Callable[[int, int], None] | None,
 ) -> Tensor:
     generator = torch.Generator().manual_seed(init_seed)
-    prompt = start.clone().requires_grad_()
+    prompt, size = start.clone(), backbone.image_size
     optimizer = torch.optim.AdamW([prompt], lr=NEUTRAL_RATE, betas=(0.9, 0.98), weight_decay=0.0)
-    spread = _unprompted(model, noise_images(256, size, generator).to(dtype)).std(0)
+    spread = _unprompted(backbone, noise_images(256, size, generator)).std(0)
     for step in range(NEUTRAL_STEPS):
         warm = min(1.0, (step + 1) / 10)
         cosine = 0.5 * (1 + math.cos(math.pi * step / NEUTRAL_STEPS))
         optimizer.param_groups[0]["lr"] = NEUTRAL_RATE * warm * cosine
-        images = noise_images(NEUTRAL_BATCH, size, generator).to(dtype)
-        prompted = features_prefix(model, images, prompt.to(dtype)).float()
-        loss = ((prompted - _unprompted(model, images)) / spread).square().mean()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        prompt.grad = _slope(backbone, noise_images(NEUTRAL_BATCH, size, generator), prompt, spread)
         optimizer.step()
         if report:
             report(step + 1, NEUTRAL_STEPS)
-    return prompt.detach()
+    return prompt
 
 
-@torch.no_grad()
-def _unprompted(model: VisionTransformer, images: Tensor) -> Tensor:
-    return features_prefix(model, images, None).float()
+def _slope(backbone: Backbone, images: Tensor, prompt: Tensor, spread: Tensor) -> Tensor:
+    """Gradient of the mean squared distance of prompted and unprompted features."""
+    wanted = _unprompted(backbone, images)
+    batch = Linearized(backbone, lambda part: images[part], len(images), prompt)
+    return batch.pull(2 * (batch.features - wanted) / spread.square() / wanted.numel())
+
+
+def _unprompted(backbone: Backbone, images: Tensor) -> Tensor:
+    def features(model: VisionTransformer, part: slice) -> Tensor:
+        with torch.inference_mode():
+            x = images[part].to(next(model.parameters()))
+            return features_prefix(model, x, None).float().cpu()
+
+    return torch.cat(in_parts(backbone, len(images), features))
 
 
 def _away_from_queries(block: Any, x: Tensor) -> Tensor:

@@ -20,13 +20,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from hgprompt_edge.prompts import DEEP
+from hgprompt_edge.vit.augment import Augmentation
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.best_head import fit_head
-from hgprompt_edge.vit.forward import extract_features, features_prefix, normalize
+from hgprompt_edge.vit.forward import extract_features
 from hgprompt_edge.vit.heads import accuracy, lda, log_loss
+from hgprompt_edge.vit.linearize import Inputs, Linearized
 from hgprompt_edge.vit.resume import load_state, save_state
 from hgprompt_edge.vit.start import neutral_tokens
 
@@ -35,11 +36,8 @@ Labels = npt.NDArray[np.int64]
 Draw = Callable[[int], tuple[Pixels, Labels]]
 """Training images of an epoch: the same array each time, or fresh ones without end."""
 
-MICRO_BATCH = 128
 SCALES = tuple(0.01 * 1.25**step for step in range(27))
 """Inverse temperatures from 0.01 to 3.3."""
-GRAPH_TOKENS = 100_000
-"""Up to this many tokens in a batch, activations are kept; above, they are computed again."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,6 @@ class Recipe:
     keep_last
         Keep the last epoch rather than the best by validation: for data whose validation images
         are near-duplicates of training images (frames of one video), where validation lies.
-    precision
-        `float32` or `bfloat16` for the training passes; all figures are measured in float32.
     """
 
     tokens: int = 50
@@ -85,7 +81,6 @@ class Recipe:
     init_seed: int = 0
     seed: int = 0
     keep_last: bool = False
-    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -112,7 +107,9 @@ class Trained:
 
 
 class PromptTrainer:
-    """Trains one prompt; its state goes to a file after each evaluation, so a kill costs little.
+    """Trains one prompt; its state goes to a file every few epochs, so a kill costs little.
+
+    It trains and evaluates in the backbone's precision.
 
     Parameters
     ----------
@@ -145,10 +142,8 @@ class PromptTrainer:
         self.backbone, self.recipe, self.num_classes = backbone, recipe, num_classes
         self.draw, self.head_images, self.validation = draw, head_images, validation
         self.state_path, self.images = state, images
-        self.dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
-        self.model = backbone.in_precision(recipe.precision).model
         self.start = (
-            neutral_tokens(backbone, recipe.tokens, recipe.mode, recipe.init_seed, model=self.model)
+            neutral_tokens(backbone, recipe.tokens, recipe.mode, recipe.init_seed)
             if start is None
             else torch.from_numpy(start)
         )
@@ -176,13 +171,15 @@ class PromptTrainer:
         began = time.perf_counter()
         if self._load_state() and resumed:
             resumed()
-        if self.epoch == 0 and not self.history:
+        if self.epoch == 0 and not self.history and not self.recipe.keep_last:
             self._evaluate(float("nan"))
         while self.epoch < self.recipe.epochs:
             loss = self._train_epoch()
             self.epoch += 1
-            if self.epoch % self.recipe.validate_every == 0 or self.epoch == self.recipe.epochs:
-                self._evaluate(loss)
+            last = self.epoch == self.recipe.epochs
+            if last or self.epoch % self.recipe.validate_every == 0:
+                if last or not self.recipe.keep_last:  # else nothing is chosen by it
+                    self._evaluate(loss)
                 self._save_state()
             if report:
                 report(self.epoch, self.recipe.epochs)
@@ -205,53 +202,53 @@ class PromptTrainer:
         losses = []
         for rows in np.array_split(order, batches):
             self._set_learning_rate(batches * self.recipe.epochs)
-            images = normalize(torch.from_numpy(pixels[rows]), self.backbone.preprocessing)
-            loss = self._loss(self._augment(images, generator), torch.from_numpy(labels[rows]))
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            inputs = self._inputs(pixels[rows], generator)
+            batch = Linearized(self.backbone, inputs, len(rows), self.prompt.detach())
+            loss, slope = self._loss(batch.features, torch.from_numpy(labels[rows]))
+            self.prompt.grad = batch.pull(slope).to(self.prompt.dtype)
             self.optimizer.step()
             self.step += 1
             decay = min(self.recipe.average, (self.step + 1) / (self.step + 10))
             self.averaged.lerp_(self.prompt.detach(), 1 - decay)
-            losses.append(float(loss.detach()))
+            losses.append(loss)
         return float(np.mean(losses))
 
-    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Cross-fitted log-loss of the LDA on a batch `[n, 3, S, S]`."""
-        features = self._features(images).float()
+    def _loss(self, features: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+        """Cross-fitted log-loss of the LDA on a batch's features `[n, D]`, and its gradient."""
+        features = features.requires_grad_(True)
         folds = torch.arange(len(labels)) % self.recipe.folds
         logits = torch.zeros(len(labels), self.num_classes, dtype=torch.float64)
         for fold in range(self.recipe.folds):
             inside, outside = folds == fold, folds != fold
             weight, bias = lda(features[outside], labels[outside], self.num_classes)
             logits[inside] = features[inside].double() @ weight.T + bias
-        return functional.cross_entropy(logits * best_scale(logits, labels), labels)
+        loss = functional.cross_entropy(logits * best_scale(logits, labels), labels)
+        (slope,) = torch.autograd.grad(loss, features)
+        return float(loss.detach()), slope
 
-    def _features(self, images: Tensor) -> Tensor:
-        tokens = len(images) * (images.shape[-1] // self.backbone.patch_size) ** 2
-        prompt = self.prompt.to(self.dtype)
-
-        def forward(part: Tensor, prompt: Tensor) -> Tensor:
-            return features_prefix(self.model, part.to(self.dtype), prompt)
-
-        if tokens <= GRAPH_TOKENS:
-            parts = [forward(part, prompt) for part in torch.split(images, MICRO_BATCH)]
-        else:
-            parts = [
-                checkpoint(forward, part, prompt, use_reentrant=False)
-                for part in torch.split(images, MICRO_BATCH)
-            ]
-        return torch.cat(parts)
-
-    def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def _inputs(self, pixels: Pixels, generator: torch.Generator) -> Inputs:
+        """Augment a batch `[n, S, S, 3]`, part by part; its first images stay as they are."""
         recipe, preprocessing = self.recipe, self.backbone.preprocessing
-        count = round(recipe.clean * len(images))
-        clean, images = images[:count], images[count:]
-        images = random_crops(images, recipe.min_crop, recipe.flips, generator)
-        mean = torch.tensor(preprocessing.mean)[:, None, None]
-        std = torch.tensor(preprocessing.std)[:, None, None]
-        images = colour_jitter(images * std + mean, recipe.jitter, generator)
-        return torch.cat([clean, (images - mean) / std])
+        clean = round(recipe.clean * len(pixels))
+        augment = Augmentation.draw(
+            len(pixels) - clean, recipe.min_crop, recipe.flips, recipe.jitter, generator
+        )
+
+        def inputs(part: slice) -> Tensor:
+            device = self.backbone.compute.device
+            images = torch.from_numpy(pixels[part]).to(device).permute(0, 3, 1, 2) / 255
+            mean, std = (
+                torch.tensor(value, device=device)[:, None, None]
+                for value in (preprocessing.mean, preprocessing.std)
+            )
+            kept = max(0, min(clean, part.stop) - part.start)
+            if kept < len(images):
+                first = part.start + kept - clean
+                changed = slice(first, first + len(images) - kept)
+                images = torch.cat([images[:kept], augment(images[kept:], changed)])
+            return (images - mean) / std
+
+        return inputs
 
     def _set_learning_rate(self, total: int) -> None:
         warm = min(1.0, (self.step + 1) / max(1.0, self.recipe.warmup * total))
@@ -311,6 +308,7 @@ class PromptTrainer:
     def _of(self) -> dict[str, Any]:
         return {
             **asdict(self.recipe),
+            "precision": self.backbone.compute.precision,
             "backbone": self.backbone.sha256,
             "images": self.images,
         }
@@ -325,50 +323,3 @@ def best_scale(logits: Tensor, labels: Tensor) -> float:
     """
     losses = [functional.cross_entropy(logits * scale, labels) for scale in SCALES]
     return SCALES[int(torch.stack(losses).argmin())]
-
-
-def random_crops(
-    images: Tensor, min_area: float, flips: bool, generator: torch.Generator
-) -> Tensor:
-    """Crop images `[n, 3, S, S]` at random, back to `S`; with `flips` mirror half of them."""
-    count = len(images)
-    side = torch.empty(count).uniform_(min_area, 1, generator=generator).sqrt()
-    shift = (torch.rand(2, count, generator=generator) * 2 - 1) * (1 - side)
-    mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
-    theta = torch.zeros(count, 2, 3)
-    theta[:, 0, 0] = side * mirror if flips else side
-    theta[:, 1, 1] = side
-    theta[:, :, 2] = shift.T
-    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-
-
-def colour_jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Vary brightness, contrast and saturation of images `[n, 3, S, S]` in [0, 1]."""
-
-    def factor() -> Tensor:
-        return 1 + (torch.rand(len(images), 1, 1, 1, generator=generator) * 2 - 1) * strength
-
-    images = images * factor()
-    mean = images.mean((1, 2, 3), keepdim=True)
-    images = (images - mean) * factor() + mean
-    grey = images.mean(1, keepdim=True)
-    return ((images - grey) * factor() + grey).clamp(0, 1)
-
-
-def fastest_precision() -> str:
-    """Return `bfloat16` where this CPU multiplies matrices clearly faster in it, else `float32`.
-
-    CPUs without bfloat16 units emulate it, at a loss, and the flags alone do not tell, so a
-    matrix product of a ViT's size is timed both ways.
-    """
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.ones(4096, 192, dtype=dtype), torch.ones(192, 768, dtype=dtype)
-        times = []
-        for _ in range(8):
-            began = time.perf_counter()
-            _ = a @ b
-            times.append(time.perf_counter() - began)
-        seconds[dtype] = min(times)
-    return "bfloat16" if seconds[torch.bfloat16] < 0.67 * seconds[torch.float32] else "float32"

@@ -1,0 +1,356 @@
+"""Precision, workers and devices change how fast features come, not what they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_line import run
+from hypothesis import given
+from hypothesis import strategies as st
+from small_vits import TOKENS, make_backbone
+from toys import make_bank, make_task, noise_tokens, pixels_of
+
+import hgprompt_edge.vit.fastest as fastest_module
+from hgprompt_edge.cores import usable_cores
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.tasks.conditions import CONDITIONS
+from hgprompt_edge.transfer.alignment import prompt_gradient_variance
+from hgprompt_edge.transfer.choice import Candidate, Judge
+from hgprompt_edge.transfer.condition_trainer import (
+    ConditionRecipe,
+    ConditionTrainer,
+    seen_under,
+)
+from hgprompt_edge.transfer.features import FeatureStore, pull_back
+from hgprompt_edge.transfer.fit import HGPrompt
+from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.compute import Compute, usable_threads
+from hgprompt_edge.vit.fastest import choose_compute
+from hgprompt_edge.vit.forward import extract_features
+from hgprompt_edge.vit.heads import Head, accuracy
+from hgprompt_edge.vit.linearize import Linearized, pixel_inputs
+from hgprompt_edge.vit.train import PromptTrainer, Recipe
+
+ROUNDING = 1e-5
+"""Largest relative difference of float32 results by one worker and by several."""
+HALF = 0.05
+"""Largest relative difference of bfloat16 features and gradients from float32 ones."""
+TWO = Compute(workers=2, micro_batch=16)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return make_backbone()
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def random_head(width: int = 32, classes: int = 3) -> Head:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(classes, width, generator=generator, dtype=torch.float64)
+    return Head(weight, torch.zeros(classes, dtype=torch.float64))
+
+
+def results(backbone: Backbone) -> dict[str, torch.Tensor]:
+    """Every kind of image pass."""
+    pixels, prompt = pixels_of(50), noise_tokens(1)[0]
+    slope = torch.randn(50, 32, generator=torch.Generator().manual_seed(0))
+    labels = np.arange(50) % 3
+    batch = Linearized(backbone, pixel_inputs(backbone, pixels), 50, torch.from_numpy(prompt))
+    return {
+        "features": extract_features(backbone, pixels, prompt),
+        "no prompt": extract_features(backbone, pixels, None),
+        "with activations": batch.features,
+        "their pull-back": batch.pull(slope),
+        "pull-back": pull_back(backbone, pixels, prompt, slope),
+        "rows": seen_under(backbone, pixels, prompt).rows,
+        "variance": prompt_gradient_variance(backbone, pixels, labels, prompt, random_head()),
+    }
+
+
+def test_workers_give_the_same_results(backbone: Backbone) -> None:
+    one, two = results(backbone), results(backbone.with_compute(TWO))
+    for name, expected in one.items():
+        assert relative(two[name], expected) < ROUNDING, name
+    assert relative(one["their pull-back"], one["pull-back"]) < ROUNDING
+
+
+def test_bfloat16_gives_nearly_the_same_results(backbone: Backbone) -> None:
+    exact, rough = results(backbone), results(backbone.in_precision("bfloat16"))
+    for name, expected in exact.items():
+        assert rough[name].device.type == "cpu"
+        assert rough[name].dtype == expected.dtype
+        assert 0 < relative(rough[name], expected) < HALF * (4 if name == "variance" else 1), name
+    assert next(backbone.model.parameters()).dtype == torch.float32
+
+
+def train(backbone: Backbone) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    part = (pixels_of(60), rng.integers(0, 3, 60))
+    recipe = Recipe(tokens=TOKENS, epochs=2, batch_size=30, validate_every=1)
+    start = noise_tokens(1)[0]
+    trainer = PromptTrainer(backbone, recipe, 3, lambda _: part, part, part, start=start)
+    return trainer.run().tokens
+
+
+def restore(backbone: Backbone) -> np.ndarray:
+    start = noise_tokens(1)[0]
+    seen = seen_under(backbone.in_precision("float32"), pixels_of(40), start)
+    recipe = ConditionRecipe(epochs=2, validate_every=1)
+    trainer = ConditionTrainer(backbone, recipe, CONDITIONS[0], start, random_head(), seen, seen)
+    return trainer.run().tokens
+
+
+@pytest.mark.parametrize("training", [train, restore])
+def test_training_with_workers_repeats_itself(backbone: Backbone, training: Any) -> None:
+    """Bit by bit, and it is the training of one worker up to rounding."""
+    first, again = (training(backbone.with_compute(TWO)) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    alone = training(backbone)
+    assert not np.array_equal(alone, noise_tokens(1)[0])
+    np.testing.assert_allclose(first, alone, atol=2e-3)
+
+
+def test_fit_in_bfloat16_keeps_a_head_on_float32_features(backbone: Backbone) -> None:
+    tokens = noise_tokens(3)
+    bank, task = make_bank(backbone, tokens), make_task(backbone, tokens[1])
+    half = backbone.with_compute(replace(TWO, precision="bfloat16"))
+    exact, rough = (HGPrompt(refine=2).fit(bank, each, task) for each in (backbone, half))
+    assert np.abs(rough.weights_ - exact.weights_).max() < 0.05
+    assert rough.table_[0].cross_log_loss != exact.table_[0].cross_log_loss  # it was bfloat16
+    for row, other in zip(rough.table_, exact.table_, strict=True):
+        assert row.test_accuracy == pytest.approx(other.test_accuracy, abs=0.05)
+    # What is kept is as if all had been float32: its head and its test accuracy.
+    kept = Candidate(rough.choice_, rough.bundle_.prompt, rough.weights_)
+    head = Judge(FeatureStore(backbone), task).final_head(kept)
+    assert relative(rough.head_.weight, head.weight) < ROUNDING
+    logits = head.logits(extract_features(backbone, task.test.pixels, kept.tokens))
+    found = next(row for row in rough.table_ if row.method == rough.choice_)
+    assert found.test_accuracy == accuracy(logits, task.test.labels)
+
+
+@given(st.integers(0, 500), st.integers(1, 9), st.integers(1, 80))
+def test_parts_are_even_and_keep_all_workers_busy(images: int, workers: int, size: int) -> None:
+    parts = Compute(workers=workers, micro_batch=size).parts(images)
+    sizes = [part.stop - part.start for part in parts]
+    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(images))
+    assert max(sizes, default=0) <= size
+    assert max(sizes, default=0) - min(sizes, default=0) <= 1
+    assert len(parts) % workers == 0 or len(parts) == images
+
+
+class Memory:
+    """Stands for a device on which only so many images fit at a time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: str, fits: int) -> None:
+        self.fits, self.seen = fits, []
+        import hgprompt_edge.vit.forward as forward
+
+        honest = forward.features_prefix
+
+        def limited(model: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+            self.seen.append(len(x))
+            if len(x) > self.fits:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            return honest(model, x, *rest)
+
+        monkeypatch.setattr(f"hgprompt_edge.vit.{module}.features_prefix", limited)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_out_of_memory_halves_the_batch_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    backbone = make_backbone().with_compute(Compute(workers=workers))
+    expected = extract_features(backbone, pixels_of(40), None)
+    memory = Memory(monkeypatch, "forward", fits=12)
+    with pytest.warns(UserWarning, match=r"out of memory on cpu with \d+ images at a time"):
+        found = extract_features(backbone, pixels_of(40), None)
+    assert relative(found, expected) < ROUNDING
+    memory.seen.clear()
+    extract_features(backbone, pixels_of(40), None)  # what fits is known from now on
+    assert max(memory.seen) <= 12
+
+
+@pytest.mark.filterwarnings("ignore:out of memory")
+def test_a_pull_back_survives_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = make_backbone()
+    pixels, prompt = pixels_of(20), torch.from_numpy(noise_tokens(1)[0])
+    slope = torch.ones(20, 32)
+    expected = pull_back(backbone, pixels, prompt, slope)
+
+    def linearized() -> Linearized:
+        return Linearized(backbone, pixel_inputs(backbone, pixels), 20, prompt)
+
+    before = linearized()
+    monkeypatch.setattr("hgprompt_edge.vit.linearize.MEMORY_SHARE", 0)
+    without = linearized()  # its forward pass fits, the activations of its way back do not
+    Memory(monkeypatch, "linearize", fits=6)
+    for batch in (before, without, linearized()):
+        assert relative(batch.pull(slope), expected) < ROUNDING
+
+
+@pytest.mark.filterwarnings("ignore:out of memory")
+def test_an_image_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = make_backbone()
+    Memory(monkeypatch, "forward", fits=0)
+    with pytest.raises(
+        UserError, match="--device cpu: out of memory at a batch of one image of 24"
+    ):
+        extract_features(backbone, pixels_of(5), None)
+
+
+def test_other_errors_are_not_taken_for_it(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr("hgprompt_edge.vit.forward.features_prefix", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        extract_features(backbone.with_compute(TWO), pixels_of(40), None)
+
+
+def cgroup(root: Path, line: str, files: dict[str, str]) -> Path:
+    for name, text in {"proc/self/cgroup": line, **files}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+V1 = "sys/fs/cgroup/cpu/docker/abc"
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "expected"),
+    [
+        ("0::/app/job\n", {"sys/fs/cgroup/app/job/cpu.max": "200000 100000\n"}, 2),
+        ("0::/app/job\n", {"sys/fs/cgroup/app/cpu.max": "150000 100000\n"}, 2),  # of its parent
+        ("0::/elsewhere\n", {"sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),  # in a container
+        ("0::/\n", {"sys/fs/cgroup/cpu.max": "max 100000\n"}, 64),
+        (
+            "4:cpu,cpuacct:/docker/abc\n0::/\n",
+            {f"{V1}/cpu.cfs_quota_us": "300000", f"{V1}/cpu.cfs_period_us": "100000"},
+            3,
+        ),
+        (
+            "1:cpu:/docker/abc\n",
+            {f"{V1}/cpu.cfs_quota_us": "-1", f"{V1}/cpu.cfs_period_us": "100000"},
+            64,
+        ),
+        ("2:memory:/x\n", {"sys/fs/cgroup/cpu.max": "100000 100000"}, 64),
+        ("", {}, 64),
+    ],
+)
+def test_cores_are_bounded_by_the_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, files: dict[str, str], expected: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert usable_cores(cgroup(tmp_path, line, files)) == expected
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {7}, raising=False)
+    assert usable_cores(tmp_path) == 1
+
+
+def test_threads_are_no_more_than_pytorch_was_told_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hgprompt_edge.vit.compute.usable_cores", lambda: 64)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert usable_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], float]:
+    """Seconds of a trial by precision and workers, on a machine with four threads."""
+    monkeypatch.setattr(fastest_module, "_known", {})
+    monkeypatch.setattr(fastest_module, "usable_threads", lambda: 4)
+    table: dict[tuple[str, int], float] = {}
+
+    def seconds(_: Backbone, compute: Compute, images: int) -> float:
+        assert compute.workers * compute.threads == 4
+        assert images == 4 * fastest_module.CPU_IMAGES
+        return table.pop((compute.precision, compute.workers))  # each is timed once
+
+    monkeypatch.setattr(fastest_module, "_seconds", seconds)
+    return table
+
+
+@pytest.mark.parametrize(
+    ("wide", "half", "narrow", "expected"),
+    [
+        (1.0, 0.4, 0.2, Compute(precision="bfloat16", workers=4)),
+        (1.0, 0.4, 0.6, Compute(precision="bfloat16", threads=4)),
+        (1.0, 1.7, 0.9, Compute(precision="float32", workers=4)),
+        (1.0, 0.9, 3.0, Compute(precision="float32", threads=4)),  # not clearly faster
+    ],
+)
+def test_what_is_fastest_is_taken(
+    backbone: Backbone, timed: dict, wide: float, half: float, narrow: float, expected: Compute
+) -> None:
+    timed |= {("float32", 1): wide, ("bfloat16", 1): half}
+    timed |= {("float32", 4): narrow, ("bfloat16", 4): narrow}
+    choice = choose_compute(backbone, "cpu")
+    assert choice.compute == expected
+    assert choose_compute(backbone, "cpu") is choice  # it is known now
+    assert str(choice).startswith(f"computing in {expected.precision} on cpu, ")
+
+
+def test_a_precision_that_is_asked_for_is_taken(backbone: Backbone, timed: dict) -> None:
+    timed |= {("bfloat16", 1): 9.0, ("bfloat16", 4): 9.0}
+    choice = choose_compute(backbone, "cpu", "bfloat16")
+    assert choice.compute == Compute(precision="bfloat16", workers=4)
+    images = 4 * fastest_module.CPU_IMAGES
+    assert str(choice) == (
+        f"computing in bfloat16 on cpu, 4 workers of 1 thread: {images / 9:.0f} training images/s"
+    )
+
+
+def test_a_real_trial_leaves_pytorch_as_it_was(backbone: Backbone) -> None:
+    before = torch.get_num_threads()
+    choice = choose_compute(backbone, "cpu")
+    assert choice.images_per_second > 0
+    assert choice.compute.workers * choice.compute.threads <= usable_threads()
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+@pytest.mark.parametrize("command", ["fit", "compare", "prompt train"])
+def test_a_device_that_is_not_there_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, command: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    result = run(*command.split(), "--task", "digits", "--device", device)
+    assert result.exit_code == 2
+    assert f"--device {device}: PyTorch finds no" in result.stderr
+    assert "--device cpu" in result.stderr
+    assert not list(tmp_path.glob("*.hgbundle"))
+
+
+def test_the_store_keeps_precisions_apart(backbone: Backbone) -> None:
+    store = FeatureStore(backbone.in_precision("bfloat16"))
+    assert store.in_precision("bfloat16") is store
+    rough = store.features(pixels_of(5), None)
+    exact = store.in_precision("float32").features(pixels_of(5), None)
+    assert torch.equal(exact, extract_features(backbone, pixels_of(5), None))
+    assert not torch.equal(exact, rough)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_same_results(backbone: Backbone) -> None:
+    on_cpu = results(backbone)
+    on_cuda = results(backbone.with_compute(Compute("cuda", micro_batch=256)))
+    for name, expected in on_cpu.items():
+        assert on_cuda[name].device.type == "cpu"
+        assert relative(on_cuda[name], expected) < 1e-3, name
