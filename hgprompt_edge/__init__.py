@@ -19,15 +19,19 @@ if TYPE_CHECKING:
     from hgprompt_edge.transfer.source import train_source
     from hgprompt_edge.transfer.tune import tune
     from hgprompt_edge.vit.backbone import load_backbone
+    from hgprompt_edge.vit.compute import Compute
+    from hgprompt_edge.vit.fastest import choose_compute
 
 _HOMES = {
     "Bundle": "bundle",
     "CheckError": "errors",
+    "Compute": "vit.compute",
     "HGPrompt": "transfer.fit",
     "Predictor": "device.predictor",
     "Prompt": "prompts",
     "PromptBank": "prompts",
     "UserError": "errors",
+    "choose_compute": "vit.fastest",
     "export_onnx": "export.onnx_file",
     "load_backbone": "vit.backbone",
     "load_task": "tasks",
@@ -43,11 +47,13 @@ _HOMES = {
 __all__ = [
     "Bundle",
     "CheckError",
+    "Compute",
     "HGPrompt",
     "Predictor",
     "Prompt",
     "PromptBank",
     "UserError",
+    "choose_compute",
     "export_onnx",
     "load_backbone",
     "load_task",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import run
+from command_line import class_folders, run, small_bank
 from hypothesis import given
 from hypothesis import strategies as st
 from small_vits import TOKENS, make_backbone
@@ -336,6 +337,18 @@ def test_a_device_that_is_not_there_is_refused(
     assert f"--device {device}: PyTorch finds no" in result.stderr
     assert "--device cpu" in result.stderr
     assert not list(tmp_path.glob("*.hgbundle"))
+
+
+def test_fit_says_what_it_computes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    images, bank = class_folders(tmp_path / "images"), small_bank(tmp_path / "bank")
+    words = ("--device", "cpu", "--precision", "bfloat16", "--refine", "1", "--json")
+    result = run("fit", "--sources", str(bank), "--data", str(images), *words)
+    assert result.exit_code == 0, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("computing in")]
+    assert len(lines) == 1
+    assert lines[0].startswith("computing in bfloat16 on cpu, ")
+    assert json.loads(result.stdout)["table"]
 
 
 def test_the_store_keeps_precisions_apart(backbone: Backbone) -> None:

@@ -64,7 +64,8 @@ class FeatureStore:
     def counting(self) -> Iterator[dict[str, int]]:
         """Note what is asked for, cached or not: image passes by the name of the result.
 
-        A pull-back or a variance of gradients counts three passes, one forward and two back.
+        A pull-back or a variance of gradients counts three passes, one forward and two back; the
+        forward pass of `linearized` is that of its features.
         """
         asked: dict[str, int] = {}
         outer = self._asked
