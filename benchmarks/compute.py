@@ -69,10 +69,10 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--backbone", default="tiny")
+    parser.add_argument("--backbone", default="dinov2-small")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--image-size", type=int)
-    parser.add_argument("--sources", default="tiny")
+    parser.add_argument("--sources", default="dinov2-small")
     parser.add_argument("--task", default="generated-orientation")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--device", default="auto")

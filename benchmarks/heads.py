@@ -50,7 +50,7 @@ RESAMPLES = 10_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with a folder for each data set")
-    parser.add_argument("--backbone", default="bundled")
+    parser.add_argument("--backbone", default="dinov2-small")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
