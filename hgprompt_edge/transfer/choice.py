@@ -66,6 +66,10 @@ class Judge:
         """How many images the cross-fitted log-loss is over."""
         return len(self.task.train) + len(self.task.validation)
 
+    def exact(self) -> Judge:
+        """Return the same judge of features in float32, which chooses its heads anew."""
+        return replace(self, store=self.store.in_precision("float32"), _chosen={})
+
     def measure(self, candidate: Candidate) -> Row:
         """All that held-out images say of a candidate."""
         return self.cross_validated(self.on_validation(candidate), candidate)

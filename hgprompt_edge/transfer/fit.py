@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, get_args
 
 import numpy as np
@@ -164,8 +164,7 @@ class HGPrompt:
         self.weights_ = learned.weights
         self.history_ = learned.history
         judge = Judge(store, task, self.head, self.seed)
-        exact = replace(judge, store=store.in_precision("float32"))
-        self._choose(judge, exact, bank, report)
+        self._choose(judge, judge.exact(), bank, report)
         self.objective_ = self._summary(bank, learned)
         self.bundle_ = make_bundle(
             backbone,

@@ -29,8 +29,8 @@ def fit_head(
 ) -> tuple[Bundle, Pooling]:
     """Fit the head that holds out best on a backbone's own features; the bundle has no prompt.
 
-    In float32, whatever the backbone computes in. The bundle holds the statistics of clean features,
-    by which a device judges what it sees.
+    In float32, whatever the backbone computes in. The bundle holds the statistics of clean
+    features, by which a device judges what it sees.
 
     Parameters
     ----------
