@@ -18,7 +18,7 @@ demo: $(STAMP)  ## source prompts -> fit -> fold -> ONNX -> predictions, on real
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)  ## the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
