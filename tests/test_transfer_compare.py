@@ -67,7 +67,7 @@ def test_rows_equal_the_judges_own(
     compared: tuple[Contest, dict[str, Result]], bank: PromptBank
 ) -> None:
     contest, results = compared
-    judge = contest.judge
+    judge = replace(contest.judge, kind="auto")
     for method in set(METHODS) - {"prediction_average"}:
         (candidate,) = contest.done[method].plan.candidates
         row = judge.on_test(judge.on_validation(candidate), candidate)
@@ -104,7 +104,7 @@ def test_prediction_average_averages_probabilities(
     task = contest.task
     total = np.zeros((len(task.test), len(task.classes)))
     for candidate in (contest.folded(weights)[0] for weights in np.eye(SOURCES)):
-        head = contest.judge.final_head(candidate)
+        head = replace(contest.judge, kind="auto").final_head(candidate)
         logits = head.logits(contest.store.features(task.test.pixels, candidate.tokens)).numpy()
         odds = np.exp(logits - logits.max(1, keepdims=True))
         total += odds / odds.sum(1, keepdims=True)

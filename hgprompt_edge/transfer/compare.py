@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,12 @@ from hgprompt_edge.prompts import PromptBank, effective_sources, source_shares
 from hgprompt_edge.tasks import Images, Task
 from hgprompt_edge.transfer.baselines import METHODS, Budget, Contest, Done
 from hgprompt_edge.transfer.checks import check_bank, check_validation, leave_out_family
-from hgprompt_edge.transfer.choice import Judge
+from hgprompt_edge.transfer.choice import Candidate, Judge
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.learn import Progress
+from hgprompt_edge.transfer.pooling import choose_pooling
 from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.best_head import fit_head
-from hgprompt_edge.vit.heads import Labels
+from hgprompt_edge.vit.heads import Head, Labels
 
 RESAMPLES = 2000
 
@@ -75,6 +75,8 @@ def compare(
 ) -> tuple[Contest, tuple[Result, ...]]:
     """Run `methods` on the sources of other families than the task's.
 
+    All with the pooling that is best without a prompt, and each with its own best head.
+
     Raises
     ------
     UserError
@@ -85,6 +87,7 @@ def compare(
     bank, _ = leave_out_family(bank, task)
     budget = budget or Budget()
     store = FeatureStore(backbone.normalized(bank.normalization), enabled=cache)
+    store = store.with_pooling(choose_pooling(store, task, seed).name)
     contest = Contest(store, task, bank, Judge(store, task, "lda", seed), budget, seed)
     for source in contest.tokens:
         store.features(task.train.pixels, source)
@@ -101,10 +104,13 @@ def compare(
 def measure(contest: Contest, method: str, done: Done) -> Result:
     """Accuracy of a plan on validation and test images, and its cost."""
     task, candidates = contest.task, done.plan.candidates
-    validation = _probabilities(contest, done, (task.train,), task.validation)
+    judge = replace(contest.judge, kind="auto")
+    heads = [judge.training_head(candidate.tokens) for candidate in candidates]
+    validation = _probabilities(contest, candidates, heads, task.validation)
     correct = np.zeros(0, dtype=bool)
     if len(task.test):
-        both = _probabilities(contest, done, (task.train, task.validation), task.test)
+        heads = [judge.final_head(candidate) for candidate in candidates]
+        both = _probabilities(contest, candidates, heads, task.test)
         correct = _correct(both, task.test.labels)
     accuracy, low, high = bootstrap(correct, contest.seed)
     weights = np.mean([source_shares(c.weights) for c in candidates], axis=0)
@@ -138,16 +144,13 @@ def bootstrap(
 
 
 def _probabilities(
-    contest: Contest, done: Done, fitted_on: tuple[Images, ...], part: Images
+    contest: Contest, candidates: Sequence[Candidate], heads: Sequence[Head], part: Images
 ) -> Tensor:
-    """Mean class probabilities `[n, K]` over the plan's candidates."""
+    """Mean class probabilities `[n, K]` over candidates, each under its own head."""
     total = torch.zeros(len(part), len(contest.task.classes), dtype=torch.float64)
-    labels = np.concatenate([images.labels for images in fitted_on])
-    for candidate in done.plan.candidates:
-        features = [contest.store.features(i.pixels, candidate.tokens) for i in fitted_on]
-        head = fit_head(torch.cat(features), labels, total.shape[1], contest.seed)
+    for candidate, head in zip(candidates, heads, strict=True):
         total += head.logits(contest.store.features(part.pixels, candidate.tokens)).softmax(1)
-    return total / len(done.plan.candidates)
+    return total / len(candidates)
 
 
 def _correct(probabilities: Tensor, labels: Labels) -> npt.NDArray[np.bool_]:

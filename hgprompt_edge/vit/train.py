@@ -310,6 +310,7 @@ class PromptTrainer:
             **asdict(self.recipe),
             "precision": self.backbone.compute.precision,
             "backbone": self.backbone.sha256,
+            "pooling": self.backbone.pooling,
             "images": self.images,
         }
 
