@@ -35,6 +35,7 @@ from hgprompt_edge.vit.fastest import choose_compute
 from hgprompt_edge.vit.forward import extract_features
 from hgprompt_edge.vit.heads import Head, accuracy
 from hgprompt_edge.vit.linearize import Linearized, pixel_inputs
+from hgprompt_edge.vit.passes import model_of
 from hgprompt_edge.vit.train import PromptTrainer, Recipe
 
 ROUNDING = 1e-5
@@ -90,6 +91,17 @@ def test_bfloat16_gives_nearly_the_same_results(backbone: Backbone) -> None:
         assert rough[name].dtype == expected.dtype
         assert 0 < relative(rough[name], expected) < HALF * (4 if name == "variance" else 1), name
     assert next(backbone.model.parameters()).dtype == torch.float32
+
+
+def test_poolings_share_one_copy_of_the_weights(backbone: Backbone) -> None:
+    half = backbone.in_precision("bfloat16")
+    pixels, prompt = pixels_of(5), noise_tokens(1)[0]
+    found = {
+        name: extract_features(half.with_pooling(name), pixels, prompt) for name in half.poolings
+    }
+    assert relative(found["both"], torch.cat([found["token"], found["avg"]], dim=1)) < HALF
+    weights = {next(model_of(half.with_pooling(name)).parameters()) for name in half.poolings}
+    assert len(weights) == 1
 
 
 def train(backbone: Backbone) -> np.ndarray:
@@ -356,7 +368,7 @@ def test_the_store_keeps_precisions_apart(backbone: Backbone) -> None:
     assert store.in_precision("bfloat16") is store
     rough = store.features(pixels_of(5), None)
     exact = store.in_precision("float32").features(pixels_of(5), None)
-    torch.testing.assert_close(exact, extract_features(backbone, pixels_of(5), None))
+    assert relative(exact, extract_features(backbone, pixels_of(5), None)) < ROUNDING
     assert not torch.equal(exact, rough)
 
 

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.vit.backbone import Backbone
@@ -35,7 +36,7 @@ class _Replicas:
     micro_batches: dict[tuple[str, str], int] = field(default_factory=dict)
 
 
-_replicas: WeakKeyDictionary[VisionTransformer, _Replicas] = WeakKeyDictionary()
+_replicas: WeakKeyDictionary[nn.Module, _Replicas] = WeakKeyDictionary()
 
 
 def in_parts(backbone: Backbone, images: int, work: Work[T]) -> list[T]:
@@ -93,7 +94,11 @@ def model_of(backbone: Backbone) -> VisionTransformer:
     models, key = _of(backbone).models, (compute.device, compute.precision)
     if key not in models:
         models[key] = copy.deepcopy(model).to(device=compute.device, dtype=dtype)
-    return models[key]
+    if models[key].global_pool == model.global_pool:
+        return models[key]
+    pooled = copy.copy(models[key])  # the weights are shared
+    pooled.global_pool = model.global_pool
+    return pooled
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -122,7 +127,8 @@ def _halve(backbone: Backbone, size: int) -> None:
 
 
 def _of(backbone: Backbone) -> _Replicas:
-    return _replicas.setdefault(backbone.model, _Replicas())
+    # By its blocks, which the copies of a model with other poolings have in common.
+    return _replicas.setdefault(cast("nn.Module", backbone.model.blocks), _Replicas())
 
 
 @contextmanager
