@@ -20,9 +20,10 @@ from torch import Tensor
 
 from hgprompt_edge.bundle import Bundle
 from hgprompt_edge.device.engine import Engine
-from hgprompt_edge.device.metadata import PREFIX, parse_metadata
+from hgprompt_edge.device.metadata import PREFIX, parse_metadata, probe_count
 from hgprompt_edge.device.onnx_engine import OnnxEngine
 from hgprompt_edge.device.openvino_engine import OpenVinoEngine, computes_bf16
+from hgprompt_edge.device.other_cpu import describe_cpu
 from hgprompt_edge.device.parity import TOLERANCES
 from hgprompt_edge.device.softmax import softmax
 from hgprompt_edge.errors import CheckError, UserError
@@ -156,6 +157,7 @@ def export_int8(
         )
         if not verification.ok:
             raise CheckError(f"{path}: the int8 model is broken ({verification}); nothing written")
+        images = bundle.probe_images[: probe_count(bundle.probe_images)]
         entries = {
             **describe(start, bundle_sha256, bank),
             f"{PREFIX}precision": "int8",
@@ -166,6 +168,7 @@ def export_int8(
                     "val_accuracy_fp32": floating,
                     "tried": [asdict(trial) for trial in tried],
                     "bf16": asdict(rounded) if rounded else None,
+                    **describe_cpu(_open(temporary[-1]), images, given),
                 }
             ),
         }

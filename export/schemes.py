@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.ir_file import save_ir
+from hgprompt_edge.export.pairs import bound_pairs
 from hgprompt_edge.tasks.task import Images
 
 Pixels = npt.NDArray[np.uint8]
@@ -56,7 +57,7 @@ def onnx_schemes(depth: int, given: Given | None = None) -> list[Scheme]:
     """Schemes of onnxruntime for a ViT of `depth` blocks; `given` is what calibration feeds, too.
 
     Only products with constant matrices are quantized; those of activations with each other stay
-    in float. Weights have a scale for each column.
+    in float. Weights have a scale for each column and give the same sums on every CPU (`pairs.py`).
     """
     ends, outer = _in_float(depth), _in_float(depth) + _outer(depth)
     return [
@@ -135,12 +136,13 @@ def _dynamic(graph: Path, _: Pixels, path: Path, *, exclude: list[str]) -> None:
         quantize_dynamic(
             graph,
             path,
-            op_types_to_quantize=["MatMul", "Gemm"],
+            op_types_to_quantize=["MatMul"],
             per_channel=True,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=exclude,
             extra_options={"MatMulConstBOnly": True},
         )
+    bound_pairs(path, graph)
 
 
 def _static(graph: Path, images: Pixels, path: Path, *, exclude: list[str], given: Given) -> None:
@@ -152,13 +154,14 @@ def _static(graph: Path, images: Pixels, path: Path, *, exclude: list[str], give
             path,
             _Reader(images, given),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["MatMul", "Gemm"],
+            op_types_to_quantize=["MatMul"],
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=exclude,
             extra_options={"MatMulConstBOnly": True},
         )
+    bound_pairs(path, graph)
 
 
 class _Reader:
@@ -187,10 +190,15 @@ def _nncf(
     from nncf.quantization.advanced_parameters import (
         AdvancedQuantizationParameters,
         AdvancedSmoothQuantParameters,
+        OverflowFix,
     )
 
     smooth = AdvancedSmoothQuantParameters(matmul=alpha)
-    advanced = AdvancedQuantizationParameters(smooth_quant_alphas=smooth)
+    # Weights of seven bits, as CPUs without VNNI need them (`pairs.py`); NNCF's default gives them
+    # to the first convolution only, and a model must be right wherever it may run.
+    advanced = AdvancedQuantizationParameters(
+        smooth_quant_alphas=smooth, overflow_fix=OverflowFix.ENABLE
+    )
     model, calibration = ov.convert_model(graph), nncf.Dataset([image[None] for image in images])
     common = {
         "model_type": nncf.ModelType.TRANSFORMER,

@@ -48,9 +48,12 @@ class Engine(Protocol):
         The model's metadata.
     inputs, outputs
         What it takes and gives.
+    as_exported
+        Whether it computes as export does: on the CPU, and in float32 what is not int8.
     """
 
     runtime: str
+    as_exported: bool
     entries: Mapping[str, str]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]

@@ -52,7 +52,8 @@ class Metadata(BaseModel):
     bf16
         Whether an int8 model was held against float32 with what it leaves in float in bfloat16.
     quantization
-        Of int8 models: validation accuracy in float32, and of each scheme that was tried.
+        Of int8 models: validation accuracy in float32, and of each scheme that was tried; the CPU
+        on which it was measured, and the model's own logits there on the probe images, `[p][K]`.
     probe_logits
         PyTorch's logits on the probe images, `[p][K]`.
     """

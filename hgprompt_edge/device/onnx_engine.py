@@ -37,6 +37,7 @@ class OnnxEngine:
         except Exception as error:  # the runtime's errors have no common base
             raise LoadError(explain(str(error))) from error
         self.runtime = f"onnxruntime {ort.__version__}"
+        self.as_exported = True
         self.entries: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
         self.inputs = tuple(_port(given) for given in self._session.get_inputs())
         self.outputs = tuple(_port(given) for given in self._session.get_outputs())

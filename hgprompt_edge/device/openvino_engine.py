@@ -87,6 +87,7 @@ class OpenVinoEngine:
             self._request = compiled.create_infer_request()
         except RuntimeError as error:
             raise LoadError(_explain(str(error), ov.__version__)) from error
+        self.as_exported = device == "CPU" and not bf16
         self.runtime = f"openvino {ov.__version__.partition('-')[0]}"
 
     def run(self, pixels: Pixels, given: Mapping[str, Floats] | None = None) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +16,7 @@ from hgprompt_edge.device.bank import Bank, bank_path, difference, read_bank
 from hgprompt_edge.device.engine import Engine, Port, open_engine
 from hgprompt_edge.device.journal import Journal, Version
 from hgprompt_edge.device.metadata import PREFIX, Metadata, assume_metadata, parse_metadata
+from hgprompt_edge.device.other_cpu import Agreement, check_once, compare_cpus
 from hgprompt_edge.device.parity import TOLERANCES, Comparison, compare
 from hgprompt_edge.device.softmax import softmax
 from hgprompt_edge.errors import UserError
@@ -72,6 +74,12 @@ class Predictor:
     version : Version or None
         Which weights are at work.
 
+    Warns
+    -----
+    UserWarning
+        An int8 model computes other logits on this CPU than where its accuracy was measured. This
+        is checked at the first start with a file on a CPU and remembered in the cache.
+
     Raises
     ------
     UserError
@@ -100,6 +108,10 @@ class Predictor:
         self.version: Version | None = None
         if self.bank is not None:
             self.set_weights(self.bank.factory)
+        if self.metadata.precision == "int8" and self._engine.as_exported:
+            found = check_once(path, self._engine, self.metadata, self._given)
+            if found:
+                warnings.warn(found, stacklevel=2)
         if state is not None:
             self.follow(state)
 
@@ -215,6 +227,22 @@ class Predictor:
         if not len(images):
             raise UserError(f"{self.path}: carries no probe images to check it on; export it again")
         return compare(self.logits(images), reference, tolerance_of(self._engine.entries))
+
+    def compare_cpus(self) -> Agreement | None:
+        """Compare an int8 model's logits here with those where its accuracy was measured.
+
+        At the factory weights. None where this says nothing: for a model in float, or where it
+        runs in bfloat16 or not on the CPU, which rounds otherwise.
+
+        Raises
+        ------
+        UserError
+            The model carries no logits of its own, or damaged ones.
+        """
+        if self.metadata.precision != "int8" or not self._engine.as_exported:
+            return None
+        given = self.bank.inputs(self.bank.factory) if self.bank else {}
+        return compare_cpus(self.path, self._engine, self.metadata, given)
 
     def predict_paths(
         self, paths: Iterable[Path], top: int = 1, batch_size: int = 16

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from hgprompt_edge.device.bank import adapt_path
+from hgprompt_edge.device.other_cpu import ADVICE
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.device.signature import check_signature
 from hgprompt_edge.errors import CheckError, UserError
@@ -41,7 +43,9 @@ def verify_model(path: Path, *, key: Path | None = None, bundle: Path | None = N
         checks = [_signed(path, key)]
         if not checks[0].ok:
             return checks
-    predictor = Predictor(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of another CPU: that is one of the checks
+        predictor = Predictor(path)
     metadata = predictor.metadata
     # Where the weights are folded in, no device uses it: it is left from an earlier export.
     graph = adapt_path(path)
@@ -63,11 +67,28 @@ def verify_model(path: Path, *, key: Path | None = None, bundle: Path | None = N
     same = recorded == predictor.runtime
     then = "" if same else f", verified in {recorded}"
     checks.append(Check("runtime", None, f"{predictor.runtime}{then}"))
+    checks.append(_probe(predictor))
+    if metadata.precision == "int8":
+        checks.append(_on_this_cpu(predictor))
+    return checks
+
+
+def _probe(predictor: Predictor) -> Check:
     try:
         found = predictor.compare_probe()
     except UserError as error:
-        return [*checks, Check("probe", False, str(error))]
-    return [*checks, Check("probe", found.ok, str(found))]
+        return Check("probe", False, str(error))
+    return Check("probe", found.ok, str(found))
+
+
+def _on_this_cpu(predictor: Predictor) -> Check:
+    try:
+        found = predictor.compare_cpus()
+    except UserError as error:
+        return Check("cpu", False, str(error))
+    if found is None:
+        return Check("cpu", None, "runs in bfloat16 here, so its int8 logits were not compared")
+    return Check("cpu", found.ok, str(found) if found.ok else f"{found}; {ADVICE}")
 
 
 def _signed(path: Path, key: Path) -> Check:

@@ -1,4 +1,4 @@
-"""What is kept on disk because it can be computed again: features, starts, compiled models.
+"""What is kept on disk because it can be computed again: features, starts, compiled models, checks.
 
 Imports no torch: a device shows and clears its cache without it.
 """
@@ -11,8 +11,9 @@ from stat import S_ISDIR
 
 from hgprompt_edge.files import cache_folder
 
-FOLDERS = ("features", "starts", "openvino")
-"""Below the cache's folder: of `FeatureStore`, `vit.start.neutral_tokens` and `OpenVinoEngine`."""
+FOLDERS = ("features", "starts", "openvino", "int8")
+"""Below the cache's folder: of `FeatureStore`, `vit.start.neutral_tokens`, `OpenVinoEngine` and
+`device.other_cpu`."""
 
 
 def clear_cache() -> tuple[int, int]:
