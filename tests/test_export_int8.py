@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from hgprompt_edge.bundle import Bundle, write_bundle
 from hgprompt_edge.device.adapt import Weights, adapt_labelled
 from hgprompt_edge.device.bank import adapt_path, bank_path
+from hgprompt_edge.device.cpu import cpu_name
 from hgprompt_edge.device.descend import Settings
 from hgprompt_edge.device.learner import ForwardLearner
 from hgprompt_edge.device.onnx_engine import OnnxEngine
@@ -106,8 +107,10 @@ def test_a_model_is_smaller_and_keeps_its_accuracy(
     assert metadata.precision == "int8"
     assert metadata.quantization["val_accuracy_fp32"] == result.float_accuracy
     assert metadata.quantization["tried"][-1]["scheme"] == last.scheme
+    assert metadata.quantization["cpu"] == cpu_name()
     if suffix == ".xml":
         assert quantized_inputs_of_attention(path) == 0
+        assert 48 < largest_int8_weight(path) <= 64, "two of them fit in 16 bits with 255 each"
     if suffix == ".xml" and computes_bf16():
         assert result.bf16 is not None
         assert metadata.bf16 is (result.bf16.drop <= 5)
@@ -139,6 +142,15 @@ INT8_FAMILIES = [
     *("plain", "qk-norm", "average with registers", "one block"),
     "class token and patches, fc_norm",
 ]
+
+
+def largest_int8_weight(path: Path) -> int:
+    import openvino as ov
+
+    ops = ov.Core().read_model(path).get_ops()
+    weights = [op for op in ops if op.get_type_name() == "Constant"]
+    kinds = [op for op in weights if op.get_element_type().get_type_name() == "i8"]
+    return max(int(np.abs(op.get_data().astype(int)).max()) for op in kinds)
 
 
 def float_model(folder: Path, bundle: Bundle, backbone: Backbone) -> Path:

@@ -1,0 +1,105 @@
+"""int8 files give the same logits where pairs of products saturate: shown by emulating it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from saturating import INT16, int8_weights, pair_sums, run_exactly, run_without_vnni
+from saturating import saturating_product as saturating
+from small_vits import make_bundle, randomize
+from timm.models.vision_transformer import VisionTransformer
+
+from hgprompt_edge.device.onnx_engine import OnnxEngine
+from hgprompt_edge.export import schemes
+from hgprompt_edge.export.graph import build_graph
+from hgprompt_edge.export.pairs import quantize_in_pairs
+from hgprompt_edge.export.rewrites import Rewrites
+from hgprompt_edge.export.schemes import onnx_schemes
+from hgprompt_edge.vit.backbone import wrap_backbone
+
+DEPTH = 4  # so that there are blocks between the outer ones
+NAMES = [scheme.name for scheme in onnx_schemes(DEPTH)]
+ROUNDING = 0.03  # of these small models' logits, between runtimes that compute the same sums
+SIDES = st.tuples(st.integers(1, 9), st.integers(1, 4))
+FLOATS = st.floats(-1e3, 1e3, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3)
+MATRICES = SIDES.flatmap(lambda shape: arrays(np.float32, shape, elements=FLOATS))
+Floats = npt.NDArray[np.float32]
+
+
+@given(MATRICES, st.data())
+def test_no_activation_saturates_a_pair(matrix: Floats, data: st.DataObject) -> None:
+    quantized, _ = quantize_in_pairs(matrix)
+    # 0 and 255 are the worst, and hypothesis shrinks towards the first.
+    values = st.integers(0, 255) | st.just(255)
+    activations = data.draw(arrays(np.uint8, (2, len(matrix)), elements=values))
+    exact = activations.astype(np.int64) @ quantized.astype(np.int64)
+    assert (saturating(activations, quantized) == exact).all()
+
+
+@given(MATRICES)
+def test_weights_keep_all_the_resolution_that_this_leaves(matrix: Floats) -> None:
+    quantized, scale = quantize_in_pairs(matrix)
+    assert np.abs(quantized * scale.astype(np.float64) - matrix).max() <= 0.5001 * scale.max()
+    for column in range(matrix.shape[1]):
+        worst = 0.0
+        for row in range(0, len(matrix), 2):
+            pair = [float(w) for w in matrix[row : row + 2, column]]
+            worst = max(worst, sum(w for w in pair if w > 0), -sum(w for w in pair if w < 0))
+        assert scale[column] == pytest.approx(worst / 127 if worst else 1, rel=1e-5)
+
+
+def written(folder: Path, name: str) -> tuple[Path, npt.NDArray[np.uint8]]:
+    """A tiny model in an int8 scheme, and images that calibration has not seen."""
+    size = {"img_size": 24, "patch_size": 8, "embed_dim": 32, "num_heads": 2}
+    model = VisionTransformer(num_classes=0, depth=DEPTH, **size)
+    backbone = wrap_backbone("four blocks", randomize(model, seed=0))
+    bundle = make_bundle(backbone)
+    scheme = next(scheme for scheme in onnx_schemes(DEPTH) if scheme.name == name)
+    ir.save(build_graph(bundle, backbone, Rewrites()), folder / "float.onnx")
+    images = np.random.default_rng(1).integers(0, 256, (40, 24, 24, 3), dtype=np.uint8)
+    scheme.write(folder / "float.onnx", images[:32], folder / "int8.onnx")
+    return folder / "int8.onnx", images[32:]
+
+
+def difference(found: Floats, wanted: Floats) -> float:
+    return float(np.sqrt(np.square(found - wanted).mean() / np.square(wanted).mean()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_scheme_gives_its_logits_on_every_cpu(tmp_path: Path, name: str) -> None:
+    path, images = written(tmp_path, name)
+    weights = int8_weights(path)
+    assert weights, "nothing is quantized"
+    for array in weights.values():
+        # The worst activations of each column: 255 where its weights have one sign, else 0.
+        sums = [pair_sums(255 * (column > 0), column[:, None]) for column in array.T]
+        sums += [pair_sums(255 * (column < 0), column[:, None]) for column in array.T]
+        assert min(map(np.min, sums)) >= INT16.min
+        assert max(map(np.max, sums)) <= INT16.max
+        assert max(np.abs(found).max() for found in sums) > 0.9 * INT16.max, "range is left unused"
+    emulated = run_without_vnni(path, images)
+    assert (emulated == run_exactly(path, images)).all()
+    assert difference(OnnxEngine(path).run(images), emulated) < ROUNDING
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_of_full_range_do_not(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As onnxruntime's quantizer writes them: the check above can fail."""
+    monkeypatch.setattr(schemes, "bound_pairs", lambda *_: None)
+    path, images = written(tmp_path, name)
+    exact = run_exactly(path, images)
+    assert difference(run_without_vnni(path, images), exact) > ROUNDING
+    near = min(
+        difference(OnnxEngine(path).run(images), logits)
+        for logits in (exact, run_without_vnni(path, images))
+    )
+    assert near < ROUNDING, "this CPU computes in one of the two ways"
