@@ -22,7 +22,7 @@ Pixels = npt.NDArray[np.uint8]
 Graph = tuple[Tensor, Tensor]
 """A prompt and the features that were computed from it."""
 
-MEMORY_SHARE = 0.5
+MEMORY_SHARE = 0.25
 """Of the free memory that activations may take; what does not fit is computed again."""
 
 
