@@ -27,6 +27,7 @@ from hgprompt_edge import (
 )
 from hgprompt_edge.cli.console import progress_bar
 from hgprompt_edge.transfer.figure import LABELS, draw_fit
+from hgprompt_edge.vit.fastest import choose_compute
 from hgprompt_edge.vit.forward import features_token, normalize
 
 OUT = Path("demo")
@@ -43,6 +44,9 @@ console = Console(highlight=False)
 def main() -> None:
     OUT.mkdir(exist_ok=True)
     backbone, bank = load_backbone(), read_bank()
+    choice = choose_compute(backbone)
+    console.print(choice)
+    backbone = backbone.with_compute(choice.compute)
     bank = replace(bank, prompts=tuple(p for p in bank.prompts if p.name in SOURCES))
     task = load_task("circuit-boards", backbone.preprocessing, data=models.pictures_folder())
     counts = f"{len(task.train) + len(task.validation)} pictures, {len(task.classes)} classes"
