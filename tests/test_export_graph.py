@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 from small_vits import FAMILIES, make_backbone, make_bundle, token_logits
 
+from hgprompt_edge import load_backbone
 from hgprompt_edge.export.graph import IR_VERSIONS, OPSET, PLAIN_OPSET, build_graph
 from hgprompt_edge.export.rewrites import NO_REWRITES, Attention, Rewrites
 
@@ -143,3 +144,10 @@ def test_graph_equals_the_token_form_at_full_depth_and_size(name: str) -> None:
     session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
     logits = session.run(None, {"image": bundle.probe_images})[0]
     assert relative(logits, bundle.probe_logits) < 2e-5
+
+
+def test_positions_of_another_image_size_are_resized_before_export() -> None:
+    # A Resize node would resample otherwise than timm does, on every runtime in its own way.
+    backbone = load_backbone("tiny", image_size=96)
+    graph = build_graph(make_bundle(backbone, "none"), backbone)
+    assert "Resize" not in {node.op_type for node in graph.graph}
