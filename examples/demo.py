@@ -45,7 +45,7 @@ def main() -> None:
     OUT.mkdir(exist_ok=True)
     backbone, bank = load_backbone(), read_bank()
     choice = choose_compute(backbone)
-    console.print(choice)
+    console.print(str(choice))
     backbone = backbone.with_compute(choice.compute)
     bank = replace(bank, prompts=tuple(p for p in bank.prompts if p.name in SOURCES))
     task = load_task("circuit-boards", backbone.preprocessing, data=models.pictures_folder())

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from hgprompt_edge import read_bundle
 from hgprompt_edge.device.bank import read_bank
 from hgprompt_edge.device.descend import Settings, start_at
-from hgprompt_edge.device.guard import judge_spread
+from hgprompt_edge.device.guard import judge_bias
 from hgprompt_edge.device.head_learner import HeadLearner
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.device.softmax import log_softmax
@@ -183,10 +183,16 @@ def test_the_prior_is_that_of_a_penalised_logistic_regression(adaptable: Path) -
     assert loss[1] <= loss[0] < loss[1] * 1.01  # the descent settles near the minimum
 
 
-def test_spread_is_judged_by_the_number_of_classes() -> None:
+def test_the_bias_follows_a_large_shift_of_images_of_all_classes_only() -> None:
     even = np.repeat(np.eye(4, dtype=np.float32) * 20, 5, axis=0)
-    assert judge_spread(even) is None
-    few = judge_spread(even[:10])
-    assert few is not None
-    assert not few.taken
-    assert "2.0 of 4 classes" in few.reason
+    assert judge_bias(even, 0.5) is None
+    refused = {
+        "2.0 of 4 classes": (even[:10], 0.5),
+        "0.20 away from those of clean images": (even, 0.2),
+        "are not in the model": (even, None),
+    }
+    for words, (logits, distance) in refused.items():
+        verdict = judge_bias(logits, distance)
+        assert verdict is not None
+        assert not verdict.taken
+        assert words in verdict.reason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hgprompt_edge.tasks.split import carve_test, sample, split
@@ -21,6 +21,7 @@ def counts_of(all_labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 @settings(max_examples=80, deadline=None)
 @given(labels, seeds)
+@example([0, 1, 2, 3] + [4] * 14, 0)  # classes with one image each
 def test_split_is_stratified(drawn: list[int], seed: int) -> None:
     y = np.array(drawn)
     train, validation = split(y, seed)

@@ -27,9 +27,9 @@ from hgprompt_edge.device.guard import (
     Labels,
     Verdict,
     fold_of,
+    judge_bias,
     judge_clean,
     judge_labelled,
-    judge_spread,
     judge_unlabelled,
     log_loss,
 )
@@ -204,11 +204,11 @@ def _judged(
     logits = learner.head.logits(factory), current.head.logits(old), point.head.logits(new)
     if learner.mixes:
         return point, judge_unlabelled(*logits, _distances(learner, factory, new))
-    if (few := judge_spread(logits[0])) is not None:
-        return point, few
     # What a bias can take back is the shift of the mean: the rest of the distance stays.
     shift = 0 if learner.clean is None else learner.clean[0] - new.mean(axis=0)
-    return point, judge_unlabelled(*logits, _distances(learner, factory, new + shift))
+    distances = _distances(learner, factory, new + shift)
+    refused = judge_bias(logits[0], distances and distances[0])
+    return point, refused or judge_unlabelled(*logits, distances)
 
 
 def _distances(learner: Learner, before: Floats, after: Floats) -> tuple[float, float] | None:

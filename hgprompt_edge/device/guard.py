@@ -36,10 +36,11 @@ MIN_DISTANCE_IN_FORCE = 0.05
 """And so far under other weights in force for a device to go back to the factory's, under which
 images look clean: less is needed to return to what is known to fit than to leave it."""
 
-MIN_SPREAD = 0.7
+MIN_SPREAD, MIN_SHIFT = 0.9, 0.3
 """Unlabelled, where only the bias can follow: the shipped model must predict so much of the number
-of classes, in effect. A bias takes the mean of the features back whatever the images show, and
-images of a few classes have another mean. Chosen on validation images, see docs/ADAPT.md."""
+of classes, in effect, and the distance of the statistics must be so large. A bias takes the mean of
+the features back whatever the images show, and images of a few classes have another mean. Both were
+chosen on validation images, see docs/ADAPT.md."""
 
 Labels = npt.NDArray[np.int64]
 
@@ -221,19 +222,32 @@ def judge_clean(in_force: float, factory: float) -> Verdict | None:
     return Verdict(True, why, figures)
 
 
-def judge_spread(factory: Floats) -> Verdict | None:
-    """Refuse to let the bias follow images that show too few of the classes.
+def judge_bias(factory: Floats, distance: float | None) -> Verdict | None:
+    """Refuse to let the bias follow images that show too few of the classes or too small a shift.
 
     Parameters
     ----------
     factory
         Logits `[n, K]` of the shipped model.
+    distance
+        Of the features' statistics from those of clean images; None: these are not known.
 
     Returns
     -------
-    None where they show enough.
+    None where nothing speaks against it.
     """
     found, classes = effective_classes(factory), factory.shape[1]
+    figures = {"classes_before": found}
+    if distance is None:
+        why = "the statistics of clean images are not in the model; give labels, or fit it again"
+        return Verdict(False, why, figures)
+    figures["distance_before"] = distance
+    if distance < MIN_SHIFT:
+        why = (
+            f"the features' statistics are {distance:.2f} away from those of clean images, and the "
+            f"bias follows from {MIN_SHIFT:g} on; give labels"
+        )
+        return Verdict(False, why, figures)
     if found >= MIN_SPREAD * classes:
         return None
     why = (
@@ -241,7 +255,7 @@ def judge_spread(factory: Floats) -> Verdict | None:
         f"{MIN_SPREAD * classes:.1f} are needed for the bias to follow their mean; give images of "
         "all classes, or labels"
     )
-    return Verdict(False, why, {"classes_before": found})
+    return Verdict(False, why, figures)
 
 
 def comes_back(before: float, after: float) -> bool:

@@ -49,7 +49,9 @@ def split(labels: Indices, seed: int, share: float = VALIDATION_SHARE) -> tuple[
     """
     counts = np.bincount(labels)
     most = np.maximum(counts - 1, 0)
-    quota = quotas(counts, round(share * len(labels)), np.zeros_like(counts), most)
+    # Of images that can be held out: a large class does not pay for those of which there is one.
+    size = round(share * int(counts[counts > 1].sum()))
+    quota = quotas(counts, size, np.zeros_like(counts), most)
     # The one of a rare class comes on top: a large class does not pay for many small ones.
     held = _draw(labels, np.maximum(quota, np.minimum(1, most)), seed)
     return np.setdiff1d(np.arange(len(labels)), held), held
