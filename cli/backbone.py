@@ -28,7 +28,7 @@ BATCH, SECONDS = 16, 1.0
 def list_(json: options.Json = False) -> None:
     """Print the bundled backbones: file size, images a second here, accuracy of their features."""
     from hgprompt_edge.prompts import read_bank
-    from hgprompt_edge.vit.backbone import load_backbone
+    from hgprompt_edge.vit.load import load_backbone
 
     accuracies = models.accuracies()
     rows: list[dict[str, Any]] = []

@@ -54,8 +54,8 @@ def condition(
     from hgprompt_edge.tasks import load_task
     from hgprompt_edge.transfer.condition import check_names, tune_conditions
     from hgprompt_edge.transfer.condition_trainer import ConditionRecipe
-    from hgprompt_edge.vit.backbone import backbone_of
     from hgprompt_edge.vit.fastest import check_device
+    from hgprompt_edge.vit.fitted import backbone_of
 
     began = time.perf_counter()
     check_device(device.value)

@@ -113,7 +113,7 @@ def export(
     from hgprompt_edge.device.signature import check_signer
     from hgprompt_edge.device.signature import sign as sign_model
     from hgprompt_edge.files import check_writable, sha256_file
-    from hgprompt_edge.vit.backbone import backbone_of
+    from hgprompt_edge.vit.fitted import backbone_of
 
     _check_options(file_format, precision, opset, task or data)
     _check_int8_alone(context, precision)

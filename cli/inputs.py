@@ -34,7 +34,7 @@ def bank_and_backbone(
 
     bank = None if sources in (None, NO_BANK) else read_bank(str(sources))
 
-    from hgprompt_edge.vit.backbone import load_backbone
+    from hgprompt_edge.vit.load import load_backbone
 
     if bank is None:
         vit = load_backbone(backbone, checkpoint=checkpoint, image_size=image_size)

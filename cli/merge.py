@@ -27,7 +27,7 @@ def merge_into(
     from hgprompt_edge.files import check_writable
     from hgprompt_edge.transfer.merge import merge, read_parcels, summary
     from hgprompt_edge.transfer.remix import is_folded, with_mix
-    from hgprompt_edge.vit.backbone import backbone_of
+    from hgprompt_edge.vit.fitted import backbone_of
 
     if path is None:
         path = newest_bundle(Path())

@@ -93,8 +93,8 @@ def train(
 
     from hgprompt_edge.tasks import images_beyond, load_task
     from hgprompt_edge.transfer.source import blank_prompt, train_source
-    from hgprompt_edge.vit.backbone import load_backbone
     from hgprompt_edge.vit.fastest import check_device
+    from hgprompt_edge.vit.load import load_backbone
     from hgprompt_edge.vit.train import Recipe
 
     check_device(device.value)
@@ -195,8 +195,8 @@ def import_(
         raise UserError(f"{file}: no such file; name the one that holds the prompt")
 
     from hgprompt_edge.tasks.load import FAMILIES
-    from hgprompt_edge.vit.backbone import load_backbone
     from hgprompt_edge.vit.imported import NORMALIZATIONS, import_prompt
+    from hgprompt_edge.vit.load import load_backbone
 
     vit = load_backbone(backbone, checkpoint=checkpoint, image_size=image_size)
     note_backbone(vit)

@@ -57,8 +57,8 @@ def tune(
     from hgprompt_edge.tasks import load_task
     from hgprompt_edge.transfer.tune import epochs_for
     from hgprompt_edge.transfer.tune import tune as tune_bundle
-    from hgprompt_edge.vit.backbone import backbone_of
     from hgprompt_edge.vit.fastest import check_device
+    from hgprompt_edge.vit.fitted import backbone_of
     from hgprompt_edge.vit.train import Recipe
 
     check_device(device.value)

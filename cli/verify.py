@@ -61,7 +61,7 @@ def verify(
 def _on_a_server(model: Path, bundle: Path, checkpoint: Path | None) -> list[Check]:
     from hgprompt_edge.bundle import read_bundle
     from hgprompt_edge.export.recheck import recheck
-    from hgprompt_edge.vit.backbone import backbone_of
+    from hgprompt_edge.vit.fitted import backbone_of
 
     content = read_bundle(bundle)
     backbone = backbone_of(content, checkpoint)

@@ -29,7 +29,7 @@ from hgprompt_edge.export.verify import Verification, at_factory, verify_onnx
 from hgprompt_edge.files import atomic_paths
 from hgprompt_edge.preprocess import Preprocessing
 from hgprompt_edge.prompts import source_shares
-from hgprompt_edge.vit.backbone import Backbone, check_backbone
+from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.fitted import as_fitted
 
 MAX_MODEL_BYTES = 2**31 - 2**24
@@ -176,7 +176,6 @@ def resize_rule(preprocessing: Preprocessing) -> str:
 
 def check_fits(bundle: Bundle, backbone: Backbone, images: Pixels) -> None:
     """Refuse a bundle of another backbone, or one whose parts do not fit each other or it."""
-    check_backbone(bundle, backbone)
     size = backbone.image_size
     backbone = as_fitted(bundle, backbone)
     depth, width, features = backbone.depth, backbone.embed_dim, backbone.feature_dim

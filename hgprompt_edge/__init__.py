@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from hgprompt_edge.transfer.fit import HGPrompt
     from hgprompt_edge.transfer.source import train_source
     from hgprompt_edge.transfer.tune import tune
-    from hgprompt_edge.vit.backbone import load_backbone
     from hgprompt_edge.vit.compute import Compute
     from hgprompt_edge.vit.fastest import choose_compute
+    from hgprompt_edge.vit.load import load_backbone
 
 _HOMES = {
     "Bundle": "bundle",
@@ -33,7 +33,7 @@ _HOMES = {
     "UserError": "errors",
     "choose_compute": "vit.fastest",
     "export_onnx": "export.onnx_file",
-    "load_backbone": "vit.backbone",
+    "load_backbone": "vit.load",
     "load_task": "tasks",
     "read_bank": "prompts",
     "read_bundle": "bundle",

@@ -13,7 +13,7 @@ from golden import DESCRIBED, GOLDEN, checkpoint_of, copied
 from safetensors.torch import load_file
 
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.vit.backbone import load_backbone
+from hgprompt_edge.vit.load import load_backbone
 
 
 @pytest.mark.parametrize("case", DESCRIBED)

@@ -14,7 +14,7 @@ from small_vits import make_bundle
 from hgprompt_edge.bundle import Bundle, bank_sha256, read_bundle, write_bundle
 from hgprompt_edge.device.journal import Version
 from hgprompt_edge.device.parcel import write_parcel
-from hgprompt_edge.vit.backbone import load_backbone
+from hgprompt_edge.vit.load import load_backbone
 
 
 @pytest.fixture

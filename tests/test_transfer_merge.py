@@ -27,8 +27,8 @@ from hgprompt_edge.files import read_safetensors, write_safetensors
 from hgprompt_edge.prompts import mix as fold
 from hgprompt_edge.transfer.merge import CAP, NEAR, REACH, merge, read_parcels, robust_mean
 from hgprompt_edge.transfer.remix import with_mix
-from hgprompt_edge.vit.backbone import load_backbone
 from hgprompt_edge.vit.forward import features_token, normalize
+from hgprompt_edge.vit.load import load_backbone
 
 Doubles = npt.NDArray[np.float64]
 

@@ -20,7 +20,9 @@ from torch import nn
 
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.preprocess import RESAMPLING, to_array
-from hgprompt_edge.vit.backbone import check_supported, load_backbone, wrap_backbone
+from hgprompt_edge.vit.backbone import wrap_backbone
+from hgprompt_edge.vit.load import load_backbone
+from hgprompt_edge.vit.support import check_supported
 
 TINY = "vit_tiny_patch16_224"
 SMALL: dict[str, Any] = {

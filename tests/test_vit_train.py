@@ -15,9 +15,10 @@ from hgprompt_edge.prompts import read_bank
 from hgprompt_edge.tasks import Images, Task, images_beyond, load_task
 from hgprompt_edge.transfer.source import draw_from, paired_standard_error, train_source
 from hgprompt_edge.vit.augment import Augmentation, change_colours, crop, draw_crops
-from hgprompt_edge.vit.backbone import Backbone, load_backbone, wrap_backbone
+from hgprompt_edge.vit.backbone import Backbone, wrap_backbone
 from hgprompt_edge.vit.compute import Compute
 from hgprompt_edge.vit.forward import extract_features
+from hgprompt_edge.vit.load import load_backbone
 from hgprompt_edge.vit.start import initial_tokens, neutral_tokens, noise_images
 from hgprompt_edge.vit.train import PromptTrainer, Recipe
 

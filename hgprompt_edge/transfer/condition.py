@@ -27,7 +27,7 @@ from hgprompt_edge.transfer.condition_trainer import (
     seen_under,
 )
 from hgprompt_edge.transfer.features import FeatureStore
-from hgprompt_edge.vit.backbone import Backbone, check_backbone
+from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.fitted import as_fitted
 from hgprompt_edge.vit.forward import extract_features
 from hgprompt_edge.vit.heads import Head, accuracy
@@ -83,7 +83,7 @@ def tune_conditions(
         no sources to mix with.
     """
     recipe = recipe or ConditionRecipe(seed=bundle.seed)
-    _check(bundle, backbone, task, names)
+    _check(bundle, task, names)
     backbone = as_fitted(bundle, backbone)
     start = starting_tokens(bundle, backbone)
     head = Head(torch.from_numpy(bundle.head_weight), torch.from_numpy(bundle.head_bias))
@@ -191,9 +191,8 @@ def check_names(names: Sequence[str]) -> None:
         raise UserError(f"--conditions: {what}; choose from {', '.join(CONDITIONS)}")
 
 
-def _check(bundle: Bundle, backbone: Backbone, task: Task, names: Sequence[str]) -> None:
+def _check(bundle: Bundle, task: Task, names: Sequence[str]) -> None:
     check_names(names)
-    check_backbone(bundle, backbone)
     if bundle.mode != DEEP:
         raise UserError(
             f"the bundle of {bundle.task} holds shallow prompts; only deep prompts can be mixed on "

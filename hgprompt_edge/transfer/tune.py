@@ -16,7 +16,7 @@ from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.assemble import token_logits
 from hgprompt_edge.transfer.choice import Candidate, Judge, choose
 from hgprompt_edge.transfer.features import FeatureStore
-from hgprompt_edge.vit.backbone import Backbone, check_backbone
+from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.fitted import as_fitted
 from hgprompt_edge.vit.train import PromptTrainer, Recipe, Trained
 
@@ -50,7 +50,7 @@ def tune(
     UserError
         The bundle belongs to another backbone or other images, or holds nothing to start from.
     """
-    _check_same(bundle, backbone, task)
+    _check_same(bundle, task)
     backbone = as_fitted(bundle, backbone)
     start = starting_prompt(bundle)
     trained = train_from(start, backbone, task, recipe, state=state, report=report)
@@ -148,8 +148,7 @@ def _without_the_old_prompts(bundle: Bundle) -> Bundle:
     )
 
 
-def _check_same(bundle: Bundle, backbone: Backbone, task: Task) -> None:
-    check_backbone(bundle, backbone)
+def _check_same(bundle: Bundle, task: Task) -> None:
     if bundle.split_digest != task.digest:
         raise UserError(
             f"--data: these are not the images that the bundle of {bundle.task} was fitted on, so "
