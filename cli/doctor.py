@@ -20,6 +20,7 @@ NEEDS = {
     "torch": "fit, export, prompt train",
     "torchvision": "fit, export, prompt train",
     "timm": "fit, export, prompt train",
+    "hgprompt-edge-models": "the bundled backbones and prompts",
     "huggingface_hub": "backbones of the hub, --data hf:ORG/NAME",
     "onnx": "export",
     "onnx-ir": "export",
@@ -35,6 +36,7 @@ NEEDS = {
 SERVER = "hgprompt-edge[server]"
 BROUGHT_BY = {
     **dict.fromkeys(("numpy", "onnxruntime", "pillow", "cmaes"), "hgprompt-edge"),
+    "hgprompt-edge-models": "hgprompt-edge-models",
     "h5py": "h5py",
     "openvino": "hgprompt-edge[openvino]",
     "nncf": "hgprompt-edge[int8]",

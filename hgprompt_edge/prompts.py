@@ -377,7 +377,9 @@ def _check_tensors(path: Path, tensors: dict[str, npt.NDArray[np.generic]]) -> N
         raise UserError(f"{path}: 'prompt' must be [layers, tokens, width], got {shape}")
     for name, tensor in tensors.items():
         if tensor.dtype != np.float32:
-            raise UserError(f"{path}: '{name}' must be float32, got {tensor.dtype}")
+            raise UserError(
+                f"{path}: '{name}' must be float32, got {tensor.dtype}; save it in float32"
+            )
         if not np.isfinite(tensor).all():
             raise UserError(f"{path}: '{name}' holds NaN or inf; train the prompt again")
 

@@ -148,3 +148,18 @@ def test_a_bundle_remembers_its_checkpoint(tmp_path: Path, monkeypatch: pytest.M
     other = run("export", "--checkpoint", str(models.backbone_file("tiny")))
     assert other.exit_code == 2
     assert "was fitted on other weights of tiny" in other.stderr
+
+
+def test_the_bundled_backbones_are_listed_with_speed_and_accuracy() -> None:
+    rows = json.loads(run("backbone", "list", "--json").stdout)
+    assert [row["name"] for row in rows] == list(models.NAMES)
+    assert [row["default"] for row in rows] == [True, False]
+    large, small = rows
+    assert large["parameters"] > small["parameters"]
+    assert 0 < large["images_per_second"] < small["images_per_second"]
+    assert large["accuracy"].keys() == small["accuracy"].keys()
+    for name, found in large["accuracy"].items():
+        assert 1 >= found > small["accuracy"][name] > 0.2
+    shown = run("backbone", "list").stdout
+    assert "dinov2-small (default)" in shown
+    assert f"{100 * large['accuracy']['dtd10']:.1f} %" in shown

@@ -96,5 +96,5 @@ def _draw_table(axes: Axes, bundle: Bundle) -> None:
     axes.set_ylim(*limits)
     names = [LABELS[row.method].replace(" ", "\n") for row in bundle.table]
     axes.set_xticks(list(positions), names)
-    axes.set_title("accuracy in %, same head for all")
+    axes.set_title("accuracy in %, each with its best head")
     axes.legend(loc="upper left", ncols=2, fontsize=8)

@@ -205,7 +205,8 @@ class HGPrompt:
         self.choice_ = rows[chosen].method
         self.head_ = exact.final_head(self._chosen)
         for index, candidate in enumerate(candidates):
-            if index == chosen:
+            # The learned mix may be one of the others: equal prompts have equal figures.
+            if np.array_equal(candidate.weights, self._chosen.weights):
                 rows[index] = exact.on_test(rows[index], candidate, self.head_)
             else:
                 rows[index] = judge.on_test(rows[index], candidate)
