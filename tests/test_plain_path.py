@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from command_line import PETS, class_folders, photo, run
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
+from test_cli_condition import one_epoch
 
 from hgprompt_edge import read_bundle
 from hgprompt_edge.device.bank import read_bank
@@ -21,6 +23,7 @@ from hgprompt_edge.device.head_learner import HeadLearner
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.device.softmax import log_softmax
 from hgprompt_edge.device.step import Head
+from hgprompt_edge.transfer.condition_trainer import ConditionRecipe
 
 FOREIGN = "vit_tiny_patch16_224"
 
@@ -196,3 +199,25 @@ def test_the_bias_follows_a_large_shift_of_images_of_all_classes_only() -> None:
         assert verdict is not None
         assert not verdict.taken
         assert words in verdict.reason
+
+
+def test_condition_prompts_and_tune_start_from_scratch_without_prompts(
+    adaptable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    monkeypatch.setattr(ConditionRecipe, "__init__", one_epoch(ConditionRecipe.__init__))
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(adaptable / "mine.hgbundle", tmp_path)
+    data = adaptable / "mine"
+    conditioned = run(*f"condition --data {data} --conditions dark".split())
+    assert conditioned.exit_code == 0, conditioned.stderr
+    assert run("export", "--adapt").exit_code == 0
+    bank = read_bank(tmp_path / "mine.bank.safetensors")
+    assert bank.names == ("no prompt", "dark")
+    assert bank.mixer is not None
+    assert (tmp_path / "mine.adapt.onnx").exists()
+    shutil.copy(adaptable / "mine.hgbundle", tmp_path)
+    tuned = run(*f"tune mine.hgbundle --data {data} --steps 1 --batch-size 16 --json".split())
+    assert tuned.exit_code == 0, tuned.stderr
+    rows = json.loads(tuned.stdout)["table"]
+    assert [row["method"] for row in rows] == ["none", "tuned"]
