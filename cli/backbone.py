@@ -53,6 +53,7 @@ def list_(json: options.Json = False) -> None:
         print_json(rows)
         return
     out.print(_table(rows))
+    out.print(f"default: {models.DEFAULT}")
     out.print("accuracy: of frozen features without a prompt, best head, test images")
 
 
@@ -82,7 +83,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         table.add_column(title, justify="right")
     for row in rows:
         table.add_row(
-            f"{row['name']} (default)" if row["default"] else row["name"],
+            row["name"],
             f"{row['parameters'] / 1e6:.1f} M",
             f"{row['file_mb']:.0f} MB",
             str(row["image_size"]),

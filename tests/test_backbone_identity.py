@@ -161,5 +161,5 @@ def test_the_bundled_backbones_are_listed_with_speed_and_accuracy() -> None:
     for name, found in large["accuracy"].items():
         assert 1 >= found > small["accuracy"][name] > 0.2
     shown = run("backbone", "list").stdout
-    assert "dinov2-small (default)" in shown
+    assert "default: dinov2-small" in shown
     assert f"{100 * large['accuracy']['dtd10']:.1f} %" in shown
