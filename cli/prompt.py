@@ -95,6 +95,7 @@ def train(
     from hgprompt_edge.transfer.source import blank_prompt, train_source
     from hgprompt_edge.vit.fastest import check_device
     from hgprompt_edge.vit.load import load_backbone
+    from hgprompt_edge.vit.start import neutral_tokens
     from hgprompt_edge.vit.train import Recipe
 
     check_device(device.value)
@@ -123,6 +124,8 @@ def train(
         check_joins(output, blank_prompt(vit, images, recipe))
         vit = fastest(vit, device, precision)
         more = images_beyond(images, load(limit=None)) if all_images else None
+        # Minutes on a large backbone, once a bank: the training finds it in the cache.
+        neutral_tokens(vit, tokens, recipe.mode, init_seed, report=partial(report, "neutral start"))
         path = output / f"{images.name}.safetensors"
         state = output / f".{images.name}.training"
         prompt, trained = train_source(
@@ -297,7 +300,7 @@ def _worth(prompt: Prompt) -> str:
         return f"{prompt.name}: trained; no test part to measure it on"
     return (
         f"{prompt.name}: test {_percent(prompt.test_accuracy)}, "
-        f"unprompted {_percent(prompt.test_accuracy_unprompted)} with the same head "
+        f"unprompted {_percent(prompt.test_accuracy_unprompted)}, each with its best head "
         f"({_gain(prompt)})"
     )
 
