@@ -120,7 +120,9 @@ def choose_head(
         return best
     # It takes much longer, so one division has to do: its gain there over the LDA on the same
     # folds, image by image, is what it gains over all of them.
-    (same,) = lda_choices(x, y, num_classes, (best.strength,), seeds[:1])
+    same = best
+    if len(seeds) > 1:
+        (same,) = lda_choices(x, y, num_classes, (best.strength,), seeds[:1])
     found = _logistic_choices(x, y, num_classes, seed, same.losses)
     return _best([best, *(replace(c, losses=best.losses - same.losses + c.losses) for c in found)])
 
