@@ -40,11 +40,11 @@ def bank_and_backbone(
         vit = load_backbone(backbone, checkpoint=checkpoint, image_size=image_size)
         bank = bundled_bank_of(vit) if sources is None else None
     else:
-        vit = load_backbone(
-            backbone or bank.backbone,
-            checkpoint=checkpoint,
-            image_size=bank.image_size if image_size is None else image_size,
-        )
+        name = backbone or bank.backbone
+        vit = load_backbone(name, checkpoint=checkpoint, image_size=image_size)
+        _check_same(bank, vit, sources)
+        if image_size is None and vit.image_size != bank.image_size:
+            vit = load_backbone(name, checkpoint=checkpoint, image_size=bank.image_size)
     note_backbone(vit)
     if bank is not None:
         note_bank(bank)
@@ -69,6 +69,16 @@ def bundled_bank_of(backbone: Backbone) -> PromptBank | None:
                 "or train prompts with `hgedge prompt train`"
             )
     return None
+
+
+def _check_same(bank: PromptBank, backbone: Backbone, sources: str | None) -> None:
+    """Refuse prompts of another backbone, before their image size is asked of this one."""
+    if bank.backbone_sha256 != backbone.sha256:
+        raise UserError(
+            f"--sources {sources}: the prompts were trained on other weights ({bank.backbone}, "
+            f"{bank.backbone_sha256[:12]}) than those of --backbone {backbone.name} "
+            f"({backbone.sha256[:12]}); use that backbone or train prompts for this one"
+        )
 
 
 def needs_bank(bank: PromptBank | None, backbone: Backbone) -> PromptBank:

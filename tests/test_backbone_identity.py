@@ -163,3 +163,10 @@ def test_the_bundled_backbones_are_listed_with_speed_and_accuracy() -> None:
     shown = run("backbone", "list").stdout
     assert "default: dinov2-small" in shown
     assert f"{100 * large['accuracy']['dtd10']:.1f} %" in shown
+
+
+def test_prompts_of_another_backbone_are_named_with_both() -> None:
+    result = run(*"fit --sources tiny --backbone dinov2-small --task digits".split())
+    assert result.exit_code == 2
+    assert "--sources tiny: the prompts were trained on other weights (tiny, " in result.stderr
+    assert "than those of --backbone dinov2-small (" in result.stderr
