@@ -55,11 +55,9 @@ def bundled_bank_of(backbone: Backbone) -> PromptBank | None:
     """Return the bundled bank that was trained on a backbone at its image size, if there is one."""
     from hgprompt_edge.prompts import read_bank
 
-    try:
-        banks = [read_bank(name) for name in models.NAMES]
-    except UserError:  # the models are not installed, and the backbone came from elsewhere
+    if not models.are_installed():  # the backbone came from elsewhere
         return None
-    for bank in banks:
+    for bank in (read_bank(name) for name in models.NAMES):
         if bank.backbone_sha256 == backbone.sha256:
             if bank.image_size == backbone.image_size:
                 return bank

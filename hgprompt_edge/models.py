@@ -65,6 +65,11 @@ def accuracies() -> dict[str, dict[str, float]]:
     return cast("dict[str, dict[str, float]]", json.loads(text))
 
 
+def are_installed() -> bool:
+    """Whether `hgprompt-edge-models` can be found."""
+    return find_spec(PACKAGE) is not None
+
+
 def models_folder(wanted: str = "the bundled models") -> Path:
     """Folder of the installed `hgprompt-edge-models`.
 

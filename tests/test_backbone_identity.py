@@ -170,3 +170,13 @@ def test_prompts_of_another_backbone_are_named_with_both() -> None:
     assert result.exit_code == 2
     assert "--sources tiny: the prompts were trained on other weights (tiny, " in result.stderr
     assert "than those of --backbone dinov2-small (" in result.stderr
+
+
+def test_a_damaged_bundled_bank_is_named_and_not_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gtsrb.safetensors").write_bytes(b"damaged")
+    monkeypatch.setattr("hgprompt_edge.models.bank_folder", lambda _: tmp_path)
+    result = run(*"fit --backbone tiny --task digits".split())
+    assert result.exit_code == 2
+    assert "gtsrb.safetensors: truncated or not a safetensors file" in result.stderr
