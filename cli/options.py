@@ -32,7 +32,9 @@ Task = Annotated[
         help="Task of VTAB-1k (caltech101, cifar100, dtd, flowers, pets, svhn, sun397, camelyon, "
         "eurosat, resisc45, retinopathy, clevr-count, clevr-distance, dmlab, kitti, "
         "dsprites-location, dsprites-orientation, smallnorb-azimuth, smallnorb-elevation), digits, "
-        "generated-orientation, generated-count, generated-location, or a name for --data.",
+        "generated-KIND (KIND is orientation, count, location, sprite-orientation, "
+        "sprite-location, object-azimuth, object-elevation, solid-count, solid-distance), "
+        "or a name for --data.",
         show_default=False,
     ),
 ]

@@ -31,21 +31,41 @@ from hgprompt_edge.tasks.vtab import ALIASES, BENCHMARK, VTAB, VtabTask, missing
 from hgprompt_edge.tasks.zipped import is_zipped, read_zip
 
 FAMILIES = {
+    "chars34-font": "characters",
+    "chars34-poor": "characters",
+    "chars34-scene": "characters",
     "cifar10": "cifar",
+    "clothing10": "clothing",
+    "deeppcb": "deeppcb",
     "digits": "digits",
     "dtd10": "texture",
     "fashion-mnist": "clothing",
     "flowers17": "flowers",
+    "grocery81": "grocery81",
     "gtsrb": "signs",
+    "houses4": "houses4",
+    "magnetic-tile": "magnetic-tile",
+    "magnetic-tile-bright": "magnetic-tile",
+    "magnetic-tile-dark": "magnetic-tile",
+    "neu-cls": "neu-cls",
+    "pacs-art-painting": "pacs",
+    "pacs-cartoon": "pacs",
+    "pacs-photo": "pacs",
+    "pacs-sketch": "pacs",
+    "pneumonia-mnist": "pneumonia-mnist",
     "rsscn7": "aerial",
     "sign-language-digits": "digits",
+    "trashnet": "trashnet",
     "weather4": "weather",
     **{alias: VTAB[name].family for alias, name in ALIASES.items()},
-    **dict.fromkeys(generated.KINDS, "generated"),
+    **{kind: described.family for kind, described in generated.KINDS.items()},
 }
 """Tasks of one family never serve each other as source and target."""
 
 NO_FLIPS = {
+    "chars34-font",
+    "chars34-poor",
+    "chars34-scene",
     "digits",
     "gtsrb",
     "sign-language-digits",

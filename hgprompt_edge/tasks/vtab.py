@@ -177,7 +177,7 @@ _TASKS = (
         folders=("clevr_count", "clevr_count_all"),
         owner="Stanford, CLEVR v1.0",
         names=tuple(str(objects) for objects in range(3, 11)),
-        like="generated-count",
+        like="generated-solid-count",
     ),
     VtabTask(
         name="clevr-distance",
@@ -188,6 +188,7 @@ _TASKS = (
         folders=("clevr_dist", "clevr_distance", "clevr_closest_object_distance"),
         owner="Stanford, CLEVR v1.0",
         names=("nearer than 8", "8 to 8.5", "8.5 to 9", "9 to 9.5", "9.5 to 10", "farther than 10"),
+        like="generated-solid-distance",
     ),
     VtabTask(
         name="dmlab",
@@ -223,7 +224,7 @@ _TASKS = (
         owner="DeepMind, dsprites-dataset on GitHub",
         flips=False,
         attribute=Attribute("label_x_position", 32),
-        like="generated-location",
+        like="generated-sprite-location",
     ),
     VtabTask(
         name="dsprites-orientation",
@@ -235,7 +236,7 @@ _TASKS = (
         owner="DeepMind, dsprites-dataset on GitHub",
         flips=False,
         attribute=Attribute("label_orientation", 40),
-        like="generated-orientation",
+        like="generated-sprite-orientation",
     ),
     VtabTask(
         name="smallnorb-azimuth",
@@ -248,6 +249,7 @@ _TASKS = (
         names=tuple(f"{20 * label} degrees" for label in range(18)),
         flips=False,
         attribute=Attribute("label_azimuth", 18),
+        like="generated-object-azimuth",
     ),
     VtabTask(
         name="smallnorb-elevation",
@@ -259,6 +261,7 @@ _TASKS = (
         owner="New York University, the small NORB data set",
         names=tuple(f"{30 + 5 * label} degrees" for label in range(9)),
         attribute=Attribute("label_elevation", 9),
+        like="generated-object-elevation",
     ),
 )
 
