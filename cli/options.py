@@ -33,7 +33,8 @@ Task = Annotated[
         "eurosat, resisc45, retinopathy, clevr-count, clevr-distance, dmlab, kitti, "
         "dsprites-location, dsprites-orientation, smallnorb-azimuth, smallnorb-elevation), digits, "
         "generated-KIND (KIND is orientation, count, location, sprite-orientation, "
-        "sprite-location, object-azimuth, object-elevation, solid-count, solid-distance), "
+        "sprite-location, object-azimuth, object-elevation, solid-count, solid-distance, texture, "
+        "character, drawing, gradient, intersections), "
         "or a name for --data.",
         show_default=False,
     ),

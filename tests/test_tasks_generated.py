@@ -11,6 +11,7 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.preprocess import Preprocessing
 from hgprompt_edge.tasks import load_task
 from hgprompt_edge.tasks.generated import KINDS, generate
+from hgprompt_edge.tasks.generated.characters import _folder, _glyph
 from hgprompt_edge.tasks.load import FAMILIES, NO_FLIPS
 from hgprompt_edge.tasks.vtab import VTAB
 
@@ -149,6 +150,57 @@ def test_objects_turn_with_the_azimuth() -> None:
     mean = np.stack([edges[images.labels == k].mean(axis=0) for k in range(12)])
     left, right = mean[3], mean[9]
     assert np.abs(left - right[:, ::-1]).mean() < 0.9 * np.abs(left - right).mean()
+
+
+def test_light_comes_from_its_side() -> None:
+    """Towards the light, a bump gets brighter slowly and darker at its outline at once."""
+    images = generate("generated-gradient", 80, 64, 0, "train")
+    right = 0
+    for pixels, label in zip(images.pixels, images.labels, strict=True):
+        grey = pixels.astype(float).mean(-1)
+        down, across = np.gradient(grey)
+        turn = np.radians(45.0 * np.arange(8))
+        steps = np.cos(turn)[:, None, None] * across - np.sin(turn)[:, None, None] * down
+        skew = (steps**3).mean(axis=(1, 2))
+        right += abs((int(skew.argmin()) - label + 4) % 8 - 4) <= 1
+    assert right / 80 > 0.75
+
+
+def test_curves_cross_as_often_as_the_label_says() -> None:
+    """Between two curves that cross k times lie k - 1 closed loops."""
+    ndimage = pytest.importorskip("scipy.ndimage")
+    images = generate("generated-intersections", 90, 112, 0, "train")
+    right = 0
+    for pixels, label in zip(images.pixels, images.labels, strict=True):
+        parts, _ = ndimage.label(colour_distance(pixels) <= 45)
+        sizes = np.sort(np.bincount(parts.ravel())[1:])[::-1]
+        right += (sizes[1:] > 12).sum() == max(0, label - 1)
+    assert right / 90 > 0.6
+
+
+def test_textures_have_the_spectra_of_their_names() -> None:
+    """Stripes have one strong direction, grain has none."""
+    images = generate("generated-texture", 96, 64, 0, "train")
+    names = np.array(KINDS["generated-texture"].classes)[images.labels]
+
+    def directed(pixels: np.ndarray) -> float:
+        down, across = np.gradient(pixels.astype(float).mean(-1))
+        low, high = np.linalg.eigvalsh(np.cov(across.ravel(), down.ravel()))
+        return float(high / low)
+
+    ratio = np.array([directed(pixels) for pixels in images.pixels])
+    assert ratio[names == "stripes"].min() > 2.0
+    assert ratio[names == "grain"].max() < 1.5
+    assert np.median(ratio[names == "checks"]) < 2.0
+
+
+def test_letters_need_the_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hgprompt_edge.tasks.generated.characters.find_spec", lambda _: None)
+    _folder.cache_clear()
+    _glyph.cache_clear()
+    with pytest.raises(UserError, match="needs the fonts of matplotlib; install"):
+        generate("generated-character", 1, 16, 0, "train")
+    _folder.cache_clear()
 
 
 @pytest.mark.parametrize("kind", ["generated-count", "generated-sprite-location"])

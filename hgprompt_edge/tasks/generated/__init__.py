@@ -12,7 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.tasks.generated import flat, objects, sprites, tabletop
+from hgprompt_edge.tasks.generated import (
+    characters,
+    curves,
+    drawings,
+    flat,
+    objects,
+    shading,
+    sprites,
+    tabletop,
+    textures,
+)
 from hgprompt_edge.tasks.generated.canvas import Paint, Pixels
 from hgprompt_edge.tasks.task import Images
 
@@ -83,6 +93,18 @@ KINDS = {
     ),
     "generated-solid-distance": Kind(
         tabletop.paint_solid_distance, tabletop.DISTANCE_NAMES, True, "clevr"
+    ),
+    "generated-texture": Kind(textures.paint_texture, tuple(textures.TEXTURES), True, "texture"),
+    "generated-character": Kind(
+        characters.paint_character, tuple(characters.LETTERS), False, "characters"
+    ),
+    "generated-drawing": Kind(drawings.paint_drawing, tuple(drawings.DRAWINGS), True, "drawings"),
+    "generated-gradient": Kind(shading.paint_light_direction, shading.DIRECTIONS, False, "shading"),
+    "generated-intersections": Kind(
+        curves.paint_intersections,
+        tuple(f"{k} crossings" for k in range(curves.MOST_CROSSINGS + 1)),
+        True,
+        "curves",
     ),
 }
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
-Floats: TypeAlias = npt.NDArray[np.float32]
+Floats: TypeAlias = npt.NDArray[np.floating[Any]]
+"""float32 throughout; some operators of numpy are declared wider."""
 Colour: TypeAlias = tuple[int, int, int]
 Point: TypeAlias = tuple[float, float]
 Paint: TypeAlias = Callable[[np.random.Generator, int, int], Pixels]
@@ -136,7 +137,10 @@ def add_noise(rng: np.random.Generator, image: npt.NDArray[np.int16], level: int
 
 
 def smooth_noise(dice: Dice, side: int, cells: int, channels: int = 1) -> Floats:
-    """Make smooth random blotches in [-1, 1], about `cells` across: `[side, side, channels]`."""
+    """Make smooth random blotches in [-1, 1], about `cells` across: `[side, side, channels]`.
+
+    There are 1 or 3 channels: Pillow takes a second or fourth one for transparency.
+    """
     grid = dice.rng.random((cells + 3, cells + 3, channels), np.float32) * 255
     small = Image.fromarray(grid.astype(np.uint8).squeeze())
     # The outermost cells are left out: resampling flattens them.

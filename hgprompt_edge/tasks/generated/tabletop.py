@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from hgprompt_edge.tasks.generated.canvas import Dice, Floats, Pixels, finish, smooth_noise
@@ -152,7 +150,7 @@ class _Table:
         x = ox + t * (u * right[0] + (v * up[0] + forward[0]))
         y = oy + t * (u * right[1] + (v * up[1] + forward[1]))
         lx, ly, lz = light.tolist()
-        bright: npt.NDArray[np.floating[Any]] = self._brightness(x, y)
+        bright = self._brightness(x, y)
         for solid in self.solids:
             # Distance from the solid's middle to the ray from the ground to the light.
             px, py, pz = solid.centre.tolist()
