@@ -72,7 +72,7 @@ def adapt(
     head: Annotated[
         Moving | None,
         typer.Option(
-            help="What of the head also moves (default: none; of a model without prompts, bias).",
+            help="What of the head also moves (default: none; where no mix can move, bias).",
             show_default=False,
         ),
     ] = None,
@@ -203,10 +203,8 @@ def _send(journal: Journal, predictor: Predictor, path: Path, json: bool) -> Non
     from hgprompt_edge.device.parcel import write_parcel
 
     bank, version = bank_of(predictor), journal.current()
-    if bank.mixer is None:
-        raise UserError(
-            "--send: sends a mix, and this model has no prompts; its head stays on the device"
-        )
+    if bank.why_fixed:
+        raise UserError(f"--send: sends a mix, and {bank.why_fixed}; its head stays on the device")
     data = write_parcel(
         path,
         version,

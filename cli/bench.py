@@ -40,6 +40,9 @@ def bench(
     out.print(f"cpu: {features}; threads {threads}, batch {batch}, {runs} runs", soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     table.add_column("model", overflow="fold")
+    several = any(row.folded_prompts > 1 for row in rows)
+    if several:
+        table.add_column("folded prompts", justify="right")
     for name in ("p50 ms", "p90", "p99", "img/s", "ratio", "load ms", "start", "peak MB", "file"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
@@ -47,6 +50,7 @@ def bench(
         figures = (row.load_ms, row.cold_start_ms, row.peak_mb)
         table.add_row(
             row.model,
+            *([str(row.folded_prompts)] if several else []),
             *latency,
             f"{row.images_per_s:.1f}",
             f"{row.ratio:.2f}",

@@ -49,7 +49,7 @@ def condition(
 
     Interrupted, the same command goes on from there.
     """
-    from hgprompt_edge.bundle import newest_bundle, read_bundle, write_bundle
+    from hgprompt_edge.bundle import check_one_prompt, newest_bundle, read_bundle, write_bundle
     from hgprompt_edge.files import check_writable
     from hgprompt_edge.tasks import load_task
     from hgprompt_edge.transfer.condition import check_names, tune_conditions
@@ -65,6 +65,7 @@ def condition(
         bundle = newest_bundle(Path())
         note(f"preparing {bundle}, the newest bundle here")
     fitted = read_bundle(bundle)
+    check_one_prompt(fitted, "condition")
     path = output or bundle
     check_writable(path.parent, "--output")
     backbone = backbone_of(fitted, checkpoint)

@@ -163,13 +163,14 @@ def export(
     if json:
         print_json(
             {"model": str(path), "seconds": round(seconds, 2), **vars(checked)}
+            | {"folded_prompts": len(content.folded)}
             | ({"signatures": [str(signature) for signature in signatures]} if sign else {})
             | ({"tried": [vars(trial) for trial in result.tried]} if result else {})
         )
         return
     if result is not None:
         _print_trials(result)
-    _print_file(path, checked, precision)
+    _print_file(path, checked, precision, len(content.folded))
     _print_others(path, runtime, graph)
     for signature in signatures:
         out.print(f"{signature}: signed with {sign}", soft_wrap=True)
@@ -243,13 +244,14 @@ def _write(
     )
 
 
-def _print_file(path: Path, checked: Verification, precision: Precision) -> None:
+def _print_file(path: Path, checked: Verification, precision: Precision, prompts: int) -> None:
     from hgprompt_edge.device.bench import file_bytes
 
+    several = f"{prompts} folded prompts, " if prompts > 1 else ""
     how = "near" if precision is not Precision.FP32 else "equal to"
     out.print(
-        f"{path}: {file_bytes(path) / 1e6:.1f} MB, {how} PyTorch on {checked.images} images "
-        f"(largest difference {checked.max_abs_diff:.1e}, bound {checked.bound:.1e})",
+        f"{path}: {file_bytes(path) / 1e6:.1f} MB, {several}{how} PyTorch on {checked.images} "
+        f"images (largest difference {checked.max_abs_diff:.1e}, bound {checked.bound:.1e})",
         soft_wrap=True,
     )
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import numpy.typing as npt
 import typer
-from rich.table import Table
 
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.condition import condition_names, condition_state, worth_table
@@ -24,43 +23,33 @@ from hgprompt_edge.cli.console import (
     progress_bar,
     reports_errors,
 )
+from hgprompt_edge.cli.fit_table import (
+    accuracy_table,
+    kept_line,
+    objective_line,
+    sources_line,
+    weights_table,
+)
 from hgprompt_edge.cli.inputs import bank_and_backbone
 from hgprompt_edge.cli.server import needs_server
 
 if TYPE_CHECKING:
-    from hgprompt_edge.bundle import Bundle, Row
+    from hgprompt_edge.bundle import Bundle
     from hgprompt_edge.tasks import Task
     from hgprompt_edge.transfer.condition import Worth
     from hgprompt_edge.transfer.fit import HGPrompt
     from hgprompt_edge.transfer.pooling import Pooling
     from hgprompt_edge.vit.backbone import Backbone
 
-METHODS = {
-    "none": "no prompt",
-    "best_source": "best source",
-    "uniform": "uniform",
-    "learned": "learned",
-    "tuned": "tuned",
-}
-
-OF_A_BANK = {"lam", "steps", "refine", "space", "keep_sources"}
+OF_A_BANK = {"lam", "steps", "folded", "keep_sources"}
 """Parameters that only a fit with prompts looks at."""
 OF_MERGE = {"files", "merge", "bundle", "checkpoint", "output", "json"}
 """Parameters that --merge looks at."""
 
 
-class Space(str, Enum):
-    """Where gradients of the sources are compared."""
-
-    HEAD = "head"
-    PROMPT = "prompt"
-    COSINE = "cosine"
-
-
 class HeadKind(str, Enum):
     """Classifiers on the features that are tried."""
 
-    AUTO = "auto"
     LDA = "lda"
     LOGISTIC = "logistic"
 
@@ -83,18 +72,15 @@ def fit(
     backbone: options.BackboneName = None,
     checkpoint: options.Checkpoint = None,
     image_size: options.ImageSize = None,
+    folded: Annotated[
+        int,
+        typer.Option(min=1, max=3, help="Most prompts that may run per image, averaged."),
+    ] = 1,
+    steps: Annotated[int, typer.Option(min=0, help="Passes of the training images.")] = 14,
     lam: Annotated[
         float, typer.Option("--lambda", min=0.0, help="Weight of the gradient conflict.")
     ] = 0.003,
-    steps: Annotated[int, typer.Option(min=0, help="Steps on cached features.")] = 300,
-    refine: Annotated[
-        int,
-        typer.Option(min=0, help="Exact steps through the ViT, with a weight for each layer."),
-    ] = 8,
-    space: Annotated[Space, typer.Option(help="Where gradients are compared.")] = Space.HEAD,
-    head: Annotated[
-        HeadKind, typer.Option(help="Classifiers to choose from; auto: both kinds.")
-    ] = HeadKind.AUTO,
+    head: Annotated[HeadKind, typer.Option(help="Classifier on the features.")] = HeadKind.LDA,
     seed: options.Seed = 0,
     device: options.Device = options.DeviceName.AUTO,
     precision: options.Precision = options.PrecisionName.AUTO,
@@ -126,6 +112,9 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Print heads, log-loss, objective and all weights.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Learn how to mix the source prompts, fit a head, write one bundle and a figure."""
@@ -185,8 +174,7 @@ def fit(
             mixer = HGPrompt(
                 lam=lam,
                 steps=steps,
-                refine=refine,
-                space=space.value,
+                folded=folded,
                 head=head.value,
                 seed=seed,
                 keep_sources=keep_sources,
@@ -216,7 +204,9 @@ def fit(
         document["pooling"] = {**vars(pooling), "cost": round(cost, 3)}
         print_json({**document, "conditions": [vars(worth) for worth in worths]})
     else:
-        _print_result(fitted, left_out, pooling, images, path, figure, worths, cost, seconds)
+        _print_result(
+            fitted, left_out, pooling, images, path, figure, worths, cost, seconds, verbose
+        )
 
 
 def _check_plain(context: typer.Context, sources: str | None, backbone: Backbone) -> None:
@@ -292,6 +282,7 @@ def _print_result(
     worths: tuple[Worth, ...],
     cost: float,
     seconds: float,
+    verbose: bool,
 ) -> None:
     counts = ", ".join(f"{count} {name}" for name, count in _counts(images).items())
     out.print(f"{images.name}: {len(images.classes)} classes; {counts} images", soft_wrap=True)
@@ -299,15 +290,15 @@ def _print_result(
         note(f"skipped {name}")
     if left_out:
         out.print(f"left out, same family as the target: {', '.join(left_out)}")
-    if pooling.gain:
+    if pooling.name != "token" and pooling.gain:
         out.print(_pooling_line(pooling, cost), soft_wrap=True)
+    out.print(accuracy_table(bundle, images, verbose))
     if bundle.sources:
-        out.print(_weights_table(bundle))
-        out.print(_objective_line(bundle.objective), soft_wrap=True)
-        out.print(_log_loss_line(bundle.objective), soft_wrap=True)
-    out.print(never_worse_table(bundle))
-    if bundle.sources:
-        out.print(f"chosen on held-out images: {_choice(bundle, images)}", soft_wrap=True)
+        out.print(kept_line(bundle, images), soft_wrap=True)
+        out.print(sources_line(bundle), soft_wrap=True)
+        if verbose:
+            out.print(weights_table(bundle))
+            out.print(objective_line(bundle.objective), soft_wrap=True)
     if worths:
         out.print(worth_table(worths))
     written = f"{path}, {figure}" if figure else f"{path}"
@@ -327,93 +318,9 @@ def _pooling_line(pooling: Pooling, cost: float) -> str:
     )
 
 
-def _choice(bundle: Bundle, images: Task) -> str:
-    """Say what was chosen, and why where that has not the lowest log-loss."""
-    from hgprompt_edge.transfer.choice import MIN_GAIN, choose
-
-    none, best = bundle.table[0], bundle.table[choose(bundle.table)]
-    if bundle.choice == best.method or none.cross_log_loss is None or best.cross_log_loss is None:
-        return METHODS[bundle.choice]
-    count = len(images.train) + len(images.validation)
-    gain = (none.cross_log_loss - best.cross_log_loss) * count
-    return (
-        f"{METHODS[bundle.choice]}, as {METHODS[best.method]} gains {gain:.1f} nats over all "
-        f"{count} images and has to gain {MIN_GAIN:g}"
-    )
-
-
 def _counts(images: Task) -> dict[str, int]:
     return {
         "train": len(images.train),
         "validation": len(images.validation),
         "test": len(images.test),
     }
-
-
-def _weights_table(bundle: Bundle) -> Table:
-    """Share of each source, and its weight in each layer where these differ."""
-    from hgprompt_edge.prompts import source_shares
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("source")
-    table.add_column("learned weight", justify="right")
-    table.add_column("")
-    layers = bundle.learned_weights.ndim == 2
-    if layers:
-        table.add_column("by layer")
-    shares = source_shares(bundle.learned_weights)
-    for row, (source, share) in enumerate(zip(bundle.sources, shares, strict=True)):
-        cells = [source["name"], f"{share:.3f}", "━" * round(30 * float(share))]
-        if layers:
-            cells.append(_sparkline(bundle.learned_weights[row], bundle.learned_weights.max()))
-        table.add_row(*cells)
-    return table
-
-
-def _sparkline(values: npt.NDArray[np.floating], largest: float) -> str:
-    """Draw each value in [0, largest] as a block of one of eight heights."""
-    heights = np.clip(np.ceil(8 * values / largest), 1, 8).astype(int)
-    return "".join("▁▂▃▄▅▆▇█"[height - 1] for height in heights)
-
-
-def _objective_line(objective: dict[str, Any]) -> str:
-    return (
-        f"H-score {objective['H']:.2f} (noise floor {objective['floor']:.2f}), "
-        f"conflict R {objective['R']:.3f}, "
-        f"effective sources {objective['effective_sources']:.1f} of {objective['sources']}"
-    )
-
-
-def _log_loss_line(objective: dict[str, Any]) -> str:
-    """Say which mix was learned, and what it holds out on the training images."""
-    taken = objective["taken"]
-    where = {
-        "exact": f"exact step {objective['refine_steps']}",
-        "objective": "where J ended on cached features",
-        "uniform": "the uniform mix",
-    }.get(taken, f"the source {taken}")
-    if objective["log_loss"] is None:
-        return f"learned: {where}; with one image a class none can be held out"
-    gain = "" if taken == "uniform" else f", uniform {objective['log_loss_uniform']:.3f}"
-    return f"learned: {where}, cross-fitted log-loss {objective['log_loss']:.3f}{gain}"
-
-
-def never_worse_table(bundle: Bundle) -> Table:
-    """Ways to use the sources and what each is worth; the chosen one in bold.
-
-    The log-loss is what the choice goes by: cross-fitted over training and validation images, else
-    validation's.
-    """
-    crossed = all(row.cross_log_loss is not None for row in bundle.table)
-    table = Table(box=None, pad_edge=False)
-    for name in ("method", "head", "validation", "log-loss", "test"):
-        table.add_column(name, justify="left" if name in ("method", "head") else "right")
-    for row in bundle.table:
-        table.add_row(*_cells(row, crossed), style="bold" if row.method == bundle.choice else None)
-    return table
-
-
-def _cells(row: Row, crossed: bool) -> tuple[str, ...]:
-    test = "" if row.test_accuracy is None else f"{100 * row.test_accuracy:.1f} %"
-    loss = row.cross_log_loss if crossed else row.val_log_loss
-    return METHODS[row.method], row.head, f"{100 * row.val_accuracy:.1f} %", f"{loss:.3f}", test

@@ -10,7 +10,7 @@ import typer
 
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import fastest, note, out, print_json, progress_bar, reports_errors
-from hgprompt_edge.cli.fit import METHODS, never_worse_table
+from hgprompt_edge.cli.fit_table import METHODS, accuracy_table
 from hgprompt_edge.cli.server import needs_server
 
 if TYPE_CHECKING:
@@ -43,7 +43,13 @@ def tune(
     json: options.Json = False,
 ) -> None:
     """Train the prompt of a bundle on the task, from the mix on; run it again to resume."""
-    from hgprompt_edge.bundle import SUFFIX, newest_bundle, read_bundle, write_bundle
+    from hgprompt_edge.bundle import (
+        SUFFIX,
+        check_one_prompt,
+        newest_bundle,
+        read_bundle,
+        write_bundle,
+    )
     from hgprompt_edge.files import check_writable
 
     began = time.perf_counter()
@@ -51,6 +57,7 @@ def tune(
         bundle = newest_bundle(Path())
         note(f"tuning {bundle}, the newest bundle here")
     fitted = read_bundle(bundle)
+    check_one_prompt(fitted, "tune")
     path = output or bundle.with_name(f"{fitted.task}.tuned{SUFFIX}")
     check_writable(path.parent, "--output")
 
@@ -103,7 +110,7 @@ def tune(
             }
         )
         return
-    out.print(never_worse_table(tuned))
+    out.print(accuracy_table(tuned, images))
     kept = f"best after {trained.epoch} of {recipe.epochs} epochs"
     which = " as before" if tuned is fitted else ""
     out.print(f"chosen on validation: {METHODS[tuned.choice]}{which} ({kept})", soft_wrap=True)

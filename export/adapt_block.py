@@ -36,7 +36,7 @@ class Block:
     ) -> None:
         self.w, self.name, self.block, self.count, self.tokens = w, name, block, count, tokens
         self.first, self.last = first, last
-        self.layer: Layer = prepare(block, None, Rewrites())
+        self.layer: Layer = prepare(block, Rewrites())
         self.fc1 = rewrites.fold_affine(block.norm2, rewrites.linear_of(block.mlp.fc1))
         self.fc2 = rewrites.fold_layer_scale(rewrites.linear_of(block.mlp.fc2), block.ls2)
 

@@ -128,7 +128,7 @@ def _features(
     blocks: list[Block] = []
     for index, block in enumerate(model.blocks):
         last = index == len(model.blocks) - 1 and model.global_pool == "token"
-        kind = AbsorbedBlock if last and can_absorb(prepare(block, None, Rewrites())) else Block
+        kind = AbsorbedBlock if last and can_absorb(prepare(block, Rewrites())) else Block
         step = kind(w, f"blocks.{index}", block, count, mixed.tokens, first=index == 0, last=last)
         x = step.forward(x, mixed.prefix[index], mask, batch)
         blocks.append(step)

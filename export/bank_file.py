@@ -42,7 +42,9 @@ def make_bank(bundle: Bundle, backbone: Backbone) -> Bank:
         )
     blocks = [_block_weights(block) for block in backbone.model.blocks]
     norm = last_norm(backbone.model)
-    weight, bias = folded_head(bundle, norm, Rewrites())
+    weight, bias = folded_head(bundle.folded[0], norm, Rewrites())
+    if bundle.more:  # what goes out is the logarithm of the averaged probabilities
+        weight, bias, norm = np.eye(len(bias)), np.zeros(len(bias)), nn.Identity()
     return Bank(
         names=names,
         mixer=project_bank(tokens, blocks, backbone.num_heads) if len(tokens) else None,
@@ -90,7 +92,7 @@ def write_beside(bundle: Bundle, backbone: Backbone, bank: Bank, paths: Sequence
 
 def _block_weights(block: Any) -> BlockWeights:
     """Projections of one block after the rewrites; the affine part of its norm is in them."""
-    layer, width = prepare(block, None, Rewrites()), block.norm1.normalized_shape[-1]
+    layer, width = prepare(block, Rewrites()), block.norm1.normalized_shape[-1]
     zeros = np.zeros(len(layer.k[0]), np.float32)
     return BlockWeights(
         norm=Norm(np.ones(width, np.float32), np.zeros(width, np.float32), block.norm1.eps),

@@ -10,7 +10,7 @@ In comments, `N` tokens of an image, `T` of a prompt, `H` heads of width `d`, wi
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,18 +20,18 @@ from timm.layers import GELUTanh, QuickGELU
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from hgprompt_edge.bundle import Bundle
+from hgprompt_edge.bundle import Bundle, FoldedPrompt
 from hgprompt_edge.device.bank import Bank
 from hgprompt_edge.export import rewrites
+from hgprompt_edge.export.attend import attend, attend_absorbed
 from hgprompt_edge.export.attention import (
     CONTRIB,
     Given,
     Layer,
-    attend,
-    attend_absorbed,
     can_absorb,
     prepare,
 )
+from hgprompt_edge.export.head import join_prompts, stack_heads, write_head
 from hgprompt_edge.export.rewrites import Attention, Linear, Rewrites
 from hgprompt_edge.export.writer import Doubles, Writer, to_array
 from hgprompt_edge.preprocess import Preprocessing
@@ -43,7 +43,7 @@ OPSET, PLAIN_OPSET = 23, 20
 """The first with Attention, and the first with Gelu, which older runtimes load."""
 IR_VERSIONS = {OPSET: 11, PLAIN_OPSET: 10}
 """Pinned, so that a newer onnx here does not shut out a runtime there."""
-INPUT, OUTPUT, FEATURES = "image", "logits", "features"
+INPUT, FEATURES = "image", "features"
 
 Floats = npt.NDArray[np.float32]
 
@@ -56,6 +56,10 @@ def build_graph(
     `bundle.prompt` may be deep `[L, T, D]`, shallow `[1, T, D]` or None. The batch is dynamic.
     With a `bank` the prompt comes in with the image, see `Bank.inputs`, and the `features [batch,
     D]` go out, on which another head can be applied (`[batch, 2 D]` where both are pooled).
+
+    Several folded prompts, each deep or None, share patches and all products with weights: the
+    batch is repeated for them, and attention alone is computed for each on its own. The logits
+    are the logarithm of the mean of their probabilities, and with a `bank` so are the features.
     """
     backbone = as_fitted(bundle, backbone)
     model, size, on = backbone.model, backbone.image_size, on or Rewrites()
@@ -63,22 +67,21 @@ def build_graph(
     w = Writer()
     inputs = prefix_inputs(bank) if bank else []
     features, norm = _features(w, model, bundle, image, inputs, on)
-    weight, bias = (
-        w.floats(f"head.{name}", array)
-        for name, array in zip(("weight", "bias"), folded_head(bundle, norm, on), strict=True)
-    )
-    logits = w.op("Gemm", OUTPUT, features, weight, bias)
-    logits.dtype, logits.shape = ir.DataType.FLOAT, ir.Shape(["batch", len(bundle.head_bias)])
-    outputs = [logits]
+    heads = [folded_head(folded, norm, on) for folded in bundle.folded]
+    joined = join_prompts(w, features, len(heads), backbone.feature_dim)
+    outputs = [(write_head(w, joined, stack_heads(heads)), len(bundle.head_bias))]
     if bank:
-        features.name, features.dtype = FEATURES, ir.DataType.FLOAT
-        features.shape = ir.Shape(["batch", backbone.feature_dim])
-        outputs.append(features)
+        # Several heads end in no linear layer, so another one goes on top of what they end in.
+        found = w.op("Identity", FEATURES, outputs[0][0]) if bundle.more else features
+        found.name = FEATURES
+        outputs.append((found, bank.head_weight.shape[1]))
+    for value, width in outputs:
+        value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape(["batch", width])
     opset = OPSET if on.attention in (Attention.STANDARD, Attention.PAST) else PLAIN_OPSET
     imports = {"": opset, **({CONTRIB: 1} if on.attention is Attention.FUSED else {})}
     graph = ir.Graph(
         [image, *inputs],
-        outputs,
+        [value for value, _ in outputs],
         nodes=w.tape.nodes,
         initializers=w.tape.initializers,
         opset_imports=imports,
@@ -93,9 +96,9 @@ def prefix_inputs(bank: Bank) -> list[ir.Value]:
     return [ir.val(name, ir.DataType.FLOAT, array.shape) for name, array in arrays.items()]
 
 
-def folded_head(bundle: Bundle, norm: nn.Module, on: Rewrites) -> tuple[Doubles, Doubles]:
+def folded_head(folded: FoldedPrompt, norm: nn.Module, on: Rewrites) -> tuple[Doubles, Doubles]:
     """Head `[D, K]` and bias `[K]`, with the affine part of the last norm."""
-    head: Linear = (bundle.head_weight.T.astype(np.float64), bundle.head_bias.astype(np.float64))
+    head: Linear = (folded.head_weight.T.astype(np.float64), folded.head_bias.astype(np.float64))
     if isinstance(norm, nn.LayerNorm) and on.affine:
         head = rewrites.fold_affine(norm, head)
     return head[0], cast("Doubles", head[1])
@@ -115,18 +118,25 @@ def _features(
     inputs: list[ir.Value],
     on: Rewrites,
 ) -> tuple[ir.Value, nn.Module]:
-    """Pixels to pooled features `[batch, D or 2 D]`, and the norm whose affine part they lack."""
-    deep, shallow = _prompt_forms(model, None if inputs else bundle.prompt)
+    """Pixels to pooled features, and the norm whose affine part they lack.
+
+    The features are `[P batch, D or 2 D]`, the rows of a folded prompt together.
+    """
+    prompts = [None] if inputs else [folded.prompt for folded in bundle.folded]
+    forms = [_prompt_forms(model, prompt) for prompt in prompts]
     batch = w.op("Shape", "batch", image, start=0, end=1)
     x = embed_patches(w, model, bundle.preprocessing, image)
-    fixed = fixed_tokens(model, shallow)
+    fixed = fixed_tokens(model, forms[0][1])
     if len(fixed):
         x = w.op("Concat", "tokens", w.repeat("tokens.fixed", fixed[None], batch), x, axis=1)
     given = _given_prefix(w, inputs, len(fixed) + int(model.patch_embed.num_patches))
     for index, block in enumerate(model.blocks):
         last = index == len(model.blocks) - 1 and model.global_pool == "token"
-        layer = prepare(block, deep[index] if deep else None, on, given[index] if inputs else None)
-        x = _block(w, f"blocks.{index}", cast("Any", block), layer, x, batch, on, last)
+        pairs = [deep[index] if deep else None for deep, _ in forms]
+        layer = prepare(block, on, pairs, given[index] if inputs else None)
+        # Up to the first attention the folded prompts have all in common.
+        place = Place(shared=index == 0, last=last)
+        x = _block(w, f"blocks.{index}", cast("Any", block), layer, x, batch, on, place)
     return _pool(w, model, x, len(fixed), on)
 
 
@@ -219,6 +229,21 @@ def fixed_tokens(model: VisionTransformer, shallow: Tensor | None) -> Doubles:
     return np.concatenate([to_array(part) for part in parts] or [np.zeros((0, model.embed_dim))])
 
 
+class Place(NamedTuple):
+    """Where a block stands.
+
+    Attributes
+    ----------
+    shared
+        First: what comes in is the same for all folded prompts, and there once, `[batch, N, D]`.
+    last
+        No other token than the class token is needed.
+    """
+
+    shared: bool
+    last: bool
+
+
 def _block(
     w: Writer,
     name: str,
@@ -227,17 +252,20 @@ def _block(
     x: ir.Value,
     batch: ir.Value,
     on: Rewrites,
-    last: bool,
+    place: Place,
 ) -> ir.Value:
-    """One block on `x [batch, N, D]`; `last`: no other token than the class token is needed."""
+    """One block on `x [P batch, N, D]`, see `Place`."""
+    shared, last = place
     z = queries = w.norm(f"{name}.norm1", x, block.norm1, affine=not on.affine)
     if last and on.class_row:
         queries = w.part(f"{name}.norm1.class", z, 0, 1)
         x = w.part(f"{name}.class", x, 0, 1)
     if last and on.class_row and on.absorbed and can_absorb(layer):
-        mixed = attend_absorbed(w, f"{name}.attn", layer, z, queries)
+        mixed = attend_absorbed(w, f"{name}.attn", layer, z, queries, shared=shared)
     else:
-        mixed = attend(w, f"{name}.attn", layer, z, queries, batch, on)
+        mixed = attend(w, f"{name}.attn", layer, z, queries, batch, on, shared=shared)
+    if shared and len(layer.prefixes) > 1:
+        x = w.op("Concat", f"{name}.prompts", *[x] * len(layer.prefixes), axis=0)
     x = w.op("Add", f"{name}.residual1", x, mixed)
     z = w.norm(f"{name}.norm2", x, block.norm2, affine=not on.affine)
     fc1 = rewrites.linear_of(block.mlp.fc1)

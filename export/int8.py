@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+import torch
 from torch import Tensor
 
 from hgprompt_edge.bundle import Bundle
@@ -25,11 +26,12 @@ from hgprompt_edge.device.onnx_engine import OnnxEngine
 from hgprompt_edge.device.openvino_engine import OpenVinoEngine, computes_bf16
 from hgprompt_edge.device.other_cpu import describe_cpu
 from hgprompt_edge.device.parity import TOLERANCES
-from hgprompt_edge.device.softmax import softmax
+from hgprompt_edge.device.softmax import log_mean_softmax, softmax
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export.bank_file import beside, make_bank, write_beside
-from hgprompt_edge.export.body import Head, attach_head, split_head
+from hgprompt_edge.export.body import attach_head, split_head
 from hgprompt_edge.export.graph import build_graph
+from hgprompt_edge.export.head import Head, head_logits
 from hgprompt_edge.export.onnx_file import append_metadata, check_fits, describe
 from hgprompt_edge.export.openvino_file import add_metadata
 from hgprompt_edge.export.rewrites import Attention, Rewrites
@@ -47,6 +49,7 @@ MIN_CALIBRATION, MAX_CALIBRATION = 32, 300
 BATCH = 16
 """As `hgedge predict` takes them. It matters: dynamic quantization scales a whole batch alike."""
 Report = Callable[[str, int, int], None]
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -128,13 +131,14 @@ def export_int8(
     bank = make_bank(bundle, backbone) if runtime_weights else None
     given = bank.inputs(bank.factory) if bank else {}
     start = at_factory(bundle, backbone, bank) if bank else bundle
+    prompts = len(bundle.folded)
     unseen, floating = _judge(start, backbone, task, bank.share(bank.factory) if bank else 1.0)
     judge = split_head(build_graph(unseen, backbone, on))[1]
     if is_ir:
-        held = Control(task.validation, lambda f: softmax(f @ judge[0] + judge[1]), max_drop)
-        schemes = openvino_schemes(backbone.depth, held if control else None)
+        held = Control(task.validation, lambda f: softmax(head_logits(f, judge)), max_drop)
+        schemes = openvino_schemes(backbone.depth, held if control else None, prompts)
     else:
-        schemes = onnx_schemes(backbone.depth, given)
+        schemes = onnx_schemes(backbone.depth, given, prompts)
     with atomic_paths(*beside(path, bank, adapt), *files) as temporary:
         # In a folder of its own: an output may have any name.
         graph = Path(tempfile.mkdtemp(dir=temporary[-1].parent)) / "float.onnx"
@@ -181,27 +185,36 @@ def accuracy(body: Engine, head: Head, images: Images, given: Given | None = Non
     """Share of the images whose class a head names from the features of a body."""
     parts = range(0, len(images), BATCH)
     features = np.concatenate([body.run(images.pixels[i : i + BATCH], given) for i in parts])
-    return float(((features @ head[0] + head[1]).argmax(1) == images.labels).mean())
+    return float((head_logits(features, head).argmax(1) == images.labels).mean())
 
 
 def _judge(bundle: Bundle, backbone: Backbone, task: Task, share: float) -> tuple[Bundle, float]:
     """Give the bundle a head that has not seen the validation images, and its accuracy on them.
 
-    Its prompt has a `share` beside the model alone, as after a merge, or 1.
+    Its prompt has a `share` beside the model alone, as after a merge, or 1. Each of several folded
+    prompts gets a head of its own.
     """
     store = FeatureStore(as_fitted(bundle, backbone))
-
-    def features(images: Images) -> Tensor:
-        if share == 1 or bundle.prompt is None:
-            return store.features(images.pixels, bundle.prompt)
-        return reference_features(bundle, backbone, images.pixels, share)
-
     kind = bundle.objective.get("head", "auto")
-    head = fit_head(features(task.train), task.train.labels, len(task.classes), bundle.seed, kind)
-    logits = head.logits(features(task.validation))
-    weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
-    unseen = replace(bundle, head_weight=weight, head_bias=bias)
-    return unseen, share_right(logits, task.validation.labels)
+    folded, logits = [], []
+    for one in bundle.folded:
+
+        def features(images: Images, prompt: Floats | None = one.prompt) -> Tensor:
+            if share == 1 or prompt is None:
+                return store.features(images.pixels, prompt)
+            return reference_features(bundle, backbone, images.pixels, prompt, share)
+
+        train, labels = features(task.train), task.train.labels
+        head = fit_head(train, labels, len(task.classes), bundle.seed, kind)
+        weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
+        folded.append(replace(one, head_weight=weight, head_bias=bias))
+        logits.append(head.logits(features(task.validation)))
+    first, *more = folded
+    unseen = replace(
+        bundle, head_weight=first.head_weight, head_bias=first.head_bias, more=tuple(more)
+    )
+    found = torch.from_numpy(log_mean_softmax(torch.stack(logits).numpy())) if more else logits[0]
+    return unseen, share_right(found, task.validation.labels)
 
 
 def _try(

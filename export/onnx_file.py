@@ -27,6 +27,7 @@ from hgprompt_edge.export.graph import OPSET, PLAIN_OPSET, build_graph
 from hgprompt_edge.export.rewrites import Attention, Rewrites
 from hgprompt_edge.export.verify import Verification, at_factory, verify_onnx
 from hgprompt_edge.files import atomic_paths
+from hgprompt_edge.folded import MAX_FOLDED
 from hgprompt_edge.preprocess import Preprocessing
 from hgprompt_edge.prompts import source_shares
 from hgprompt_edge.vit.backbone import Backbone
@@ -161,6 +162,13 @@ def describe(bundle: Bundle, bundle_sha256: str = "", bank: Bank | None = None) 
         "probe_logits": json.dumps(bundle.probe_logits[:count].tolist()),
         "probe_images": pack_images(bundle.probe_images[:count]),
     }
+    if bundle.more:
+        fields["more"] = json.dumps(
+            [
+                {"method": folded.method, "weights": source_shares(folded.weights).tolist()}
+                for folded in bundle.more
+            ]
+        )
     return {f"{PREFIX}{name}": text for name, text in fields.items()}
 
 
@@ -180,14 +188,27 @@ def check_fits(bundle: Bundle, backbone: Backbone, images: Pixels) -> None:
     backbone = as_fitted(bundle, backbone)
     depth, width, features = backbone.depth, backbone.embed_dim, backbone.feature_dim
     classes = len(bundle.classes)
-    prompt = () if bundle.prompt is None else bundle.prompt.shape
-    for what, found, fits in (
+    layers = (depth,) if bundle.more else (1, depth)
+    parts: list[tuple[str, object, object]] = [
         ("image size", bundle.preprocessing.image_size, bundle.preprocessing.image_size == size),
-        ("prompt", prompt, not prompt or (prompt[0] in (1, depth) and prompt[2:] == (width,))),
-        ("head.weight", bundle.head_weight.shape, bundle.head_weight.shape == (classes, features)),
-        ("head.bias", bundle.head_bias.shape, bundle.head_bias.shape == (classes,)),
         ("images to verify on", images.shape, len(images) and images.shape[1:] == (size, size, 3)),
-    ):
+    ]
+    for index, folded in enumerate(bundle.folded):
+        prompt = () if folded.prompt is None else folded.prompt.shape
+        head, bias = folded.head_weight.shape, folded.head_bias.shape
+        name = "" if index == 0 else f"more.{index - 1}."
+        parts += [
+            (
+                f"{name}prompt",
+                prompt,
+                not prompt or (prompt[0] in layers and prompt[2:] == (width,)),
+            ),
+            (f"{name}head.weight", head, head == (classes, features)),
+            (f"{name}head.bias", bias, bias == (classes,)),
+        ]
+    if len(bundle.folded) > MAX_FOLDED:
+        parts.append(("number of folded prompts", len(bundle.folded), False))
+    for what, found, fits in parts:
         if not fits:
             raise UserError(
                 f"the bundle of task '{bundle.task}' does not fit '{backbone.name}' at {size} px: "

@@ -53,13 +53,16 @@ class Control:
     max_drop: float
 
 
-def onnx_schemes(depth: int, given: Given | None = None) -> list[Scheme]:
-    """Schemes of onnxruntime for a ViT of `depth` blocks; `given` is what calibration feeds, too.
+def onnx_schemes(depth: int, given: Given | None = None, prompts: int = 1) -> list[Scheme]:
+    """Schemes of onnxruntime for a ViT of `depth` blocks and a number of folded `prompts`.
+
+    `given` is what calibration feeds, too.
 
     Only products with constant matrices are quantized; those of activations with each other stay
     in float. Weights have a scale for each column and give the same sums on every CPU (`pairs.py`).
     """
-    ends, outer = _in_float(depth), _in_float(depth) + _outer(depth)
+    ends = _in_float(depth, prompts)
+    outer = ends + _outer(depth)
     return [
         Scheme("dynamic", lambda *files: _dynamic(*files, exclude=ends)),
         Scheme("static", lambda *files: _static(*files, exclude=ends, given=given or {})),
@@ -73,7 +76,7 @@ def onnx_schemes(depth: int, given: Given | None = None) -> list[Scheme]:
     ]
 
 
-def openvino_schemes(depth: int, control: Control | None = None) -> list[Scheme]:
+def openvino_schemes(depth: int, control: Control | None = None, prompts: int = 1) -> list[Scheme]:
     """Schemes of NNCF: without SmoothQuant, with three strengths of it, then outer blocks in float.
 
     NNCF quantizes products alone; residual sums are in float in all of them. With `control` its
@@ -89,7 +92,8 @@ def openvino_schemes(depth: int, control: Control | None = None) -> list[Scheme]
             "--precision int8 for OpenVINO needs nncf, which is not installed; "
             "run `pip install 'hgprompt-edge[int8]'`"
         )
-    ends = [rf"{re.escape(name)}.*" for name in _in_float(depth)]  # no gain in so small products
+    # No gain in so small products.
+    ends = [rf"{re.escape(name)}.*" for name in _in_float(depth, prompts)]
     # Smoothing is a pass over memory before each product: it comes where the plain way loses.
     sweep = [
         Scheme(name, lambda *files, a=alpha: _nncf(*files, alpha=a, patterns=ends))
@@ -113,10 +117,11 @@ def openvino_schemes(depth: int, control: Control | None = None) -> list[Scheme]
     return [*sweep, safest]
 
 
-def _in_float(depth: int) -> list[str]:
+def _in_float(depth: int, prompts: int) -> list[str]:
     """Nodes with one matrix a head, for which onnxruntime writes zero points of a wrong shape."""
     parts = ("q.absorbed", "mixed", "prefix.scores", "prefix.mixed")
-    return [f"blocks.{depth - 1}.attn.{part}" for part in parts]
+    places = [""] if prompts == 1 else [f"{index}." for index in range(prompts)]
+    return [f"blocks.{depth - 1}.attn.{place}{part}" for place in places for part in parts]
 
 
 def _outer(depth: int) -> list[str]:

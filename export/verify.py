@@ -15,6 +15,7 @@ from hgprompt_edge.device.bank import TINY, Bank
 from hgprompt_edge.device.engine import Engine, LoadError
 from hgprompt_edge.device.onnx_engine import OnnxEngine
 from hgprompt_edge.device.parity import TOLERANCE, compare
+from hgprompt_edge.device.softmax import log_mean_softmax
 from hgprompt_edge.errors import CheckError
 from hgprompt_edge.prompts import mix
 from hgprompt_edge.vit.backbone import Backbone
@@ -69,20 +70,31 @@ class Verification:
 def reference_logits(
     bundle: Bundle, backbone: Backbone, images: Pixels, share: float = 1.0
 ) -> Floats:
-    """PyTorch's logits `[n, K]` of images `[n, S, S, 3]`, from `reference_features`."""
-    features = reference_features(bundle, backbone, images, share)
-    weight, bias = torch.tensor(bundle.head_weight), torch.tensor(bundle.head_bias)
-    return (features @ weight.T + bias).numpy()
+    """PyTorch's logits `[n, K]` of images `[n, S, S, 3]`, from `reference_features`.
+
+    Of several folded prompts, the logarithm of the mean of their probabilities.
+    """
+    logits = []
+    for folded in bundle.folded:
+        features = reference_features(bundle, backbone, images, folded.prompt, share)
+        weight, bias = torch.tensor(folded.head_weight), torch.tensor(folded.head_bias)
+        logits.append((features @ weight.T + bias).numpy())
+    return log_mean_softmax(logits) if bundle.more else logits[0]
 
 
 def reference_features(
-    bundle: Bundle, backbone: Backbone, images: Pixels, share: float = 1.0
+    bundle: Bundle,
+    backbone: Backbone,
+    images: Pixels,
+    folded: Floats | None,
+    share: float = 1.0,
 ) -> torch.Tensor:
     """PyTorch's features `[n, D]` of images `[n, S, S, 3]` in token form, the definition.
 
-    A prompt whose `share` is less than 1, beside the model alone, has a prefix form only.
+    Under a `folded` prompt, None for none. One whose `share` is less than 1, beside the model
+    alone, has a prefix form only.
     """
-    prompt = None if bundle.prompt is None else torch.tensor(bundle.prompt)
+    prompt = None if folded is None else torch.tensor(folded)
     model, features = as_fitted(bundle, backbone).model, []
     with torch.inference_mode():
         for start in range(0, len(images), max(BATCHES)):
@@ -150,8 +162,8 @@ def at_factory(bundle: Bundle, backbone: Backbone, bank: Bank) -> Bundle:
     from, so the exported model is held against it.
     """
     share = bank.share(bank.factory)
-    if share <= TINY:
-        return bundle  # the model alone
+    if share <= TINY or bank.mixer is None:
+        return bundle  # nothing is mixed
     _, tokens = bank_tokens(bundle)
     prompts = bank.factory[-len(tokens) :] / share
     mixed = replace(bundle, prompt=mix(tokens, prompts))

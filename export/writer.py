@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,11 +16,17 @@ Doubles = npt.NDArray[np.float64]
 
 
 class Writer:
-    """Collects nodes and constants; names say where in the network a value comes from."""
+    """Collects nodes and constants; names say where in the network a value comes from.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    known
+        Constants of a graph that is continued, by name.
+    """
+
+    def __init__(self, known: Mapping[str, ir.Value] | None = None) -> None:
         self.tape = self._stored = Tape()
-        self._constants: dict[str, ir.Value] = {}
+        self._constants = dict(known or {})
 
     @contextmanager
     def apart(self) -> Iterator[Tape]:
@@ -66,10 +72,10 @@ class Writer:
         """Entries `start` to `stop` of one axis; of axis 1, tokens of `x [batch, N, D]`."""
         return self.op("Slice", name, x, *(self.integers(i) for i in (start, stop, axis)))
 
-    def split(self, name: str, x: ir.Value, parts: int) -> list[ir.Value]:
-        """Cut the last axis of `x` into equal parts."""
+    def split(self, name: str, x: ir.Value, parts: int, axis: int = -1) -> list[ir.Value]:
+        """Cut an axis of `x`, the last one by default, into equal parts."""
         outputs = [ir.Value(name=f"{name}.{index}") for index in range(parts)]
-        attributes = {"axis": -1, "num_outputs": parts}
+        attributes = {"axis": axis, "num_outputs": parts}
         return list(
             self.tape.op_multi_out("Split", [x], attributes, name=f"{name}.split", outputs=outputs)
         )

@@ -5,7 +5,9 @@ Tensors: the folded `prompt [L, T, D]` (absent where no prompt was the best choi
 D]`, `head.bias [K]`, `probe.images`, `probe.logits`, and with kept sources `sources [N, L, T, D]`
 float16. Where it was prepared for adapting on a device: `conditions [C, L, T, D]` float16, and
 `clean.mean`, `clean.var` `[D]`; where devices were merged `factory [M]`. Where the pooling is
-`both`, features, and so head and statistics, have `2 D` numbers.
+`both`, features, and so head and statistics, have `2 D` numbers. Further folded prompts, whose
+probabilities are averaged with those of the first: for each `more.I.prompt` (absent where it is no
+prompt), `more.I.weights`, `more.I.head.weight`, `more.I.head.bias`, shaped as those of the first.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import read_safetensors, write_safetensors
+from hgprompt_edge.files import read_safetensors, sha256_arrays, write_safetensors
+from hgprompt_edge.folded import FoldedPrompt as FoldedPrompt
+from hgprompt_edge.folded import pack_more, read_more
 from hgprompt_edge.preprocess import Preprocessing
 from hgprompt_edge.prompts import mix
 
@@ -30,6 +34,8 @@ POOLINGS = ("token", "avg", "both")
 """What a head may see: the class token, the mean of the patch tokens, or one behind the other."""
 NO_PROMPT, TUNED, LEARNED = "no prompt", "tuned", "learned"
 """Entries of a device's bank that are no sources."""
+FOLDED = "folded prompts"
+"""The only entry of the bank of several folded prompts: their mixing weights are fixed."""
 Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
 
@@ -71,7 +77,7 @@ class Bundle:
         What the head sees, of `POOLINGS`.
     choice
         The method of `table` that was chosen on held-out images: `none`, `best_source`, `uniform`,
-        `learned` or `tuned`.
+        `learned`, `tuned`, or `folded` for several prompts.
     weights, learned_weights
         `[N]` or, a weight for each layer, `[N, L]` float32: the chosen mix (all zero for `none`;
         where `tuned` started), and the learned one.
@@ -95,9 +101,15 @@ class Bundle:
         `[C, L, T, D]` float16, or None.
     clean_mean, clean_var
         Of the features of clean training images under the chosen prompt, `[D]` or `[2 D]` float32,
-        or None.
+        or None. With several folded prompts, of the logarithm of the averaged probabilities of
+        clean images that the heads have not seen, `[K]`.
     checkpoint
         Absolute path of the file with the backbone's weights; empty: bundled, or the hub's.
+    more
+        Further deep folded prompts, two at most. The bundle's probabilities are the mean of those
+        of the first, `prompt` with `head_weight` and `head_bias`, and of these; `probe_logits` are
+        the logarithm of that mean. A device cannot mix then, so there are neither conditions nor
+        a factory mix.
     """
 
     task: str
@@ -128,6 +140,15 @@ class Bundle:
     clean_mean: Floats | None = None
     clean_var: Floats | None = None
     checkpoint: str = ""
+    more: tuple[FoldedPrompt, ...] = ()
+
+    @property
+    def folded(self) -> tuple[FoldedPrompt, ...]:
+        """All folded prompts, the first one included."""
+        first = FoldedPrompt(
+            self.prompt, self.weights, self.head_weight, self.head_bias, self.choice
+        )
+        return (first, *self.more)
 
 
 def write_bundle(path: Path, bundle: Bundle) -> None:
@@ -150,6 +171,7 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
         tensors["conditions"] = bundle.condition_tokens.astype(np.float16)
     if bundle.clean_mean is not None and bundle.clean_var is not None:
         tensors["clean.mean"], tensors["clean.var"] = bundle.clean_mean, bundle.clean_var
+    tensors |= pack_more(bundle.more)
     metadata = {
         "format": FORMAT,
         "task": bundle.task,
@@ -170,6 +192,8 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
     }
     if bundle.conditions:
         metadata["conditions"] = json.dumps(bundle.conditions)
+    if bundle.more:
+        metadata["more"] = json.dumps([folded.method for folded in bundle.more])
     write_safetensors(path, tensors, metadata)
 
 
@@ -191,7 +215,9 @@ def read_bundle(path: Path) -> Bundle:
     try:
         _check_weights(tensors, len(json.loads(metadata["sources"])))
         parts = 2 if metadata["pooling"] == "both" else 1
-        _check_prepared(tensors, json.loads(metadata.get("conditions", "[]")), parts)
+        classes, width = tensors["head.weight"].shape
+        clean = classes if "more" in metadata else width
+        _check_prepared(tensors, json.loads(metadata.get("conditions", "[]")), parts, clean)
         bundle = Bundle(
             task=metadata["task"],
             classes=tuple(json.loads(metadata["classes"])),
@@ -221,6 +247,7 @@ def read_bundle(path: Path) -> Bundle:
             condition_tokens=cast("npt.NDArray[np.float16] | None", tensors.get("conditions")),
             clean_mean=cast("Floats | None", tensors.get("clean.mean")),
             clean_var=cast("Floats | None", tensors.get("clean.var")),
+            more=read_more(tensors, metadata),
         )
         _check_factory(bundle)
         return bundle
@@ -245,11 +272,14 @@ def _check_weights(tensors: dict[str, npt.NDArray[np.generic]], sources: int) ->
 
 
 def _check_prepared(
-    tensors: dict[str, npt.NDArray[np.generic]], conditions: list[dict[str, str]], parts: int
+    tensors: dict[str, npt.NDArray[np.generic]],
+    conditions: list[dict[str, str]],
+    parts: int,
+    clean: int,
 ) -> None:
     """Refuse condition prompts and statistics that do not fit the rest of the bundle.
 
-    `parts` is how many tokens' widths the features have.
+    `parts` is how many tokens' widths the features have, `clean` how many numbers a statistic.
     """
     tokens, width = tensors.get("conditions"), tensors["head.weight"].shape[-1]
     if (0 if tokens is None else len(tokens)) != len(conditions):
@@ -263,8 +293,8 @@ def _check_prepared(
         if tokens.dtype != np.float16 or not fits:
             raise ValueError(f"'conditions' are {tokens.dtype} {list(tokens.shape)}")
     for name in ("clean.mean", "clean.var"):
-        if name in tensors and tensors[name].shape != (width,):
-            raise ValueError(f"'{name}' is {list(tensors[name].shape)}, not [{width}]")
+        if name in tensors and tensors[name].shape != (clean,):
+            raise ValueError(f"'{name}' is {list(tensors[name].shape)}, not [{clean}]")
 
 
 def _check_factory(bundle: Bundle) -> None:
@@ -279,8 +309,11 @@ def _check_factory(bundle: Bundle) -> None:
 
 
 def has_prompts(bundle: Bundle) -> bool:
-    """Whether a device can mix anything: prompts that it was fitted with, or condition prompts."""
-    return bool(bundle.sources or bundle.conditions or bundle.choice == TUNED)
+    """Whether a device can mix anything: prompts that it was fitted with, or condition prompts.
+
+    Several folded prompts it cannot: their mixing weights are fixed.
+    """
+    return not bundle.more and bool(bundle.sources or bundle.conditions or bundle.choice == TUNED)
 
 
 class Entry(NamedTuple):
@@ -294,13 +327,16 @@ def bank_entries(bundle: Bundle) -> tuple[Entry, ...]:
     """List what a device mixes, in the order of its weights `[M]`.
 
     First what was chosen, where it is no mix with one weight a source (`no prompt`, `tuned`, or
-    `learned` with a weight for each layer), then the sources, then the condition prompts.
+    `learned` with a weight for each layer), then the sources, then the condition prompts. Of
+    several folded prompts there is the one entry `FOLDED`.
 
     Raises
     ------
     UserError
         The bundle does not hold its sources.
     """
+    if bundle.more:
+        return (Entry(FOLDED, None),)
     sources = _kept_sources(bundle) if bundle.sources else None
     chosen = chosen_entry(bundle)
     entries = [] if chosen is None else [chosen]
@@ -323,6 +359,8 @@ def chosen_entry(bundle: Bundle) -> Entry | None:
     UserError
         The bundle does not hold its sources.
     """
+    if bundle.more:
+        return Entry(FOLDED, None)
     if bundle.choice == "none":
         return Entry(NO_PROMPT, None)
     if bundle.choice == "tuned" and bundle.prompt is not None:
@@ -346,7 +384,8 @@ def _kept_sources(bundle: Bundle) -> Halves:
 def bank_sha256(bundle: Bundle) -> str:
     """Hexadecimal sha256 over names, shapes and float16 tokens of the bank, in its order.
 
-    What a device learned is weights over this bank, and means nothing over another one.
+    What a device learned is weights over this bank, and means nothing over another one. Of several
+    folded prompts it is over all of them and their heads.
 
     Raises
     ------
@@ -359,7 +398,24 @@ def bank_sha256(bundle: Bundle) -> str:
         digest.update(json.dumps([name, shape]).encode())
         if tokens is not None:
             digest.update(np.ascontiguousarray(tokens, "<f2").tobytes())
+    if bundle.more:
+        digest.update(sha256_arrays(pack_more(bundle.folded)).encode())
     return digest.hexdigest()
+
+
+def check_one_prompt(bundle: Bundle, what: str) -> None:
+    """Refuse a bundle of several folded prompts, for `what` works on one alone.
+
+    Raises
+    ------
+    UserError
+        The bundle holds several.
+    """
+    if bundle.more:
+        raise UserError(
+            f"{what}: the bundle of {bundle.task} averages {len(bundle.folded)} folded prompts, "
+            "and this works on one; run `hgedge fit` with `--folded 1` first"
+        )
 
 
 def newest_bundle(folder: Path) -> Path:

@@ -168,7 +168,7 @@ def test_an_image_in_two_lists_is_told_and_the_fit_goes_on(
     with (folder / "train800.txt").open("a") as file:
         file.write("\n".join(test[:2]))
     bank = small_bank(tmp_path / "prompts")
-    result = run(*f"fit --sources {bank} --task kitti --refine 0 --steps 5".split())
+    result = run(*f"fit --sources {bank} --task kitti --steps 0".split())
     assert result.exit_code == 0, result.stderr
     assert "2 image(s) of test.txt are in the training lists, too" in result.stderr
     assert "kitti: 4 classes; 24 train, 4 validation, 4 test images" in result.stdout

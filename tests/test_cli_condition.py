@@ -22,7 +22,7 @@ def fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
     monkeypatch.chdir(tmp_path)
     bank, data = small_bank(tmp_path / "bank"), class_folders(tmp_path / "mine")
-    result = run(*f"fit --sources {bank} --data {data} --refine 0 --steps 5".split())
+    result = run(*f"fit --sources {bank} --data {data} --steps 0".split())
     assert result.exit_code == 0, result.stderr
     return tmp_path
 
@@ -93,10 +93,10 @@ def test_fit_trains_them_and_names_the_next_command(
     monkeypatch.setattr(ConditionRecipe, "__init__", one_epoch(ConditionRecipe.__init__))
     monkeypatch.chdir(tmp_path)
     bank, data = small_bank(tmp_path / "bank"), class_folders(tmp_path / "mine")
-    words = f"fit --sources {bank} --data {data} --refine 0 --steps 5 --conditions dark,dark"
+    words = f"fit --sources {bank} --data {data} --steps 0 --conditions dark,dark"
     result = run(*words.split())
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.index("chosen on held-out") < result.stdout.index("with its prompt")
+    assert result.stdout.index("kept: ") < result.stdout.index("with its prompt")
     assert "next: hgedge export mine.hgbundle --adapt" in result.stdout
     assert [c["name"] for c in read_bundle(tmp_path / "mine.hgbundle").conditions] == ["dark"]
 

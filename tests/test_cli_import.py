@@ -44,7 +44,7 @@ def test_prompts_of_others_are_imported_matched_and_mixed(
         np.testing.assert_array_equal(prompt.tokens, tokens)
 
     data = str(class_folders(tmp_path / "mine"))
-    fit = run(*"fit --sources prompts --refine 0 --steps 5 --data".split(), data)
+    fit = run(*"fit --sources prompts --steps 0 --data".split(), data)
     assert fit.exit_code == 0, fit.stderr
     assert "b: not known to share a's init_seed; its tokens were matched to it" in fit.stderr
     assert "normalised as for these prompts: mean 0.485 0.456 0.406" in fit.stderr

@@ -18,6 +18,7 @@ LEVELS = {
     "models": 1,
     "preprocess": 2,
     "prompts": 2,
+    "folded": 2,
     "bundle": 3,
     "device": 4,
     "vit": 4,
@@ -36,7 +37,17 @@ SERVER_ONLY = {
     "sklearn",
     "pyarrow",
 }
-DEVICE_SIDE = ("device", "prompts", "bundle", "preprocess", "files", "models", "errors", "cores")
+DEVICE_SIDE = (
+    "device",
+    "prompts",
+    "bundle",
+    "folded",
+    "preprocess",
+    "files",
+    "models",
+    "errors",
+    "cores",
+)
 
 
 def modules() -> list[Path]:

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
-from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from hgprompt_edge.transfer.hscore import feature_shrinkage, h_score, noise_floor
+from hgprompt_edge.transfer.hscore import (
+    debiased_h_score,
+    h_score,
+    noise_floor,
+    shrinkage_for,
+)
 
 
 def planted(n: int = 400, width: int = 12, classes: int = 4, signal: float = 1.0, seed: int = 0):
@@ -45,57 +51,71 @@ def test_is_invariant_to_invertible_maps_without_shrinkage_only() -> None:
     )
 
 
-def test_shrinkage_is_scikit_learns_ledoit_wolf() -> None:
-    features, _ = planted(n=30)
-    expected = ledoit_wolf_shrinkage(features.numpy())
-    assert feature_shrinkage(features) == pytest.approx(expected, rel=1e-9)
+def test_shrinkage_falls_with_the_images_and_looks_at_nothing_else() -> None:
+    assert shrinkage_for(400, 384) == pytest.approx(384 / 8384)
+    assert shrinkage_for(20, 384) > shrinkage_for(400, 384) > shrinkage_for(4000, 384) > 0
 
 
-@pytest.mark.parametrize("shrinkage", [0.0, 0.2])
-def test_noise_floor_is_the_expectation_under_random_labels(shrinkage: float) -> None:
-    features, labels = planted()
-    n, width, classes = 400, 12, 4
-    # E[Sigma_B] under permutation is (K - 1) / (n - 1) Sigma, for any Sigma.
-    sigma = np.cov(features.numpy().T, bias=True)
-    shrunk = (1 - shrinkage) * sigma + shrinkage * np.trace(sigma) / width * np.eye(width)
-    expected = (classes - 1) / (n - 1) * np.trace(np.linalg.solve(shrunk, sigma))
-    floor = noise_floor(features, labels, shrinkage, seed=0, permutations=400)
-    assert floor == pytest.approx(expected, rel=0.05)
-    assert floor == noise_floor(features, labels, shrinkage, seed=0, permutations=400)
+@pytest.mark.parametrize("shrinkage", [0.0, 0.05, 0.5])
+@pytest.mark.parametrize("labels", [(0, 0, 0, 1, 1, 2, 2), (0, 0, 0, 0, 0, 3, 1)])
+def test_the_debiased_score_is_zero_over_all_orders_of_the_labels(shrinkage, labels) -> None:
+    features, _ = planted(n=7, width=4, classes=3)
+    orders = sorted(set(permutations(labels)))
+    scores = [debiased_h_score(features, torch.tensor(order), shrinkage) for order in orders]
+    raw = [h_score(features, torch.tensor(order), shrinkage) for order in orders]
+    assert float(torch.stack(scores).mean()) == pytest.approx(0, abs=1e-9)
+    floor = float(noise_floor(features, torch.tensor(labels), shrinkage))
+    assert float(torch.stack(raw).mean()) == pytest.approx(floor, rel=1e-9)
 
 
-def test_permuted_labels_fall_to_the_floor() -> None:
-    features, labels = planted()
-    permuted = labels[torch.from_numpy(np.random.default_rng(5).permutation(len(labels)))]
-    floor = noise_floor(features, labels, 0.1, seed=0)
-    assert float(h_score(features, labels, 0.1)) > 10 * floor
-    assert float(h_score(features, permuted, 0.1)) < 2 * floor
+def test_the_debiased_score_is_the_unbiased_estimate_of_analysis_of_variance() -> None:
+    features, labels = planted(n=60, width=5, classes=4)
+    n, classes = len(labels), 4
+    x = features.numpy() - features.numpy().mean(0)
+    means = np.stack([x[labels.numpy() == c].mean(0) for c in range(classes)])
+    within = x - means[labels.numpy()]
+    counts = np.bincount(labels.numpy())
+    between, sigma_w = (means.T * counts / n) @ means, within.T @ within / n
+    sigma = x.T @ x / n
+    shrunk = 0.9 * sigma + 0.1 * np.trace(sigma) / 5 * np.eye(5)
+    inner = between - (classes - 1) / (n - classes) * sigma_w
+    expected = (n - classes) / (n - 1) * np.trace(np.linalg.solve(shrunk, inner))
+    assert float(debiased_h_score(features, labels, 0.1)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_more_noise_directions_raise_the_score_but_not_the_debiased_one() -> None:
+    features, labels = planted(n=60, width=4, classes=3)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(60, 40, dtype=torch.float64, generator=generator) * features.std()
+    filled = torch.cat([features, noise], 1)
+    assert h_score(filled, labels, 0.05) > 1.2 * h_score(features, labels, 0.05)
+    assert debiased_h_score(filled, labels, 0.05) < debiased_h_score(features, labels, 0.05)
 
 
 def test_gradient_equals_finite_differences() -> None:
     features, labels = planted(n=24, width=5, classes=3)
     features.requires_grad_(True)
-    assert torch.autograd.gradcheck(lambda f: h_score(f, labels, 0.2), (features,), eps=1e-6)
+    for score in (h_score, debiased_h_score):
+        assert torch.autograd.gradcheck(lambda f, s=score: s(f, labels, 0.2), (features,), eps=1e-6)
 
 
 def test_fewer_images_than_features_stay_solvable() -> None:
     features, labels = planted(n=8, width=12)
-    assert feature_shrinkage(features) >= 0.01
-    assert torch.isfinite(h_score(features, labels, feature_shrinkage(features)))
-    pair = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])
-    assert feature_shrinkage(pair) == pytest.approx(0.01)
+    assert torch.isfinite(debiased_h_score(features, labels, shrinkage_for(8, 12)))
 
 
 def test_features_that_do_not_vary_score_nothing() -> None:
     labels = torch.tensor([0, 1, 0, 1])
     assert float(h_score(torch.ones(4, 3), labels, 0.0)) == 0.0
+    assert float(debiased_h_score(torch.ones(4, 3), labels, 0.0)) == 0.0
     features = torch.zeros(4, 3, dtype=torch.float64)
     features[:, 0] = labels.double()
     assert float(h_score(features, labels, 0.0)) == pytest.approx(1.0)
 
 
-def test_labels_without_rows_change_nothing() -> None:
+@pytest.mark.parametrize("score", [h_score, debiased_h_score])
+def test_labels_without_rows_change_nothing(score) -> None:
     features, labels = planted(classes=3)
-    assert float(h_score(features, 2 * labels, 0.1)) == pytest.approx(
-        float(h_score(features, labels, 0.1)), rel=1e-12
+    assert float(score(features, 2 * labels, 0.1)) == pytest.approx(
+        float(score(features, labels, 0.1)), rel=1e-12
     )

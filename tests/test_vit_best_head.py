@@ -12,7 +12,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from hgprompt_edge.vit.best_head import SHRINKAGES, STRENGTHS, choose_head, fit_head, lda_choices
+from hgprompt_edge.vit.best_head import (
+    SHRINKAGES,
+    STRENGTHS,
+    averaged_losses,
+    choose_head,
+    fit_head,
+    lda_choices,
+)
 from hgprompt_edge.vit.heads import accuracy, cross_fitted_log_loss, fit_lda, lda, log_loss
 from hgprompt_edge.vit.lda_path import LdaPath
 from hgprompt_edge.vit.logistic import logistic_path
@@ -109,21 +116,18 @@ def test_the_best_head_is_better_on_new_rows_than_ledoit_wolfs() -> None:
     assert accuracy(best, labels) >= accuracy(today, labels)
 
 
-@pytest.mark.parametrize("kind", ["lda", "logistic"])
-def test_auto_takes_the_kind_that_holds_out_better(kind: str) -> None:
-    rng = np.random.default_rng(0)
-    y = torch.from_numpy(rng.integers(0, 2, 300))
-    x = torch.from_numpy(rng.normal(size=(300, 8)))
-    x[:, 0] += 1.5 * y
-    if kind == "logistic":
-        # Rows far out on the right side: they say nothing to a logistic head and move the means
-        # and the covariance of an LDA.
-        far = torch.arange(300) % 10 == 0
-        x[far, 0] = 60 * (2 * y[far] - 1).double()
-        x[far, 1] = 60.0 * torch.from_numpy(rng.normal(size=int(far.sum())))
-    choices = {name: choose_head(x, y, 2, kind=name) for name in ("lda", "logistic", "auto")}
-    assert choices["auto"].kind == kind
-    assert choices["auto"].log_loss <= choices["lda"].log_loss
+def test_averaged_losses_are_those_of_the_mean_probability() -> None:
+    x, y = rows(60, 12, 3)
+    other = x + torch.from_numpy(np.random.default_rng(1).normal(size=x.shape))
+    one, two = (choose_head(each, y, 3) for each in (x, other))
+    torch.testing.assert_close(averaged_losses([one], y), one.losses)
+    torch.testing.assert_close(averaged_losses([two, two], y), two.losses)
+    total, times = torch.zeros(60).double(), torch.zeros(60)
+    for (mask, first), (_, second) in zip(one.held_out, two.held_out, strict=True):
+        odds = ((one.scale * first).softmax(1) + (two.scale * second).softmax(1)) / 2
+        total[mask] -= odds[torch.arange(len(odds)), y[mask]].log()
+        times[mask] += 1
+    torch.testing.assert_close(averaged_losses([one, two], y), total / times)
 
 
 def test_each_row_is_held_out_and_only_classes_of_one_row_are_not() -> None:
@@ -138,7 +142,7 @@ def test_a_row_does_not_help_to_score_itself() -> None:
     # Labels are noise: whatever is chosen, its held-out loss stays at chance or above.
     rng = np.random.default_rng(3)
     x, y = torch.from_numpy(rng.normal(size=(120, 300))), torch.from_numpy(rng.integers(0, 3, 120))
-    for kind in ("lda", "logistic", "auto"):
+    for kind in ("lda", "logistic"):
         assert choose_head(x, y, 3, kind=kind).log_loss > np.log(3) - 0.03
 
 
@@ -156,7 +160,7 @@ def test_the_name_says_what_was_fitted() -> None:
 
 def test_without_a_second_row_of_any_class_a_head_is_fitted_all_the_same() -> None:
     x = torch.eye(4).double() * 5
-    for kind in ("auto", "lda", "logistic"):
+    for kind in ("lda", "logistic"):
         choice = choose_head(x, torch.arange(4), 4, kind=kind)
         assert np.isnan(choice.log_loss)
         assert accuracy(choice.fit(x, torch.arange(4), 4).logits(x), torch.arange(4)) == 1.0

@@ -139,9 +139,7 @@ def test_a_task_that_needs_the_patches_goes_from_fit_to_a_model_with_them(tmp_pa
     backbone = make_backbone()
     tokens = noise_tokens(2)
     task = make_task(backbone.with_pooling("avg"))
-    fitted = HGPrompt(steps=10, refine=1, head="lda").fit(
-        make_bank(backbone, tokens), backbone, task
-    )
+    fitted = HGPrompt(steps=1).fit(make_bank(backbone, tokens), backbone, task)
     write_bundle(tmp_path / "toy.hgbundle", fitted.bundle_)
     bundle = read_bundle(tmp_path / "toy.hgbundle")
     assert bundle.pooling == fitted.pooling_.name != "token"

@@ -108,10 +108,10 @@ def adapt_model(
 def _check_head(request: Request, bank: Bank) -> None:
     """Refuse heads that nothing would move."""
     head = request.settings.head
-    if bank.mixer is None and request.forward_only:
-        raise UserError("--method cma: searches for a mix, and this model has no prompts to mix")
-    if bank.mixer is None and head == "none":
-        raise UserError("--head none: this model has no prompts to mix, so only its head can move")
+    if bank.why_fixed and request.forward_only:
+        raise UserError(f"--method cma: searches for a mix, and {bank.why_fixed}")
+    if bank.why_fixed and head == "none":
+        raise UserError(f"--head none: {bank.why_fixed}, so only its head can move")
     if request.unlabelled and head == "weights":
         raise UserError(
             "--head weights: needs labels; without them the bias alone can follow (--head bias)"

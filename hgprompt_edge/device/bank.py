@@ -17,7 +17,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.bundle import NO_PROMPT
+from hgprompt_edge.bundle import FOLDED, NO_PROMPT
 from hgprompt_edge.device.mixing import BankKeysValues
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import Array, read_safetensors, sha256_arrays, write_safetensors
@@ -44,14 +44,17 @@ class Bank:
     Attributes
     ----------
     names
-        Of the `M` entries. Where the first is `NO_PROMPT`, there are tokens for `P = M - 1`.
+        Of the `M` entries. Where the first is `NO_PROMPT`, there are tokens for `P = M - 1`. Of
+        several folded prompts there is the one entry `FOLDED`.
     mixer
         Keys and values of the entries that have tokens; None where no entry has any, so that only
         the head can move.
     factory
         The mix `[M]` that the model left the factory with.
     head_weight, head_bias
-        `[K, D]`, `[K]`: the head as the model applies it to its `features`.
+        `[K, D]`, `[K]`: the head as the model applies it to its `features`. Of several folded
+        prompts these are the logarithm of the averaged probabilities, `[K]`, and the head changes
+        nothing yet: `[K, K]`, the identity.
     sha256
         Digest of names and tokens, see `bundle.bank_sha256`.
     clean_mean, clean_var
@@ -78,6 +81,18 @@ class Bank:
     def gated(self) -> bool:
         """Whether the first entry is the model alone: it has no tokens, its weight is a share."""
         return self.names[0] == NO_PROMPT
+
+    @property
+    def why_fixed(self) -> str:
+        """Why there is no mix to move, for messages; empty where there is one."""
+        if self.mixer is not None:
+            return ""
+        if self.names == (FOLDED,):
+            return (
+                "this model averages folded prompts whose mixing weights are fixed (run `hgedge "
+                "fit` with `--folded 1` and export that to adapt them)"
+            )
+        return "this model has no prompts to mix"
 
     def share(self, weights: npt.ArrayLike) -> float:
         """Share in `(0, 1]` that the prompts have of a mix `[M]`, beside the model alone."""
@@ -219,7 +234,7 @@ def _parse(tensors: dict[str, Array], metadata: dict[str, str]) -> Bank:
     names = tuple(json.loads(metadata["names"]))
     return Bank(
         names=names,
-        mixer=None if names == (NO_PROMPT,) else _parse_mixer(tensors, metadata),
+        mixer=None if names in ((NO_PROMPT,), (FOLDED,)) else _parse_mixer(tensors, metadata),
         factory=floats["factory"],
         head_weight=floats["head.weight"],
         head_bias=floats["head.bias"],

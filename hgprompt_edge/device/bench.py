@@ -45,6 +45,8 @@ class Measurement:
         Throughput of the same runs.
     ratio
         Its median over that of the first model.
+    folded_prompts
+        Whose probabilities the model averages; each is a pass through the blocks.
     """
 
     model: str
@@ -58,6 +60,7 @@ class Measurement:
     p99_ms: float
     images_per_s: float
     ratio: float
+    folded_prompts: int
 
 
 def bench(
@@ -108,6 +111,7 @@ def bench(
             p99_ms=float(p99[i]),
             images_per_s=float(batch * runs / times[:, i].sum()),
             ratio=float(p50[i] / p50[0]),
+            folded_prompts=predictors[i].metadata.folded_prompts,
         )
         for i, path in enumerate(paths)
     ]

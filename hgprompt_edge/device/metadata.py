@@ -39,6 +39,9 @@ class Metadata(BaseModel):
         What the head sees: `token`, `avg` (mean of the patch tokens) or `both`.
     choice
         Which mix was chosen on held-out images, see `Bundle`.
+    more
+        Of each folded prompt beyond the first its `method` and the shares of the sources,
+        `weights`; the probabilities of all are averaged.
     verification
         Figures of the comparison with PyTorch; written last, so a file without it is not whole.
     precision
@@ -87,6 +90,12 @@ class Metadata(BaseModel):
     bank_content_sha256: str = ""
     bf16: Json[bool] = Field(default="false", validate_default=True)
     quantization: Json[dict[str, Any]] = Field(default="{}", validate_default=True)
+    more: Json[tuple[dict[str, Any], ...]] = Field(default="[]", validate_default=True)
+
+    @property
+    def folded_prompts(self) -> int:
+        """How many folded prompts the model averages, no prompt counted as one; 1 for most."""
+        return 1 + len(self.more)
 
     @field_validator("preprocessing")
     @classmethod
@@ -157,6 +166,7 @@ def assume_metadata(side: int, classes: int) -> Metadata:
         probe_images="",
         precision="fp32",
         bank_sha256="",
+        more=(),
     )
 
 

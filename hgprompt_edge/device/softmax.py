@@ -22,3 +22,14 @@ def log_softmax(logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
     x = x - x.max(axis=-1, keepdims=True)
     total: npt.NDArray[np.float64] = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
     return total
+
+
+def log_mean_softmax(logits: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Log of the mean probability `[n, K]`, of logits `[P, n, K]` of `P` folded prompts.
+
+    The sum is taken in logarithms in float64, so that no probability is rounded to zero on the way.
+    """
+    logs = log_softmax(logits)
+    largest = logs.max(axis=0)
+    total = np.exp(logs - largest).sum(axis=0)
+    return cast("npt.NDArray[np.float32]", (largest + np.log(total / len(logs))).astype(np.float32))

@@ -60,6 +60,9 @@ def verify_model(path: Path, *, key: Path | None = None, bundle: Path | None = N
         )
     checks.append(_made_from("bundle", metadata.bundle_sha256, bundle))
     checks.append(Check("backbone", None, f"{metadata.backbone}, {metadata.backbone_sha256[:12]}"))
+    if metadata.more:
+        what = f"{metadata.folded_prompts} folded prompts, their probabilities averaged"
+        checks.append(Check("prompts", None, what))
     for source in metadata.sources:
         role = source.get("role", "source")
         checks.append(Check(role, None, f"{source['name']}, {source['sha256'][:12]}"))

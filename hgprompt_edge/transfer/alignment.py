@@ -1,30 +1,19 @@
 """Do the sources see the same local geometry of the target? Gradient conflict (METHOD 4).
 
 The element-wise variance of per-sample gradients is the diagonal of the Fisher information, which
-approximates the Hessian (Rame et al. 2022, "Fishr"). All variants end in one quadratic form of the
-weights, so that after one pass over each source a step costs `O(N^2)`.
+approximates the Hessian (Rame et al. 2022, "Fishr"). It is a quadratic form of the weights, so that
+after one pass over each source a step costs `O(N^2)`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.forward import features_prefix, model_input
 from hgprompt_edge.vit.heads import Head, Labels, fit_lda
-from hgprompt_edge.vit.passes import in_parts
-
-PROMPT_BATCH = 16
-"""Images whose gradients with respect to a whole prompt are held at once."""
 
 
 @dataclass(frozen=True)
@@ -69,24 +58,6 @@ def head_alignment(features: Tensor, labels: Labels, head: Head) -> Alignment:
     )
 
 
-def cosine_alignment(features: Tensor, labels: Labels, head: Head) -> Alignment:
-    """Conflict as `1 - sum a_i a_k cos(g_i, g_k)` of the sources' mean gradients in head space.
-
-    METHOD 4's minus the mean cosine, moved by one, so that it is 0 at vertices and for equal
-    sources.
-    """
-    means = torch.stack([head_gradient_moments(f, labels, head)[0].flatten() for f in features])
-    unit = functional.normalize(means, dim=1)
-    gram = unit @ unit.T
-    gram.fill_diagonal_(1.0)
-    return Alignment(gram, 1.0)
-
-
-def prompt_alignment(variances: Sequence[Tensor]) -> Alignment:
-    """Conflict in prompt space, of each source's `prompt_gradient_variance [L, T, D]`."""
-    return variance_alignment(torch.stack([variance.flatten() for variance in variances]).double())
-
-
 def variance_alignment(variances: Tensor) -> Alignment:
     """Conflict of gradient variances `v [N, E]` float64 (METHOD eq. 4).
 
@@ -112,47 +83,3 @@ def head_gradient_moments(features: Tensor, labels: Labels, head: Head) -> tuple
     mean = residual.T @ x / len(x)
     square = residual.square().T @ x.square() / len(x)
     return mean, (square - mean.square()).clamp(min=0)
-
-
-def prompt_gradient_variance(
-    backbone: Backbone,
-    pixels: npt.NDArray[np.uint8],
-    labels: Labels,
-    tokens: npt.NDArray[np.float32] | Tensor,
-    head: Head,
-) -> Tensor:
-    """Variance `[L, T, D]` float64 over images of `d loss / d P` at the prompt `tokens`.
-
-    Per-sample gradients through the frozen model, vectorised over micro-batches.
-    """
-    y = torch.as_tensor(labels).long()
-
-    def moments(model: VisionTransformer, part: slice) -> tuple[Tensor, Tensor]:
-        like = next(model.parameters())
-        prompt, weight, bias = (
-            torch.as_tensor(value).to(like) for value in (tokens, head.weight, head.bias)
-        )
-
-        def loss(prompt: Tensor, image: Tensor, label: Tensor) -> Tensor:
-            feature = features_prefix(model, image[None], prompt)
-            return functional.cross_entropy(feature @ weight.T + bias, label[None])
-
-        per_sample: Callable[..., Tensor] = torch.func.vmap(
-            torch.func.grad(loss), in_dims=(None, 0, 0)
-        )
-        total = torch.zeros(prompt.shape, dtype=torch.float64)
-        squares = torch.zeros_like(total)
-        for start in range(part.start, part.stop, PROMPT_BATCH):
-            rows = slice(start, min(start + PROMPT_BATCH, part.stop))
-            x = model_input(model, pixels[rows], backbone.preprocessing)
-            gradients = per_sample(prompt, x, y[rows].to(x.device)).cpu().double()
-            total += gradients.sum(0)
-            squares += gradients.square().sum(0)
-        return total, squares
-
-    # Fused attention cannot be vectorised over samples on every device.
-    with sdpa_kernel(SDPBackend.MATH):
-        found = in_parts(backbone, len(pixels), moments)
-    total, squares = (torch.stack(parts).sum(0) for parts in zip(*found, strict=True))
-    mean = total / len(pixels)
-    return (squares / len(pixels) - mean.square()).clamp(min=0)

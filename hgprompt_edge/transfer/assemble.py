@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -9,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hgprompt_edge.bundle import Bundle, Row
+from hgprompt_edge.bundle import Bundle, FoldedPrompt, Row
+from hgprompt_edge.device.softmax import log_mean_softmax
 from hgprompt_edge.prompts import DEEP, SOURCE, Floats, Prompt, PromptBank
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.choice import Candidate
@@ -27,7 +30,7 @@ def make_bundle(
     bank: PromptBank | None,
     chosen: Candidate,
     learned_weights: npt.NDArray[np.float64],
-    head: Head,
+    heads: Sequence[Head],
     table: tuple[Row, ...],
     objective: dict[str, Any],
     seed: int,
@@ -41,14 +44,18 @@ def make_bundle(
 
     Parameters
     ----------
+    heads
+        One for each of the chosen candidate's parts.
     clean
-        Mean and variance `[D]` of the features of clean training images under the chosen prompt.
+        Mean and variance `[D]` of the features of clean training images under the chosen prompt;
+        with several folded prompts `[K]`, as `Bundle.clean_mean` says.
     """
-    weight = head.weight.float().numpy()
-    bias = head.bias.float().numpy()
+    first, *more = (
+        _folded(part, head, bank) for part, head in zip(chosen.parts, heads, strict=True)
+    )
     rows = np.random.default_rng(seed).permutation(len(task.validation))[:PROBE_IMAGES]
     images = task.validation.pixels[np.sort(rows)]
-    return Bundle(
+    bundle = Bundle(
         task=task.name,
         classes=task.classes,
         backbone=backbone.name,
@@ -58,23 +65,47 @@ def make_bundle(
         mode=bank.mode if bank else DEEP,
         pooling=backbone.pooling,
         choice=chosen.method,
-        prompt=chosen.tokens,
-        weights=chosen.weights.astype(np.float32),
+        prompt=first.prompt,
+        weights=first.weights,
         learned_weights=learned_weights.astype(np.float32),
-        head_weight=weight,
-        head_bias=bias,
+        head_weight=first.head_weight,
+        head_bias=first.head_bias,
         sources=tuple(_about(prompt) for prompt in bank.basis) if bank else (),
         table=table,
         objective=objective,
         probe_images=images,
-        probe_logits=token_logits(backbone, images, chosen.tokens, weight, bias),
+        probe_logits=np.zeros((len(images), len(task.classes)), np.float32),
         source_tokens=bank.basis_tokens.astype(np.float16) if bank and keep_sources else None,
         clean_mean=clean[0] if clean else None,
         clean_var=clean[1] if clean else None,
         split_digest=task.digest,
         seed=seed,
         versions={name: _version(name) for name in PACKAGES},
+        more=tuple(more),
     )
+    return replace(bundle, probe_logits=bundle_logits(backbone, images, bundle.folded))
+
+
+def _folded(part: Candidate, head: Head, bank: PromptBank | None) -> FoldedPrompt:
+    """One folded prompt with its head; a source that is used by itself is called by its name."""
+    name, weights = part.method, part.weights.astype(np.float32)
+    if bank and weights.ndim == 1 and weights.max() == 1:
+        name = bank.basis[int(weights.argmax())].name
+    weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
+    return FoldedPrompt(part.tokens, weights, weight, bias, name)
+
+
+def bundle_logits(
+    backbone: Backbone, images: npt.NDArray[np.uint8], folded: Sequence[FoldedPrompt]
+) -> Floats:
+    """Logits `[n, K]` of images under folded prompts, by the token form.
+
+    Of several, the logarithm of the mean of their probabilities.
+    """
+    logits = [
+        token_logits(backbone, images, one.prompt, one.head_weight, one.head_bias) for one in folded
+    ]
+    return log_mean_softmax(logits) if len(logits) > 1 else logits[0]
 
 
 def token_logits(

@@ -17,15 +17,21 @@ from torch.nn import functional
 
 from hgprompt_edge.prompts import Floats, PromptBank, mix, on_basis
 from hgprompt_edge.tasks import Task
-from hgprompt_edge.transfer.choice import Candidate, Judge, choose, never_worse
+from hgprompt_edge.transfer.choice import (
+    Candidate,
+    Decision,
+    Judge,
+    choose,
+    decide,
+    source_candidates,
+)
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.learn import (
+    STEPS,
     Learned,
     align,
+    basis_features,
     learn_weights,
-    maximise_cached,
-    maximise_exactly,
-    source_features,
     uniform_weights,
 )
 from hgprompt_edge.transfer.tune import epochs_for, train_from
@@ -36,8 +42,6 @@ Weights = npt.NDArray[np.float64]
 
 LORAHUB_BOUND, LORAHUB_L1 = 1.5, 0.05
 DESCENT_STEPS, DESCENT_RATE = 300, 0.1
-OBJECTIVE_STEPS = 3
-"""Most exact steps of J, each of which may cost several passes."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Budget:
 
     Attributes
     ----------
-    lam, steps, refine
+    lam, steps, folded
         As in `HGPrompt`.
     evaluations
         Mixes that the gradient-free search may try, a pass over the training images each.
@@ -57,8 +61,8 @@ class Budget:
     """
 
     lam: float = 0.003
-    steps: int = 300
-    refine: int = 8
+    steps: int = STEPS
+    folded: int = 1
     evaluations: int = 40
     spot_steps: int = 10
     tune_steps: int = 20
@@ -72,14 +76,14 @@ class Plan:
 
     Attributes
     ----------
-    candidates
-        Prompts whose predictions are averaged; one, except for `prediction_average`.
+    candidate
+        What runs at inference.
     trained_passes
         Image passes of training, beside what the feature store was asked for; one forward and
         two back for each image of a step.
     """
 
-    candidates: tuple[Candidate, ...]
+    candidate: Candidate
     trained_passes: int = 0
 
 
@@ -147,14 +151,14 @@ class Contest:
             seed=self.seed,
         )
 
-    def folded(self, weights: Weights) -> tuple[Candidate, ...]:
+    def folded(self, weights: Weights) -> Candidate:
         """One prompt: the mix with these weights, which need not sum to 1.
 
         Of the sources `[N]`, or of the bank's basis `[M]` or `[M, L]`.
         """
         basis = self.bank.basis_tokens
         weights = on_basis(weights, len(basis))
-        return (Candidate("", mix(basis, weights), weights),)
+        return Candidate("", mix(basis, weights), weights)
 
     @property
     def unmixed(self) -> Weights:
@@ -168,16 +172,14 @@ class Contest:
 
 
 def none(contest: Contest) -> Plan:
-    """Run the frozen backbone alone."""
-    return Plan((Candidate("", None, contest.unmixed),))
+    """Run the frozen backbone without a prompt."""
+    return Plan(Candidate("", None, contest.unmixed))
 
 
 def best_source(contest: Contest) -> Plan:
-    """Take the one source that validation prefers."""
-    count = len(contest.bank.prompts)
-    candidates = [contest.folded(weights)[0] for weights in np.eye(count)]
-    rows = [contest.judge.on_validation(candidate) for candidate in candidates]
-    return Plan((candidates[choose(rows)],))
+    """Take the one source that holds out best."""
+    sources = source_candidates(contest.bank)
+    return Plan(sources[contest.judge.best_source(sources)])
 
 
 def uniform(contest: Contest) -> Plan:
@@ -202,12 +204,8 @@ def spot(contest: Contest) -> Plan:
 
 
 def h_only(contest: Contest) -> Plan:
-    """Transferability alone: `lambda = 0`, and where J ends is what is taken."""
-    given = contest.store, contest.task, contest.tokens
-    steps = contest.budget.steps
-    first = maximise_cached(*given, lam=0.0, steps=steps, seed=contest.seed, report=_silent)
-    found = maximise_exactly(*given, first, OBJECTIVE_STEPS, _silent)
-    return Plan(contest.folded(found.weights.numpy()))
+    """Transferability without the conflict: `lambda = 0`."""
+    return Plan(contest.folded(learn(contest, lam=0.0).weights))
 
 
 def alignment_only(contest: Contest) -> Plan:
@@ -215,10 +213,10 @@ def alignment_only(contest: Contest) -> Plan:
 
     R is concave with its zeros at the vertices, so this ends at one source: the most central.
     """
-    features = source_features(contest.store, contest.task, contest.tokens)
-    alignment = align(
-        contest.store, contest.task, contest.tokens, features, "head", contest.seed, _silent
-    )
+    features = basis_features(contest.store, contest.task, contest.bank)
+    features = features[: len(contest.bank.prompts)]
+    task = contest.task
+    alignment = align(features, task.train.labels, len(task.classes), contest.seed)
     theta = torch.zeros(len(features), dtype=torch.float64)
     for _ in range(DESCENT_STEPS):
         weights = theta.softmax(0)
@@ -266,12 +264,12 @@ def gradient_free(contest: Contest) -> Plan:
 def soup(contest: Contest) -> Plan:
     """Greedy soup: sources by validation, each kept if it helps (Wortsman et al. 2022)."""
     count = len(contest.bank.prompts)
-    rows = [contest.judge.on_validation(contest.folded(weights)[0]) for weights in np.eye(count)]
+    rows = [contest.judge.on_validation(contest.folded(weights)) for weights in np.eye(count)]
     order = sorted(range(count), key=lambda i: (rows[i].val_log_loss, i))
     taken, row = [order[0]], rows[order[0]]
     for source in order[1:]:
         weights = np.eye(count)[[*taken, source]].mean(0)
-        grown = contest.judge.on_validation(contest.folded(weights)[0])
+        grown = contest.judge.on_validation(contest.folded(weights))
         if choose([row, grown]) == 1:
             taken, row = [*taken, source], grown
     return Plan(contest.folded(np.eye(count)[taken].mean(0)))
@@ -279,8 +277,18 @@ def soup(contest: Contest) -> Plan:
 
 def prediction_average(contest: Contest) -> Plan:
     """Mean of the probabilities of all sources: N passes at inference."""
-    count = len(contest.bank.prompts)
-    return Plan(tuple(contest.folded(weights)[0] for weights in np.eye(count)))
+    first, *more = source_candidates(contest.bank)
+    return Plan(replace(first, more=tuple(more)))
+
+
+def two_folded(contest: Contest) -> Plan:
+    """Do as `fit --folded 2`: what is kept and the prompt that adds most to it."""
+    return Plan(decision(contest, 2).chosen)
+
+
+def three_folded(contest: Contest) -> Plan:
+    """Do as `fit --folded 3`."""
+    return Plan(decision(contest, 3).chosen)
 
 
 def hgprompt(contest: Contest) -> Plan:
@@ -289,25 +297,26 @@ def hgprompt(contest: Contest) -> Plan:
 
 
 def hgprompt_guarded(contest: Contest) -> Plan:
-    """Do as `fit`: of each source, uniform and learned what holds out best, or no prompt."""
-    plans = [contest.run(name).plan for name in ("none", "uniform", "hgprompt")]
-    candidates = [plan.candidates[0] for plan in plans]
-    candidates += [contest.folded(weights)[0] for weights in np.eye(len(contest.bank.prompts))]
-    judge = contest.judge
-    rows = [judge.measure(c) for c in candidates]
-    return Plan((candidates[never_worse(rows, judge.images)],))
+    """Do as `fit`: no prompt, best source, uniform or learned, whichever holds out best."""
+    return Plan(decision(contest, 1).chosen)
+
+
+def decision(contest: Contest, folded: int) -> Decision:
+    """Make the table of `fit` with at most so many folded prompts, and choose."""
+    learned = contest.run("hgprompt").plan.candidate
+    return decide(contest.judge, contest.bank, learned.weights, folded)
 
 
 def tune(contest: Contest) -> Plan:
     """Train the target's own prompt from the learned mix on."""
-    (mixed,) = contest.run("hgprompt").plan.candidates
+    mixed = contest.run("hgprompt").plan.candidate
     epochs = epochs_for(
         contest.budget.tune_steps, len(contest.task.train), contest.budget.batch_size
     )
     recipe = replace(contest.recipe, epochs=epochs)
     trained = train_from(mixed.tokens, contest.store.backbone, contest.task, recipe)
     candidate = replace(mixed, tokens=trained.tokens)
-    return Plan((candidate,), 3 * epochs * len(contest.task.train))
+    return Plan(candidate, 3 * epochs * len(contest.task.train))
 
 
 def vpt_scratch(contest: Contest) -> Plan:
@@ -318,7 +327,7 @@ def vpt_scratch(contest: Contest) -> Plan:
     epochs = max(1, round(spent / (3 * images)))
     recipe = replace(contest.recipe, epochs=epochs)
     trained = train_from(contest.start, contest.store.backbone, contest.task, recipe)
-    return Plan((Candidate("", trained.tokens, contest.unmixed),), 3 * epochs * images)
+    return Plan(Candidate("", trained.tokens, contest.unmixed), 3 * epochs * images)
 
 
 METHODS: dict[str, Callable[[Contest], Plan]] = {
@@ -333,21 +342,22 @@ METHODS: dict[str, Callable[[Contest], Plan]] = {
     "prediction_average": prediction_average,
     "hgprompt": hgprompt,
     "hgprompt_guarded": hgprompt_guarded,
+    "two_folded": two_folded,
+    "three_folded": three_folded,
     "tune": tune,
     "vpt_scratch": vpt_scratch,
 }
 
 
-def learn(contest: Contest) -> Learned:
-    """Learn weights for the contest's task, as `fit` does."""
+def learn(contest: Contest, lam: float | None = None) -> Learned:
+    """Learn weights for the contest's task, as `fit` does; `lam` in place of the budget's."""
     budget = contest.budget
     return learn_weights(
         contest.store,
         contest.task,
         contest.bank,
-        lam=budget.lam,
+        lam=budget.lam if lam is None else lam,
         steps=budget.steps,
-        refine_steps=budget.refine,
         seed=contest.seed,
         report=_silent,
     )

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from hgprompt_edge.prompts import PromptBank, effective_sources, source_shares
-from hgprompt_edge.tasks import Images, Task
+from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.baselines import METHODS, Budget, Contest, Done
 from hgprompt_edge.transfer.checks import check_bank, check_validation, leave_out_family
-from hgprompt_edge.transfer.choice import Candidate, Judge
+from hgprompt_edge.transfer.choice import Judge
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.learn import Progress
 from hgprompt_edge.transfer.pooling import choose_pooling
 from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.heads import Head, Labels
 
 RESAMPLES = 2000
+KEPT = "hgprompt_guarded"
+"""The method whose row is what `fit` ships."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def compare(
     budget = budget or Budget()
     store = FeatureStore(backbone.normalized(bank.normalization), enabled=cache)
     store = store.with_pooling(choose_pooling(store, task, seed).name)
-    contest = Contest(store, task, bank, Judge(store, task, "lda", seed), budget, seed)
+    contest = Contest(store, task, bank, Judge(store, task, seed=seed), budget, seed)
     for source in contest.tokens:
         store.features(task.train.pixels, source)
     results = []
@@ -102,22 +101,22 @@ def compare(
 
 
 def measure(contest: Contest, method: str, done: Done) -> Result:
-    """Accuracy of a plan on validation and test images, and its cost."""
-    task, candidates = contest.task, done.plan.candidates
-    judge = replace(contest.judge, kind="auto")
-    heads = [judge.training_head(candidate.tokens) for candidate in candidates]
-    validation = _probabilities(contest, candidates, heads, task.validation)
+    """Accuracy of a plan on validation and test images, and its cost.
+
+    What `fit` would ship is measured in float32, as `fit` does.
+    """
+    task, candidate = contest.task, done.plan.candidate
+    judge = contest.judge.exact() if method == KEPT else contest.judge
+    row = judge.on_validation(candidate)
     correct = np.zeros(0, dtype=bool)
     if len(task.test):
-        heads = [judge.final_head(candidate) for candidate in candidates]
-        both = _probabilities(contest, candidates, heads, task.test)
-        correct = _correct(both, task.test.labels)
+        correct = judge.correct(candidate, judge.final_heads(candidate), task.test)
     accuracy, low, high = bootstrap(correct, contest.seed)
-    weights = np.mean([source_shares(c.weights) for c in candidates], axis=0)
+    weights = np.mean([source_shares(part.weights) for part in candidate.parts], axis=0)
     shares = np.abs(weights[: len(contest.bank.prompts)])
     return Result(
         method,
-        float(_correct(validation, task.validation.labels).mean()),
+        row.val_accuracy,
         accuracy,
         low,
         high,
@@ -125,7 +124,7 @@ def measure(contest: Contest, method: str, done: Done) -> Result:
         weights,
         effective_sources(shares) if shares.any() else 0.0,
         done.image_passes,
-        len(candidates),
+        len(candidate.parts),
         done.seconds,
     )
 
@@ -141,18 +140,3 @@ def bootstrap(
     means = values.astype(np.float64)[rows].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
-
-
-def _probabilities(
-    contest: Contest, candidates: Sequence[Candidate], heads: Sequence[Head], part: Images
-) -> Tensor:
-    """Mean class probabilities `[n, K]` over candidates, each under its own head."""
-    total = torch.zeros(len(part), len(contest.task.classes), dtype=torch.float64)
-    for candidate, head in zip(candidates, heads, strict=True):
-        total += head.logits(contest.store.features(part.pixels, candidate.tokens)).softmax(1)
-    return total / len(candidates)
-
-
-def _correct(probabilities: Tensor, labels: Labels) -> npt.NDArray[np.bool_]:
-    right: npt.NDArray[np.bool_] = (probabilities.argmax(1) == torch.as_tensor(labels)).numpy()
-    return right

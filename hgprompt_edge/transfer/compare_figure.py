@@ -16,20 +16,22 @@ from hgprompt_edge.transfer.figure import BLUE, GREY, ORANGE, draw_terms, legend
 
 TITLES = {
     "none": "no prompt",
-    "best_source": "best source by validation",
+    "best_source": "best source",
     "uniform": "uniform mix",
     "spot": "similarity (SPoT)",
-    "h_only": "H-score only",
+    "h_only": "without conflict (lambda 0)",
     "alignment_only": "alignment only",
     "gradient_free": "gradient-free (LoraHub)",
     "soup": "greedy soup",
     "prediction_average": "prediction average",
-    "hgprompt": "HGPrompt, raw",
-    "hgprompt_guarded": "HGPrompt, never worse",
-    "tune": "HGPrompt, then tuned",
+    "hgprompt": "learned mix",
+    "hgprompt_guarded": "kept by fit",
+    "two_folded": "two folded prompts",
+    "three_folded": "three folded prompts",
+    "tune": "learned mix, then tuned",
     "vpt_scratch": "VPT from scratch",
 }
-OURS = {"hgprompt", "hgprompt_guarded", "tune"}
+OURS = {"hgprompt", "hgprompt_guarded", "two_folded", "three_folded", "tune"}
 
 
 def draw_comparison(

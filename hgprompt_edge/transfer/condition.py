@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hgprompt_edge.bundle import Bundle
+from hgprompt_edge.bundle import Bundle, check_one_prompt
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import DEEP, START
 from hgprompt_edge.tasks import Task
@@ -82,6 +82,7 @@ def tune_conditions(
         An unknown condition, a bundle of another backbone or of other images, shallow prompts, or
         no sources to mix with.
     """
+    check_one_prompt(bundle, "condition")
     recipe = recipe or ConditionRecipe(seed=bundle.seed)
     _check(bundle, task, names)
     backbone = as_fitted(bundle, backbone)
@@ -165,7 +166,7 @@ class _Judge:
 
     def __init__(self, bundle: Bundle, backbone: Backbone, task: Task) -> None:
         self.bundle, self.backbone, self.images = bundle, backbone, task.validation
-        kind = bundle.objective.get("head", "auto")
+        kind = bundle.objective.get("head", "lda")
         judge = Judge(FeatureStore(backbone), task, kind, bundle.seed)
         self.head = judge.training_head(bundle.prompt)
         self.clean = self._accuracy(task.validation.pixels, bundle.prompt)

@@ -22,11 +22,9 @@ from torch import Tensor
 
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import cache_folder, read_safetensors, write_safetensors
-from hgprompt_edge.transfer.alignment import prompt_gradient_variance
 from hgprompt_edge.transfer.cache import evict
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import extract_features
-from hgprompt_edge.vit.heads import Head
 from hgprompt_edge.vit.linearize import Linearized, pixel_inputs, pull_parts
 
 Pixels = npt.NDArray[np.uint8]
@@ -64,7 +62,7 @@ class FeatureStore:
     def counting(self) -> Iterator[dict[str, int]]:
         """Note what is asked for, cached or not: image passes by the name of the result.
 
-        A pull-back or a variance of gradients counts three passes, one forward and two back; the
+        A pull-back counts three passes, one forward and two back; the
         forward pass of `linearized` is that of its features.
         """
         asked: dict[str, int] = {}
@@ -157,20 +155,6 @@ class FeatureStore:
             return self.cached(key, tokens.shape, compute, passes=2 * len(pixels))
 
         return self._features(self.backbone, pixels, tokens, run), pull
-
-    def gradient_variance(
-        self, pixels: Pixels, labels: npt.NDArray[np.int64], tokens: Tokens, head: Head
-    ) -> Tensor:
-        """Variance `[L, T, D]` float32 over images of the gradients at `tokens` (METHOD 4)."""
-
-        def compute() -> Tensor:
-            found = prompt_gradient_variance(self.backbone, pixels, labels, tokens, head)
-            return found.float()
-
-        rest = (labels, tokens, head.weight.numpy(), head.bias.numpy())
-        pooling = self.backbone.pooling
-        key = ("variance", pooling, self._digest(pixels), *(digest(array) for array in rest))
-        return self.cached(key, tokens.shape, compute, passes=3 * len(pixels))
 
     def cached(
         self,

@@ -19,6 +19,7 @@ LABELS = {
     "best_source": "best source",
     "uniform": "uniform mix",
     "learned": "learned mix",
+    "folded": "folded prompts",
     "tuned": "tuned mix",
 }
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a1f", "#9aa5b1"
@@ -31,7 +32,7 @@ def draw_fit(bundle: Bundle, history: Sequence[dict[str, Any]], path: Path) -> N
     _draw_weights(left, bundle)
     draw_terms(middle, history)
     _draw_table(right, bundle)
-    figure.suptitle(f"{bundle.task}: chosen on held-out images: {LABELS[bundle.choice]}")
+    figure.suptitle(f"{bundle.task}: kept by held-out images: {LABELS[bundle.choice]}")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
@@ -55,20 +56,14 @@ def _draw_weights(axes: Axes, bundle: Bundle) -> None:
 
 
 def draw_terms(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
-    """Draw H and R over the steps; the exact ones, which begin anew at equal weights, shaded."""
+    """Draw the two terms of the objective over the steps."""
     other = axes.twinx()
-    for stage in ("cached", "exact"):
-        steps = [step for step, row in enumerate(history) if row["stage"] == stage]
-        axes.plot(steps, [history[step]["H"] for step in steps], color=BLUE)
-        other.plot(steps, [history[step]["R"] for step in steps], color=ORANGE)
-    axes.set_ylabel("H-score (more is better)", color=BLUE)
+    steps = range(len(history))
+    axes.plot(steps, [row["H_d"] for row in history], color=BLUE)
+    other.plot(steps, [row["R"] for row in history], color=ORANGE)
+    axes.set_ylabel("H-score less its noise floor (more is better)", color=BLUE)
     axes.set_xlabel("step", loc="left")
     other.set_ylabel("gradient conflict R (less is better)", color=ORANGE)
-    exact = [step for step, row in enumerate(history) if row["stage"] == "exact"]
-    if exact:
-        label = "exact steps, down the log-loss"
-        axes.axvspan(exact[0], exact[-1] + 1e-9, color=GREY, alpha=0.3, label=label)
-        legend_below(axes)
     axes.set_title("the two terms of the objective")
 
 

@@ -9,49 +9,53 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.bundle import Bundle, Row
-from hgprompt_edge.prompts import Floats, PromptBank, effective_sources, mix, on_basis
+from hgprompt_edge.device.softmax import log_mean_softmax
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.folded import MAX_FOLDED
+from hgprompt_edge.prompts import SHALLOW, Floats, PromptBank, effective_sources, mix
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.assemble import make_bundle
 from hgprompt_edge.transfer.checks import check_bank, check_validation, leave_out_family
-from hgprompt_edge.transfer.choice import Candidate, Judge, never_worse
+from hgprompt_edge.transfer.choice import Candidate, Decision, Judge, decide
 from hgprompt_edge.transfer.features import FeatureStore
-from hgprompt_edge.transfer.hscore import noise_floor
-from hgprompt_edge.transfer.learn import Learned, Progress, Space, learn_weights, uniform_weights
+from hgprompt_edge.transfer.learn import (
+    STEPS,
+    Learned,
+    Progress,
+    learn_weights,
+    shares_of_sources,
+    uniform_weights,
+)
 from hgprompt_edge.transfer.pooling import Pooling, choose_pooling
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.best_head import HeadKind
 from hgprompt_edge.vit.heads import Head
 
 LAMBDA = 0.003
-"""R is 1 at uniform and 0 at vertices whatever its absolute size, and the mixes of one bank differ
-by some hundredths in H / H_scale: from 0.01 on, one source took all where a mix had scored better.
-"""
+"""Chosen on validation tasks, see METHOD 4."""
 
 
 class HGPrompt:
     """Mix source prompts so that the target's features separate and the sources agree.
 
-    Maximises `J = H / H_scale - lambda R` over weights on the simplex (METHOD eq. 5) on cached
-    features, then goes down the cross-fitted log-loss of the head through the frozen backbone, with
-    a weight for each source and layer, and for the untrained prompt that the sources started from
-    where the bank holds it. No prompt, the best source, the uniform mix and the learned mix are
-    compared on held-out images, and the best is kept if it gains enough over no prompt
-    (`choice.never_worse`).
+    Maximises `J = H_d / (K - 1) - lambda R` (METHOD eq. 6) through the frozen backbone, from near
+    the source with the highest `H_d`, with a weight for each prompt and layer; the neutral prompt
+    that the sources started from is one of them where the bank holds it. No prompt, the best
+    source, the uniform mix and the learned mix are compared on held-out images, and the best is
+    kept if it gains enough over no prompt (`choice.decide`).
 
     Parameters
     ----------
     lam
         `lambda`, the price of gradient conflict.
     steps
-        Most steps on cached features.
-    refine
-        Exact steps through the backbone. 0: none, and one weight a source.
-    space
-        Where gradients are compared: `head`, `prompt` (slower) or `cosine`.
+        Steps through the backbone, each a forward and a backward pass of the training images.
+    folded
+        Most folded prompts that may run at inference, 1 to 3; their probabilities are averaged.
     head
-        Classifiers on the features that are tried: `lda`, `logistic` or, of both, `auto`.
+        Classifiers on the features that are tried: `lda` or `logistic`.
     seed
-        Of the permutations behind the noise floor, of folds and of the probe images.
+        Of folds and of the probe images.
     cache
         Keep features on disk, so that an interrupted or repeated fit does not compute them again.
     keep_sources
@@ -59,9 +63,8 @@ class HGPrompt:
 
     Attributes
     ----------
-    weights_ : ndarray [M, L] or [M] float64
-        The learned mix of the bank's `basis`, chosen or not: one weight for each prompt and layer,
-        or for each prompt where the exact steps did not hold out best.
+    weights_ : ndarray of shape (n_prompts, n_layers), float64
+        The learned mix of the bank's `basis`, kept or not.
     choice_ : str
         Row of the table that was kept: not always the one with the lowest log-loss.
     pooling_ : Pooling
@@ -71,14 +74,15 @@ class HGPrompt:
     left_out_ : tuple of str
         Sources of the task's own family.
     table_ : tuple of Row
-        No prompt, best source, uniform, learned.
+        No prompt, best source, uniform, learned and, where several prompts hold out better, folded.
     head_ : Head
-        The best one for the chosen row, fitted on training and validation images.
+        The best one for the kept row, fitted on training and validation images; of several folded
+        prompts the first one's.
     objective_ : dict
-        H with its noise floor, R, cross-fitted log-loss, lambda, rho, steps, effective number of
-        sources.
+        J, H_d, R, the noise floor, lambda, rho, steps, the score of each prompt, effective number
+        of sources.
     history_ : list of dict
-        `stage` (`cached` or `exact`), `J`, `H` and `R` of each step, of exact ones `log_loss`.
+        `J`, `H_d`, `R` and `floor` of each step.
     bundle_ : Bundle
         All of it, ready for `write_bundle`.
 
@@ -106,22 +110,24 @@ class HGPrompt:
         self,
         *,
         lam: float = LAMBDA,
-        steps: int = 300,
-        refine: int = 8,
-        space: Space = "head",
-        head: HeadKind = "auto",
+        steps: int = STEPS,
+        folded: int = 1,
+        head: HeadKind = "lda",
         seed: int = 0,
         cache: bool = True,
         keep_sources: bool = True,
     ) -> None:
-        _check_choice("space", space, get_args(Space))
-        _check_choice("head", head, get_args(HeadKind))
+        if head not in get_args(HeadKind):
+            known = ", ".join(get_args(HeadKind))
+            raise ValueError(f"The 'head' must be one of {known}. Got '{head}' instead.")
         if not (np.isfinite(lam) and lam >= 0):
             raise ValueError(f"The 'lam' must be finite and not negative. Got {lam} instead.")
-        if steps < 0 or refine < 0:
-            raise ValueError(f"'steps' and 'refine' must be >= 0. Got {steps}, {refine} instead.")
-        self.lam, self.steps, self.refine = lam, steps, refine
-        self.space, self.head, self.seed = space, head, seed
+        if steps < 0:
+            raise ValueError(f"The 'steps' must be >= 0. Got {steps} instead.")
+        if not 1 <= folded <= MAX_FOLDED:
+            raise ValueError(f"The 'folded' must be 1 to {MAX_FOLDED}. Got {folded} instead.")
+        self.lam, self.steps, self.folded = lam, steps, folded
+        self.head, self.seed = head, seed
         self.cache, self.keep_sources = cache, keep_sources
 
     def fit(
@@ -144,114 +150,115 @@ class HGPrompt:
         check_bank(bank, backbone)
         check_validation(task)
         bank, self.left_out_ = leave_out_family(bank, task)
+        if self.folded > 1 and bank.mode == SHALLOW:
+            raise UserError(
+                "--folded: several folded prompts need deep prompts, and these are shallow; take 1"
+            )
         backbone = backbone.normalized(bank.normalization)
         store = FeatureStore(backbone, enabled=self.cache)
         self.pooling_ = choose_pooling(store, task, self.seed)
         store = store.with_pooling(self.pooling_.name)
-        backbone = store.backbone
-        _extract(store, task, bank.tokens, report)
+        _extract(store, task, bank, report)
         learned = learn_weights(
-            store,
-            task,
-            bank,
-            lam=self.lam,
-            steps=self.steps,
-            refine_steps=self.refine,
-            space=self.space,
-            seed=self.seed,
-            report=report,
+            store, task, bank, lam=self.lam, steps=self.steps, seed=self.seed, report=report
         )
         self.weights_ = learned.weights
         self.history_ = learned.history
         judge = Judge(store, task, self.head, self.seed)
-        self._choose(judge, judge.exact(), bank, report)
+        decision = decide(judge, bank, self.weights_, self.folded)
+        self.choice_ = decision.chosen.method
+        self.best_source_ = bank.names[decision.best_source]
+        heads = self._measure(judge, decision, report)
+        self.head_ = heads[0]
         self.objective_ = self._summary(bank, learned)
         self.bundle_ = make_bundle(
-            backbone,
+            store.backbone,
             task,
             bank,
-            self._chosen,
+            decision.chosen,
             self.weights_,
-            self.head_,
+            heads,
             self.table_,
             self.objective_,
             self.seed,
             self.keep_sources,
+            clean=clean_statistics(judge.exact(), decision.chosen),
         )
         return self
 
-    def _choose(self, judge: Judge, exact: Judge, bank: PromptBank, report: Progress) -> None:
-        """Make the never-worse table; the test part is touched after the choice (METHOD 6).
+    def _measure(self, judge: Judge, decision: Decision, report: Progress) -> list[Head]:
+        """Complete the table; the test part is touched after the choice (METHOD 6).
 
-        The `exact` judge, in float32, fits and tests the head of what is kept.
+        What is kept gets its heads and its test accuracy in float32.
         """
-        basis, count = bank.basis_tokens, len(bank.prompts)
-        sources = [
-            Candidate("best_source", source, on_basis(vertex, len(basis)))
-            for source, vertex in zip(bank.tokens, np.eye(count), strict=True)
-        ]
-        best = judge.best_source(sources)
-        self.best_source_ = bank.names[best]
-        uniform = on_basis(uniform_weights(count), len(basis))
-        candidates = (
-            Candidate("none", None, np.zeros(len(basis))),
-            sources[best],
-            Candidate("uniform", mix(basis, uniform), uniform),
-            Candidate("learned", mix(basis, self.weights_), self.weights_),
-        )
-        rows = [judge.measure(candidate) for candidate in candidates]
-        chosen = never_worse(rows, judge.images)
-        self._chosen = candidates[chosen]
-        self.choice_ = rows[chosen].method
-        self.head_ = exact.final_head(self._chosen)
-        for index, candidate in enumerate(candidates):
-            # The learned mix may be one of the others: equal prompts have equal figures.
-            if np.array_equal(candidate.weights, self._chosen.weights):
-                rows[index] = exact.on_test(rows[index], candidate, self.head_)
+        exact, rows = judge.exact(), list(decision.rows)
+        heads = exact.final_heads(decision.chosen)
+        for index, candidate in enumerate(decision.candidates):
+            # Another row may be the same mix as the kept one: equal prompts have equal figures.
+            same = not candidate.more and not decision.chosen.more
+            if index == decision.kept or (
+                same and np.array_equal(candidate.weights, decision.chosen.weights)
+            ):
+                rows[index] = exact.on_test(rows[index], candidate, heads)
             else:
                 rows[index] = judge.on_test(rows[index], candidate)
-            report("test images", index + 1, len(candidates))
+            report("test images", index + 1, len(rows))
         self.table_ = tuple(rows)
+        return heads
 
     def _summary(self, bank: PromptBank, learned: Learned) -> dict[str, Any]:
-        objective = learned.objective
-        taken = learned.taken
-        floor = noise_floor(learned.features, objective.labels, objective.shrinkage, self.seed)
+        shares = shares_of_sources(self.weights_, len(bank.prompts))
+        names = [prompt.name for prompt in bank.basis]
         return {
             **asdict(learned.terms),
-            "floor": floor,
-            "H_scale": objective.h_scale,
             "lambda": self.lam,
-            "shrinkage": objective.shrinkage,
-            "space": self.space,
+            "shrinkage": learned.objective.shrinkage,
             "head": self.head,
             "pooling": asdict(self.pooling_),
-            "steps": learned.climbed.steps,
-            "refine_steps": learned.descended.best if learned.descended else 0,
-            "log_loss": learned.log_loss,
-            "log_loss_uniform": learned.log_loss_uniform,
-            "lda_shrinkage": learned.shrinkage,
-            "effective_sources": effective_sources(self.weights_[: len(bank.prompts)]),
+            "steps": learned.best,
+            "scores": dict(zip(names, learned.scores, strict=True)),
+            "start": bank.names[learned.start],
+            "effective_sources": effective_sources(shares),
             "sources": len(bank.prompts),
-            "taken": bank.names[taken] if isinstance(taken, int) else taken,
             "best_source": self.best_source_,
         }
 
 
-def _extract(store: FeatureStore, task: Task, tokens: Floats, report: Progress) -> None:
-    """Put the features of the sources, of their uniform mix and of no prompt into the store."""
-    prompts = [*tokens, mix(tokens, uniform_weights(len(tokens))), None]
+def clean_statistics(judge: Judge, chosen: Candidate) -> tuple[Floats, Floats]:
+    """Mean and variance of what a device sees on clean images, by which it judges a shift.
+
+    Of the features `[D]` of the training images; of several folded prompts of the logarithm of the
+    averaged probabilities `[K]` of validation images under heads that have not seen them.
+    """
+    store, task = judge.store, judge.task
+    if chosen.more:
+        logits = [
+            judge.training_head(part.tokens)
+            .logits(store.features(task.validation.pixels, part.tokens))
+            .numpy()
+            for part in chosen.parts
+        ]
+        seen = log_mean_softmax(np.stack(logits))
+    else:
+        seen = store.features(task.train.pixels, chosen.tokens).numpy()
+    return seen.mean(0).astype(np.float32), seen.var(0, ddof=1).astype(np.float32)
+
+
+def _extract(store: FeatureStore, task: Task, bank: PromptBank, report: Progress) -> None:
+    """Put the features of the bank's prompts, of the uniform mix and of no prompt into the store.
+
+    The neutral prompt is no row of the table: only its training images are needed.
+    """
+    tokens: Floats = bank.tokens
+    uniform = mix(tokens, uniform_weights(len(tokens)))
+    prompts = [*tokens, uniform, None, *bank.basis_tokens[len(tokens) :]]
     for done, prompt in enumerate(prompts):
         report("features", done, len(prompts))
         store.features(task.train.pixels, prompt)
-        store.features(task.validation.pixels, prompt)
+        if done < len(tokens) + 2:
+            store.features(task.validation.pixels, prompt)
     report("features", len(prompts), len(prompts))
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:
     """Report to nobody."""
-
-
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"The '{name}' must be one of {', '.join(known)}. Got '{value}' instead.")

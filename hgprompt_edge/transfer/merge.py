@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.bundle import Bundle, Floats, bank_entries, bank_sha256
+from hgprompt_edge.bundle import Bundle, Floats, bank_entries, bank_sha256, check_one_prompt
 from hgprompt_edge.device.journal import classes_digest
 from hgprompt_edge.device.parcel import Parcel, read_parcel
 from hgprompt_edge.errors import UserError
@@ -122,6 +122,7 @@ def read_parcels(paths: Sequence[Path], bundle: Bundle) -> Delivery:
     UserError
         No files, half of them or more do not belong here, or no device has learned anything.
     """
+    check_one_prompt(bundle, "--merge")
     bank, classes = bank_sha256(bundle), classes_digest(bundle.classes)
     files = _find(paths)
     usable: dict[bytes, tuple[Path, Parcel]] = {}

@@ -1,4 +1,4 @@
-"""What is maximised: transferability less conflict (METHOD eq. 5)."""
+"""What is maximised: transferability less gradient conflict (METHOD eq. 6)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ import torch
 from torch import Tensor
 
 from hgprompt_edge.transfer.alignment import Alignment
-from hgprompt_edge.transfer.hscore import feature_shrinkage, h_score, noise_floor
-from hgprompt_edge.vit.heads import Labels
+from hgprompt_edge.transfer.hscore import (
+    classes_present,
+    debiased_h_score,
+    noise_floor,
+    shrinkage_for,
+)
+from hgprompt_edge.vit.heads import Labels, standardise
 
 
 @dataclass(frozen=True)
 class Terms:
-    """The objective at one mix: `J = H / H_scale - lambda R`."""
+    """The objective at one mix: `J = H_d / (K - 1) - lambda R`, and `floor`, what `H_d` is less."""
 
     J: float
-    H: float
+    H_d: float
     R: float
+    floor: float
 
 
 @dataclass(frozen=True)
@@ -29,47 +35,50 @@ class Objective:
     ----------
     labels
         `[n]` int64 of the training images.
+    scale
+        `[D]` float64: deviations of the features without a prompt, by which all are divided.
     shrinkage
-        `rho` of METHOD eq. 3: Ledoit-Wolf's for the features of the uniform mix.
-    h_scale
-        H at uniform less its noise floor.
+        `rho` of METHOD eq. 3, see `shrinkage_for`.
     lam
         `lambda`, the price of the conflict.
     """
 
     labels: Tensor
+    scale: Tensor
     shrinkage: float
-    h_scale: float
     alignment: Alignment
     lam: float
 
-    def terms(self, features: Tensor, weights: Tensor) -> Terms:
-        """J, H and R of features `[n, D]` of the mix with `weights [N]` (METHOD eq. 5)."""
+    @property
+    def largest(self) -> int:
+        """The largest possible H-score without shrinkage: `K - 1` of the classes present."""
+        return max(1, classes_present(self.labels) - 1)
+
+    def score(self, features: Tensor) -> Tensor:
+        """`H_d / (K - 1)` of features `[n, D]`: a float64 scalar, differentiable."""
+        scaled = features.double() / self.scale
+        return debiased_h_score(scaled, self.labels, self.shrinkage) / self.largest
+
+    def terms(self, features: Tensor, shares: Tensor) -> Terms:
+        """J, H_d, R and the floor for features `[n, D]` of a mix with source shares `[N]`."""
         with torch.no_grad():
-            score = float(h_score(features, self.labels, self.shrinkage))
-        conflict = float(self.alignment.conflict(weights.double()))
-        return Terms(score / self.h_scale - self.lam * conflict, score, conflict)
+            score = float(self.score(features))
+            floor = float(noise_floor(features / self.scale, self.labels, self.shrinkage))
+        conflict = float(self.alignment.conflict(shares.double()))
+        return Terms(score - self.lam * conflict, score * self.largest, conflict, floor)
 
     def feature_gradient(self, features: Tensor) -> Tensor:
         """`dJ / df [n, D]` float64; R does not depend on the features of the mix."""
         with torch.enable_grad():
             leaf = features.detach().double().requires_grad_(True)
-            score = h_score(leaf, self.labels, self.shrinkage) / self.h_scale
-            (gradient,) = torch.autograd.grad(score, leaf)
+            (gradient,) = torch.autograd.grad(self.score(leaf), leaf)
         return gradient
 
 
 def make_objective(
-    uniform_features: Tensor, labels: Labels, alignment: Alignment, lam: float, seed: int = 0
+    unprompted: Tensor, labels: Labels, alignment: Alignment, lam: float
 ) -> Objective:
-    """Fix `rho` and `H_scale` by the features `[n, D]` of the uniform mix (METHOD eq. 5).
-
-    Where the uniform mix hardly rises above its noise floor, a tenth of the floor is the scale:
-    dividing by a difference that is noise would make `lambda` meaningless, or turn its sign.
-    """
+    """Fix scale and `rho` by the features `[n, D]` of the images without a prompt."""
+    _, _, scale = standardise(unprompted.double())
     y = torch.as_tensor(labels).long()
-    shrinkage = feature_shrinkage(uniform_features)
-    score = float(h_score(uniform_features.detach(), y, shrinkage))
-    floor = noise_floor(uniform_features, y, shrinkage, seed)
-    scale = max(score - floor, 0.1 * floor, 1e-12)
-    return Objective(y, shrinkage, scale, alignment, lam)
+    return Objective(y, scale.flatten(), shrinkage_for(*unprompted.shape), alignment, lam)

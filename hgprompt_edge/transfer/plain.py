@@ -22,7 +22,7 @@ def fit_head(
     backbone: Backbone,
     task: Task,
     *,
-    head: HeadKind = "auto",
+    head: HeadKind = "lda",
     seed: int = 0,
     cache: bool = True,
     progress: Progress | None = None,
@@ -60,7 +60,7 @@ def fit_head(
     none = Candidate("none", None, np.zeros(0))
     judge = Judge(store, task, head, seed)
     row = judge.measure(none)
-    final = judge.final_head(none)
+    final = judge.final_heads(none)
     row = judge.on_test(row, none, final)
     clean = store.features(task.train.pixels, None)
     bundle = make_bundle(

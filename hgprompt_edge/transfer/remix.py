@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from hgprompt_edge.bundle import LEARNED, Bundle, Floats, bank_entries, chosen_entry
+from hgprompt_edge.bundle import (
+    LEARNED,
+    Bundle,
+    Floats,
+    bank_entries,
+    check_one_prompt,
+    chosen_entry,
+)
 from hgprompt_edge.transfer.assemble import token_logits
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.fitted import as_fitted
@@ -41,6 +48,7 @@ def with_mix(bundle: Bundle, mix: Floats, about: dict[str, Any], backbone: Backb
     UserError
         The backbone has other weights than the bundle's.
     """
+    check_one_prompt(bundle, "--merge")
     backbone = as_fitted(bundle, backbone)
     remixed = replace(bundle, factory=mix, objective={**bundle.objective, "merged": about})
     if not is_folded(bundle):

@@ -23,7 +23,7 @@ from hgprompt_edge.vit.train import Draw, PromptTrainer, Recipe, Trained
 
 Report = Callable[[int, int], None]
 
-GENERATED_TEST_IMAGES = 4000
+GENERATED_TEST_IMAGES = 1000
 
 
 def train_source(
@@ -39,8 +39,8 @@ def train_source(
     """Train a prompt for `task` and measure it on the test part, beside no prompt.
 
     Each with its own best head, fitted on training and validation images. The test part is touched
-    once, after the epoch was chosen on validation. Both are measured in float32, whatever the
-    training computes in. An epoch passes over as many images as `task.train` has: those, or fresh
+    once, after the epoch was chosen on validation. Both are measured in the backbone's precision,
+    as the training is. An epoch passes over as many images as `task.train` has: those, or fresh
     ones for a generated task or where there are `more`.
 
     Parameters
@@ -72,9 +72,8 @@ def train_source(
         images=_digest(task, more),
     ).run(report, resumed)
     task = _with_enough_test(task, backbone)
-    exact = backbone.in_precision("float32")
-    head, correct = _judge(exact, task, trained.tokens)
-    _, correct_unprompted = _judge(exact, task, None)
+    head, correct = _judge(backbone, task, trained.tokens)
+    _, correct_unprompted = _judge(backbone, task, None)
     details = {
         **asdict(recipe),
         "precision": backbone.compute.precision,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hgprompt_edge.bundle import Bundle
+from hgprompt_edge.bundle import Bundle, check_one_prompt
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import Floats, mix
 from hgprompt_edge.tasks import Task
@@ -50,17 +50,18 @@ def tune(
     UserError
         The bundle belongs to another backbone or other images, or holds nothing to start from.
     """
+    check_one_prompt(bundle, "tune")
     _check_same(bundle, task)
     backbone = as_fitted(bundle, backbone)
     start = starting_prompt(bundle)
     trained = train_from(start, backbone, task, recipe, state=state, report=report)
     exact = FeatureStore(backbone.in_precision("float32"))
-    judge = Judge(exact, task, bundle.objective.get("head", "auto"), bundle.seed)
+    judge = Judge(exact, task, bundle.objective.get("head", "lda"), bundle.seed)
     weights = bundle.weights if bundle.prompt is not None else bundle.learned_weights
     candidate = Candidate(TUNED, trained.tokens, weights.astype(np.float64))
     row = judge.on_validation(candidate)
-    head = judge.final_head(candidate)
-    row = judge.on_test(row, candidate, head)
+    (head,) = judge.final_heads(candidate)
+    row = judge.on_test(row, candidate, (head,))
     # The prompt has seen the training images, so validation alone can compare it.
     kept = next(r for r in bundle.table if r.method == bundle.choice)
     table = (*(r for r in bundle.table if r.method != TUNED), row)

@@ -1,13 +1,13 @@
-"""The best head for given features: which kind, how much regularisation, which temperature.
+"""The best head for given features: how much regularisation, which temperature.
 
-LDA over a path of shrinkages and logistic regression of three strengths; the cross-fitted log-loss
-decides (METHOD 6).
+LDA over a path of shrinkages or, where asked for, logistic regression of three strengths; the
+cross-fitted log-loss decides (METHOD 6).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -29,7 +29,9 @@ from hgprompt_edge.vit.heads import (
 from hgprompt_edge.vit.lda_path import LdaPath
 from hgprompt_edge.vit.logistic import logistic_path
 
-HeadKind = Literal["auto", "lda", "logistic"]
+HeadKind = Literal["lda", "logistic"]
+_Part = tuple[Tensor, Tensor]
+"""Mask `[n]` of rows that are held out, and their logits `[m, K]`."""
 
 SHRINKAGES: tuple[float | None, ...] = (
     None,
@@ -38,8 +40,6 @@ SHRINKAGES: tuple[float | None, ...] = (
 """Of the LDA; None is Ledoit-Wolf's, which is near zero where there are many rows."""
 STRENGTHS = (1e-2, 1e-1, 1.0)
 """`C` of the logistic regression, from strong to weak regularisation."""
-_Part = tuple[Tensor, Tensor]
-"""Mask `[n]` of rows that are held out, and their logits `[m, K]`."""
 HELD_OUT, MAX_DIVISIONS = 1000, 8
 """That of the LDA is averaged over as many divisions into folds as give about so many held-out
 rows: with a few images a class that of one division depends on who is in which fold."""
@@ -60,12 +60,16 @@ class HeadChoice:
     losses
         Of each row, `[n]` float64, in nats: under heads that have not seen it, the mean over the
         divisions into folds. NaN where its class has no other row.
+    held_out
+        For each fold of each division the mask `[n]` of its rows and their logits `[m, K]`, before
+        the temperature.
     """
 
     kind: str
     strength: float | None
     scale: float
     losses: Tensor
+    held_out: tuple[_Part, ...] = ()
 
     @property
     def name(self) -> str:
@@ -91,7 +95,7 @@ class HeadChoice:
 
 
 def fit_head(
-    features: Tensor, labels: Labels, num_classes: int, seed: int = 0, kind: HeadKind = "auto"
+    features: Tensor, labels: Labels, num_classes: int, seed: int = 0, kind: HeadKind = "lda"
 ) -> Head:
     """Best calibrated head for features `[n, D]` and labels `[n]`, see `choose_head`."""
     choice = choose_head(features, labels, num_classes, seed, kind)
@@ -99,32 +103,42 @@ def fit_head(
 
 
 def choose_head(
-    features: Tensor, labels: Labels, num_classes: int, seed: int = 0, kind: HeadKind = "auto"
+    features: Tensor, labels: Labels, num_classes: int, seed: int = 0, kind: HeadKind = "lda"
 ) -> HeadChoice:
     """Choose the head with the lowest cross-fitted log-loss on features `[n, D]`.
 
     Parameters
     ----------
     kind
-        `lda` or `logistic`: only these; `auto`: of both. Where no row can be held out it is the
-        first of each: Ledoit-Wolf's shrinkage, the strongest regularisation.
+        Where no row can be held out it is the first of the kind: Ledoit-Wolf's shrinkage of `lda`,
+        the strongest regularisation of `logistic`.
     seed
         Of the folds.
     """
     x, y = features.detach().double(), as_labels(labels, features)
-    seeds = range(seed, seed + min(MAX_DIVISIONS, max(1, round(HELD_OUT / max(1, len(y))))))
     if kind == "logistic":
         return _best(_logistic_choices(x, y, num_classes, seed))
-    best = _best(lda_choices(x, y, num_classes, seeds=seeds))
-    if kind == "lda":
-        return best
-    # It takes much longer, so one division has to do: its gain there over the LDA on the same
-    # folds, image by image, is what it gains over all of them.
-    same = best
-    if len(seeds) > 1:
-        (same,) = lda_choices(x, y, num_classes, (best.strength,), seeds[:1])
-    found = _logistic_choices(x, y, num_classes, seed, same.losses)
-    return _best([best, *(replace(c, losses=best.losses - same.losses + c.losses) for c in found)])
+    seeds = range(seed, seed + min(MAX_DIVISIONS, max(1, round(HELD_OUT / max(1, len(y))))))
+    return _best(lda_choices(x, y, num_classes, seeds=seeds))
+
+
+def averaged_losses(choices: Sequence[HeadChoice], labels: Labels) -> Tensor:
+    """Held-out loss of each row `[n]` float64, in nats, of the heads' averaged probabilities.
+
+    The heads must have been chosen with the same labels, kind and seed, so that their folds agree.
+    """
+    y = torch.as_tensor(labels).long()
+    total, times = torch.zeros(len(y), dtype=torch.float64), torch.zeros(len(y))
+    for parts in zip(*(choice.held_out for choice in choices), strict=True):
+        rows = parts[0][0]
+        found = [
+            (choice.scale * logits).log_softmax(1)
+            for choice, (_, logits) in zip(choices, parts, strict=True)
+        ]
+        average = torch.logsumexp(torch.stack(found), 0) - np.log(len(found))
+        total[rows] += functional.nll_loss(average, y[rows], reduction="none")
+        times[rows] += 1
+    return total / times
 
 
 def lda_choices(
@@ -149,31 +163,21 @@ def lda_choices(
             for (rows, path, present), z in zip(parts, projected, strict=True)
         ]
         scale, losses = _score(logits, y, scale)
-        choices.append(HeadChoice("lda", rho, scale, losses))
+        choices.append(HeadChoice("lda", rho, scale, losses, tuple(logits)))
     return choices
 
 
-def _logistic_choices(
-    x: Tensor, y: Tensor, num_classes: int, seed: int, rival: Tensor | None = None
-) -> list[HeadChoice]:
-    """Logistic heads of all strengths, with what they hold out in one division into folds.
-
-    None of them where the first fold says that the losses `[n]` of a `rival` are out of reach.
-    """
+def _logistic_choices(x: Tensor, y: Tensor, num_classes: int, seed: int) -> list[HeadChoice]:
+    """Logistic heads of all strengths, with what they hold out in one division into folds."""
     parts: list[list[_Part]] = [[] for _ in STRENGTHS]
     for rows, fit in divide(y, seed):
         heads = logistic_path(x[fit], y[fit], num_classes, STRENGTHS)
         present = present_classes(y[fit], num_classes)
         for part, (weight, bias) in zip(parts, heads, strict=True):
             part.append((rows, known_logits(x[rows] @ weight.T + bias, present)))
-        if rival is not None and len(parts[0]) == 1 and int(rows.sum()) > 1:
-            gains = max((rival - _score(part, y)[1] for part in parts), key=Tensor.nanmean)[rows]
-            if float(gains.mean()) < -2 * float(gains.std()) / len(gains) ** 0.5:
-                return []
-    scored = [_score(part, y) for part in parts]
     return [
-        HeadChoice("logistic", strength, *found)
-        for strength, found in zip(STRENGTHS, scored, strict=True)
+        HeadChoice("logistic", strength, *_score(part, y), tuple(part))
+        for strength, part in zip(STRENGTHS, parts, strict=True)
     ]
 
 

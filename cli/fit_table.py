@@ -1,0 +1,141 @@
+"""What `fit` and `tune` print: what each way to use the sources is worth, and which matter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from hgprompt_edge.bundle import Bundle, Row
+    from hgprompt_edge.tasks import Task
+
+METHODS = {
+    "none": "no prompt",
+    "best_source": "best source",
+    "uniform": "uniform mix",
+    "learned": "learned mix",
+    "folded": "folded prompts",
+    "tuned": "tuned",
+}
+NAMED_SOURCES = 4
+"""Sources that are named in the line about shares; the rest is summed up."""
+
+
+def accuracy_table(bundle: Bundle, images: Task, verbose: bool = False) -> Table:
+    """Accuracy of each way to use the sources, with 95 % intervals; the kept one in bold.
+
+    Verbose: also its head and the cross-fitted log-loss by which it was chosen.
+    """
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    table.add_column(f"{len(images.validation):,} held-out images", justify="right")
+    if len(images.test):
+        table.add_column(f"{len(images.test):,} test images", justify="right")
+    if verbose:
+        table.add_column("log-loss", justify="right")
+        table.add_column("head")
+    for row in bundle.table:
+        kept = row.method == bundle.choice
+        cells = [METHODS[row.method], interval(row.val_accuracy, len(images.validation))]
+        if len(images.test):
+            known = row.test_accuracy is not None
+            cells.append(interval(row.test_accuracy or 0.0, len(images.test)) if known else "")
+        if verbose:
+            loss = row.val_log_loss if row.cross_log_loss is None else row.cross_log_loss
+            cells += [f"{loss:.3f}", row.head]
+        table.add_row(*cells, style="bold" if kept else None)
+    return table
+
+
+def interval(accuracy: float, images: int) -> str:
+    """Accuracy in [0, 1] with its 95 % interval (Wilson 1927), such as `79.3 % (76.0 to 82.2)`."""
+    from scipy.stats import binomtest
+
+    found = binomtest(round(accuracy * images), images).proportion_ci(method="wilson")
+    return f"{100 * accuracy:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f})"
+
+
+def kept_line(bundle: Bundle, images: Task) -> str:
+    """Say what is kept, what it gains over no prompt, and why where another row is better."""
+    from hgprompt_edge.transfer.choice import MIN_GAIN, choose
+
+    none, kept = row_of(bundle, "none"), row_of(bundle, bundle.choice)
+    name = METHODS[bundle.choice]
+    if bundle.choice == "folded":
+        name = f"{1 + len(bundle.more)} folded prompts, averaged"
+    if kept is not none:
+        where, before, after = "held-out", none.val_accuracy, kept.val_accuracy
+        if none.test_accuracy is not None and kept.test_accuracy is not None:
+            where, before, after = "test", none.test_accuracy, kept.test_accuracy
+        gain = f"{100 * (after - before):+.1f} points"
+        return f"kept: {name}, {gain} over no prompt on {where} images"
+    best = bundle.table[choose(bundle.table)]
+    if best is none or none.cross_log_loss is None or best.cross_log_loss is None:
+        return f"kept: {name}, as nothing holds out better"
+    count = len(images.train) + len(images.validation)
+    nats = (none.cross_log_loss - best.cross_log_loss) * count
+    return (
+        f"kept: {name}, as {METHODS[best.method]} gains {nats:.1f} nats over {count} images and "
+        f"must gain {MIN_GAIN:g}"
+    )
+
+
+def sources_line(bundle: Bundle) -> str:
+    """Say which sources have the largest shares of the learned mix."""
+    from hgprompt_edge.prompts import source_shares
+
+    shares = source_shares(bundle.learned_weights)
+    order = np.argsort(-shares, kind="stable")
+    named = order[:NAMED_SOURCES] if len(order) > NAMED_SOURCES + 1 else order
+    parts = [f"{bundle.sources[i]['name']} {100 * shares[i]:.0f} %" for i in named]
+    if len(named) < len(order):
+        rest = 1 - float(shares[named].sum())
+        parts.append(f"{len(order) - len(named)} others {100 * rest:.0f} %")
+    return f"learned mix: {', '.join(parts)}"
+
+
+def weights_table(bundle: Bundle) -> Table:
+    """Share and score of each prompt, and its weight in each layer."""
+    from hgprompt_edge.prompts import source_shares
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("prompt")
+    table.add_column("share", justify="right")
+    table.add_column("H_d / (K - 1)", justify="right")
+    table.add_column("by layer")
+    shares = source_shares(bundle.learned_weights)
+    scores = bundle.objective.get("scores", {})
+    for row, (source, share) in enumerate(zip(bundle.sources, shares, strict=True)):
+        weights = np.atleast_1d(bundle.learned_weights[row])
+        score = scores.get(source["name"])
+        table.add_row(
+            source["name"],
+            f"{share:.3f}",
+            "" if score is None else f"{score:.3f}",
+            sparkline(weights, float(bundle.learned_weights.max())),
+        )
+    return table
+
+
+def sparkline(values: npt.NDArray[np.floating], largest: float) -> str:
+    """Draw each value in [0, largest] as a block of one of eight heights."""
+    heights = np.clip(np.ceil(8 * values / largest), 1, 8).astype(int)
+    return "".join("▁▂▃▄▅▆▇█"[height - 1] for height in heights)
+
+
+def objective_line(objective: dict[str, Any]) -> str:
+    """Say what was maximised and where it ended."""
+    return (
+        f"J {objective['J']:.3f}: H_d {objective['H_d']:.2f} over a noise floor of "
+        f"{objective['floor']:.2f}, gradient conflict R {objective['R']:.3f}; from "
+        f"{objective['start']}, {objective['steps']} steps, effective sources "
+        f"{objective['effective_sources']:.1f} of {objective['sources']}"
+    )
+
+
+def row_of(bundle: Bundle, method: str) -> Row:
+    """Row of the bundle's table of this method."""
+    return next(row for row in bundle.table if row.method == method)
