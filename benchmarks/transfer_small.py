@@ -1,0 +1,225 @@
+"""Measure what mixing is worth on `dinov2-small`: few training images, real and fresh targets.
+
+    python benchmarks/transfer_small.py --data ../shared/assets/datasets     # resumes if killed
+    python benchmarks/transfer_small.py --only-report        # docs/TRANSFER-DINOV2.md from the rows
+
+At most 400 training (a fifth of them validates) and 400 test images a target, no source of the
+target's family. A cell is a target and a seed; the seed draws the training images and everything
+random in the methods. Its rows go to benchmarks/results/transfer_small.json as it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fresh_tasks import FRESH, load_fresh
+from targets import joined
+
+from hgprompt_edge import load_backbone, load_task, read_bank
+from hgprompt_edge.files import write_bytes
+from hgprompt_edge.preprocess import Preprocessing
+from hgprompt_edge.tasks import Images, Task
+from hgprompt_edge.transfer.baselines import Budget
+from hgprompt_edge.transfer.compare import compare
+from hgprompt_edge.vit.fastest import choose_compute
+
+BACKBONE = "dinov2-small"
+RESULTS = Path(__file__).parent / "results" / "transfer_small.json"
+PAGE = Path(__file__).parent.parent / "docs" / "TRANSFER-DINOV2.md"
+GROUPS = {
+    "natural": (
+        *("cifar100", "flowers17", "dtd10", "grocery81", "clothing10", "houses4", "weather4"),
+        *("pacs-photo", "pacs-art-painting", "pacs-cartoon", "pacs-sketch"),
+    ),
+    "specialised": ("neu-cls", "magnetic-tile", "deeppcb", "trashnet", "pneumonia-mnist"),
+    "structured": ("chars34-scene", *FRESH),
+}
+ORDER = (
+    *("chars34-scene", "neu-cls", "deeppcb", "trashnet", "clothing10", "fresh-corners"),
+    *("flowers17", "magnetic-tile", "houses4", "fresh-clock", "weather4", "pneumonia-mnist"),
+    *("dtd10", "fresh-rings", "fresh-bars", "pacs-sketch", "pacs-photo", "fresh-symmetry"),
+    *("grocery81", "cifar100", "pacs-cartoon", "pacs-art-painting", "fresh-path"),
+)
+"""All groups early, so that a run that is cut short has some of each."""
+METHODS = (
+    *("none", "best_source", "uniform", "soup", "prediction_average"),
+    *("hgprompt", "hgprompt_guarded", "two_folded", "three_folded"),
+)
+TITLES = {
+    "none": "no prompt",
+    "best_source": "best source",
+    "uniform": "uniform",
+    "soup": "greedy soup",
+    "prediction_average": "all averaged (N passes)",
+    "hgprompt": "learned mix",
+    "hgprompt_guarded": "kept by fit",
+    "two_folded": "two folded",
+    "three_folded": "three folded",
+}
+TRAIN, TEST, RESAMPLES = 400, 400, 10_000
+CLAIMS = (
+    ("hgprompt", "best_source"),
+    ("hgprompt", "none"),
+    ("hgprompt", "uniform"),
+    ("hgprompt", "soup"),
+    ("hgprompt_guarded", "none"),
+    ("hgprompt", "prediction_average"),
+    ("two_folded", "prediction_average"),
+    ("three_folded", "none"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, help="folder with a folder for each data set")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--targets", nargs="*", default=list(ORDER))
+    parser.add_argument("--only-report", action="store_true")
+    options = parser.parse_args()
+    if not options.only_report:
+        if options.data is None:
+            raise SystemExit("name the folder of the data sets with --data")
+        run(options.data, options.seeds, options.targets)
+    write_bytes(PAGE, report(read()).encode())
+
+
+def run(data: Path, seeds: Sequence[int], targets: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    bank, backbone = read_bank(BACKBONE), load_backbone(BACKBONE)
+    backbone = backbone.with_compute(choose_compute(backbone).compute)
+    for seed in seeds:
+        for name in targets:
+            if any((row["task"], row["seed"]) == (name, seed) for row in read()):
+                continue
+            task = load_target(name, backbone.preprocessing, data, seed)
+            _, results = compare(
+                bank, backbone, task, methods=METHODS, budget=Budget(), seed=seed, cache=False
+            )
+            rows = [
+                {
+                    "backbone": BACKBONE,
+                    "protocol": "other families",
+                    "task": name,
+                    "family": task.family,
+                    "seed": seed,
+                    "image_size": backbone.image_size,
+                    "train": len(task.train) + len(task.validation),
+                    "test": len(task.test),
+                    "method": result.method,
+                    "folded_prompts": result.inference_passes,
+                    "accuracy": result.accuracy,
+                    "image_passes": result.image_passes,
+                    "seconds": round(result.seconds, 1),
+                    "effective_sources": round(result.effective_sources, 2),
+                }
+                for result in results
+            ]
+            # Two processes may write in turns: read again just before.
+            write_bytes(RESULTS, (json.dumps([*read(), *rows], indent=0) + "\n").encode())
+            shown = ", ".join(f"{r['method']} {100 * r['accuracy']:.1f}" for r in rows)
+            print(f"{name} {seed}: {shown}", flush=True)
+
+
+def load_target(name: str, preprocessing: Preprocessing, data: Path, seed: int) -> Task:
+    """Load a target cut to `TRAIN` training and `TEST` test images, classes as even as they are."""
+    if name in FRESH:
+        return load_fresh(name, preprocessing, seed)
+    task = load_task(name, preprocessing, data=data / name, seed=seed)
+    drawn = even(joined(task.train, task.validation), TRAIN, seed)
+    rng = np.random.default_rng(seed)
+    held = np.zeros(len(drawn), bool)
+    for label in np.unique(drawn.labels):
+        rows = rng.permutation(np.flatnonzero(drawn.labels == label))
+        held[rows[: max(1, round(len(rows) / 5))]] = len(rows) > 1
+    parts = (drawn.subset(np.flatnonzero(mask)) for mask in (~held, held))
+    train, validation = parts
+    return replace(task, train=train, validation=validation, test=even(task.test, TEST, 0))
+
+
+def even(images: Images, count: int, seed: int) -> Images:
+    """Take `count` images, one of each class in turn."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(images))
+    turns = np.zeros(len(images), int)
+    for label in np.unique(images.labels):
+        rows = order[images.labels[order] == label]
+        turns[rows] = np.arange(len(rows))
+    rows = order[np.argsort(turns[order], kind="stable")][:count]
+    return images.subset(np.sort(rows))
+
+
+def read() -> list[dict[str, Any]]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """Make the page: one table of accuracies, one of differences with intervals."""
+    tasks = [name for group in GROUPS.values() for name in group]
+    present = [name for name in tasks if any(row["task"] == name for row in rows)]
+    seeds = sorted({row["seed"] for row in rows})
+    lines = [
+        "# What mixing is worth on dinov2-small",
+        "",
+        f"Written by `benchmarks/transfer_small.py` from {len(rows)} rows: {len(present)} targets, "
+        f"seeds {', '.join(map(str, seeds))}, at most {TRAIN} training and {TEST} test images, "
+        "112 pixels, each way with its own best head, no source of the target's family. "
+        "Targets without a row have not been run yet.",
+        "",
+        "Test accuracy in %, mean over the seeds that were run:",
+        "",
+        "| target | seeds | " + " | ".join(TITLES[m] for m in METHODS) + " |",
+        "| --- |" + " --- |" * (1 + len(METHODS)),
+    ]
+    for group, names in GROUPS.items():
+        for name in names:
+            if name in present:
+                count = len({r["seed"] for r in rows if r["task"] == name})
+                cells = [f"{100 * mean(rows, name, method):.1f}" for method in METHODS]
+                lines.append(f"| {name} ({group}) | {count} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Differences in points. The interval (95 %, bootstrap) is over families, each the mean of "
+        "its targets and seeds; with fewer than three families there is none.",
+        "",
+        "| difference | natural | specialised | structured | specialised and structured | all |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    unions = (("natural",), ("specialised",), ("structured",), ("specialised", "structured"))
+    for one, other in CLAIMS:
+        cells = [difference(rows, union, one, other) for union in (*unions, tuple(GROUPS))]
+        lines.append(f"| {TITLES[one]} - {TITLES[other]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def mean(rows: list[dict[str, Any]], task: str, method: str) -> float:
+    found = [r["accuracy"] for r in rows if (r["task"], r["method"]) == (task, method)]
+    return float(np.mean(found))
+
+
+def difference(rows: list[dict[str, Any]], groups: Sequence[str], one: str, other: str) -> str:
+    """Mean difference over families with its interval."""
+    families: dict[str, list[float]] = {}
+    for name in (name for group in groups for name in GROUPS[group]):
+        found = [row for row in rows if row["task"] == name]
+        if found:
+            gain = 100 * (mean(rows, name, one) - mean(rows, name, other))
+            families.setdefault(found[0]["family"] or name, []).append(gain)
+    if not families:
+        return ""
+    gains = np.array([np.mean(values) for values in families.values()])
+    if len(gains) < 3:
+        return f"{gains.mean():+.1f} ({len(gains)} families)"
+    picks = np.random.default_rng(0).integers(0, len(gains), (RESAMPLES, len(gains)))
+    low, high = np.quantile(gains[picks].mean(1), [0.025, 0.975])
+    return f"{gains.mean():+.1f} ({low:+.1f} to {high:+.1f}; {len(gains)} families)"
+
+
+if __name__ == "__main__":
+    main()
