@@ -1,178 +1,224 @@
-"""Measure whether learned weights transfer better than what a user would do otherwise.
+"""Measure what mixing is worth on `dinov2-small`: few training images, real and fresh targets.
 
-    python benchmarks/transfer.py --data ../shared/assets/datasets       # hours; resumes if killed
-    python benchmarks/transfer.py --data ... --part 1/2 & ... --part 2/2   # on two processes
-    python benchmarks/transfer.py --only-report                          # figures from the rows
+    python benchmarks/transfer.py --data ../shared/assets/datasets     # resumes if killed
+    python benchmarks/transfer.py --only-report        # docs/TRANSFER.md from the rows
 
-Every target meets the bank of `tiny` without the sources of its own family. A cell is one target,
-seed, bank and number of training images; its rows go to a file of their own in `--work`, so a
-killed run goes on where it was. The seed draws the training and validation images and everything
-random in the methods; the test part is the same for all. Cells that the results file or `--work`
-holds already are not run again: remove both after a change of the bank or of a method.
-
-All rows are gathered into benchmarks/results/transfer.json, from which docs/TRANSFER.md and its
-figures are drawn (benchmarks/transfer_report.py).
+At most 400 training (a fifth of them validates) and 400 test images a target, no source of the
+target's family. A cell is a target and a seed; the seed draws the training images and everything
+random in the methods. Its rows go to benchmarks/results/transfer.json as it ends.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from rows import gather_rows, read_rows
-from targets import TARGETS, few, load_target
-from transfer_report import RESULTS, is_bank_study, write_report
+from fresh_tasks import FRESH, load_fresh
+from targets import joined
 
-from hgprompt_edge import load_backbone, read_bank
+from hgprompt_edge import load_backbone, load_task, read_bank
 from hgprompt_edge.files import write_bytes
-from hgprompt_edge.prompts import PromptBank
-from hgprompt_edge.tasks import Task
-from hgprompt_edge.transfer.baselines import METHODS, Budget
-from hgprompt_edge.transfer.checks import leave_out_family
+from hgprompt_edge.preprocess import Preprocessing
+from hgprompt_edge.tasks import Images, Task
+from hgprompt_edge.transfer.baselines import Budget
 from hgprompt_edge.transfer.compare import compare
-from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.fastest import choose_compute
 
-KEYS = ("backbone", "images_per_class", "bank_size", "task", "seed", "method")
-"""Rows of the same values of these are of the same run."""
-MAIN_METHODS = ("none", "best_source", "uniform", "hgprompt", "hgprompt_guarded")
-SIZES = (2, 5, 10, 80)
-SIZE_TARGETS = ("flowers17", "dtd10", "weather4", "digits")
-BUDGET = Budget(evaluations=20, spot_steps=6, tune_steps=10)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of `compare`: all its rows share task, seed, bank and training images."""
-
-    task: str
-    seed: int
-    images_per_class: int | None = None
-    bank_size: int | None = None
-    backbone: str = "tiny"
-    methods: tuple[str, ...] = tuple(METHODS)
-
-    @property
-    def key(self) -> str:
-        """Name of its file."""
-        parts = (self.backbone, self.task, self.seed, self.images_per_class, self.bank_size)
-        rows = "" if self.methods == tuple(METHODS) else "_main"
-        return "_".join("all" if part is None else str(part) for part in parts) + rows
-
-    def is_in(self, rows: list[dict[str, Any]]) -> bool:
-        """Whether these rows hold all of its methods."""
-        found = {
-            row["method"]
-            for row in rows
-            if (row["backbone"], row["task"], row["seed"]) == (self.backbone, self.task, self.seed)
-            and row["images_per_class"] == self.images_per_class
-            and (row["bank_size"] == self.bank_size or self.bank_size is None)
-            and is_bank_study(row) == (self.bank_size is not None)
-        }
-        return found >= set(self.methods)
+BACKBONE = "dinov2-small"
+RESULTS = Path(__file__).parent / "results" / "transfer.json"
+PAGE = Path(__file__).parent.parent / "docs" / "TRANSFER.md"
+GROUPS = {
+    "natural": (
+        *("cifar100", "flowers17", "dtd10", "grocery81", "clothing10", "houses4", "weather4"),
+        *("pacs-photo", "pacs-art-painting", "pacs-cartoon", "pacs-sketch"),
+    ),
+    "specialised": ("neu-cls", "magnetic-tile", "deeppcb", "trashnet", "pneumonia-mnist"),
+    "structured": ("chars34-scene", *FRESH),
+}
+ORDER = (
+    *("chars34-scene", "neu-cls", "deeppcb", "trashnet", "clothing10", "fresh-corners"),
+    *("flowers17", "magnetic-tile", "houses4", "fresh-clock", "weather4", "pneumonia-mnist"),
+    *("dtd10", "fresh-rings", "fresh-bars", "pacs-sketch", "pacs-photo", "fresh-symmetry"),
+    *("grocery81", "cifar100", "pacs-cartoon", "pacs-art-painting", "fresh-path"),
+)
+"""All groups early, so that a run that is cut short has some of each."""
+METHODS = (
+    *("none", "best_source", "uniform", "soup", "prediction_average"),
+    *("hgprompt", "hgprompt_guarded", "two_folded", "three_folded"),
+)
+TITLES = {
+    "none": "no prompt",
+    "best_source": "best source",
+    "uniform": "uniform",
+    "soup": "greedy soup",
+    "prediction_average": "all averaged (N passes)",
+    "hgprompt": "learned mix",
+    "hgprompt_guarded": "kept by fit",
+    "two_folded": "two folded",
+    "three_folded": "three folded",
+}
+TRAIN, TEST, RESAMPLES = 400, 400, 10_000
+CLAIMS = (
+    ("hgprompt", "best_source"),
+    ("hgprompt", "none"),
+    ("hgprompt", "uniform"),
+    ("hgprompt", "soup"),
+    ("hgprompt_guarded", "none"),
+    ("hgprompt", "prediction_average"),
+    ("two_folded", "prediction_average"),
+    ("three_folded", "none"),
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with a folder for each data set")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--targets", nargs="*", default=list(TARGETS))
-    parser.add_argument("--bank", type=Path, help="another bank than the bundled one")
-    parser.add_argument("--checkpoint", type=Path, help="weights that the bank was trained on")
-    parser.add_argument("--name", default="tiny", help="what the rows call the backbone")
-    parser.add_argument("--banks", type=int, nargs="*", default=[], help="sizes of the bank")
-    parser.add_argument("--main-rows", action="store_true", help="only the main methods")
-    parser.add_argument("--sizes", action="store_true", help="2, 5, 10 and 80 images a class")
-    parser.add_argument("--part", default="1/1", help="this share of the cells: 1/2, 2/2")
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/.transfer"))
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--targets", nargs="*", default=list(ORDER))
     parser.add_argument("--only-report", action="store_true")
     options = parser.parse_args()
     if not options.only_report:
         if options.data is None:
             raise SystemExit("name the folder of the data sets with --data")
-        run(options)
-    gather_rows(RESULTS, options.work, KEYS)
-    write_report()
+        run(options.data, options.seeds, options.targets)
+    write_bytes(PAGE, report(read()).encode())
 
 
-def run(options: argparse.Namespace) -> None:
+def run(data: Path, seeds: Sequence[int], targets: Sequence[str]) -> None:
     torch.set_num_threads(1)
-    bank = read_bank(options.bank or "tiny")
-    backbone = load_backbone(
-        "tiny" if options.checkpoint is None else None, checkpoint=options.checkpoint
-    )
+    bank, backbone = read_bank(BACKBONE), load_backbone(BACKBONE)
     backbone = backbone.with_compute(choose_compute(backbone).compute)
-    part, parts = (int(word) for word in options.part.split("/"))
-    landed = read_rows(RESULTS)
-    for cell in list(cells(options))[part - 1 :: parts]:
-        path = options.work / f"{cell.key}.json"
-        if path.exists() or cell.is_in(landed):
-            continue
-        task = load_target(cell.task, backbone, options.data, cell.seed)
-        if task is None:
-            print(f"{cell.task}: its images are not here", flush=True)
-            continue
-        rows = run_cell(cell, task, backbone, bank)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, json.dumps(rows).encode())
-        shown = ", ".join(f"{row['method']} {100 * row['accuracy']:.1f}" for row in rows)
-        print(f"{cell.key} ({sum(row['seconds'] for row in rows):.0f} s): {shown}", flush=True)
+    for seed in seeds:
+        for name in targets:
+            if any((row["task"], row["seed"]) == (name, seed) for row in read()):
+                continue
+            task = load_target(name, backbone.preprocessing, data, seed)
+            _, results = compare(
+                bank, backbone, task, methods=METHODS, budget=Budget(), seed=seed, cache=False
+            )
+            rows = [
+                {
+                    "backbone": BACKBONE,
+                    "protocol": "other families",
+                    "task": name,
+                    "family": task.family,
+                    "seed": seed,
+                    "image_size": backbone.image_size,
+                    "train": len(task.train) + len(task.validation),
+                    "test": len(task.test),
+                    "method": result.method,
+                    "folded_prompts": result.inference_passes,
+                    "accuracy": result.accuracy,
+                    "image_passes": result.image_passes,
+                    "seconds": round(result.seconds, 1),
+                    "effective_sources": round(result.effective_sources, 2),
+                }
+                for result in results
+            ]
+            # Two processes may write in turns: read again just before.
+            write_bytes(RESULTS, (json.dumps([*read(), *rows], indent=0) + "\n").encode())
+            shown = ", ".join(f"{r['method']} {100 * r['accuracy']:.1f}" for r in rows)
+            print(f"{name} {seed}: {shown}", flush=True)
 
 
-def cells(options: argparse.Namespace) -> Iterator[Cell]:
-    """Seeds outermost, so that a run that is cut short has whole seeds."""
-    methods = MAIN_METHODS if options.main_rows else tuple(METHODS)
-    for seed in options.seeds:
-        for name in options.targets:
-            if options.sizes:
-                for count in SIZES:
-                    yield Cell(name, seed, count, None, options.name, MAIN_METHODS)
-            elif options.banks:
-                for size in options.banks:
-                    yield Cell(name, seed, None, size, options.name, MAIN_METHODS)
-            else:
-                yield Cell(name, seed, None, None, options.name, methods)
+def load_target(name: str, preprocessing: Preprocessing, data: Path, seed: int) -> Task:
+    """Load a target cut to `TRAIN` training and `TEST` test images, classes as even as they are."""
+    if name in FRESH:
+        return load_fresh(name, preprocessing, seed)
+    task = load_task(name, preprocessing, data=data / name, seed=seed)
+    drawn = even(joined(task.train, task.validation), TRAIN, seed)
+    rng = np.random.default_rng(seed)
+    held = np.zeros(len(drawn), bool)
+    for label in np.unique(drawn.labels):
+        rows = rng.permutation(np.flatnonzero(drawn.labels == label))
+        held[rows[: max(1, round(len(rows) / 5))]] = len(rows) > 1
+    parts = (drawn.subset(np.flatnonzero(mask)) for mask in (~held, held))
+    train, validation = parts
+    return replace(task, train=train, validation=validation, test=even(task.test, TEST, 0))
 
 
-def run_cell(cell: Cell, task: Task, backbone: Backbone, bank: PromptBank) -> list[dict[str, Any]]:
-    if cell.images_per_class is not None:
-        # Validation shrinks with the rest: a user with two images a class has no 200 to validate.
-        held = max(1, round(cell.images_per_class / 4))
-        task = replace(
-            task,
-            train=few(task.train, cell.images_per_class, cell.seed),
-            validation=few(task.validation, held, cell.seed),
-        )
-    if cell.bank_size is not None:
-        others, _ = leave_out_family(bank, task)
-        if len(others.prompts) < cell.bank_size:
-            raise SystemExit(f"{cell.task} meets {len(others.prompts)} sources: too few")
-        bank = replace(bank, prompts=others.prompts[: cell.bank_size])
-    contest, results = compare(
-        bank, backbone, task, methods=cell.methods, budget=BUDGET, seed=cell.seed
-    )
-    return [
-        {
-            "backbone": cell.backbone,
-            "task": cell.task,
-            "family": task.family,
-            "seed": cell.seed,
-            "bank_size": len(contest.bank.prompts),
-            "images_per_class": cell.images_per_class,
-            "method": result.method,
-            "accuracy": result.accuracy,
-            "val_accuracy": result.val_accuracy,
-            "image_passes": result.image_passes,
-            "seconds": round(result.seconds, 2),
-            "effective_sources": round(result.effective_sources, 3),
-        }
-        for result in results
+def even(images: Images, count: int, seed: int) -> Images:
+    """Take `count` images, one of each class in turn."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(images))
+    turns = np.zeros(len(images), int)
+    for label in np.unique(images.labels):
+        rows = order[images.labels[order] == label]
+        turns[rows] = np.arange(len(rows))
+    rows = order[np.argsort(turns[order], kind="stable")][:count]
+    return images.subset(np.sort(rows))
+
+
+def read() -> list[dict[str, Any]]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """Make the page: one table of accuracies, one of differences with intervals."""
+    tasks = [name for group in GROUPS.values() for name in group]
+    present = [name for name in tasks if any(row["task"] == name for row in rows)]
+    seeds = sorted({row["seed"] for row in rows})
+    lines = [
+        "# What mixing is worth on dinov2-small",
+        "",
+        f"Written by `benchmarks/transfer.py` from {len(rows)} rows: {len(present)} targets, "
+        f"seeds {', '.join(map(str, seeds))}, at most {TRAIN} training and {TEST} test images, "
+        "112 pixels, each way with its own best head, no source of the target's family. "
+        "Targets without a row have not been run yet.",
+        "",
+        "Test accuracy in %, mean over the seeds that were run:",
+        "",
+        "| target | seeds | " + " | ".join(TITLES[m] for m in METHODS) + " |",
+        "| --- |" + " --- |" * (1 + len(METHODS)),
     ]
+    for group, names in GROUPS.items():
+        for name in names:
+            if name in present:
+                count = len({r["seed"] for r in rows if r["task"] == name})
+                cells = [f"{100 * mean(rows, name, method):.1f}" for method in METHODS]
+                lines.append(f"| {name} ({group}) | {count} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Differences in points. The interval (95 %, bootstrap) is over families, each the mean of "
+        "its targets and seeds; with fewer than three families there is none.",
+        "",
+        "| difference | natural | specialised | structured | specialised and structured | all |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    unions = (("natural",), ("specialised",), ("structured",), ("specialised", "structured"))
+    for one, other in CLAIMS:
+        cells = [difference(rows, union, one, other) for union in (*unions, tuple(GROUPS))]
+        lines.append(f"| {TITLES[one]} - {TITLES[other]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def mean(rows: list[dict[str, Any]], task: str, method: str) -> float:
+    found = [r["accuracy"] for r in rows if (r["task"], r["method"]) == (task, method)]
+    return float(np.mean(found))
+
+
+def difference(rows: list[dict[str, Any]], groups: Sequence[str], one: str, other: str) -> str:
+    """Mean difference over families with its interval."""
+    families: dict[str, list[float]] = {}
+    for name in (name for group in groups for name in GROUPS[group]):
+        found = [row for row in rows if row["task"] == name]
+        if found:
+            gain = 100 * (mean(rows, name, one) - mean(rows, name, other))
+            families.setdefault(found[0]["family"] or name, []).append(gain)
+    if not families:
+        return ""
+    gains = np.array([np.mean(values) for values in families.values()])
+    if len(gains) < 3:
+        return f"{gains.mean():+.1f} ({len(gains)} families)"
+    picks = np.random.default_rng(0).integers(0, len(gains), (RESAMPLES, len(gains)))
+    low, high = np.quantile(gains[picks].mean(1), [0.025, 0.975])
+    return f"{gains.mean():+.1f} ({low:+.1f} to {high:+.1f}; {len(gains)} families)"
 
 
 if __name__ == "__main__":

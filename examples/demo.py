@@ -64,7 +64,7 @@ def main() -> None:
         test = "" if row.test_accuracy is None else f"{100 * row.test_accuracy:.1f} %"
         table.add_row(LABELS[row.method], f"{100 * row.val_accuracy:.1f} %", test)
     console.print(table)
-    console.print(f"chosen on held-out images: {LABELS[bundle.choice]}")
+    console.print(f"kept: {LABELS[bundle.choice]}")
 
     model = OUT / "circuit-boards.onnx"
     checked = export_onnx(bundle, backbone, model)

@@ -32,7 +32,7 @@ class Alignment:
     scale: float
 
     def conflict(self, weights: Tensor) -> Tensor:
-        """`R` of weights `[..., N]` on the simplex: `[...]` float64 (METHOD eq. 4)."""
+        """`R` of weights `[..., N]` on the simplex: `[...]` float64 (METHOD eq. 5)."""
         if self.scale == 0:
             return weights.new_zeros(weights.shape[:-1])
         spread = weights @ self.gram.diagonal() - (weights @ self.gram * weights).sum(-1)
@@ -52,14 +52,14 @@ def common_head(features: Tensor, labels: Labels, num_classes: int, seed: int = 
 
 
 def head_alignment(features: Tensor, labels: Labels, head: Head) -> Alignment:
-    """Conflict in head space (METHOD eq. 4) of the sources' features `[N, n, D]`."""
+    """Conflict in head space (METHOD eq. 5) of the sources' features `[N, n, D]`."""
     return variance_alignment(
         torch.stack([head_gradient_moments(f, labels, head)[1].flatten() for f in features])
     )
 
 
 def variance_alignment(variances: Tensor) -> Alignment:
-    """Conflict of gradient variances `v [N, E]` float64 (METHOD eq. 4).
+    """Conflict of gradient variances `v [N, E]` float64 (METHOD eq. 5).
 
     The spread around the mix does not change when all `v_i` move together, so they are centred
     first: their differences may be small beside themselves. At uniform weights `R` is 1.
