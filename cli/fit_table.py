@@ -30,10 +30,11 @@ def accuracy_table(bundle: Bundle, images: Task, verbose: bool = False) -> Table
     Verbose: also its head and the cross-fitted log-loss by which it was chosen.
     """
     table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    table.add_column(f"{len(images.validation):,} held-out images", justify="right")
+    table.add_column("", no_wrap=True)
+    table.add_column(f"{len(images.validation):,} held-out images", justify="right", no_wrap=True)
     if len(images.test):
-        table.add_column(f"{len(images.test):,} test images", justify="right")
+        name = f"{len(images.test):,} test images"
+        table.add_column(name, justify="right", no_wrap=True)
     if verbose:
         table.add_column("log-loss", justify="right")
         table.add_column("head")

@@ -51,7 +51,7 @@ def _draw_weights(axes: Axes, bundle: Bundle) -> None:
         axes.text(right, row, f"  {share:.2f}", va="center", fontsize=8)
     axes.set_xlim(0, max(1.15 * float(edge.max()), 1.3 / len(names)))
     axes.invert_yaxis()
-    axes.set_title("learned weight of each source prompt")
+    axes.set_title("learned weight of each prompt")
     legend_below(axes)
 
 
@@ -61,7 +61,7 @@ def draw_terms(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
     steps = range(len(history))
     axes.plot(steps, [row["H_d"] for row in history], color=BLUE)
     other.plot(steps, [row["R"] for row in history], color=ORANGE)
-    axes.set_ylabel("H-score less its noise floor (more is better)", color=BLUE)
+    axes.set_ylabel("H-score less noise (more is better)", color=BLUE)
     axes.set_xlabel("step", loc="left")
     other.set_ylabel("gradient conflict R (less is better)", color=ORANGE)
     axes.set_title("the two terms of the objective")
@@ -91,5 +91,5 @@ def _draw_table(axes: Axes, bundle: Bundle) -> None:
     axes.set_ylim(*limits)
     names = [LABELS[row.method].replace(" ", "\n") for row in bundle.table]
     axes.set_xticks(list(positions), names)
-    axes.set_title("accuracy in %, each with its best head")
+    axes.set_title("accuracy in %")
     axes.legend(loc="upper left", ncols=2, fontsize=8)
