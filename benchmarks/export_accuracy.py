@@ -65,7 +65,7 @@ def bundles(bank: Any, backbone: Any, task: Any) -> Iterator[tuple[str, Any]]:
     yield "kept", kept
     weights = uniform_weights(len(bank.tokens))
     uniform = Candidate("uniform", mix(bank.tokens, weights), weights)
-    head = Judge(FeatureStore(backbone), task).final_head(uniform)
+    (head,) = Judge(FeatureStore(backbone), task).final_heads(uniform)
     weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
     logits = token_logits(backbone, kept.probe_images, uniform.tokens, weight, bias)
     yield (

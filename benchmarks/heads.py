@@ -109,7 +109,7 @@ def measure(store: FeatureStore, task: Task, seed: int) -> dict[str, Any]:
         if way == TODAY:
             head: Head = fit_lda(train, labels, classes, seed)
         else:
-            head = fit_head(train, labels, classes, seed, "lda" if "LDA" in way else "auto")
+            head = fit_head(train, labels, classes, seed, "lda" if "LDA" in way else "logistic")
         logits = head.logits(test)
         found[way] = {
             "head": head.name,
