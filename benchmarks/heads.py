@@ -27,7 +27,7 @@ from hgprompt_edge.tasks.split import split
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.pooling import best_pooling
 from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.best_head import fit_head
+from hgprompt_edge.vit.best_head import HeadKind, choose_head
 from hgprompt_edge.vit.heads import Head, accuracy, fit_lda, log_loss
 
 RESULTS = Path(__file__).parent / "results" / "heads.json"
@@ -109,7 +109,10 @@ def measure(store: FeatureStore, task: Task, seed: int) -> dict[str, Any]:
         if way == TODAY:
             head: Head = fit_lda(train, labels, classes, seed)
         else:
-            head = fit_head(train, labels, classes, seed, "lda" if "LDA" in way else "logistic")
+            kinds: tuple[HeadKind, ...] = ("lda",) if "LDA" in way else ("lda", "logistic")
+            choices = [choose_head(train, labels, classes, seed, kind) for kind in kinds]
+            best = min(choices, key=lambda choice: choice.log_loss)
+            head = best.fit(train, labels, classes)
         logits = head.logits(test)
         found[way] = {
             "head": head.name,
