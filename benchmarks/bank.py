@@ -125,27 +125,51 @@ def train(
     out: Path,
 ) -> None:
     """Train a prompt, unless it is there; `changes` are what its recipe has of its own."""
-    path, state = out / f"{name}.safetensors", out / f".{name}.training"
-    if path.exists():
-        print(f"{path}: is there")
+    if is_there(name, out):
         return
     task = load_task(name, backbone.preprocessing, data=None if name in KINDS else data / name)
     further = None
     if name in MORE_IMAGES and more is not None:
         whole = load_task(name, backbone.preprocessing, data=more / name, limit=None)
         further = without_copies(images_beyond(task, whole), task)
-    recipe = replace(Recipe(), **changes)
+    backbone = backbone.with_compute(choose_compute(backbone).compute)
+    train_into(out, task, replace(Recipe(), **changes), backbone, further, {})
+
+
+def is_there(name: str, out: Path) -> bool:
+    """Whether the prompt has been trained, and say so."""
+    path = out / f"{name}.safetensors"
+    if path.exists():
+        print(f"{path}: is there", flush=True)
+    return path.exists()
+
+
+def train_into(
+    out: Path,
+    task: Task,
+    recipe: Recipe,
+    backbone: Backbone,
+    more: Images | None,
+    about: dict[str, Any],
+) -> Prompt:
+    """Train a prompt from where it stopped, and put it with its start into the folder.
+
+    `about` joins its recipe.
+    """
+    state = out / f".{task.name}.training"
     prompt, trained = train_source(
-        backbone.with_compute(choose_compute(backbone).compute),
+        backbone,
         task,
         recipe,
-        more=further,
+        more=more,
         state=state,
-        report=lambda done, total: print(f"{name}: {done}/{total}", flush=True),
+        report=lambda done, total: print(f"{task.name}: {done}/{total}", flush=True),
     )
-    write_prompt(path, prompt)
+    prompt = replace(prompt, recipe={**prompt.recipe, **about})
+    write_prompt(out / f"{task.name}.safetensors", prompt)
     write_start(out, prompt, trained.start)
     state.unlink(missing_ok=True)
+    return prompt
 
 
 def without_copies(images: Images, task: Task) -> Images:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from bank import gain
+from bank import gain, is_there, train_into
 from PIL import Image
 
 from hgprompt_edge import (
@@ -32,7 +32,6 @@ from hgprompt_edge import (
     load_task,
     models,
     read_bank,
-    train_source,
     write_prompt,
 )
 from hgprompt_edge.preprocess import Preprocessing, to_array
@@ -159,9 +158,7 @@ def main() -> None:
 
 def train(name: str, backbone: Backbone, data: Path, fashion_mnist: Path | None, out: Path) -> None:
     """Train a prompt, unless it is there."""
-    path, state = out / f"{name}.safetensors", out / f".{name}.training"
-    if path.exists():
-        print(f"{path}: is there", flush=True)
+    if is_there(name, out):
         return
     source = SOURCES[name]
     recipe = replace(COMMON, **source.changes)
@@ -172,20 +169,8 @@ def train(name: str, backbone: Backbone, data: Path, fashion_mnist: Path | None,
             raise SystemExit("fashion-mnist is trained on the full set; give --fashion-mnist")
         count = recipe.epochs * len(task.train)
         more = read_fashion_mnist(fashion_mnist, task, backbone.preprocessing, count)
-    prompt, trained = train_source(
-        backbone,
-        task,
-        recipe,
-        more=more,
-        state=state,
-        report=lambda done, total: print(f"{name}: {done}/{total}", flush=True),
-    )
     about = {"data": source.data, "terms": source.terms, "commercial": source.commercial}
-    prompt = replace(prompt, recipe={**prompt.recipe, **about})
-    write_prompt(path, prompt)
-    write_start(out, prompt, trained.start)
-    state.unlink(missing_ok=True)
-    print(row(prompt), flush=True)
+    print(row(train_into(out, task, recipe, backbone, more, about)), flush=True)
 
 
 def read_fashion_mnist(

@@ -5,13 +5,14 @@
 
 At most 400 training (a fifth of them validates) and 400 test images a target, no source of the
 target's family. A cell is a target and a seed; the seed draws the training images and everything
-random in the methods. Its rows go to benchmarks/results/transfer.json as it ends.
+random in the methods. Its rows go to a file of their own in `--work` as it ends, so that several
+processes (`--part 1/2`, `--part 2/2`) can share the cells; all are gathered into
+benchmarks/results/transfer.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,18 +21,22 @@ from typing import Any
 import numpy as np
 import torch
 from fresh_tasks import FRESH, load_fresh
+from rows import gather_rows, read_rows, write_rows
 from targets import joined
 
 from hgprompt_edge import load_backbone, load_task, read_bank
 from hgprompt_edge.files import write_bytes
 from hgprompt_edge.preprocess import Preprocessing
+from hgprompt_edge.prompts import PromptBank
 from hgprompt_edge.tasks import Images, Task
-from hgprompt_edge.transfer.baselines import Budget
 from hgprompt_edge.transfer.compare import compare
+from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.fastest import choose_compute
 
 BACKBONE = "dinov2-small"
 RESULTS = Path(__file__).parent / "results" / "transfer.json"
+KEYS = ("backbone", "protocol", "task", "seed", "train", "image_size", "method")
+"""Rows of the same values of these are of the same run."""
 PAGE = Path(__file__).parent.parent / "docs" / "TRANSFER.md"
 GROUPS = {
     "natural": (
@@ -81,50 +86,57 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with a folder for each data set")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--targets", nargs="*", default=list(ORDER))
+    parser.add_argument("--part", default="1/1", help="this share of the cells: 1/2, 2/2")
+    parser.add_argument("--work", type=Path, default=Path("benchmarks/.transfer"))
     parser.add_argument("--only-report", action="store_true")
     options = parser.parse_args()
     if not options.only_report:
         if options.data is None:
             raise SystemExit("name the folder of the data sets with --data")
-        run(options.data, options.seeds, options.targets)
-    write_bytes(PAGE, report(read()).encode())
+        run(options)
+    gather_rows(RESULTS, options.work, KEYS)
+    write_bytes(PAGE, report(read_rows(RESULTS)).encode())
 
 
-def run(data: Path, seeds: Sequence[int], targets: Sequence[str]) -> None:
+def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     bank, backbone = read_bank(BACKBONE), load_backbone(BACKBONE)
     backbone = backbone.with_compute(choose_compute(backbone).compute)
-    for seed in seeds:
-        for name in targets:
-            if any((row["task"], row["seed"]) == (name, seed) for row in read()):
-                continue
-            task = load_target(name, backbone.preprocessing, data, seed)
-            _, results = compare(
-                bank, backbone, task, methods=METHODS, budget=Budget(), seed=seed, cache=False
-            )
-            rows = [
-                {
-                    "backbone": BACKBONE,
-                    "protocol": "other families",
-                    "task": name,
-                    "family": task.family,
-                    "seed": seed,
-                    "image_size": backbone.image_size,
-                    "train": len(task.train) + len(task.validation),
-                    "test": len(task.test),
-                    "method": result.method,
-                    "folded_prompts": result.inference_passes,
-                    "accuracy": result.accuracy,
-                    "image_passes": result.image_passes,
-                    "seconds": round(result.seconds, 1),
-                    "effective_sources": round(result.effective_sources, 2),
-                }
-                for result in results
-            ]
-            # Two processes may write in turns: read again just before.
-            write_bytes(RESULTS, (json.dumps([*read(), *rows], indent=0) + "\n").encode())
-            shown = ", ".join(f"{r['method']} {100 * r['accuracy']:.1f}" for r in rows)
-            print(f"{name} {seed}: {shown}", flush=True)
+    part, parts = (int(word) for word in options.part.split("/"))
+    landed = {(row["task"], row["seed"]) for row in read_rows(RESULTS)}
+    cells = [(seed, name) for seed in options.seeds for name in options.targets]
+    for seed, name in cells[part - 1 :: parts]:
+        path = options.work / f"{name}_{seed}.json"
+        if path.exists() or (name, seed) in landed:
+            continue
+        task = load_target(name, backbone.preprocessing, options.data, seed)
+        rows = run_cell(task, backbone, bank, seed)
+        write_rows(path, rows)
+        shown = ", ".join(f"{row['method']} {100 * row['accuracy']:.1f}" for row in rows)
+        print(f"{name} {seed}: {shown}", flush=True)
+
+
+def run_cell(task: Task, backbone: Backbone, bank: PromptBank, seed: int) -> list[dict[str, Any]]:
+    _, results = compare(bank, backbone, task, methods=METHODS, seed=seed, cache=False)
+    return [
+        {
+            "backbone": BACKBONE,
+            "protocol": "other families",
+            "task": task.name,
+            "family": task.family,
+            "seed": seed,
+            "image_size": backbone.image_size,
+            "train": len(task.train) + len(task.validation),
+            "test": len(task.test),
+            "method": result.method,
+            "folded_prompts": result.inference_passes,
+            "accuracy": result.accuracy,
+            "image_passes": result.image_passes,
+            "seconds": round(result.seconds, 1),
+            "effective_sources": round(result.effective_sources, 2),
+        }
+        for result in results
+    ]
 
 
 def load_target(name: str, preprocessing: Preprocessing, data: Path, seed: int) -> Task:
@@ -153,10 +165,6 @@ def even(images: Images, count: int, seed: int) -> Images:
         turns[rows] = np.arange(len(rows))
     rows = order[np.argsort(turns[order], kind="stable")][:count]
     return images.subset(np.sort(rows))
-
-
-def read() -> list[dict[str, Any]]:
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
 
 
 def report(rows: list[dict[str, Any]]) -> str:

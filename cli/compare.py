@@ -137,16 +137,17 @@ def _dumps(document: dict[str, Any]) -> bytes:
 def _table(results: tuple[Result, ...]) -> Table:
     from hgprompt_edge.transfer.compare_figure import TITLES
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("method", "validation", "test", "95 % interval", "sources", "passes"):
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    columns = ("method", "held out", "test", "95 % interval", "sources", "prompts", "passes")
+    for name in columns:
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for result in results:
-        at_inference = result.inference_passes
         table.add_row(
-            TITLES[result.method] + (f", {at_inference} passes" if at_inference > 1 else ""),
+            TITLES[result.method],
             f"{100 * result.val_accuracy:.1f} %",
             *_tested(result),
             f"{result.effective_sources:.1f}",
+            f"{result.inference_passes}",
             f"{result.image_passes:,}",
         )
     return table

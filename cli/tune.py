@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hgprompt_edge.bundle import ROW_TITLES
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import fastest, note, out, print_json, progress_bar, reports_errors
-from hgprompt_edge.cli.fit_table import METHODS, accuracy_table
+from hgprompt_edge.cli.fit_table import accuracy_table
 from hgprompt_edge.cli.server import needs_server
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def tune(
     out.print(accuracy_table(tuned, images))
     kept = f"best after {trained.epoch} of {recipe.epochs} epochs"
     which = " as before" if tuned is fitted else ""
-    out.print(f"chosen on validation: {METHODS[tuned.choice]}{which} ({kept})", soft_wrap=True)
+    out.print(f"chosen on validation: {ROW_TITLES[tuned.choice]}{which} ({kept})", soft_wrap=True)
     out.print(f"{path} ({seconds:.0f} s)", soft_wrap=True)
     out.print(f"next: hgedge export {path} --format onnx", soft_wrap=True)
 

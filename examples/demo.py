@@ -25,8 +25,9 @@ from hgprompt_edge import (
     read_bank,
     write_bundle,
 )
+from hgprompt_edge.bundle import ROW_TITLES
 from hgprompt_edge.cli.console import progress_bar
-from hgprompt_edge.transfer.figure import LABELS, draw_fit
+from hgprompt_edge.transfer.figure import draw_fit
 from hgprompt_edge.vit.fastest import choose_compute
 from hgprompt_edge.vit.forward import features_token, normalize
 
@@ -62,9 +63,9 @@ def main() -> None:
     table = Table("method", "validation", "test", box=None, pad_edge=False)
     for row in bundle.table:
         test = "" if row.test_accuracy is None else f"{100 * row.test_accuracy:.1f} %"
-        table.add_row(LABELS[row.method], f"{100 * row.val_accuracy:.1f} %", test)
+        table.add_row(ROW_TITLES[row.method], f"{100 * row.val_accuracy:.1f} %", test)
     console.print(table)
-    console.print(f"kept: {LABELS[bundle.choice]}")
+    console.print(f"kept: {ROW_TITLES[bundle.choice]}")
 
     model = OUT / "circuit-boards.onnx"
     checked = export_onnx(bundle, backbone, model)

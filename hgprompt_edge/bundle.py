@@ -3,8 +3,8 @@
 Tensors: the folded `prompt [L, T, D]` (absent where no prompt was the best choice), the mix
 `weights` and `learned_weights` (`[N]`, or `[N, L]` where each layer has its own), `head.weight [K,
 D]`, `head.bias [K]`, `probe.images`, `probe.logits`, and with kept sources `sources [N, L, T, D]`
-float16. Where it was prepared for adapting on a device: `conditions [C, L, T, D]` float16, and
-`clean.mean`, `clean.var` `[D]`; where devices were merged `factory [M]`. Where the pooling is
+float16. The statistics of clean features `clean.mean`, `clean.var` `[D]`. Where it was prepared for
+adapting on a device: `conditions [C, L, T, D]` float16; where devices were merged `factory [M]`. Where the pooling is
 `both`, features, and so head and statistics, have `2 D` numbers. Further folded prompts, whose
 probabilities are averaged with those of the first: for each `more.I.prompt` (absent where it is no
 prompt), `more.I.weights`, `more.I.head.weight`, `more.I.head.bias`, shaped as those of the first.
@@ -36,6 +36,15 @@ NO_PROMPT, TUNED, LEARNED = "no prompt", "tuned", "learned"
 """Entries of a device's bank that are no sources."""
 FOLDED = "folded prompts"
 """The only entry of the bank of several folded prompts: their mixing weights are fixed."""
+ROW_TITLES = {
+    "none": "no prompt",
+    "best_source": "best source",
+    "uniform": "uniform mix",
+    "learned": "learned mix",
+    "folded": "folded prompts",
+    "tuned": "tuned",
+}
+"""Ways to use the sources, from the simplest to the most involved, and what users read."""
 Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
 
@@ -46,6 +55,8 @@ class Row:
 
     Attributes
     ----------
+    method
+        A key of `ROW_TITLES`.
     val_accuracy, val_log_loss
         On validation images, of a head fitted on the training images.
     test_accuracy

@@ -226,7 +226,7 @@ def test_fit_leaves_a_whole_and_true_bundle(
     bundle = read_bundle(tmp_path / "toy.hgbundle")
     assert bundle.mode == ("shallow" if layers == 1 else "deep")
     assert [row.method for row in bundle.table] == ["none", "best_source", "uniform", "learned"]
-    best = never_worse(fitted.table_, len(task.train) + len(task.validation))
+    best = never_worse(fitted.table_, len(task.train) + len(task.validation), len(task.validation))
     assert bundle.choice == fitted.choice_ == fitted.table_[best].method
     assert all(row.test_accuracy is not None for row in bundle.table)
     np.testing.assert_allclose(fitted.weights_.sum(0), 1)
@@ -392,11 +392,15 @@ def test_cross_fitted_log_loss_chooses_where_all_rows_have_it() -> None:
 def test_a_prompt_has_to_gain_two_nats_over_all_images() -> None:
     none, mixed = Row("none", 0.5, 1.0, cross_log_loss=0.8), Row("learned", 0.6, 0.9)
     mixed = replace(mixed, cross_log_loss=0.78)
-    assert never_worse([none, mixed], 99) == 0
-    assert never_worse([none, mixed], 101) == 1
-    assert never_worse([none, replace(mixed, cross_log_loss=0.81)], 10**6) == 0
-    # Without cross-fitted losses (another head) validation's decide alone.
-    assert never_worse([Row("none", 0.5, 1.0), Row("learned", 0.6, 0.9)], 1) == 1
+    assert never_worse([none, mixed], 99, 20) == 0
+    assert never_worse([none, mixed], 101, 20) == 1
+    assert never_worse([none, replace(mixed, cross_log_loss=0.81)], 10**6, 20) == 0
+
+
+def test_without_cross_fitted_losses_validation_must_show_the_same_gain() -> None:
+    rows = [Row("none", 0.5, 1.0), Row("learned", 0.6, 0.9)]
+    assert never_worse(rows, 1000, 19) == 0, "one image a class and few to validate: no evidence"
+    assert never_worse(rows, 1000, 21) == 1
 
 
 def test_the_cross_fitted_log_loss_is_the_mean_over_divisions(backbone: Backbone) -> None:
@@ -486,3 +490,77 @@ def test_with_permuted_labels_no_prompt_is_kept(backbone: Backbone) -> None:
         shuffled = replace(task, train=train, validation=validation)
         kept.append(HGPrompt(steps=6).fit(make_bank(backbone, tokens), backbone, shuffled).choice_)
     assert kept == ["none"] * 4
+
+
+def with_labels(task: Task, change) -> Task:
+    """Relabel the training, validation and test images."""
+    parts = {
+        name: replace(part, labels=change(part.labels.copy()))
+        for name, part in (
+            ("train", task.train),
+            ("validation", task.validation),
+            ("test", task.test),
+        )
+    }
+    return replace(task, **parts)
+
+
+def test_a_bank_of_one_source_and_of_two_equal_ones(backbone: Backbone) -> None:
+    tokens = noise_tokens(1)
+    task = make_task(backbone, tokens[0])
+    one = HGPrompt(steps=2, folded=2).fit(make_bank(backbone, tokens), backbone, task)
+    np.testing.assert_array_equal(one.weights_, 1)
+    twins = np.repeat(tokens, 2, axis=0)
+    two = HGPrompt(steps=2, folded=2).fit(make_bank(backbone, twins), backbone, task)
+    assert np.isfinite(two.weights_).all()
+    for row, same in zip(two.table_[:4], one.table_[:4], strict=True):
+        assert row.val_accuracy == same.val_accuracy
+
+
+def test_prompts_that_all_hurt_are_not_kept(backbone: Backbone) -> None:
+    tokens = 30 * noise_tokens(3)  # they take all attention
+    task = make_task(backbone)
+    fitted = HGPrompt(steps=2, folded=3).fit(make_bank(backbone, tokens), backbone, task)
+    assert fitted.choice_ == "none"
+    assert fitted.bundle_.prompt is None
+
+
+def test_a_class_of_one_image(backbone: Backbone) -> None:
+    def change(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        lonely = np.flatnonzero(labels == 2)
+        labels[lonely[1:]] = 0
+        return labels
+
+    tokens = noise_tokens(3)
+    task = with_labels(make_task(backbone, tokens[1]), change)
+    fitted = HGPrompt(steps=2).fit(make_bank(backbone, tokens), backbone, task)
+    assert np.isfinite(fitted.objective_["J"])
+    assert all(np.isfinite(row.val_log_loss) for row in fitted.table_)
+
+
+def test_one_image_of_each_class_is_no_evidence_for_a_prompt(backbone: Backbone) -> None:
+    tokens = noise_tokens(3)
+    task = make_task(backbone, tokens[1])
+    first = [int(np.flatnonzero(task.train.labels == label)[0]) for label in range(CLASSES)]
+    held = [int(np.flatnonzero(task.validation.labels == label)[0]) for label in range(CLASSES)]
+    train, validation = task.train.subset(first), task.validation.subset(held)
+    few = replace(task, train=train, validation=validation)
+    fitted = HGPrompt(steps=2).fit(make_bank(backbone, tokens), backbone, few)
+    assert fitted.choice_ == "none"
+
+
+def test_two_classes_that_cannot_be_told_apart(backbone: Backbone) -> None:
+    rng = np.random.default_rng(0)
+
+    def change(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        labels[labels > 0] = 1 + rng.integers(0, 2, int((labels > 0).sum()))
+        return labels
+
+    tokens = noise_tokens(3)
+    task = with_labels(make_task(backbone, tokens[1]), change)
+    fitted = HGPrompt(steps=2).fit(make_bank(backbone, tokens), backbone, task)
+    kept = next(row for row in fitted.table_ if row.method == fitted.choice_)
+    assert kept.test_accuracy is not None
+    assert kept.test_accuracy < 0.9
+    assert kept.cross_log_loss is not None
+    assert kept.cross_log_loss > 2 / 3 * np.log(2) * 0.8, "no false certainty about those two"

@@ -27,6 +27,7 @@ from hgprompt_edge.transfer.choice import (
 )
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.learn import (
+    LAMBDA,
     STEPS,
     Learned,
     align,
@@ -50,7 +51,7 @@ class Budget:
 
     Attributes
     ----------
-    lam, steps, folded
+    lam, steps
         As in `HGPrompt`.
     evaluations
         Mixes that the gradient-free search may try, a pass over the training images each.
@@ -60,9 +61,8 @@ class Budget:
         Steps of tune.
     """
 
-    lam: float = 0.003
+    lam: float = LAMBDA
     steps: int = STEPS
-    folded: int = 1
     evaluations: int = 40
     spot_steps: int = 10
     tune_steps: int = 20

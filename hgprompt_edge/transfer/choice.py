@@ -22,11 +22,9 @@ from hgprompt_edge.transfer.learn import uniform_weights
 from hgprompt_edge.vit.best_head import HeadChoice, HeadKind, averaged_losses, choose_head
 from hgprompt_edge.vit.heads import Head
 
-NONE, BEST_SOURCE, UNIFORM, LEARNED, FOLDED = "none", "best_source", "uniform", "learned", "folded"
-"""Rows of the table, from the simplest to the most involved; of equals the simpler is kept."""
 MIN_GAIN = 2.0
-"""Nats over all images that a prompt must gain: prior odds of exp(2) for no prompt, which a few
-images do not outweigh and many do. Chosen on source sets by benchmarks/few_images.py."""
+"""Nats over all held-out images that a prompt must gain: prior odds of exp(2) for no prompt, which
+a few images do not outweigh and many do."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Candidate:
     Attributes
     ----------
     method
-        The row of the table that it is.
+        The row of the table that it is, a key of `ROW_TITLES`.
     tokens
         The folded prompt `[L, T, D]` float32; None: no prompt.
     weights
@@ -159,7 +157,7 @@ class Judge:
                 break
             taken.append(others[int(np.argmin(losses))])
         more = tuple(pool[row] for row in taken[1:])
-        return replace(pool[first], method=FOLDED, more=more)
+        return replace(pool[first], method="folded", more=more)
 
     @property
     def _both(self) -> tuple[Images, ...]:
@@ -246,18 +244,18 @@ def decide(
         Most prompts that may run at inference.
     """
     basis, sources = bank.basis_tokens, source_candidates(bank)
-    none = Candidate(NONE, None, np.zeros(len(basis)))
+    none = Candidate("none", None, np.zeros(len(basis)))
     uniform = on_basis(uniform_weights(len(sources)), len(basis))
     best = judge.best_source(sources)
     candidates = [
         none,
         sources[best],
-        Candidate(UNIFORM, mix(basis, uniform), uniform),
-        Candidate(LEARNED, mix(basis, weights), weights),
+        Candidate("uniform", mix(basis, uniform), uniform),
+        Candidate("learned", mix(basis, weights), weights),
     ]
     rows = [judge.measure(candidate) for candidate in candidates]
     if folded > 1:
-        kept = never_worse(rows, judge.images)
+        kept = never_worse(rows, judge.images, len(judge.task.validation))
         pool = [candidates[kept]]
         pool += [each for each in (none, *sources, candidates[-1]) if each is not candidates[kept]]
         candidates.append(judge.fold_more(pool, 0, folded))
@@ -265,7 +263,7 @@ def decide(
             rows.append(judge.measure(candidates[-1]))
         else:  # no second prompt holds out better
             candidates.pop()
-    kept = never_worse(rows, judge.images)
+    kept = never_worse(rows, judge.images, len(judge.task.validation))
     return Decision(tuple(candidates), tuple(rows), kept, best)
 
 
@@ -273,7 +271,7 @@ def source_candidates(bank: PromptBank) -> list[Candidate]:
     """Each source of the bank, used without the others."""
     size = len(bank.basis)
     return [
-        Candidate(BEST_SOURCE, source, on_basis(vertex, size))
+        Candidate("best_source", source, on_basis(vertex, size))
         for source, vertex in zip(bank.tokens, np.eye(len(bank.prompts)), strict=True)
     ]
 
@@ -294,14 +292,18 @@ def choose(rows: Sequence[Row]) -> int:
     return min(range(len(rows)), key=key)
 
 
-def never_worse(rows: Sequence[Row], images: int) -> int:
-    """Index of the best row, or 0, no prompt, unless the best gains enough over all `images`.
+def never_worse(rows: Sequence[Row], images: int, validation: int) -> int:
+    """Index of the best row, or 0, no prompt, unless the best gains `MIN_GAIN` nats over it.
 
-    The gain is that in cross-fitted log-loss, which is a mean over these images; rows without it
-    are chosen from by `choose` only.
+    Parameters
+    ----------
+    images, validation
+        How many images the cross-fitted log-loss is a mean over, and that of validation, which
+        decides where a row has no other.
     """
     best = choose(rows)
-    none, found = rows[0].cross_log_loss, rows[best].cross_log_loss
-    if none is None or found is None or (none - found) * images > MIN_GAIN:
-        return best
-    return 0
+    if all(row.cross_log_loss is not None for row in rows):
+        gain = images * ((rows[0].cross_log_loss or 0.0) - (rows[best].cross_log_loss or 0.0))
+    else:
+        gain = validation * (rows[0].val_log_loss - rows[best].val_log_loss)
+    return best if gain > MIN_GAIN else 0

@@ -10,21 +10,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hgprompt_edge.bundle import ROW_TITLES
 from hgprompt_edge.files import atomic_path
 from hgprompt_edge.transfer.compare import Result
 from hgprompt_edge.transfer.figure import BLUE, GREY, ORANGE, draw_terms, legend_below
 
 TITLES = {
-    "none": "no prompt",
-    "best_source": "best source",
-    "uniform": "uniform mix",
+    **{name: ROW_TITLES[name] for name in ("none", "best_source", "uniform")},
     "spot": "similarity (SPoT)",
-    "h_only": "without conflict (lambda 0)",
+    "h_only": "no conflict term",
     "alignment_only": "alignment only",
     "gradient_free": "gradient-free (LoraHub)",
     "soup": "greedy soup",
     "prediction_average": "prediction average",
-    "hgprompt": "learned mix",
+    "hgprompt": ROW_TITLES["learned"],
     "hgprompt_guarded": "kept by fit",
     "two_folded": "two folded prompts",
     "three_folded": "three folded prompts",

@@ -10,18 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hgprompt_edge.bundle import Bundle
+from hgprompt_edge.bundle import ROW_TITLES, Bundle
 from hgprompt_edge.files import atomic_path
 from hgprompt_edge.prompts import source_shares
 
-LABELS = {
-    "none": "no prompt",
-    "best_source": "best source",
-    "uniform": "uniform mix",
-    "learned": "learned mix",
-    "folded": "folded prompts",
-    "tuned": "tuned mix",
-}
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a1f", "#9aa5b1"
 
 
@@ -32,7 +24,7 @@ def draw_fit(bundle: Bundle, history: Sequence[dict[str, Any]], path: Path) -> N
     _draw_weights(left, bundle)
     draw_terms(middle, history)
     _draw_table(right, bundle)
-    figure.suptitle(f"{bundle.task}: kept by held-out images: {LABELS[bundle.choice]}")
+    figure.suptitle(f"{bundle.task}: kept by held-out images: {ROW_TITLES[bundle.choice]}")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
@@ -89,7 +81,7 @@ def _draw_table(axes: Axes, bundle: Bundle) -> None:
     axes.set_ylim(*limits)
     axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 100])
     axes.set_ylim(*limits)
-    names = [LABELS[row.method].replace(" ", "\n") for row in bundle.table]
+    names = [ROW_TITLES[row.method].replace(" ", "\n") for row in bundle.table]
     axes.set_xticks(list(positions), names)
     axes.set_title("accuracy in %")
     axes.legend(loc="upper left", ncols=2, fontsize=8)

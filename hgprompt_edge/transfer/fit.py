@@ -19,6 +19,7 @@ from hgprompt_edge.transfer.checks import check_bank, check_validation, leave_ou
 from hgprompt_edge.transfer.choice import Candidate, Decision, Judge, decide
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.learn import (
+    LAMBDA,
     STEPS,
     Learned,
     Progress,
@@ -30,9 +31,6 @@ from hgprompt_edge.transfer.pooling import Pooling, choose_pooling
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.best_head import HeadKind
 from hgprompt_edge.vit.heads import Head
-
-LAMBDA = 0.003
-"""Chosen on validation tasks, see METHOD 4."""
 
 
 class HGPrompt:

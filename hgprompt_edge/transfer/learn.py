@@ -24,6 +24,8 @@ from hgprompt_edge.vit.heads import Labels
 Progress = Callable[[str, int, int], None]
 """Called with (stage, steps done, steps in all)."""
 
+LAMBDA = 0.003
+"""The price of gradient conflict; see METHOD 4 for what it does."""
 STEPS = 14
 LEARNING_RATE = 0.3
 """About the change of a logit of the mixing weights in a step."""
