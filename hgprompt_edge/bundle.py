@@ -5,9 +5,10 @@ Tensors: the folded `prompt [L, T, D]` (absent where no prompt was the best choi
 D]`, `head.bias [K]`, `probe.images`, `probe.logits`, and with kept sources `sources [N, L, T, D]`
 float16. The statistics of clean features are `clean.mean`, `clean.var` `[D]`. Where it was prepared
 for adapting on a device: `conditions [C, L, T, D]` float16; where devices were merged `factory
-[M]`. Where the pooling is `both`, features, and so head and statistics, have `2 D` numbers. Further folded prompts, whose
-probabilities are averaged with those of the first: for each `more.I.prompt` (absent where it is no
-prompt), `more.I.weights`, `more.I.head.weight`, `more.I.head.bias`, shaped as those of the first.
+[M]`. Where the pooling is `both`, features, and so head and statistics, have `2 D` numbers. Further
+folded prompts, whose probabilities are averaged with those of the first: for each `more.I.prompt`
+(absent where it is no prompt), `more.I.weights`, `more.I.head.weight`, `more.I.head.bias`, shaped
+as those of the first.
 """
 
 from __future__ import annotations
