@@ -70,11 +70,13 @@ TITLES = {
 }
 TRAIN, TEST, RESAMPLES = 400, 400, 10_000
 CLAIMS = (
+    ("best_source", "none"),
     ("hgprompt", "best_source"),
     ("hgprompt", "none"),
     ("hgprompt", "uniform"),
     ("hgprompt", "soup"),
     ("hgprompt_guarded", "none"),
+    ("hgprompt_guarded", "best_source"),
     ("hgprompt", "prediction_average"),
     ("two_folded", "prediction_average"),
     ("three_folded", "none"),

@@ -22,6 +22,7 @@ from hgprompt_edge.transfer.choice import (
     Judge,
     choose,
     decide,
+    least_gain,
     never_worse,
     source_candidates,
 )
@@ -226,7 +227,8 @@ def test_fit_leaves_a_whole_and_true_bundle(
     bundle = read_bundle(tmp_path / "toy.hgbundle")
     assert bundle.mode == ("shallow" if layers == 1 else "deep")
     assert [row.method for row in bundle.table] == ["none", "best_source", "uniform", "learned"]
-    best = never_worse(fitted.table_, len(task.train) + len(task.validation), len(task.validation))
+    held_out = len(task.train) + len(task.validation), len(task.validation)
+    best = never_worse(fitted.table_, *held_out, sources=3)
     assert bundle.choice == fitted.choice_ == fitted.table_[best].method
     assert all(row.test_accuracy is not None for row in bundle.table)
     np.testing.assert_allclose(fitted.weights_.sum(0), 1)
@@ -392,15 +394,25 @@ def test_cross_fitted_log_loss_chooses_where_all_rows_have_it() -> None:
 def test_a_prompt_has_to_gain_two_nats_over_all_images() -> None:
     none, mixed = Row("none", 0.5, 1.0, cross_log_loss=0.8), Row("learned", 0.6, 0.9)
     mixed = replace(mixed, cross_log_loss=0.78)
-    assert never_worse([none, mixed], 99, 20) == 0
-    assert never_worse([none, mixed], 101, 20) == 1
-    assert never_worse([none, replace(mixed, cross_log_loss=0.81)], 10**6, 20) == 0
+    assert never_worse([none, mixed], 99, 20, 1) == 0
+    assert never_worse([none, mixed], 101, 20, 1) == 1
+    assert never_worse([none, replace(mixed, cross_log_loss=0.81)], 10**6, 20, 1) == 0
+
+
+def test_the_best_of_many_sources_has_to_gain_more() -> None:
+    none, mixed = Row("none", 0.5, 1.0, cross_log_loss=0.8), Row("learned", 0.6, 0.9)
+    mixed = replace(mixed, cross_log_loss=0.78)
+    assert least_gain(16) == pytest.approx(2 + 3 * np.log(16))
+    for sources in (1, 4, 16):
+        images = least_gain(sources) / 0.02
+        assert never_worse([none, mixed], int(0.99 * images), 20, sources) == 0
+        assert never_worse([none, mixed], int(1.01 * images), 20, sources) == 1
 
 
 def test_without_cross_fitted_losses_validation_must_show_the_same_gain() -> None:
     rows = [Row("none", 0.5, 1.0), Row("learned", 0.6, 0.9)]
-    assert never_worse(rows, 1000, 19) == 0, "one image a class and few to validate: no evidence"
-    assert never_worse(rows, 1000, 21) == 1
+    assert never_worse(rows, 1000, 19, 1) == 0, "one image a class and few to validate: no evidence"
+    assert never_worse(rows, 1000, 21, 1) == 1
 
 
 def test_the_cross_fitted_log_loss_is_the_mean_over_divisions(backbone: Backbone) -> None:
