@@ -27,7 +27,6 @@ from hgprompt_edge import load_backbone
 from hgprompt_edge.bundle import Bundle, read_bundle
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.tasks.conditions import CONDITIONS, TINTS, Pixels, corrupt
-from hgprompt_edge.transfer.choice import Judge
 from hgprompt_edge.transfer.condition import starting_tokens
 from hgprompt_edge.transfer.condition_trainer import (
     ConditionRecipe,
@@ -36,6 +35,7 @@ from hgprompt_edge.transfer.condition_trainer import (
     seen_under,
 )
 from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.transfer.judge import Judge
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.fastest import choose_compute
 from hgprompt_edge.vit.forward import extract_features

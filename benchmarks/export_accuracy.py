@@ -33,8 +33,8 @@ from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.export.openvino_file import export_openvino
 from hgprompt_edge.prompts import mix
 from hgprompt_edge.transfer.assemble import token_logits
-from hgprompt_edge.transfer.choice import Candidate, Judge
 from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.transfer.judge import Candidate, Judge
 from hgprompt_edge.transfer.learn import uniform_weights
 
 RESULTS = Path(__file__).parent / "results" / "export_accuracy.json"

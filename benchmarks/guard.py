@@ -43,8 +43,8 @@ from hgprompt_edge.device.step import AdaptGraph, Floats, Pixels
 from hgprompt_edge.export.verify import reference_logits
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.tasks.conditions import SHIFTS, corrupt
-from hgprompt_edge.transfer.choice import Judge
 from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.transfer.judge import Judge
 from hgprompt_edge.vit.backbone import Backbone
 
 CLEAN = "none"

@@ -20,8 +20,9 @@ from transfer import BACKBONE, load_target
 
 from hgprompt_edge import load_backbone, read_bank
 from hgprompt_edge.transfer.checks import leave_out_family
-from hgprompt_edge.transfer.choice import Judge, decide
+from hgprompt_edge.transfer.choice import decide
 from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.transfer.judge import Judge
 from hgprompt_edge.transfer.learn import LAMBDA, learn_weights, uniform_weights
 from hgprompt_edge.vit.fastest import choose_compute
 

@@ -33,8 +33,8 @@ from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.export.rewrites import Rewrites
 from hgprompt_edge.export.schemes import Scheme, onnx_schemes
 from hgprompt_edge.tasks import Task
-from hgprompt_edge.transfer.choice import Candidate, Judge
 from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.transfer.judge import Candidate, Judge
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.best_head import fit_head
 from hgprompt_edge.vit.forward import extract_features

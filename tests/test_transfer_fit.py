@@ -18,10 +18,9 @@ from hgprompt_edge.prompts import START, Normalization, PromptBank, mix, source_
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.alignment import variance_alignment
 from hgprompt_edge.transfer.choice import (
-    Candidate,
-    Judge,
     choose,
     decide,
+    fold_more,
     least_gain,
     never_worse,
     source_candidates,
@@ -29,6 +28,7 @@ from hgprompt_edge.transfer.choice import (
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.fit import HGPrompt
 from hgprompt_edge.transfer.hscore import debiased_h_score, h_score
+from hgprompt_edge.transfer.judge import Candidate, Judge
 from hgprompt_edge.transfer.learn import ascend, learn_weights, starting_weights
 from hgprompt_edge.transfer.objective import make_objective
 from hgprompt_edge.vit.backbone import Backbone
@@ -160,8 +160,8 @@ def test_the_targets_own_prompt_wins_among_noise_prompts(backbone: Backbone, see
     tokens = noise_tokens(8, seed=seed)
     task = make_task(backbone)
     tokens[3] = train_for(backbone, task, tokens[3])
-    fitted = HGPrompt(steps=4).fit(make_bank(backbone, tokens), backbone, task)
-    assert source_shares(fitted.weights_)[3] > 0.7
+    fitted = HGPrompt().fit(make_bank(backbone, tokens), backbone, task)
+    assert source_shares(fitted.weights_)[3] > 0.8
 
 
 def with_start(bank: PromptBank, tokens: npt.NDArray[np.float32]) -> PromptBank:
@@ -177,7 +177,7 @@ def test_a_share_of_the_start_is_learned_beside_the_sources(backbone: Backbone) 
     fitted = HGPrompt(steps=14).fit(bank, backbone, task)
     shares = source_shares(fitted.weights_)
     assert fitted.weights_.shape == (4, 2)
-    assert shares[3] > 3 * 0.25 / 3, "what separates the classes gains most"
+    assert shares[3] > 2 * shares[:3].max(), "what separates the classes gains most"
     assert fitted.objective_["sources"] == 3
     assert fitted.objective_["effective_sources"] <= 3 + 1e-9
     bundle = fitted.bundle_
@@ -487,7 +487,7 @@ def test_more_prompts_are_folded_only_while_they_hold_out_better(backbone: Backb
         assert three.rows[4].cross_log_loss < kept
         names = [part.tokens.tobytes() if part.tokens is not None else b"" for part in folded.parts]
         assert len(set(names)) == len(names)
-    lonely = judge.fold_more([one.candidates[0]], 0, 3)
+    lonely = fold_more(judge, [one.candidates[0]], 3)
     assert lonely.more == ()
 
 

@@ -20,7 +20,6 @@ import hgprompt_edge.vit.fastest as fastest_module
 from hgprompt_edge.cores import usable_cores
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.tasks.conditions import CONDITIONS
-from hgprompt_edge.transfer.choice import Candidate, Judge
 from hgprompt_edge.transfer.condition_trainer import (
     ConditionRecipe,
     ConditionTrainer,
@@ -28,6 +27,7 @@ from hgprompt_edge.transfer.condition_trainer import (
 )
 from hgprompt_edge.transfer.features import FeatureStore, pull_back
 from hgprompt_edge.transfer.fit import HGPrompt
+from hgprompt_edge.transfer.judge import Candidate, Judge
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.compute import Compute, usable_threads
 from hgprompt_edge.vit.fastest import choose_compute

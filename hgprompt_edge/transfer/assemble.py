@@ -15,7 +15,7 @@ from hgprompt_edge.bundle import Bundle, FoldedPrompt, Row
 from hgprompt_edge.device.softmax import log_mean_softmax
 from hgprompt_edge.prompts import DEEP, SOURCE, Floats, Prompt, PromptBank
 from hgprompt_edge.tasks import Task
-from hgprompt_edge.transfer.choice import Candidate
+from hgprompt_edge.transfer.judge import Candidate
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import features_token, normalize
 from hgprompt_edge.vit.heads import Head

@@ -17,15 +17,10 @@ from torch.nn import functional
 
 from hgprompt_edge.prompts import Floats, PromptBank, mix, on_basis
 from hgprompt_edge.tasks import Task
-from hgprompt_edge.transfer.choice import (
-    Candidate,
-    Decision,
-    Judge,
-    choose,
-    decide,
-    source_candidates,
-)
+from hgprompt_edge.transfer.choice import Decision, choose, decide, source_candidates
+from hgprompt_edge.transfer.choice import best_source as best_of
 from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.transfer.judge import Candidate, Judge
 from hgprompt_edge.transfer.learn import (
     LAMBDA,
     STEPS,
@@ -179,7 +174,7 @@ def none(contest: Contest) -> Plan:
 def best_source(contest: Contest) -> Plan:
     """Take the one source that holds out best."""
     sources = source_candidates(contest.bank)
-    return Plan(sources[contest.judge.best_source(sources)])
+    return Plan(sources[best_of(contest.judge, sources)])
 
 
 def uniform(contest: Contest) -> Plan:

@@ -12,8 +12,8 @@ from hgprompt_edge.prompts import PromptBank, effective_sources, source_shares
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.baselines import METHODS, Budget, Contest, Done
 from hgprompt_edge.transfer.checks import check_bank, check_validation, leave_out_family
-from hgprompt_edge.transfer.choice import Judge
 from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.transfer.judge import Judge
 from hgprompt_edge.transfer.learn import Progress
 from hgprompt_edge.transfer.pooling import choose_pooling
 from hgprompt_edge.vit.backbone import Backbone

@@ -20,13 +20,13 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import DEEP, START
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.tasks.conditions import CONDITIONS, SEVERITIES, corrupt
-from hgprompt_edge.transfer.choice import Judge
 from hgprompt_edge.transfer.condition_trainer import (
     ConditionRecipe,
     ConditionTrainer,
     seen_under,
 )
 from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.transfer.judge import Judge
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.fitted import as_fitted
 from hgprompt_edge.vit.forward import extract_features

@@ -16,8 +16,9 @@ from hgprompt_edge.prompts import SHALLOW, Floats, PromptBank, effective_sources
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.assemble import make_bundle
 from hgprompt_edge.transfer.checks import check_bank, check_validation, leave_out_family
-from hgprompt_edge.transfer.choice import Candidate, Decision, Judge, decide
+from hgprompt_edge.transfer.choice import Decision, decide
 from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.transfer.judge import Candidate, Judge
 from hgprompt_edge.transfer.learn import (
     LAMBDA,
     STEPS,

@@ -10,8 +10,8 @@ from hgprompt_edge.bundle import Bundle
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.assemble import make_bundle
 from hgprompt_edge.transfer.checks import check_validation
-from hgprompt_edge.transfer.choice import Candidate, Judge
 from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.transfer.judge import Candidate, Judge
 from hgprompt_edge.transfer.learn import Progress
 from hgprompt_edge.transfer.pooling import Pooling, choose_pooling
 from hgprompt_edge.vit.backbone import Backbone

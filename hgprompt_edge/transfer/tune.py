@@ -14,8 +14,9 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import Floats, mix
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.assemble import token_logits
-from hgprompt_edge.transfer.choice import Candidate, Judge, choose
+from hgprompt_edge.transfer.choice import choose
 from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.transfer.judge import Candidate, Judge
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.fitted import as_fitted
 from hgprompt_edge.vit.train import PromptTrainer, Recipe, Trained
