@@ -119,7 +119,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def run_cell(task: Task, backbone: Backbone, bank: PromptBank, seed: int) -> list[dict[str, Any]]:
-    _, results = compare(bank, backbone, task, methods=METHODS, seed=seed, cache=False)
+    _, results = compare(bank, backbone, task, methods=METHODS, seed=seed)
     return [
         {
             "backbone": BACKBONE,
