@@ -3,11 +3,11 @@
     python benchmarks/transfer.py --data ../shared/assets/datasets     # resumes if killed
     python benchmarks/transfer.py --only-report        # docs/TRANSFER.md from the rows
 
-At most 400 training (a fifth of them validates) and 400 test images a target, no source of the
-target's family. A cell is a target and a seed; the seed draws the training images and everything
-random in the methods. Its rows go to a file of their own in `--work` as it ends, so that several
-processes (`--part 1/2`, `--part 2/2`) can share the cells; all are gathered into
-benchmarks/results/transfer.json.
+At most 400 training (a fifth of them validates) and 400 test images a target, with `--per-class 5`
+five images a class; no source of the target's family. A cell is a target and a seed; the seed draws
+the training images and everything random in the methods. Its rows go to a file of their own in
+`--work` as it ends, so that several processes (`--part 1/2`, `--part 2/2`) can share the cells; all
+are gathered into benchmarks/results/transfer.json.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from hgprompt_edge.vit.fastest import choose_compute
 
 BACKBONE = "dinov2-small"
 RESULTS = Path(__file__).parent / "results" / "transfer.json"
-KEYS = ("backbone", "protocol", "task", "seed", "train", "image_size", "method")
+KEYS = ("backbone", "protocol", "task", "seed", "per_class", "image_size", "method")
 """Rows of the same values of these are of the same run."""
 PAGE = Path(__file__).parent.parent / "docs" / "TRANSFER.md"
 GROUPS = {
@@ -80,6 +80,7 @@ CLAIMS = (
     ("hgprompt", "prediction_average"),
     ("two_folded", "prediction_average"),
     ("three_folded", "none"),
+    ("three_folded", "prediction_average"),
 )
 
 
@@ -88,6 +89,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with a folder for each data set")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--targets", nargs="*", default=list(ORDER))
+    parser.add_argument("--per-class", type=int, help="training images a class; else 400 in all")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--part", default="1/1", help="this share of the cells: 1/2, 2/2")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/.transfer"))
     parser.add_argument("--only-report", action="store_true")
@@ -105,21 +108,31 @@ def run(options: argparse.Namespace) -> None:
     bank, backbone = read_bank(BACKBONE), load_backbone(BACKBONE)
     backbone = backbone.with_compute(choose_compute(backbone).compute)
     part, parts = (int(word) for word in options.part.split("/"))
-    landed = {(row["task"], row["seed"]) for row in read_rows(RESULTS)}
+    keys = ("task", "seed", "per_class", "method")
+    landed = {tuple(row[key] for key in keys) for row in read_rows(RESULTS)}
     cells = [(seed, name) for seed in options.seeds for name in options.targets]
     for seed, name in cells[part - 1 :: parts]:
-        path = options.work / f"{name}_{seed}.json"
-        if path.exists() or (name, seed) in landed:
+        cell = name, seed, options.per_class
+        path = options.work / ("_".join(map(str, cell)) + ".json")
+        wanted = [each for each in options.methods if (*cell, each) not in landed]
+        if path.exists() or not wanted:
             continue
-        task = load_target(name, backbone.preprocessing, options.data, seed)
-        rows = run_cell(task, backbone, bank, seed)
+        task = load_target(name, backbone.preprocessing, options.data, seed, options.per_class)
+        rows = run_cell(task, backbone, bank, seed, options.per_class, wanted)
         write_rows(path, rows)
         shown = ", ".join(f"{row['method']} {100 * row['accuracy']:.1f}" for row in rows)
         print(f"{name} {seed}: {shown}", flush=True)
 
 
-def run_cell(task: Task, backbone: Backbone, bank: PromptBank, seed: int) -> list[dict[str, Any]]:
-    _, results = compare(bank, backbone, task, methods=METHODS, seed=seed)
+def run_cell(
+    task: Task,
+    backbone: Backbone,
+    bank: PromptBank,
+    seed: int,
+    per_class: int | None,
+    methods: Sequence[str],
+) -> list[dict[str, Any]]:
+    _, results = compare(bank, backbone, task, methods=methods, seed=seed)
     return [
         {
             "backbone": BACKBONE,
@@ -128,6 +141,7 @@ def run_cell(task: Task, backbone: Backbone, bank: PromptBank, seed: int) -> lis
             "family": task.family,
             "seed": seed,
             "image_size": backbone.image_size,
+            "per_class": per_class,
             "train": len(task.train) + len(task.validation),
             "test": len(task.test),
             "method": result.method,
@@ -141,12 +155,23 @@ def run_cell(task: Task, backbone: Backbone, bank: PromptBank, seed: int) -> lis
     ]
 
 
-def load_target(name: str, preprocessing: Preprocessing, data: Path, seed: int) -> Task:
-    """Load a target cut to `TRAIN` training and `TEST` test images, classes as even as they are."""
-    if name in FRESH:
-        return load_fresh(name, preprocessing, seed)
-    task = load_task(name, preprocessing, data=data / name, seed=seed)
-    drawn = even(joined(task.train, task.validation), TRAIN, seed)
+def load_target(
+    name: str, preprocessing: Preprocessing, data: Path, seed: int, per_class: int | None = None
+) -> Task:
+    """Load a target cut to `TRAIN` training and `TEST` test images, classes as even as they are.
+
+    With `per_class` to so many training images a class, where there are as many.
+    """
+    fresh = name in FRESH
+    task = (
+        load_fresh(name, preprocessing, seed)
+        if fresh
+        else load_task(name, preprocessing, data=data / name, seed=seed)
+    )
+    if fresh and per_class is None:
+        return task
+    count = TRAIN if per_class is None else per_class * len(task.classes)
+    drawn = even(joined(task.train, task.validation), count, seed)
     rng = np.random.default_rng(seed)
     held = np.zeros(len(drawn), bool)
     for label in np.unique(drawn.labels):
@@ -170,42 +195,67 @@ def even(images: Images, count: int, seed: int) -> Images:
 
 
 def report(rows: list[dict[str, Any]]) -> str:
-    """Make the page: one table of accuracies, one of differences with intervals."""
-    tasks = [name for group in GROUPS.values() for name in group]
-    present = [name for name in tasks if any(row["task"] == name for row in rows)]
-    seeds = sorted({row["seed"] for row in rows})
+    """Make the page: accuracies, and differences with intervals; again for few images a class."""
+    many = [row for row in rows if row["per_class"] is None]
     lines = [
         "# What mixing is worth on dinov2-small",
         "",
-        f"Written by `benchmarks/transfer.py` from {len(rows)} rows: {len(present)} targets, "
-        f"seeds {', '.join(map(str, seeds))}, at most {TRAIN} training and {TEST} test images, "
-        "112 pixels, each way with its own best head, no source of the target's family. "
-        "Targets without a row have not been run yet.",
+        f"Written by `benchmarks/transfer.py`. {described(many)}, at most {TRAIN} training and "
+        f"{TEST} test images, 112 pixels, each way with its own best head, no source of the "
+        "target's family. Targets without a row have not been run yet. With several folded prompts "
+        "the average is taken where held-out images say so, else one prompt.",
         "",
         "Test accuracy in %, mean over the seeds that were run:",
         "",
-        "| target | seeds | " + " | ".join(TITLES[m] for m in METHODS) + " |",
-        "| --- |" + " --- |" * (1 + len(METHODS)),
-    ]
-    for group, names in GROUPS.items():
-        for name in names:
-            if name in present:
-                count = len({r["seed"] for r in rows if r["task"] == name})
-                cells = [f"{100 * mean(rows, name, method):.1f}" for method in METHODS]
-                lines.append(f"| {name} ({group}) | {count} | " + " | ".join(cells) + " |")
-    lines += [
+        *accuracies(many),
         "",
         "Differences in points. The interval (95 %, bootstrap) is over families, each the mean of "
         "its targets and seeds; with fewer than three families there is none.",
         "",
+        *differences(many),
+    ]
+    for count in sorted({row["per_class"] for row in rows} - {None}):
+        few = [row for row in rows if row["per_class"] == count]
+        lines += ["", f"## {count} training images a class", "", f"{described(few)}.", ""]
+        lines += [*accuracies(few), "", *differences(few)]
+    return "\n".join(lines) + "\n"
+
+
+def described(rows: list[dict[str, Any]]) -> str:
+    seeds = sorted({row["seed"] for row in rows})
+    targets = len({row["task"] for row in rows})
+    return f"{targets} targets, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
+def accuracies(rows: list[dict[str, Any]]) -> list[str]:
+    """Table of the targets, in the order of the groups, by the methods that were run."""
+    methods = [name for name in METHODS if any(row["method"] == name for row in rows)]
+    lines = [
+        "| target | seeds | " + " | ".join(TITLES[m] for m in methods) + " |",
+        "| --- |" + " --- |" * (1 + len(methods)),
+    ]
+    for group, names in GROUPS.items():
+        for name in names:
+            count = len({row["seed"] for row in rows if row["task"] == name})
+            if count:
+                cells = [f"{100 * mean(rows, name, method):.1f}" for method in methods]
+                lines.append(f"| {name} ({group}) | {count} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def differences(rows: list[dict[str, Any]]) -> list[str]:
+    """Table of `CLAIMS`, by group and in all."""
+    methods = {row["method"] for row in rows}
+    lines = [
         "| difference | natural | specialised | structured | specialised and structured | all |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     unions = (("natural",), ("specialised",), ("structured",), ("specialised", "structured"))
     for one, other in CLAIMS:
-        cells = [difference(rows, union, one, other) for union in (*unions, tuple(GROUPS))]
-        lines.append(f"| {TITLES[one]} - {TITLES[other]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        if methods >= {one, other}:
+            cells = [difference(rows, union, one, other) for union in (*unions, tuple(GROUPS))]
+            lines.append(f"| {TITLES[one]} - {TITLES[other]} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def mean(rows: list[dict[str, Any]], task: str, method: str) -> float:

@@ -18,6 +18,7 @@ from hgprompt_edge.prompts import START, Normalization, PromptBank, mix, source_
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.alignment import variance_alignment
 from hgprompt_edge.transfer.choice import (
+    MIN_GAIN,
     choose,
     decide,
     fold_more,
@@ -471,7 +472,9 @@ def test_the_average_of_two_prompts_is_what_the_table_says(backbone: Backbone) -
     assert same.cross_log_loss == pytest.approx(judge.measure(one).cross_log_loss)
 
 
-def test_more_prompts_are_folded_only_while_they_hold_out_better(backbone: Backbone) -> None:
+def test_the_prompts_that_average_best_are_folded_and_kept_where_they_gain(
+    backbone: Backbone,
+) -> None:
     tokens = noise_tokens(5)
     task = make_task(backbone, tokens[1])
     bank = make_bank(backbone, tokens)
@@ -479,14 +482,19 @@ def test_more_prompts_are_folded_only_while_they_hold_out_better(backbone: Backb
     one = decide(judge, bank, np.full(5, 0.2))
     three = decide(judge, bank, np.full(5, 0.2), folded=3)
     assert three.rows[:4] == one.rows
-    folded = three.candidates[-1]
-    assert 1 <= len(folded.parts) <= 3
-    kept = one.rows[one.kept].cross_log_loss
-    assert kept is not None
-    if len(three.rows) == 5:
-        assert three.rows[4].cross_log_loss < kept
-        names = [part.tokens.tobytes() if part.tokens is not None else b"" for part in folded.parts]
-        assert len(set(names)) == len(names)
+    first, second, _ = three.candidates[-1].parts
+    assert first.weights.tolist() == one.chosen.weights.tolist()
+    held_out = judge.measure(three.candidates[-1]).cross_log_loss
+    assert held_out is not None
+    for other in source_candidates(bank):  # no other third prompt averages better
+        if not any(np.array_equal(other.weights, part.weights) for part in (first, second)):
+            loss = judge.measure(replace(first, more=(second, other))).cross_log_loss
+            assert loss is not None
+            assert loss >= held_out - 1e-12
+    before = one.rows[one.kept].cross_log_loss
+    assert before is not None
+    gains = judge.images * (before - held_out) > MIN_GAIN
+    assert three.kept == (4 if gains else one.kept)
     lonely = fold_more(judge, [one.candidates[0]], 3)
     assert lonely.more == ()
 

@@ -22,7 +22,8 @@ from hgprompt_edge.vit.best_head import averaged_losses
 MIN_GAIN, SELECTION = 2.0, 3.0
 """Nats over all held-out images that a prompt must gain over no prompt: prior odds of exp(2), and
 more the more sources there are to choose from, since the best of many gains by chance. With
-permuted labels the best of 16 gains up to 8 nats (benchmarks/permuted.py)."""
+permuted labels the best of 16 gains up to 8 nats (benchmarks/permuted.py). Several folded prompts
+must gain `MIN_GAIN` over the one that would be kept."""
 
 
 def least_gain(sources: int) -> float:
@@ -78,17 +79,16 @@ def decide(
         Candidate("learned", mix(basis, weights), weights),
     ]
     rows = [judge.measure(candidate) for candidate in candidates]
-    given = judge.images, len(judge.task.validation), len(sources)
+    kept = never_worse(rows, judge.images, len(judge.task.validation), len(sources))
     if folded > 1:
-        kept = never_worse(rows, *given)
         pool = [candidates[kept]]
         pool += [each for each in (none, *sources, candidates[-1]) if each is not candidates[kept]]
-        candidates.append(fold_more(judge, pool, folded))
-        if candidates[-1].more:
-            rows.append(judge.measure(candidates[-1]))
-        else:  # no second prompt holds out better
-            candidates.pop()
-    kept = never_worse(rows, *given)
+        several = fold_more(judge, pool, folded)
+        if several.more:
+            candidates.append(several)
+            rows.append(judge.measure(several))
+            if judge.images * _gain(rows[kept], rows[-1]) > MIN_GAIN:
+                kept = len(rows) - 1
     return Decision(tuple(candidates), tuple(rows), kept, best)
 
 
@@ -113,9 +113,11 @@ def best_source(judge: Judge, sources: Sequence[Candidate]) -> int:
 
 
 def fold_more(judge: Judge, pool: Sequence[Candidate], most: int) -> Candidate:
-    """Add prompts to the first of the pool while the average gains `MIN_GAIN` nats by each.
+    """Add prompts to the first of the pool, `most` in all, whose average holds out best.
 
-    Greedy by the cross-fitted log-loss of the averaged probabilities, at most `most` in all.
+    Greedy by the cross-fitted log-loss of the averaged probabilities. None is left out because it
+    adds little: with few images an average is better than any choice from it (METHOD 6). Where no
+    image can be held out nothing is added.
     """
     choices = [judge.head_choice(candidate.tokens) for candidate in pool]
 
@@ -123,13 +125,10 @@ def fold_more(judge: Judge, pool: Sequence[Candidate], most: int) -> Candidate:
         return float(averaged_losses([choices[row] for row in rows], judge.labels).nanmean())
 
     taken = [0]
-    while len(taken) < min(most, len(pool)):
-        others = [row for row in range(len(pool)) if row not in taken]
-        losses = [loss([*taken, row]) for row in others]
-        gain = judge.images * (loss(taken) - min(losses))
-        if not gain > MIN_GAIN:  # nor where no image can be held out
-            break
-        taken.append(others[int(np.argmin(losses))])
+    if math.isfinite(loss(taken)):
+        while len(taken) < min(most, len(pool)):
+            others = [row for row in range(len(pool)) if row not in taken]
+            taken.append(min(others, key=lambda row: loss([*taken, row])))
     return replace(pool[0], method="folded", more=tuple(pool[row] for row in taken[1:]))
 
 
@@ -162,7 +161,12 @@ def never_worse(rows: Sequence[Row], images: int, validation: int, sources: int)
     """
     best = choose(rows)
     if all(row.cross_log_loss is not None for row in rows):
-        gain = images * ((rows[0].cross_log_loss or 0.0) - (rows[best].cross_log_loss or 0.0))
+        gain = images * _gain(rows[0], rows[best])
     else:
         gain = validation * (rows[0].val_log_loss - rows[best].val_log_loss)
     return best if gain > least_gain(sources) else 0
+
+
+def _gain(before: Row, after: Row) -> float:
+    """By how many nats an image the cross-fitted log-loss falls."""
+    return (before.cross_log_loss or 0.0) - (after.cross_log_loss or 0.0)

@@ -1,4 +1,4 @@
-"""Ways to use the sources, and the judge of them: heads, held-out images, test images (METHOD 6)."""
+"""Ways to use the sources, and the judge of them by held-out and test images (METHOD 6)."""
 
 from __future__ import annotations
 
