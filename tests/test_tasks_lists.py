@@ -49,7 +49,7 @@ def test_own_lists_are_numbered_or_named(tmp_path: Path) -> None:
     assert (task.name, task.family) == ("mine", "")
     assert task.classes == tuple(str(label) for label in range(11))
     assert task.test.labels.tolist() == list(range(11))
-    rewrite(folder / "classes.txt", *(f"kind {10 - label}" for label in range(11)))
+    rewrite(folder / "classes.txt", *(f"kind {10 - label}" for label in range(11)), "", " ")
     named = load_task(None, RULE, data=folder)
     assert named.classes == tuple(f"kind {10 - label}" for label in range(11))
     assert named.test.labels.tolist() == list(range(11))
@@ -127,6 +127,10 @@ BAD_LISTS = {
         r"only one class \(vehicle at 8 to 20 m\)",
     ),
     "too few class names": ({"classes.txt": ["a", "b"]}, r"classes\.txt: names 2 classes, and KI"),
+    "a blank line among class names": (
+        {"classes.txt": ["a", "b", "", "c", "d", ""]},
+        r"classes\.txt, line 3: is blank, so that the classes after it may be misnumbered; name",
+    ),
     "equal class names": ({"classes.txt": ["a", "b", "a", "c"]}, r"classes\.txt: names a twice"),
 }
 

@@ -137,7 +137,15 @@ def _classes(
                 "what so few images can be of; number the classes from 0 on"
             )
         return tuple(str(label) for label in range(largest.label + 1))
-    names = tuple(line.strip() for line in _lines(path) if line.strip())
+    lines = [line.strip() for line in _lines(path)]
+    while lines and not lines[-1]:
+        lines.pop()
+    if "" in lines:  # left out, it would move every name after it
+        raise UserError(
+            f"{path}, line {lines.index('') + 1}: is blank, so that the classes after it may be "
+            "misnumbered; name a class on each line, the first line is class 0"
+        )
+    names = tuple(lines)
     if len(set(names)) < len(names):
         double = next(name for i, name in enumerate(names) if name in names[:i])
         raise UserError(f"{path}: names {double} twice; name each class once, in order")
