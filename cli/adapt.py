@@ -22,6 +22,7 @@ from hgprompt_edge.cli.console import (
     progress_bar,
     reports_errors,
 )
+from hgprompt_edge.cli.left_out import as_rows, note_left_out
 from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:
@@ -160,8 +161,7 @@ def adapt(
         except KeyboardInterrupt:
             number = journal.current().id
             fail(f"interrupted; version {number} is in force ({folder})", EXIT_INTERRUPTED)
-    for sentence in adapted.seen.unreadable:
-        note(f"left out {sentence}")
+    note_left_out(adapted.seen.unreadable, adapted.seen.left_out)
     if absent := adapted.seen.absent(predictor.classes):
         note(f"no images of some classes, for which the new weights were not judged: {absent}")
     tries_more = unlabelled and moving is Moving.NONE and adapted.proposal.steps > 0
@@ -248,7 +248,12 @@ def _print_adapted(
     if json:
         document = {"taken": verdict.taken, "reason": verdict.reason, **verdict.figures}
         spent = {"steps": proposal.steps, "seconds": round(proposal.seconds, 2)}
-        print_json({**document, **spent, "version": _as_dict(adapted.after, names)})
+        unused = {
+            "unreadable": as_rows(adapted.seen.unreadable),
+            "files_left_out": as_rows(adapted.seen.left_out),
+        }
+        version = {"version": _as_dict(adapted.after, names)}
+        print_json({**document, **spent, **version, **unused})
         return
     if len(names) > 1:  # else there is no mix, and the head has moved
         out.print(_mix_table(adapted, names))

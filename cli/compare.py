@@ -12,6 +12,7 @@ from rich.table import Table
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import fastest, out, print_json, progress_bar, reports_errors
 from hgprompt_edge.cli.inputs import bank_and_backbone, needs_bank
+from hgprompt_edge.cli.left_out import note_left_out, of_task
 from hgprompt_edge.cli.server import needs_server
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def compare(
             download=download,
             progress=lambda done, total: report("reading images", done, total),
         )
+        note_left_out(images.unreadable, images.left_out)
         vit = fastest(vit, device, precision)
         contest, results = run(
             bank,
@@ -95,7 +97,7 @@ def compare(
     history = learn(contest).history if "hgprompt" in chosen else []
     draw_comparison(images.name, names, results, history, figure)
     if json:
-        print_json({**document, "figure": str(figure)})
+        print_json({**document, **of_task(images), "figure": str(figure)})
         return
     out.print(_table(results))
     out.print(f"{path}, {figure} ({time.perf_counter() - began:.0f} s)", soft_wrap=True)

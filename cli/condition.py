@@ -13,6 +13,7 @@ from rich.table import Table
 
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import fastest, note, out, print_json, progress_bar, reports_errors
+from hgprompt_edge.cli.left_out import note_left_out, of_task, write_left_out
 from hgprompt_edge.cli.server import needs_server
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def condition(
             seed=fitted.seed,
             progress=lambda done, total: report("reading images", done, total),
         )
+        note_left_out(images.unreadable, images.left_out)
         recipe = ConditionRecipe(epochs=epochs, seed=fitted.seed)
         state = condition_state(path, fitted.task)
         if state.exists():
@@ -86,11 +88,13 @@ def condition(
             fitted, backbone, images, names, recipe, report, state=state
         )
     write_bundle(path, prepared)
+    write_left_out(images, path)
     shutil.rmtree(state, ignore_errors=True)
     seconds = time.perf_counter() - began
     if json:
         found = [vars(worth) for worth in worths]
-        print_json({"bundle": str(path), "conditions": found, "seconds": round(seconds, 2)})
+        document = {"bundle": str(path), "conditions": found, "seconds": round(seconds, 2)}
+        print_json({**document, **of_task(images)})
         return
     out.print(worth_table(worths))
     out.print(f"{path}: {len(prepared.conditions)} condition prompts ({seconds:.0f} s)")

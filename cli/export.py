@@ -12,6 +12,7 @@ from rich.table import Table
 
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import note, out, print_json, progress_bar, reports_errors
+from hgprompt_edge.cli.left_out import note_left_out
 from hgprompt_edge.cli.server import needs_server
 from hgprompt_edge.errors import UserError
 
@@ -309,6 +310,7 @@ def _quantize(
             seed=bundle.seed,
             progress=lambda done, total: report("images", done, total),
         )
+        note_left_out(images.unreadable, images.left_out)
         return export_int8(bundle, backbone, path, images, report=report, **how)
 
 

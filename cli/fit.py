@@ -31,6 +31,7 @@ from hgprompt_edge.cli.fit_table import (
     weights_table,
 )
 from hgprompt_edge.cli.inputs import bank_and_backbone
+from hgprompt_edge.cli.left_out import note_left_out, of_task, write_left_out
 from hgprompt_edge.cli.server import needs_server
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ def fit(
             download=download,
             progress=lambda done, total: report("reading images", done, total),
         )
+        note_left_out(images.unreadable, images.left_out)
         vit = fastest(vit, device, precision)
         mixer: HGPrompt | None = None
         if bank is None:
@@ -188,6 +190,7 @@ def fit(
                 fitted, vit, images, wanted, report=report, state=state
             )
     write_bundle(path, fitted)
+    write_left_out(images, path)
     if wanted:
         shutil.rmtree(state, ignore_errors=True)
     figure = None
@@ -252,7 +255,7 @@ def _document(
     return {
         "task": images.name,
         "images": _counts(images),
-        "unreadable": list(images.unreadable),
+        **of_task(images),
         "left_out": list(left_out),
         "learned_weights": _by_name(names, source_shares(bundle.learned_weights)),
         "learned_weights_by_layer": (
@@ -286,8 +289,6 @@ def _print_result(
 ) -> None:
     counts = ", ".join(f"{count} {name}" for name, count in _counts(images).items())
     out.print(f"{images.name}: {len(images.classes)} classes; {counts} images", soft_wrap=True)
-    for name in images.unreadable:
-        note(f"skipped {name}")
     if left_out:
         out.print(f"left out, same family as the target: {', '.join(left_out)}")
     if pooling.name != "token" and pooling.gain:

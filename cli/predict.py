@@ -22,10 +22,12 @@ from hgprompt_edge.cli.console import (
     print_json,
     reports_errors,
 )
+from hgprompt_edge.cli.left_out import note_left_out
 from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:
     from hgprompt_edge.device.predictor import Prediction, Predictor
+    from hgprompt_edge.listing import Listing
 
 
 @reports_errors
@@ -70,24 +72,28 @@ def predict(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout.")] = False,
 ) -> None:
     """Classify images: class and probability for each."""
-    from hgprompt_edge.device.predictor import Predictor, find_images, state_folder
+    from hgprompt_edge.device.predictor import Predictor, state_folder
+    from hgprompt_edge.listing import list_images
 
     if json and as_csv:
         fail("--json and --csv: choose one of them", EXIT_BAD_INPUT)
     if bool(images) == (watch is not None):
         raise UserError("images or --watch: name image files, or one folder to watch")
+    listing = list_images(images or [] if watch is None else [watch])
+    if watch is None and not listing.images:
+        raise UserError(f"{listing.missing[0]}; name image files, or folders of them")
     predictor = Predictor(model, threads=threads, device=device, bf16=bf16, state=state)
     if state is not None and not state.exists():
         note(f"--state {state}: not there (yet), so the factory weights are in force")
     if state is None and predictor.bank is not None:
         predictor.follow(state_folder(model))
     if watch is not None:
+        note_left_out((), listing.left_out)
         try:
             _serve(predictor, watch, top, json, as_csv)
         except KeyboardInterrupt:  # the way to end it
             raise typer.Exit(EXIT_INTERRUPTED) from None
         return
-    paths = find_images(images or [])
     if predictor.assumed:
         note(
             f"{model}: not from `hgedge export`: it lacks class names and the resize rule; classes "
@@ -95,18 +101,43 @@ def predict(
         )
     if bf16:
         note(f"bfloat16: {predictor.compare_probe()}")
-    predictions = list(predictor.predict_paths(paths, top=top, batch_size=batch_size))
+    predictions = list(predictor.predict_paths(listing.images, top=top, batch_size=batch_size))
     if json:
-        print_json([_as_dict(prediction) for prediction in predictions])
+        print_json([_as_dict(prediction) for prediction in (*predictions, *_unused(listing))])
     elif as_csv:
         _print_csv(predictions)
     else:
         _print_table(predictions)
+    note_left_out((), listing.left_out)
     unreadable = [p for p in predictions if p.error]
     for prediction in unreadable:
         note(f"{prediction.path}: {prediction.error}")
+    for item in listing.missing:
+        note(str(item))
+    if unreadable or listing.missing:
+        fail(_what_is_wrong(len(unreadable), len(predictions), listing), EXIT_BAD_INPUT)
+
+
+def _what_is_wrong(unreadable: int, images: int, listing: Listing) -> str:
+    """Count what could not be classified, in words that fit one and many."""
+    found = []
     if unreadable:
-        fail(f"{len(unreadable)} of {len(predictions)} images are unreadable", EXIT_BAD_INPUT)
+        which = "the image" if images == 1 else f"{unreadable:,} of {images:,} images"
+        found.append(f"{which} cannot be read")
+    if listing.missing:
+        one = len(listing.missing) == 1
+        found.append(f"{len(listing.missing):,} path{' holds' if one else 's hold'} no image")
+    rest = "; the others were classified" if unreadable < images else ""
+    return f"{' and '.join(found)}{rest}"
+
+
+def _unused(listing: Listing) -> list[Prediction]:
+    """Return what stands in the JSON document for files without a prediction."""
+    from hgprompt_edge.device.predictor import Prediction
+
+    left_out = [(item.name, f"left out: {item.reason}") for item in listing.left_out]
+    missing = [(item.name, item.reason) for item in listing.missing]
+    return [Prediction(Path(name), (), why) for name, why in (*missing, *left_out)]
 
 
 def _serve(predictor: Predictor, folder: Path, top: int, json: bool, as_csv: bool) -> None:

@@ -21,6 +21,7 @@ from hgprompt_edge.cli.console import (
     progress_bar,
     reports_errors,
 )
+from hgprompt_edge.cli.left_out import note_left_out, of_task
 from hgprompt_edge.cli.server import needs_server
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def train(
             progress=lambda done, total: report("reading images", done, total),
         )
         images = load(download=download)
+        note_left_out(images.unreadable, images.left_out)
         check_joins(output, blank_prompt(vit, images, recipe))
         vit = fastest(vit, device, precision)
         more = images_beyond(images, load(limit=None)) if all_images else None
@@ -141,7 +143,7 @@ def train(
     write_start(output, prompt, trained.start)
     state.unlink(missing_ok=True)
     if json:
-        print_json({"prompt": str(path), **_facts(prompt)})
+        print_json({"prompt": str(path), **_facts(prompt), **of_task(images)})
         return
     out.print(_worth(prompt), soft_wrap=True)
     out.print(f"{path}", soft_wrap=True)

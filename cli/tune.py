@@ -12,6 +12,7 @@ from hgprompt_edge.bundle import ROW_TITLES
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import fastest, note, out, print_json, progress_bar, reports_errors
 from hgprompt_edge.cli.fit_table import accuracy_table
+from hgprompt_edge.cli.left_out import note_left_out, of_task, write_left_out
 from hgprompt_edge.cli.server import needs_server
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def tune(
             seed=fitted.seed,
             progress=lambda done, total: report("reading images", done, total),
         )
+        note_left_out(images.unreadable, images.left_out)
         recipe = Recipe(
             epochs=epochs_for(steps, len(images.train), batch_size),
             batch_size=batch_size,
@@ -95,6 +97,7 @@ def tune(
             report=lambda done, total: report("epochs", done, total),
         )
     write_bundle(path, tuned)
+    write_left_out(images, path)
     state.unlink(missing_ok=True)
     _note_left_out(fitted, tuned, path)
     seconds = time.perf_counter() - began
@@ -107,6 +110,7 @@ def tune(
                 "epoch": trained.epoch,
                 "epochs": recipe.epochs,
                 "history": list(trained.history),
+                **of_task(images),
                 "seconds": round(seconds, 2),
             }
         )

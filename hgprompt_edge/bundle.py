@@ -26,6 +26,7 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import read_safetensors, sha256_arrays, write_safetensors
 from hgprompt_edge.folded import FoldedPrompt as FoldedPrompt
 from hgprompt_edge.folded import pack_more, read_more
+from hgprompt_edge.listing import files_in
 from hgprompt_edge.preprocess import Preprocessing
 from hgprompt_edge.prompts import mix
 
@@ -438,7 +439,7 @@ def newest_bundle(folder: Path) -> Path:
     UserError
         There is none.
     """
-    paths = sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
+    paths = sorted(files_in(folder, SUFFIX), key=lambda path: path.stat().st_mtime_ns)
     if not paths:
         raise UserError(f"no *{SUFFIX} file in {folder}; run `hgedge fit` first or name a bundle")
     return paths[-1]

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from hgprompt_edge import models
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import read_safetensors, sha256_file, write_safetensors
+from hgprompt_edge.listing import files_in
 
 FORMAT = "hgprompt.prompt/1"
 SOURCE, START = "source", "start"
@@ -273,7 +274,7 @@ def read_bank(source: str | Path = models.DEFAULT, *, match: bool = True) -> Pro
     folder = models.bank_folder(str(source)) if source in models.NAMES else Path(source)
     if not folder.is_dir():
         raise UserError(f"--sources {source}: no such folder; name one that holds prompt files")
-    paths = sorted(folder.glob("*.safetensors"))
+    paths = files_in(folder, ".safetensors")
     if not paths:
         raise UserError(
             f"--sources {source}: the bank is empty, no *.safetensors in it; "
@@ -429,7 +430,7 @@ def _normalization(text: str) -> Normalization | None:
 
 
 def _sources_in(folder: Path) -> list[Prompt]:
-    prompts = (read_prompt(path) for path in sorted(folder.glob("*.safetensors")))
+    prompts = (read_prompt(path) for path in files_in(folder, ".safetensors"))
     return [prompt for prompt in prompts if prompt.role == SOURCE]
 
 

@@ -66,7 +66,8 @@ def lonely_image(tmp_path: Path) -> str:
 
 def unreadable_images(tmp_path: Path) -> str:
     folder = class_folders(tmp_path / "mine")
-    (folder / PETS[0] / "3.jpg").write_bytes(b"not an image")
+    for name in ("2.jpg", "3.jpg"):
+        (folder / PETS[0] / name).write_bytes(b"not an image")
     return "--data mine"
 
 

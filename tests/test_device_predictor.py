@@ -18,10 +18,11 @@ from small_vits import make_backbone, make_bundle, token_logits
 
 from hgprompt_edge.bundle import Bundle
 from hgprompt_edge.device.onnx_engine import explain
-from hgprompt_edge.device.predictor import Prediction, Predictor, find_images
+from hgprompt_edge.device.predictor import Prediction, Predictor
 from hgprompt_edge.device.softmax import softmax
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.onnx_file import export_onnx
+from hgprompt_edge.listing import list_images
 from hgprompt_edge.preprocess import read_image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,16 +89,9 @@ def test_pixels_of_another_shape_or_dtype_are_refused(model: Path, pixels: np.nd
 
 def test_files_and_folders_become_a_sorted_list(folder: Path) -> None:
     inside = [folder / "a.JPG", *(folder / "b" / f"{i}.png" for i in range(5)), folder / "c.png"]
-    assert find_images([folder]) == inside
+    assert list_images([folder]).images == tuple(inside)
     named = [folder / "notes.txt", folder / "b" / "3.png"]
-    assert find_images([*named, folder / "b"]) == [*named, *inside[1:6]]
-
-
-def test_missing_paths_and_empty_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere: no such file or folder"):
-        find_images([tmp_path / "nowhere"])
-    with pytest.raises(UserError, match="no images in this folder"):
-        find_images([tmp_path])
+    assert list_images([*named, folder / "b"]).images == (*named, *inside[1:6])
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
@@ -105,7 +99,7 @@ def test_predictions_keep_the_order_and_name_unreadable_files(
     model: Path, folder: Path, bundle: Bundle, batch_size: int
 ) -> None:
     predictor = Predictor(model)
-    paths = find_images([folder])
+    paths = list(list_images([folder]).images)
     predictions = list(predictor.predict_paths(paths, top=2, batch_size=batch_size))
     assert [p.path for p in predictions] == paths
     assert predictions[-1] == Prediction(folder / "c.png", (), predictions[-1].error)
@@ -279,12 +273,13 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 from pathlib import Path
 from hgprompt_edge.device import mixing
-from hgprompt_edge.device.predictor import Predictor, find_images
+from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.listing import list_images
 
 predictor = Predictor(Path(sys.argv[1]), threads=1)
 images, logits = predictor.metadata.probe()
 assert abs(predictor.logits(images) - logits).max() < 1e-4
-for prediction in predictor.predict_paths(find_images([Path(sys.argv[2])])):
+for prediction in predictor.predict_paths(list_images([Path(sys.argv[2])]).images):
     print(prediction.path.name, prediction.labels[0][0] if prediction.labels else prediction.error)
 assert not BLOCKED & set(sys.modules)
 """
@@ -299,7 +294,7 @@ def test_it_works_where_importing_torch_raises(model: Path, folder: Path) -> Non
     )
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    expected = list(Predictor(model).predict_paths(find_images([folder])))
+    expected = list(Predictor(model).predict_paths(list_images([folder]).images))
     assert lines == [f"{p.path.name} {p.labels[0][0] if p.labels else p.error}" for p in expected]
     assert len(lines) == 7
     assert result.stderr == ""

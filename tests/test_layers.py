@@ -14,6 +14,7 @@ PACKAGE = ROOT / "hgprompt_edge"
 LEVELS = {
     "cores": 0,
     "errors": 0,
+    "listing": 1,
     "files": 1,
     "models": 1,
     "preprocess": 2,
@@ -44,6 +45,7 @@ DEVICE_SIDE = (
     "folded",
     "preprocess",
     "files",
+    "listing",
     "models",
     "errors",
     "cores",

@@ -268,8 +268,8 @@ def test_pickles_of_others_are_not_unpickled(tmp_path: Path) -> None:
 def test_damaged_lists_and_missing_images(tmp_path: Path) -> None:
     pets(tmp_path)
     (tmp_path / "oxford-iiit-pet" / "images" / "Birman_3.jpg").unlink()
-    with pytest.raises(UserError, match=r"1 of 42 images.*Birman_3\.jpg: no such file"):
-        load_task("pets", RULE, data=tmp_path)
+    (found,) = load_task("pets", RULE, data=tmp_path).unreadable
+    assert str(found) == "oxford-iiit-pet/images/Birman_3.jpg: no such file"
     text(tmp_path / "oxford-iiit-pet" / "annotations" / "test.txt", ["Birman_11 x"])
     with pytest.raises(UserError, match="the copy of Oxford-IIIT Pet is not usable"):
         load_task("pets", RULE, data=tmp_path)

@@ -205,7 +205,7 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     fill(single / "cat", 3)
     refused(single, r"only one class \(cat\); a task needs images of two classes")
     (single / "dog").mkdir()
-    refused(single, r"the class folder dog holds no images .*add some or remove it")
+    refused(single, r"the class folder dog holds no images; add some or remove it")
     fill(single / "dog", 1)
     refused(single, r"only one image of dog; a class needs two")
     text = tmp_path / "text.txt"
@@ -240,11 +240,96 @@ def test_unreadable_images(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         task = load_task(None, RULE, data=tmp_path)
     check(task)
-    assert sorted(line.split(":")[0] for line in task.unreadable) == ["a/003.png", "b/099.png"]
+    assert sorted(item.name for item in task.unreadable) == ["a/003.png", "b/099.png"]
     assert len(task.train) + len(task.validation) + len(task.test) == 198
-    for i in range(10, 15):
+    for i in range(10, 19):
         (tmp_path / "a" / f"{i:03d}.png").write_text("x")
-    refused(tmp_path, r"7 of 200 images cannot be read, more than 1 % \(.*png: .*; \.\.\.\)")
+    refused(tmp_path, r"11 of 200 images cannot be read, more than 5 % \(.*png: .*; \.\.\.\)")
+
+
+def test_one_unreadable_image_of_a_few_is_skipped_two_are_too_many(tmp_path: Path) -> None:
+    fill(tmp_path / "a", 9)
+    fill(tmp_path / "b", 9)
+    (tmp_path / "a" / "003.png").write_bytes(b"\x89PNG")
+    task = load_task(None, RULE, data=tmp_path)
+    check(task)
+    assert [item.name for item in task.unreadable] == ["a/003.png"]
+    (tmp_path / "b" / "003.png").write_bytes(b"\x89PNG")
+    refused(tmp_path, r"2 of 18 images cannot be read, more than 5 % \(a/003\.png: .*; b/003")
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("training", "testing"),
+        ("train_set", "test_set"),
+        ("Training images", "Holdout"),
+        ("train2017", "evaluation"),
+        ("trainset", "held-out"),
+    ],
+)
+def test_parts_by_other_names(tmp_path: Path, train: str, test: str) -> None:
+    for part, count in ((train, 8), (test, 5)):
+        for label in ("dots", "lines", "ring"):
+            fill(tmp_path / part / label, count)
+    task = load_task(None, RULE, data=tmp_path)
+    check(task)
+    assert task.classes == ("dots", "lines", "ring")
+    assert (len(task.train) + len(task.validation), len(task.test)) == (24, 15)
+    assert all(name.startswith(test) for name in task.test.names)
+
+
+@pytest.mark.parametrize(
+    "parts", [("part A", "part B"), ("2023", "2024"), ("dots", "ring"), ("fold1", "fold2", "fold3")]
+)
+def test_folders_that_all_hold_the_same_folders_are_refused(
+    tmp_path: Path, parts: tuple[str, ...]
+) -> None:
+    """Parts of the data, or classes with parts of their own: both would mix test and train."""
+    for part in parts:
+        for inner in ("train", "test"):
+            fill(tmp_path / part / inner, 5)
+    fill(tmp_path / parts[0] / "rare", 5)
+    refused(tmp_path, r"all hold the folders test, train, so they may be parts of the data")
+    fill(tmp_path / parts[0], 1)
+    assert load_task(None, RULE, data=tmp_path).classes == parts
+
+
+def test_eval_tests_where_nothing_else_does(tmp_path: Path) -> None:
+    for part, count in (("train", 10), ("eval", 4), ("test", 3)):
+        fill(tmp_path / part / "a", count)
+        fill(tmp_path / part / "b", count)
+    with pytest.warns(UserWarning, match=": eval not read, since train is the training part"):
+        assert len(load_task(None, RULE, data=tmp_path).test) == 6
+
+
+def test_what_lies_there_and_is_not_used_is_named(tmp_path: Path) -> None:
+    fill(tmp_path / "a", 5)
+    fill(tmp_path / "b", 5)
+    fill(tmp_path / "b" / "@eaDir" / "000.png", 2, suffix="jpg")
+    fill(tmp_path / ".cache", 1)
+    fill(tmp_path, 1)
+    (tmp_path / "a" / "._000.png").write_bytes(b"x")
+    (tmp_path / "a" / "notes.txt").write_text("x")
+    (tmp_path / "a" / "Thumbs.db").write_text("x")
+    (tmp_path / "README.md").write_text("x")
+    task = load_task(None, RULE, data=tmp_path)
+    assert [str(item) for item in task.left_out] == [
+        "000.png: beside the class folders",
+        ".cache/000.png: in a hidden folder (.cache)",
+        "a/._000.png: hidden",
+        "a/notes.txt: of a type that is not read (.txt)",
+        "b/@eaDir/000.png/000.jpg: in a system folder (@eaDir)",
+        "b/@eaDir/000.png/001.jpg: in a system folder (@eaDir)",
+    ]
+    assert sum(len(part) for part in (task.train, task.validation, task.test)) == 10
+
+
+def test_a_class_of_thumbnails_alone_holds_no_images(tmp_path: Path) -> None:
+    fill(tmp_path / "a", 5)
+    fill(tmp_path / "b", 5)
+    fill(tmp_path / "c" / "@eaDir", 2)
+    refused(tmp_path, r"the class folder c holds no images \(2 in a system folder \(@eaDir\)\);")
 
 
 def test_class_that_unreadable_images_leave_with_one(tmp_path: Path) -> None:

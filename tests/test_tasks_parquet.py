@@ -93,6 +93,45 @@ def test_the_benchmarks_own_splits_serve_where_there_is_no_other_training_part(
     assert len(task.test) == 36
 
 
+def test_each_file_has_its_own_order_of_classes(tmp_path: Path) -> None:
+    """Two files that number the same three classes otherwise; each is right for itself."""
+    write_parquet(tmp_path / "train-0.parquet", [0, 1, 2] * 8, names=["a", "b", "c"])
+    write_parquet(tmp_path / "train-1.parquet", [2, 0, 1] * 8, names=["b", "c", "a"], first=50)
+    write_parquet(tmp_path / "test.parquet", [0, 1, 2] * 4, names=["c", "a", "b"], first=90)
+    task = load_task(None, RULE, data=tmp_path)
+    assert task.classes == ("a", "b", "c")
+    expected = {"train-0": "abc", "train-1": "abc", "test": "cab"}
+    for images in (task.train, task.validation, task.test):
+        for name, label in zip(images.names, images.labels, strict=True):
+            file, row = name.split(".parquet/")
+            assert task.classes[label] == expected[file][int(row) % 3]
+
+
+def test_files_that_do_not_say_what_their_numbers_mean_are_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", [0, 1, 2] * 8, names=["a", "b", "c"])
+    write_parquet(tmp_path / "test.parquet", [0, 1, 2] * 4, first=90)
+    with pytest.raises(UserError, match=r"test\.parquet: does not say which classes the numbers"):
+        load_task(None, RULE, data=tmp_path)
+    write_parquet(tmp_path / "test.parquet", [0, 1, 3] * 4, names=["b", "a", "c", "d"], first=90)
+    with pytest.raises(UserError, match=r"the test part holds the class d, which the training"):
+        load_task(None, RULE, data=tmp_path)
+    write_parquet(tmp_path / "test.parquet", [0, 1] * 4, names=["a", "a"], first=90)
+    with pytest.raises(UserError, match=r"test\.parquet: names the class a twice"):
+        load_task(None, RULE, data=tmp_path)
+    write_parquet(tmp_path / "test.parquet", ["c", "a"] * 4, first=90)
+    assert load_task(None, RULE, data=tmp_path).test.labels.tolist() == [2, 0] * 4
+
+
+def test_files_of_no_part_and_dot_files_are_not_read(tmp_path: Path) -> None:
+    dataset(tmp_path)
+    (tmp_path / "data" / "._train-00000-of-00002.parquet").write_bytes(b"macOS")
+    write_parquet(tmp_path / "data" / "extra-0.parquet", LABELS, names=DMLAB, first=700)
+    write_parquet(tmp_path / "data" / "eval-0.parquet", LABELS, names=DMLAB, first=800)
+    task = load_task(None, RULE, data=tmp_path)
+    assert {name.split("-")[0] for name in task.test.names} == {"data/test"}
+    assert [item.name for item in task.left_out] == ["data/eval-0.parquet", "data/extra-0.parquet"]
+
+
 @pytest.mark.parametrize("file", ["train.parquet", "0000.parquet"])
 def test_a_test_part_is_carved_where_there_is_none(tmp_path: Path, file: str) -> None:
     write_parquet(tmp_path / file, LABELS * 2, names=DMLAB)

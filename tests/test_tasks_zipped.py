@@ -102,7 +102,7 @@ def test_names_of_known_sets(tmp_path: Path, name: str, family: str, flips: bool
         (table([row[:2] for row in ROWS], "file,label"), "no column split"),
         (table(ROWS, "path,label,split"), "no column file"),
         ("", "no column file"),
-        (table([("train/a/0.png", "a", "dev")]), "line 2: unknown split 'dev'"),
+        (table([("train/a/0.png", "a", "extra")]), "line 2: unknown split 'extra'"),
         (table([("train/a/0.png", "", "train")]), "line 2: no label"),
         (table([("train/a/0.png", "a")]), "line 2: unknown split ''"),
         (table([*ROWS, ROWS[0]]), r"train/a/0\.png listed more than once"),
@@ -140,10 +140,17 @@ def test_damaged_members_are_unreadable_images(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[offset + 60 : offset + 80] = bytes(20)
     path.write_bytes(bytes(data))
-    with pytest.raises(
-        UserError, match=r"1 of 28 images cannot be read.*train/a/3\.png: cannot be"
-    ):
-        load_task(None, RULE, data=tmp_path)
+    (found,) = load_task(None, RULE, data=tmp_path).unreadable
+    assert str(found).startswith("train/a/3.png: cannot be unpacked")
+
+
+def test_images_that_the_table_does_not_name_are_left_out_by_name(tmp_path: Path) -> None:
+    path = whole(tmp_path) / "images.zip"
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("train/a/extra.png", b"x")
+        archive.writestr("__MACOSX/train/a/._extra.png", b"x")
+    (found,) = load_task(None, RULE, data=tmp_path).left_out
+    assert str(found) == "train/a/extra.png: not in labels.csv"
 
 
 def test_zip_bombs_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

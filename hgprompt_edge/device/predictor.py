@@ -20,12 +20,7 @@ from hgprompt_edge.device.other_cpu import Agreement, check_once, compare_cpus
 from hgprompt_edge.device.parity import TOLERANCES, Comparison, compare
 from hgprompt_edge.device.softmax import softmax
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.preprocess import (
-    IMAGE_SUFFIXES,
-    Preprocessing,
-    UnreadableImageError,
-    read_image,
-)
+from hgprompt_edge.preprocess import Preprocessing, UnreadableImageError, read_image
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -279,35 +274,6 @@ class Predictor:
 def tolerance_of(entries: Mapping[str, str]) -> float:
     """How far a model's logits may be from PyTorch's, relative to the largest (METHOD 8)."""
     return TOLERANCES[entries.get(f"{PREFIX}precision", "fp32")]
-
-
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Image files in the order given; a folder stands for the images below it, sorted by path.
-
-    Files that are named are taken whatever their suffix. Hidden files and folders are left out.
-
-    Raises
-    ------
-    UserError
-        A path that does not exist, or a folder without images.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            images = sorted(p for p in path.rglob("*") if _is_image(p.relative_to(path), p))
-            if not images:
-                raise UserError(f"{path}: no images in this folder; name one that holds some")
-            found += images
-        elif path.exists():
-            found.append(path)
-        else:
-            raise UserError(f"{path}: no such file or folder; check the path")
-    return found
-
-
-def _is_image(relative: Path, path: Path) -> bool:
-    hidden = any(part.startswith(".") for part in relative.parts)
-    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 def _assume(engine: Engine) -> Metadata | None:

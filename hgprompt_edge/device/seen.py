@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.device.predictor import find_images
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.listing import LeftOut, beside, list_folders, list_images, subfolders
 from hgprompt_edge.preprocess import Preprocessing, UnreadableImageError, read_image
 
 Pixels = npt.NDArray[np.uint8]
@@ -28,12 +28,15 @@ class Seen:
     labels
         `[n]`, places of the model's classes, or None.
     unreadable
-        Files that were left out, and why.
+        Images that cannot be read, and why.
+    left_out
+        Other files in the folder, and why they are not used.
     """
 
     pixels: Pixels
     labels: Labels | None
-    unreadable: tuple[str, ...]
+    unreadable: tuple[LeftOut, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
     def absent(self, classes: Sequence[str]) -> str:
         """Classes of the model without a labelled image, the first few by name; empty: none."""
@@ -64,7 +67,7 @@ def read_labelled(
     UserError
         No class folders, a folder that is no class of the model, or one class alone.
     """
-    names = sorted(p.name for p in _folders(folder))
+    names = [path.name for path in _folders(folder)]
     if not names:
         raise UserError(
             f"{folder}: holds no class folders; sort the images into one folder a class "
@@ -76,7 +79,15 @@ def read_labelled(
             f"{folder / unknown[0]}: '{unknown[0]}' is no class of the model ({_some(classes)}); "
             "rename or remove the folder"
         )
-    found = [(path, classes.index(name)) for name in names for path in _images(folder / name)]
+    # An empty class folder is no mistake: nothing of it was seen.
+    listings = list_folders([folder / name for name in names])
+    left_out = beside(folder, "beside the class folders")
+    left_out += (item for listing in listings for item in listing.left_out)
+    found = [
+        (path, classes.index(name))
+        for name, listing in zip(names, listings, strict=True)
+        for path in listing.images
+    ]
     places = np.array([place for _, place in found], np.int64)
     rows = _draw_alike(places, limit, seed)
     pixels, read, bad = _read([found[row][0] for row in rows], preprocessing)
@@ -87,7 +98,7 @@ def read_labelled(
             "weights learned from one class alone would predict nothing else: add another class, "
             "or use --unlabelled"
         )
-    return Seen(pixels, labels, bad)
+    return Seen(pixels, labels, bad, tuple(left_out))
 
 
 def read_unlabelled(
@@ -100,12 +111,15 @@ def read_unlabelled(
     UserError
         No such folder, or fewer than two images in it can be read.
     """
-    paths = find_images([folder])
+    listing = list_images([folder])
+    if listing.missing:
+        raise UserError(f"--data {listing.missing[0]}; name a folder of images")
+    paths = listing.images
     rows = _draw(len(paths), limit, seed)
     pixels, _, bad = _read([paths[row] for row in rows], preprocessing)
     if len(pixels) < 2:
         raise UserError(f"{folder}: fewer than two of its images can be read; name another folder")
-    return Seen(pixels, None, bad)
+    return Seen(pixels, None, bad, listing.left_out)
 
 
 def _draw_alike(places: Labels, limit: int | None, seed: int) -> Labels:
@@ -125,32 +139,25 @@ def _draw(count: int, limit: int | None, seed: int) -> Labels:
 
 def _read(
     paths: Sequence[Path], preprocessing: Preprocessing
-) -> tuple[Pixels, Labels, tuple[str, ...]]:
+) -> tuple[Pixels, Labels, tuple[LeftOut, ...]]:
     """Pixels of the readable ones, their places in `paths`, and what is wrong with the others."""
     side = preprocessing.image_size
     pixels = np.empty((len(paths), side, side, 3), np.uint8)
     places: list[int] = []
-    bad: list[str] = []
+    bad: list[LeftOut] = []
     for place, path in enumerate(paths):
         try:
             pixels[len(places)] = read_image(path, preprocessing)
             places.append(place)
         except UnreadableImageError as error:
-            bad.append(f"{path}: {error.reason}")
+            bad.append(LeftOut(str(path), error.reason))
     return pixels[: len(places)], np.array(places, np.int64), tuple(bad)
 
 
 def _folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"--data {folder}: no such folder; name the one with the images")
-    return [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
-
-
-def _images(folder: Path) -> list[Path]:
-    try:
-        return find_images([folder])
-    except UserError:  # an empty class folder is no mistake: nothing of it was seen
-        return []
+    return subfolders(folder)
 
 
 def _some(classes: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from hgprompt_edge.device.journal import Version
 from hgprompt_edge.device.predictor import Prediction, Predictor
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.preprocess import IMAGE_SUFFIXES
+from hgprompt_edge.listing import list_images
 
 INTERVAL = 0.2
 """Seconds between two looks. An image is taken when its size is the same at both."""
@@ -32,6 +32,8 @@ def watch(
     sleep: Callable[[float], object] = time.sleep,
 ) -> Iterator[tuple[Prediction, Version | None]]:
     """Yield the prediction of each image that comes into `folder`, and the version at work.
+
+    Which files are images is said in `listing`: those that `predict` takes of the same folder.
 
     Images that are there already come first, and one that is written again comes again. Runs until
     it is interrupted or the folder is gone.
@@ -61,11 +63,10 @@ def watch(
 
 def _images(folder: Path) -> dict[Path, Stamp]:
     found = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-            try:
-                state = path.stat()
-            except OSError:  # gone meanwhile
-                continue
-            found[path] = Stamp(state.st_size, state.st_mtime_ns, state.st_ino)
+    for path in list_images([folder]).images:
+        try:
+            state = path.stat()
+        except OSError:  # gone meanwhile
+            continue
+        found[path] = Stamp(state.st_size, state.st_mtime_ns, state.st_ino)
     return found

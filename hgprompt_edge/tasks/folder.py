@@ -3,69 +3,83 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from os.path import relpath
 from pathlib import Path
 
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.preprocess import IMAGE_SUFFIXES, open_image
+from hgprompt_edge.listing import (
+    LeftOut,
+    beside,
+    holds_images,
+    is_image_name,
+    list_folders,
+    subfolders,
+    summary,
+)
+from hgprompt_edge.preprocess import open_image
+from hgprompt_edge.tasks.part_names import USUAL_NAMES, part_of
 from hgprompt_edge.tasks.task import Entry, Parts, parts_without_test
 
 TEST_SHARE = 0.2
 """Of a folder that has no test part."""
 
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
+
+@dataclass(frozen=True)
+class _Classes:
+    """The class folders of one part: their images, and what lies there and is not used."""
+
+    entries: list[Entry]
+    left_out: list[LeftOut]
 
 
 def read_folder(folder: Path) -> Parts:
     """List a folder of class folders, or of `train`, `test` and `val` folders of class folders.
 
     `FOLDER/CLASS/**/IMAGE`: a seeded, stratified 20 % become the test part, the same for every
-    seed of a fit. `FOLDER/train/CLASS/**/IMAGE`, with `test` or `val` (`valid`, `validation`)
-    beside it: those are the splits; without `test`, 20 % of `train` become the test part, and what
-    else lies there is left out with a warning. Hidden files and files without an image's suffix are
-    skipped.
+    seed of a fit. `FOLDER/train/CLASS/**/IMAGE`, with `test` or `val` beside it, or what else such
+    parts are called (`part_names`): those are the splits; without `test`, 20 % of `train` become
+    the test part, and what else lies there is left out with a warning. Which files are images is
+    said in `listing`.
 
     Raises
     ------
     UserError
         No class folders (the message says what is there), an empty class, a single class, a class
-        with one image.
+        with one image; folders that all hold the same folders, so that they may be parts of the
+        data or classes.
     """
     splits = _split_folders(folder)
     if splits is None:
-        entries = _list_classes(folder, folder)
-        return parts_without_test(str(folder), entries, share=TEST_SHARE)
-    listed = {key: _list_classes(path, folder) for key, path in splits.items()}
-    train, validation = listed["train"], listed.get("validation", [])
+        _check_not_parts(folder)
+        (found,) = _list_classes([folder], folder)
+        parts = parts_without_test(str(folder), found.entries, share=TEST_SHARE)
+        return Parts(parts.origin, parts.train, test=parts.test, left_out=tuple(found.left_out))
+    listed = dict(zip(splits, _list_classes(list(splits.values()), folder), strict=True))
+    left_out = tuple(item for found in listed.values() for item in found.left_out)
+    train = listed["train"].entries
+    validation = listed["validation"].entries if "validation" in listed else []
     if "test" in listed:
-        return Parts(str(folder), train, validation, listed["test"], official=True)
+        test = listed["test"].entries
+        return Parts(str(folder), train, validation, test, official=True, left_out=left_out)
     carved = parts_without_test(str(folder), train, share=TEST_SHARE)
-    return Parts(carved.origin, carved.train, validation, carved.test)
+    return Parts(carved.origin, carved.train, validation, carved.test, left_out=left_out)
 
 
 def is_class_folder(folder: Path) -> bool:
     """Whether `folder` holds folders with images, so that `read_folder` would take it."""
-    return folder.is_dir() and any(_has_images(path) for path in _subfolders(folder))
-
-
-def holds_images(folder: Path) -> bool:
-    """Whether images lie in `folder` itself, not in folders below it."""
-    return any(_is_image(path, folder) for path in folder.glob("*"))
+    return folder.is_dir() and any(_has_images(path) for path in subfolders(folder))
 
 
 def _split_folders(folder: Path) -> dict[str, Path] | None:
     """Find the folders of the splits; None where the folder holds classes."""
     found: dict[str, Path] = {}
     others: list[Path] = []
-    for path in filter(_has_images, _subfolders(folder)):
-        key = SPLIT_NAMES.get(path.name.lower())
+    # Where two names mean one part, the usual one has it: test before eval.
+    for path in sorted(filter(_has_images, subfolders(folder)), key=_unusual):
+        key = part_of(path.name)
         if (
             key is not None
             and key not in found
@@ -75,7 +89,7 @@ def _split_folders(folder: Path) -> dict[str, Path] | None:
             found[key] = path
         else:
             others.append(path)
-    named = [path for path in others if path.name.lower() in SPLIT_NAMES]
+    named = [path for path in others if part_of(path.name)]
     # One folder of folders, called train, may be a class among others; two splits are none.
     if "train" not in found or (others and not named and len(found) == 1):
         return None
@@ -89,57 +103,73 @@ def _split_folders(folder: Path) -> dict[str, Path] | None:
     return found
 
 
-def _list_classes(folder: Path, root: Path) -> list[Entry]:
-    entries = []
-    empty = []
-    for path in _subfolders(folder):
-        files = _images(path)
-        if not files:
-            empty.append(path.name)
-        for file in files:
-            name = file.relative_to(root).as_posix()
-            entries.append(Entry(name, path.name, partial(open_image, file, name)))
-    if not entries:
-        raise UserError(
-            f"{folder}: no class folders with images in it ({_seen(folder)}); lay the images out "
-            "as CLASS/IMAGE.jpg"
-        )
-    if empty:
-        raise UserError(
-            f"{folder}: the class folder {empty[0]} holds no images "
-            f"({', '.join(sorted(IMAGE_SUFFIXES))}); add some or remove it"
-        )
-    return entries
+def _unusual(folder: Path) -> tuple[bool, str]:
+    return folder.name.lower() not in USUAL_NAMES, folder.name
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    try:
-        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(f"--data {folder}: cannot be read ({reason}); name a folder") from error
-
-
-def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if _is_image(path, folder))
-
-
-def _has_images(folder: Path) -> bool:
-    return any(_is_image(path, folder) for path in folder.rglob("*"))
-
-
-def _is_image(path: Path, root: Path) -> bool:
-    return (
-        path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and path.is_file()
+def _check_not_parts(folder: Path) -> None:
+    """Refuse folders that all hold the same folders: parts of the data, not classes."""
+    classes = [path for path in subfolders(folder) if _has_images(path)]
+    if len(classes) < 2 or any(holds_images(path) for path in classes):
+        return
+    inner = [{sub.name for sub in subfolders(path) if _has_images(sub)} for path in classes]
+    common = sorted(set.intersection(*inner))
+    # One name in common is a habit (cat/images, dog/images); several are the classes.
+    if len(common) < 2:
+        return
+    here = ", ".join(path.name for path in classes[:3])
+    raise UserError(
+        f"{folder}: {here} all hold the folders {', '.join(common[:3])}, so they may be parts of "
+        "the data rather than classes; call the parts train, val and test, or put the images of "
+        "each class into one folder without folders in it"
     )
 
 
+def _list_classes(parents: Sequence[Path], root: Path) -> list[_Classes]:
+    """List the class folders in each of `parents`; no folder is read twice."""
+    classes = [subfolders(parent) for parent in parents]
+    listings = iter(list_folders([path for paths in classes for path in paths]))
+    found = []
+    for parent, paths in zip(parents, classes, strict=True):
+        entries = []
+        left_out = beside(parent, "beside the class folders")
+        empty: dict[str, list[LeftOut]] = {}
+        for path in paths:
+            listing = next(listings)
+            left_out += listing.left_out
+            if not listing.images:
+                empty[path.name] = list(listing.left_out)
+            for file in listing.images:
+                name = _name(file, root)
+                entries.append(Entry(name, path.name, partial(open_image, file, name)))
+        if not entries:
+            raise UserError(
+                f"{parent}: no class folders with images in it ({_seen(parent)}); lay the images "
+                "out as CLASS/IMAGE.jpg"
+            )
+        for name, why in empty.items():
+            seen = f" ({summary(why)})" if why else ""
+            raise UserError(
+                f"{parent}: the class folder {name} holds no images{seen}; add some or remove it"
+            )
+        found.append(
+            _Classes(entries, [LeftOut(_name(item.name, root), item.reason) for item in left_out])
+        )
+    return found
+
+
+def _name(path: Path | str, root: Path) -> str:
+    return Path(relpath(path, root)).as_posix()
+
+
+def _has_images(folder: Path) -> bool:
+    return bool(list_folders([folder])[0].images)
+
+
 def _seen(folder: Path) -> str:
-    folders = len(_subfolders(folder))
+    folders = len(subfolders(folder))
     files = [path for path in folder.iterdir() if path.is_file()]
-    images = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in files)
+    images = sum(is_image_name(path.name) for path in files)
     if not folders and not files:
         return "it is empty"
     return f"seen: {folders} folders, {images} images, {len(files) - images} other files"

@@ -107,7 +107,8 @@ def _list(repository: str, revision: str | None) -> list[PurePosixPath]:
         names = _cached(repository, revision)
         if not names:
             raise
-    return [path for path in map(PurePosixPath, names) if path.suffix == ".parquet"]
+    paths = map(PurePosixPath, names)
+    return [path for path in paths if path.suffix == ".parquet" and path.name[0] != "."]
 
 
 def _cached(repository: str, revision: str | None) -> list[str]:

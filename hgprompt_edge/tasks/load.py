@@ -11,9 +11,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.listing import holds_images, subfolders
 from hgprompt_edge.preprocess import Preprocessing
 from hgprompt_edge.tasks import archives, generated
-from hgprompt_edge.tasks.folder import holds_images, is_class_folder, read_folder
+from hgprompt_edge.tasks.folder import is_class_folder, read_folder
 from hgprompt_edge.tasks.hub import fetch_parquet, is_hub_id
 from hgprompt_edge.tasks.lists import is_listed, read_lists
 from hgprompt_edge.tasks.parquet import parquet_files, read_parquet
@@ -224,10 +225,9 @@ def _sets_in(data: Path) -> list[str]:
     """Name the folders in `data` that are data sets rather than classes."""
     return [
         path.name
-        for path in sorted(data.glob("*"))
+        for path in (subfolders(data) if data.is_dir() else [])
         # A class may well be called flowers; its images then lie in it.
-        if is_listed(path)
-        or (path.name in SET_FOLDERS and path.is_dir() and not holds_images(path))
+        if is_listed(path) or (path.name in SET_FOLDERS and not holds_images(path))
     ]
 
 

@@ -16,8 +16,10 @@ from typing import Any
 from PIL import Image
 
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.listing import LeftOut, files_in
 from hgprompt_edge.preprocess import UnreadableImageError, open_image
-from hgprompt_edge.tasks.folder import SPLIT_NAMES, TEST_SHARE
+from hgprompt_edge.tasks.folder import TEST_SHARE
+from hgprompt_edge.tasks.part_names import SPLIT_NAMES, USUAL_NAMES
 from hgprompt_edge.tasks.task import Entry, Parts, parts_without_test
 from hgprompt_edge.tasks.vtab import VtabTask
 
@@ -37,7 +39,7 @@ SPLIT_WORDS = frozenset(word for names in SPLITS for word in names)
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what.
+    """Which columns hold what, in one file.
 
     Attributes
     ----------
@@ -45,12 +47,15 @@ class Columns:
         The class of each value 0, 1, ... of the label column; empty: any value is a class.
     classes
         All classes in their order; empty where `levels` is.
+    text
+        Whether the labels are names, not numbers.
     """
 
     image: str
     label: str
     levels: tuple[str, ...]
     classes: tuple[str, ...]
+    text: bool = False
 
 
 def parquet_files(folder: Path) -> list[Path]:
@@ -58,14 +63,17 @@ def parquet_files(folder: Path) -> list[Path]:
 
     Other folders in it are other configurations of a data set, which one has to name.
     """
-    direct = sorted(folder.glob("*.parquet"))
+    direct = files_in(folder, ".parquet")
     if direct or not folder.is_dir():
         return direct
     for name in ("data", "default"):
         if found := parquet_files(folder / name):
             return found
     return sorted(
-        path for path in folder.glob("*/*.parquet") if path.parent.name.lower() in SPLIT_WORDS
+        path
+        for part in folder.iterdir()
+        if part.name.lower() in SPLIT_WORDS
+        for path in files_in(part, ".parquet")
     )
 
 
@@ -75,32 +83,44 @@ def read_parquet(folder: Path, task: VtabTask | None, origin: str | None = None)
     The split is the first word of a file's name (`train-00000-of-00001.parquet`), else that of its
     folder; files of no known split are left out, unless all are: then they train. `train800` and
     `val200`, else `train800val200`, serve where there is no `train`. Without a test part 20 % of
-    the training part test. Labels are numbers of the classes that the file's metadata name (else
-    the benchmark's `task`), or the names themselves. Where a task of the benchmark has an
+    the training part test. Labels are numbers of the classes that each file's own metadata name
+    (else the benchmark's `task`), or the names themselves. Where a task of the benchmark has an
     `Attribute` and the file a column for it, the label is made from that.
 
     Raises
     ------
     UserError
         pyarrow is not installed; a damaged file; no training part; no column of images or labels,
-        or several; a label that is missing or outside of the classes.
+        or several; a label that is missing or outside of the classes; files of which some name
+        their classes and others do not.
     """
-    splits = _splits(folder, parquet_files(folder))
-    columns = _columns(splits["train"][0], task)
-    images = _Images(columns.image)
+    files = parquet_files(folder)
+    splits = _splits(folder, files)
+    used = splits["train"] + [path for key in splits if key != "train" for path in splits[key]]
+    columns = _columns_of_all(used, task)
+    images = _Images(columns[used[0]].image)
     listed = {
-        key: [entry for path in paths for entry in _entries(folder, path, columns, images)]
+        key: [entry for path in paths for entry in _entries(folder, path, columns[path], images)]
         for key, paths in splits.items()
     }
     label = origin or str(folder)
-    classes = columns.classes or _numbers(listed)
+    named = (name for path in splits["train"] for name in columns[path].classes)
+    classes = tuple(dict.fromkeys(named)) or _numbers(listed)
+    _check_known(listed, classes, label)
+    left_out = tuple(
+        LeftOut(path.relative_to(folder).as_posix(), "a file of no part that is read")
+        for path in files
+        if path not in columns
+    )
     if task is not None:
         _check_count(label, classes or {entry.label for entry in listed["train"]}, task)
     train, validation = listed["train"], listed.get("validation", [])
     if "test" in listed:
-        return Parts(label, train, validation, listed["test"], official=True, classes=classes)
-    carved = parts_without_test(label, train, share=TEST_SHARE, classes=classes)
-    return Parts(label, carved.train, validation, carved.test, classes=classes)
+        test, official = listed["test"], True
+    else:
+        carved = parts_without_test(label, train, share=TEST_SHARE, classes=classes)
+        train, test, official = list(carved.train), list(carved.test), False
+    return Parts(label, train, validation, test, official, classes, left_out)
 
 
 def _splits(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
@@ -114,8 +134,9 @@ def _splits(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
         return {"train": list(files)}
     for names in SPLITS:
         splits: dict[str, list[Path]] = {}
-        for word in (word for word in named if word in names):
-            splits.setdefault(names[word], []).extend(named[word])
+        # Where two words mean one part, the usual one has it: test before eval.
+        for word in sorted(filter(names.get, named), key=lambda word: word not in USUAL_NAMES):
+            splits.setdefault(names[word], named[word])
         if "train" in splits:
             return {key: sorted(paths) for key, paths in splits.items()}
     raise UserError(
@@ -144,25 +165,61 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def _columns(path: Path, task: VtabTask | None) -> Columns:
+def _columns_of_all(files: Sequence[Path], task: VtabTask | None) -> dict[Path, Columns]:
+    """Read which columns hold what in each file: numbers mean what the file itself says.
+
+    All have the columns of the first one.
+    """
+    first = _columns(files[0], task)
+    found = {files[0]: first}
+    for path in files[1:]:
+        with _opened(path) as file:
+            absent = {first.image, first.label} - set(file.schema_arrow.names)
+        if absent:
+            raise UserError(
+                f"{path}: no column {min(absent)}, which other files of the data set have; fetch "
+                "it again"
+            )
+        found[path] = mine = _columns(path, task, (first.image, first.label))
+        if not mine.text and not first.text and bool(mine.levels) != bool(first.levels):
+            lacks, has = (path, files[0]) if first.levels else (files[0], path)
+            raise UserError(
+                f"{lacks}: does not say which classes the numbers in {first.label} mean, and "
+                f"{has.name} does; write all files with the names of the classes"
+            )
+    return found
+
+
+def _columns(path: Path, task: VtabTask | None, known: tuple[str, str] | None = None) -> Columns:
+    """Choose the columns of images and labels, unless they are `known`, and read the classes."""
     with _opened(path) as file:
         schema = file.schema_arrow
     features = _features(schema.metadata or {})
-    holders = [name for name in schema.names if _holds_images(schema.field(name).type)]
-    image = _choose(path, "image", holders, IMAGE_COLUMNS, schema.names)
+    if known is None:
+        holders = [name for name in schema.names if _holds_images(schema.field(name).type)]
+        image = _choose(path, "image", holders, IMAGE_COLUMNS, schema.names)
+    else:
+        image = known[0]
     if task is not None and task.attribute is not None and task.attribute.column in schema.names:
         # Neighbouring values are grouped, as the benchmark groups them.
         values, classes = task.attribute.values, task.class_names
         levels = tuple(classes[value * len(classes) // values] for value in range(values))
         return Columns(image, task.attribute.column, levels, classes)
-    rest = [name for name in schema.names if name != image]
-    labelled = [name for name in rest if name in LABEL_COLUMNS]
-    labelled = labelled or [name for name in rest if "names" in features.get(name, {})]
-    label = _choose(path, "label", labelled, LABEL_COLUMNS, schema.names)
+    if known is None:
+        rest = [name for name in schema.names if name != image]
+        labelled = [name for name in rest if name in LABEL_COLUMNS]
+        labelled = labelled or [name for name in rest if "names" in features.get(name, {})]
+        label = _choose(path, "label", labelled, LABEL_COLUMNS, schema.names)
+    else:
+        label = known[1]
     names = tuple(map(str, features.get(label, {}).get("names", ())))
-    if not names and task is not None and not _is_text(schema.field(label).type):
+    if len(set(names)) < len(names):
+        double = next(name for i, name in enumerate(names) if name in names[:i])
+        raise UserError(f"{path}: names the class {double} twice; name each class once")
+    text = _is_text(schema.field(label).type)
+    if not names and task is not None and not text:
         names = task.class_names
-    return Columns(image, label, names, names)
+    return Columns(image, label, names, names, text)
 
 
 def _features(metadata: dict[bytes, bytes]) -> dict[str, Any]:
@@ -233,12 +290,6 @@ class _Images:
 def _entries(folder: Path, path: Path, columns: Columns, images: _Images) -> Iterator[Entry]:
     shown = path.relative_to(folder).as_posix()
     with _opened(path) as file:
-        absent = {columns.image, columns.label} - set(file.schema_arrow.names)
-        if absent:
-            raise UserError(
-                f"{path}: no column {min(absent)}, which other files of the data set have; fetch "
-                "it again"
-            )
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         values = file.read(columns=[columns.label])[columns.label].to_pylist()
     places = ((group, row) for group, size in enumerate(sizes) for row in range(size))
@@ -265,6 +316,17 @@ def _numbers(listed: dict[str, list[Entry]]) -> tuple[str, ...]:
     """Sort classes that are numbers as such: 2 before 10. Empty where they are names."""
     found = {entry.label for entries in listed.values() for entry in entries}
     return tuple(sorted(found, key=int)) if all(map(str.isdecimal, found)) else ()
+
+
+def _check_known(listed: dict[str, list[Entry]], classes: tuple[str, ...], origin: str) -> None:
+    """Refuse a label that no training file names as a class."""
+    for part, entries in listed.items():
+        unknown = sorted({entry.label for entry in entries} - set(classes)) if classes else []
+        if unknown:
+            raise UserError(
+                f"{origin}: the {part} part holds the class {unknown[0]}, which the training "
+                f"files do not name ({', '.join(classes[:5])}); correct the names"
+            )
 
 
 def _check_count(origin: str, classes: Sequence[str] | set[str], task: VtabTask) -> None:

@@ -13,14 +13,15 @@ from PIL import Image
 
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import Array, sha256_arrays
+from hgprompt_edge.listing import LeftOut
 from hgprompt_edge.preprocess import Preprocessing, UnreadableImageError, to_array
 from hgprompt_edge.tasks.split import VALIDATION_SHARE, Indices, carve_test, sample, split
 
 Progress = Callable[[int, int], None]
 """Called with (images decoded, images in all)."""
 
-UNREADABLE_SHARE = 0.01
-"""Up to this part of the images may be unreadable; they are skipped and named."""
+UNREADABLE_SHARE = 0.05
+"""Up to this part of the images, and always one, may be unreadable; they are skipped and named."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,11 @@ class Task:
     flips
         Whether a horizontal flip keeps the class.
     unreadable
-        `name: reason` of images that were skipped.
+        Images that could not be read and were skipped.
     digest
         sha256 over classes and the names, labels and pixels of all splits.
+    left_out
+        Files that lie with the images and are not read.
     """
 
     name: str
@@ -79,8 +82,9 @@ class Task:
     validation: Images
     test: Images
     flips: bool
-    unreadable: tuple[str, ...]
+    unreadable: tuple[LeftOut, ...]
     digest: str
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,8 @@ class Parts:
     classes
         All classes in their order, where the data set says what they are: one may then have no
         training image. Empty: the sorted labels of the training part.
+    left_out
+        Files that lie there and are not read.
     """
 
     origin: str
@@ -115,6 +121,7 @@ class Parts:
     test: Sequence[Entry] = ()
     official: bool = False
     classes: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def parts_without_test(
@@ -159,7 +166,7 @@ def build_task(
     UserError
         A single class; a class with one image (a warning where the splits are official); a class
         of the test part without training images (a warning where the classes are given); an image
-        in two splits; more than 1 % of the images unreadable.
+        in two splits; more than one image and more than 5 % of them unreadable.
     """
     train, classes = _encode(parts.train, parts.classes)
     _check_classes(parts, train, classes)
@@ -189,6 +196,7 @@ def build_task(
         splits=(train_images, validation_images, test_images),
         flips=flips,
         unreadable=tuple(decoder.unreadable),
+        left_out=parts.left_out,
     )
 
 
@@ -199,7 +207,8 @@ def make_task(
     classes: tuple[str, ...],
     splits: tuple[Images, Images, Images],
     flips: bool,
-    unreadable: tuple[str, ...] = (),
+    unreadable: tuple[LeftOut, ...] = (),
+    left_out: tuple[LeftOut, ...] = (),
 ) -> Task:
     """Make a task of decoded splits (train, validation, test), with its digest."""
     arrays: dict[str, Array] = {"classes": _text(classes)}
@@ -207,7 +216,8 @@ def make_task(
         arrays[f"{key}.pixels"] = images.pixels
         arrays[f"{key}.labels"] = images.labels
         arrays[f"{key}.names"] = _text(images.names)
-    return Task(name, family, classes, *splits, flips, unreadable, sha256_arrays(arrays))
+    digest = sha256_arrays(arrays)
+    return Task(name, family, classes, *splits, flips, unreadable, digest, left_out)
 
 
 def images_beyond(task: Task, everything: Task) -> Images:
@@ -228,7 +238,7 @@ class _Decoder:
         self.total = total
         self.progress = progress
         self.done = 0
-        self.unreadable: list[str] = []
+        self.unreadable: list[LeftOut] = []
 
     def decode(self, entries: Sequence[Entry], labels: Indices) -> Images:
         size = self.preprocessing.image_size
@@ -239,7 +249,7 @@ class _Decoder:
                 pixels[len(good)] = to_array(entry.open(), self.preprocessing, entry.name)
                 good.append(index)
             except UnreadableImageError as error:
-                self.unreadable.append(f"{entry.name}: {error.reason}")
+                self.unreadable.append(LeftOut(entry.name, error.reason))
             self.done += 1
             if self.progress is not None:
                 self.progress(self.done, self.total)
@@ -248,11 +258,11 @@ class _Decoder:
 
     def check(self, origin: str) -> None:
         count = len(self.unreadable)
-        if count > UNREADABLE_SHARE * self.total:
-            some = "; ".join(self.unreadable[:3]) + ("; ..." if count > 3 else "")
+        if count > max(1, UNREADABLE_SHARE * self.total):
+            some = "; ".join(map(str, self.unreadable[:3])) + ("; ..." if count > 3 else "")
             raise UserError(
-                f"{origin}: {count:,} of {self.total:,} images cannot be read, more than 1 % "
-                f"({some}); repair or remove them"
+                f"{origin}: {count:,} of {self.total:,} images cannot be read, more than "
+                f"{100 * UNREADABLE_SHARE:.0f} % ({some}); repair or remove them"
             )
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from PIL import Image
 
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.listing import LeftOut, is_image_name
 from hgprompt_edge.preprocess import UnreadableImageError, open_image
-from hgprompt_edge.tasks.folder import SPLIT_NAMES
+from hgprompt_edge.tasks.part_names import part_of
 from hgprompt_edge.tasks.task import Entry, Parts
 
 IMAGES, LABELS = "images.zip", "labels.csv"
@@ -31,7 +32,8 @@ def read_zip(data: Path) -> Parts:
     """List the images of a folder that holds `images.zip` and `labels.csv`, or of a zip file.
 
     `labels.csv` (columns `file,label,split`; splits `train`, `val`, `test`) lies in the zip file,
-    else beside it. Images that it does not name are not used.
+    else beside it. Images that it does not name are
+    left out.
 
     Raises
     ------
@@ -48,7 +50,8 @@ def read_zip(data: Path) -> Parts:
     source, text = _labels_text(archive, path)
     listed: dict[str, list[Entry]] = {"train": [], "validation": [], "test": []}
     missing: list[str] = []
-    for file, label, key in _rows(source, text):
+    rows = _rows(source, text)
+    for file, label, key in rows:
         if file not in members:
             missing.append(file)
         else:
@@ -60,7 +63,13 @@ def read_zip(data: Path) -> Parts:
             f"{missing[0]}; correct the table or pack the images again"
         )
     train, validation, test = listed.values()
-    return Parts(str(data), train, validation, test, official=True)
+    named = {file for file, _, _ in rows}
+    unnamed = tuple(
+        LeftOut(file, f"not in {LABELS}")
+        for file in members
+        if file not in named and is_image_name(file.rpartition("/")[2])
+    )
+    return Parts(str(data), train, validation, test, official=True, left_out=unnamed)
 
 
 def _labels_text(archive: zipfile.ZipFile, path: Path) -> tuple[str, str]:
@@ -96,7 +105,7 @@ def _rows(source: str, text: str) -> list[tuple[str, str, str]]:
         rows = []
         for row in reader:
             file, label, split = ((row[column] or "").strip() for column in COLUMNS)
-            key = SPLIT_NAMES.get(split.lower())
+            key = part_of(split)
             if key is None:
                 raise UserError(
                     f"{source}, line {reader.line_num}: unknown split {split!r}; use train, val or "

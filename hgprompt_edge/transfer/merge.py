@@ -19,6 +19,7 @@ from hgprompt_edge.bundle import Bundle, Floats, bank_entries, bank_sha256, chec
 from hgprompt_edge.device.journal import classes_digest
 from hgprompt_edge.device.parcel import Parcel, read_parcel
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.listing import files_in
 
 CAP = 4.0
 """A device counts at most as much as this many times the median device."""
@@ -185,7 +186,7 @@ def _find(paths: Sequence[Path]) -> list[Path]:
         raise UserError("--merge: name the files that devices sent, or a folder of them")
     files: list[Path] = []
     for path in paths:
-        files += sorted(path.glob("*.json")) if path.is_dir() else [path]
+        files += files_in(path, ".json") if path.is_dir() else [path]
     if not files:
         raise UserError(f"--merge {paths[0]}: holds no *.json; name files that devices sent")
     return files
