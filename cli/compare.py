@@ -11,6 +11,7 @@ from rich.table import Table
 
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import fastest, out, print_json, progress_bar, reports_errors
+from hgprompt_edge.cli.image_sizes import IGNORED, compare_sizes, load_sizes, parse_sizes
 from hgprompt_edge.cli.inputs import bank_and_backbone, needs_bank
 from hgprompt_edge.cli.left_out import note_left_out, of_task
 from hgprompt_edge.cli.server import needs_server
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 @reports_errors
 @needs_server
 def compare(
+    context: typer.Context,
+    more_sizes: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="PIXELS")] = None,
     sources: options.Sources = None,
     task: options.Task = None,
     data: options.Data = None,
@@ -29,6 +32,15 @@ def compare(
     backbone: options.BackboneName = None,
     checkpoint: options.Checkpoint = None,
     image_size: options.ImageSize = None,
+    image_sizes: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PIXELS...",
+            help="Instead of methods compare image sizes, such as 112 168 224: accuracy against "
+            "latency of no prompt and of one to three folded prompts.",
+            show_default=False,
+        ),
+    ] = None,
     methods: Annotated[
         str | None,
         typer.Option(help="Only these, such as none,uniform,hgprompt.", show_default=False),
@@ -40,7 +52,10 @@ def compare(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="JSON file (default: TASK.compare.json).", show_default=False
+            "--output",
+            "-o",
+            help="JSON file (default: TASK.compare.json, with --image-sizes TASK.sizes.json).",
+            show_default=False,
         ),
     ] = None,
     json: options.Json = False,
@@ -50,9 +65,13 @@ def compare(
     from hgprompt_edge.files import check_writable, write_bytes
 
     began = time.perf_counter()
+    given = [option for name, option in IGNORED.items() if options.is_given(context, name)]
+    sizes = parse_sizes(image_sizes, more_sizes, given)
     if task is None and data is None:
         raise UserError("--task: name a data set, or give your own images with --data FOLDER")
     check_writable(output.parent if output else Path(), "--output")
+
+    from functools import partial
 
     from hgprompt_edge.tasks import load_task
     from hgprompt_edge.transfer.baselines import METHODS, Budget, learn
@@ -64,13 +83,16 @@ def compare(
     chosen = _chosen(methods, tuple(METHODS))
     found, vit = bank_and_backbone(sources, backbone, checkpoint, image_size)
     bank = needs_bank(found, vit)
+    load = partial(load_task, task, data=data, seed=seed, download=download)
+    if sizes:
+        name = backbone if sources is None else backbone or bank.backbone
+        backbones = load_sizes(sizes, vit, name, checkpoint)
+        compute = fastest(vit, device, precision).compute
+        compare_sizes(bank, backbones, compute, load, output, seed, json)
+        return
     with progress_bar() as report:
-        images = load_task(
-            task,
+        images = load(
             vit.preprocessing,
-            data=data,
-            seed=seed,
-            download=download,
             progress=lambda done, total: report("reading images", done, total),
         )
         note_left_out(images.unreadable, images.left_out)

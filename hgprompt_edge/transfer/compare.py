@@ -81,15 +81,7 @@ def compare(
     UserError
         As `HGPrompt.fit`.
     """
-    check_bank(bank, backbone)
-    check_validation(task)
-    bank, _ = leave_out_family(bank, task)
-    budget = budget or Budget()
-    store = FeatureStore(backbone.normalized(bank.normalization), enabled=cache)
-    store = store.with_pooling(choose_pooling(store, task, seed).name)
-    contest = Contest(store, task, bank, Judge(store, task, seed=seed), budget, seed)
-    for source in contest.tokens:
-        store.features(task.train.pixels, source)
+    contest = prepare(bank, backbone, task, budget=budget, seed=seed, cache=cache)
     results = []
     for index, method in enumerate(methods):
         if progress:
@@ -98,6 +90,34 @@ def compare(
         if progress:
             progress(method, index + 1, len(methods))
     return contest, tuple(results)
+
+
+def prepare(
+    bank: PromptBank,
+    backbone: Backbone,
+    task: Task,
+    *,
+    budget: Budget | None = None,
+    seed: int = 0,
+    cache: bool = True,
+) -> Contest:
+    """Make what methods run on: sources of other families, their features, the best pooling.
+
+    Raises
+    ------
+    UserError
+        As `HGPrompt.fit`.
+    """
+    check_bank(bank, backbone)
+    check_validation(task)
+    bank, _ = leave_out_family(bank, task)
+    store = FeatureStore(backbone.normalized(bank.normalization), enabled=cache)
+    store = store.with_pooling(choose_pooling(store, task, seed).name)
+    judge = Judge(store, task, seed=seed)
+    contest = Contest(store, task, bank, judge, budget or Budget(), seed)
+    for source in contest.tokens:
+        store.features(task.train.pixels, source)
+    return contest
 
 
 def measure(contest: Contest, method: str, done: Done) -> Result:
