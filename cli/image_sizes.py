@@ -193,7 +193,7 @@ def _table(points: Sequence[Point]) -> Table:
             cells.append(f"{100 * point.low:.1f} to {100 * point.high:.1f}")
         table.add_row(
             f"{point.image_size}",
-            _way(point.folded),
+            way(point.folded),
             kept if point.folded else "",
             *cells,
             f"{point.ratio:.2f}",
@@ -202,7 +202,7 @@ def _table(points: Sequence[Point]) -> Table:
     return table
 
 
-def _way(folded: int) -> str:
+def way(folded: int) -> str:
     """Name the command that a point is of."""
     if folded == 0:
         return "no prompt"
