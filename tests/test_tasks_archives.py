@@ -70,6 +70,7 @@ def eurosat(root: Path) -> None:
     for name in ("Forest", "River"):
         for i in range(1, 11):
             jpg(root / "eurosat" / "2750" / name / f"{name}_{i}.jpg")
+        (root / "eurosat" / "2750" / name / f"._{name}_1.jpg").write_bytes(b"macOS")
 
 
 def flowers(root: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.listing import is_image_name
 from hgprompt_edge.preprocess import UnreadableImageError, open_image
 from hgprompt_edge.tasks.clevr import scene_labels
 from hgprompt_edge.tasks.task import Entry, Parts, parts_without_test
@@ -257,8 +258,12 @@ def _caltech101(datasets: Any, root: Path, download: bool) -> Parts:
 
 def _eurosat(datasets: Any, root: Path, download: bool) -> Parts:
     found = datasets.EuroSAT(root, download=download)
-    paths = [Path(path) for path, _ in found.samples]
-    labels = [found.classes[label] for _, label in found.samples]
+    # torchvision lists the ._ files of macOS, too.
+    samples = [
+        (Path(path), label) for path, label in found.samples if is_image_name(Path(path).name)
+    ]
+    paths = [path for path, _ in samples]
+    labels = [found.classes[label] for _, label in samples]
     entries = _from_paths(root, paths, labels)
     return parts_without_test(_origin(root, "eurosat"), entries, share=TEST_SHARE)
 

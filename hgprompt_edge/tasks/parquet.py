@@ -71,7 +71,7 @@ def parquet_files(folder: Path) -> list[Path]:
             return found
     return sorted(
         path
-        for part in folder.iterdir()
+        for part in sorted(folder.iterdir())
         if part.name.lower() in SPLIT_WORDS
         for path in files_in(part, ".parquet")
     )
