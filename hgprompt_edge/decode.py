@@ -34,7 +34,7 @@ PROGRESSIVE_BYTES = 8
 OTHER_BYTES = 6
 """PNG, BMP and what else is decoded in place."""
 
-BAND_ROWS = 512
+BAND_ROWS = 128
 """Rows at a time where a large image is converted; even, so that halving meets no edge."""
 
 

@@ -86,7 +86,7 @@ class Depth:
     def _to_bytes(self, values: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
         """Scale a band of deep values."""
         result = np.empty(values.shape, np.uint8)
-        rows = max(1, (1 << 20) // max(1, values.shape[1]))
+        rows = max(1, (1 << 16) // max(1, values.shape[1]))
         for top in range(0, len(values), rows):
             deep = values[top : top + rows].astype(np.int64)
             if self.unsigned and self.bits == 32:
