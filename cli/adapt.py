@@ -231,7 +231,7 @@ def _print_history(journal: Journal, names: Sequence[str], json: bool) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for title in ("version", "from", "when (UTC)", "method", "images", "mix"):
-        table.add_column(title, overflow="fold")
+        table.add_column(title)
     for version in versions:
         mark = "*" if version.id == current.id else ""
         when = datetime.fromtimestamp(version.time, timezone.utc).strftime("%Y-%m-%d %H:%M")

@@ -39,7 +39,7 @@ def bench(
     features = " ".join(cpu_features())
     out.print(f"cpu: {features}; threads {threads}, batch {batch}, {runs} runs", soft_wrap=True)
     table = Table(box=None, pad_edge=False)
-    table.add_column("model", overflow="fold")
+    table.add_column("model")
     several = any(row.folded_prompts > 1 for row in rows)
     if several:
         table.add_column("folded prompts", justify="right")

@@ -12,7 +12,15 @@ import typer
 from rich.table import Table
 
 from hgprompt_edge.cli import options
-from hgprompt_edge.cli.console import fastest, note, out, print_json, progress_bar, reports_errors
+from hgprompt_edge.cli.console import (
+    fastest,
+    note,
+    out,
+    print_json,
+    print_next,
+    progress_bar,
+    reports_errors,
+)
 from hgprompt_edge.cli.left_out import note_left_out, of_task, write_left_out
 from hgprompt_edge.cli.server import needs_server
 
@@ -97,8 +105,9 @@ def condition(
         print_json({**document, **of_task(images)})
         return
     out.print(worth_table(worths))
-    out.print(f"{path}: {len(prepared.conditions)} condition prompts ({seconds:.0f} s)")
-    out.print(f"next: hgedge export {path} --adapt", soft_wrap=True)
+    count = len(prepared.conditions)
+    out.print(f"{path}: {count} condition prompts ({seconds:.0f} s)", soft_wrap=True)
+    print_next("export", path, "--adapt")
 
 
 def condition_state(bundle: Path, task: str) -> Path:

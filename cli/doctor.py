@@ -69,7 +69,7 @@ def doctor(json: options.Json = False) -> None:
     missing = [name for name, found in packages.items() if found is None]
     for source in dict.fromkeys(BROUGHT_BY.get(name, SERVER) for name in missing):
         lacking = ", ".join(name for name in missing if BROUGHT_BY.get(name, SERVER) == source)
-        out.print(f"{lacking}: pip install '{source}'", markup=False, soft_wrap=True)
+        out.print(f"{lacking}: pip install '{source}'", soft_wrap=True)
 
 
 def _version(name: str) -> str | None:

@@ -11,10 +11,18 @@ import typer
 from rich.table import Table
 
 from hgprompt_edge.cli import options
-from hgprompt_edge.cli.console import note, out, print_json, progress_bar, reports_errors
+from hgprompt_edge.cli.console import (
+    note,
+    out,
+    print_json,
+    print_next,
+    progress_bar,
+    reports_errors,
+)
 from hgprompt_edge.cli.left_out import note_left_out
 from hgprompt_edge.cli.server import needs_server
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import check_storable
 
 if TYPE_CHECKING:
     from hgprompt_edge.bundle import Bundle
@@ -175,7 +183,7 @@ def export(
     _print_others(path, runtime, graph)
     for signature in signatures:
         out.print(f"{signature}: signed with {sign}", soft_wrap=True)
-    out.print(f"next: hgedge predict --model {path} IMAGE...", soft_wrap=True)
+    print_next("predict", "--model", path, "IMAGE...")
 
 
 def _remove_old(path: Path, runtime: bool, adapt: bool) -> None:
@@ -276,6 +284,7 @@ def _print_others(path: Path, runtime: bool, adapt: bool) -> None:
 
 def _check_name(path: Path, file_format: Format) -> None:
     """Refuse a folder, and a name that is not of the format: it may be the bundle's own."""
+    check_storable(str(path), "--output: the model")  # runtimes take UTF-8 alone
     wanted = SUFFIXES[file_format]
     if path.suffix == SUFFIXES[Format.OPENVINO] != wanted:
         raise UserError(

@@ -16,10 +16,12 @@ import typer
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.condition import condition_names, condition_state, worth_table
 from hgprompt_edge.cli.console import (
+    drawn,
     fastest,
     note,
     out,
     print_json,
+    print_next,
     progress_bar,
     reports_errors,
 )
@@ -304,16 +306,16 @@ def _print_result(
         out.print(worth_table(worths))
     written = f"{path}, {figure}" if figure else f"{path}"
     out.print(f"{written} ({seconds:.0f} s)", soft_wrap=True)
-    how = "--adapt" if worths else "--format onnx"
-    out.print(f"next: hgedge export {path} {how}", soft_wrap=True)
+    print_next("export", path, *(("--adapt",) if worths else ("--format", "onnx")))
 
 
 def _pooling_line(pooling: Pooling, cost: float) -> str:
     """Say what the head sees where it is not the backbone's own, and what that costs."""
     what = {"token": "the class token", "avg": "the mean of the patch tokens"}
     name = what.get(pooling.name, "the class token and the mean of the patch tokens")
+    gain = f"{pooling.gain:.3f} {drawn('±', '+/-')} {pooling.error:.3f}"
     return (
-        f"features: {name}; without a prompt this gains {pooling.gain:.3f} ± {pooling.error:.3f} "
+        f"features: {name}; without a prompt this gains {gain} "
         f"nats an image over the class token, and an image takes {100 * cost:+.0f} % (PyTorch, one "
         "thread)"
     )

@@ -13,6 +13,7 @@ from hgprompt_edge.cli.adapt import adapt
 from hgprompt_edge.cli.bench import bench
 from hgprompt_edge.cli.compare import compare
 from hgprompt_edge.cli.condition import condition
+from hgprompt_edge.cli.console import prepare_output
 from hgprompt_edge.cli.doctor import doctor
 from hgprompt_edge.cli.export import export
 from hgprompt_edge.cli.fit import fit
@@ -64,6 +65,7 @@ def main() -> None:
     """Entry point of the console script."""
     # Where cores are shared, threads that spin while they wait cost a fit four times its time.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    prepare_output()
     app()
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from hgprompt_edge.cli.console import note, out, print_json
+from hgprompt_edge.cli.console import note, out, print_json, print_next
 
 if TYPE_CHECKING:
     from hgprompt_edge.bundle import Bundle
@@ -56,8 +56,7 @@ def merge_into(
         note(f"{bundle.task} was fitted to {chosen}, so the mix goes to models that adapt alone")
     devices = "1 device" if about["devices"] == 1 else f"{about['devices']} devices"
     out.print(f"{target}: the mix of {devices}, {about['images']:,} images")
-    adapts = "" if is_folded(result) else " --adapt"
-    out.print(f"next: hgedge export {target}{adapts}", soft_wrap=True)
+    print_next("export", target, *(() if is_folded(result) else ("--adapt",)))
 
 
 def _print_devices(delivery: Delivery, merged: Merged) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json as jsonlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -150,13 +149,13 @@ def _serve(predictor: Predictor, folder: Path, top: int, json: bool, as_csv: boo
     for prediction, version in watch(predictor, folder, top):
         number = None if version is None else version.id
         if json:
-            line = jsonlib.dumps({**_as_dict(prediction), "version": number}, ensure_ascii=False)
+            print_json({**_as_dict(prediction), "version": number}, indent=None)
         elif prediction.error:
-            line = f"{prediction.path}: {prediction.error}"
+            out.print(f"{prediction.path}: {prediction.error}", soft_wrap=True)
         else:
             labels = ", ".join(f"{label} {100 * p:.1f} %" for label, p in prediction.labels)
-            line = f"{prediction.path}: {labels}" + (f" (version {number})" if number else "")
-        print(line, flush=True)
+            which = f" (version {number})" if number else ""
+            out.print(f"{prediction.path}: {labels}{which}", soft_wrap=True)
 
 
 def _as_dict(prediction: Prediction) -> dict[str, object]:
@@ -176,7 +175,7 @@ def _print_csv(predictions: Iterable[Prediction]) -> None:
 
 def _print_table(predictions: Iterable[Prediction]) -> None:
     table = Table(box=None, pad_edge=False)
-    table.add_column("image", overflow="fold")
+    table.add_column("image")
     table.add_column("class")
     table.add_column("probability", justify="right")
     for prediction in predictions:

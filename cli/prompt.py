@@ -12,12 +12,14 @@ from rich.table import Table
 
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import (
+    drawn,
     fastest,
     note,
     note_backbone,
     note_ignored,
     out,
     print_json,
+    print_next,
     progress_bar,
     reports_errors,
 )
@@ -147,7 +149,7 @@ def train(
         return
     out.print(_worth(prompt), soft_wrap=True)
     out.print(f"{path}", soft_wrap=True)
-    out.print(f"next: hgedge fit --sources {output} --task NAME", soft_wrap=True)
+    print_next("fit", "--sources", output, "--task", "NAME")
 
 
 @app.command("import")
@@ -191,9 +193,11 @@ def import_(
 ) -> None:
     """Import a prompt of the VPT code or of a safetensors file into a bank."""
     from hgprompt_edge.errors import UserError
-    from hgprompt_edge.files import check_writable
+    from hgprompt_edge.files import check_storable, check_writable
     from hgprompt_edge.prompts import check_joins, write_prompt
 
+    for option, text in (("--name", name), ("--task", task), ("--family", family)):
+        check_storable(text, option)
     if not name or Path(name).name != name:
         raise UserError(f"--name '{name}': must be a file's name; give one without folders")
     if not file.is_file():
@@ -223,8 +227,8 @@ def import_(
         return
     out.print(_outline(prompt), soft_wrap=True)
     out.print(f"{path}", soft_wrap=True)
-    weights = f" --checkpoint {checkpoint}" if checkpoint else ""
-    out.print(f"next: hgedge fit --sources {output}{weights} --task NAME", soft_wrap=True)
+    weights = ("--checkpoint", checkpoint) if checkpoint else ()
+    print_next("fit", "--sources", output, *weights, "--task", "NAME")
 
 
 @app.command()
@@ -252,8 +256,7 @@ def show(
     table = Table(box=None, pad_edge=False)
     for name in ("prompt", "family", "classes", "without", "with it", "gain", "seed"):
         left = name in ("prompt", "family")
-        # A terminal of 80 columns is too narrow for long names: they go on in the next line.
-        table.add_column(name, justify="left" if left else "right", overflow="fold")
+        table.add_column(name, justify="left" if left else "right")
     for prompt in prompts:
         table.add_row(
             prompt.name,
@@ -312,7 +315,7 @@ def _gain(prompt: Prompt) -> str:
         return ""
     gain = f"{100 * (prompt.test_accuracy - prompt.test_accuracy_unprompted):+.1f}"
     error = prompt.recipe.get("test_standard_error")
-    return f"{gain} ± {100 * error:.1f}" if error is not None else gain
+    return f"{gain} {drawn('±', '+/-')} {100 * error:.1f}" if error is not None else gain
 
 
 def _percent(value: float | None) -> str:

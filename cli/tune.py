@@ -10,7 +10,16 @@ import typer
 
 from hgprompt_edge.bundle import ROW_TITLES
 from hgprompt_edge.cli import options
-from hgprompt_edge.cli.console import fastest, note, out, print_json, progress_bar, reports_errors
+from hgprompt_edge.cli.console import (
+    command_line,
+    fastest,
+    note,
+    out,
+    print_json,
+    print_next,
+    progress_bar,
+    reports_errors,
+)
 from hgprompt_edge.cli.fit_table import accuracy_table
 from hgprompt_edge.cli.left_out import note_left_out, of_task, write_left_out
 from hgprompt_edge.cli.server import needs_server
@@ -120,7 +129,7 @@ def tune(
     which = " as before" if tuned is fitted else ""
     out.print(f"chosen on validation: {ROW_TITLES[tuned.choice]}{which} ({kept})", soft_wrap=True)
     out.print(f"{path} ({seconds:.0f} s)", soft_wrap=True)
-    out.print(f"next: hgedge export {path} --format onnx", soft_wrap=True)
+    print_next("export", path, "--format", "onnx")
 
 
 def _note_left_out(fitted: Bundle, tuned: Bundle, path: Path) -> None:
@@ -129,5 +138,5 @@ def _note_left_out(fitted: Bundle, tuned: Bundle, path: Path) -> None:
     merged = fitted.factory is not None and tuned.factory is None
     gone = " and ".join(filter(None, (conditions, "what devices learned" if merged else "")))
     if gone:
-        again = f"; run `hgedge condition {path}` again" if conditions else ""
+        again = f"; run `{command_line('condition', path)}` again" if conditions else ""
         note(f"left out, as of the prompt before: {gone}{again}")

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 
 from hgprompt_edge import (
@@ -26,7 +25,7 @@ from hgprompt_edge import (
     write_bundle,
 )
 from hgprompt_edge.bundle import ROW_TITLES
-from hgprompt_edge.cli.console import progress_bar
+from hgprompt_edge.cli.console import out, prepare_output, print_next, progress_bar
 from hgprompt_edge.transfer.figure import draw_fit
 from hgprompt_edge.vit.fastest import choose_compute
 from hgprompt_edge.vit.forward import features_token, normalize
@@ -39,21 +38,19 @@ SOURCES = (
     "gtsrb",
     "sign-language-digits",
 )
-console = Console(highlight=False)
 
 
 def main() -> None:
+    prepare_output()
     OUT.mkdir(exist_ok=True)
     backbone, bank = load_backbone(), read_bank()
     choice = choose_compute(backbone)
-    console.print(str(choice))
+    out.print(str(choice))
     backbone = backbone.with_compute(choice.compute)
     bank = replace(bank, prompts=tuple(p for p in bank.prompts if p.name in SOURCES))
     task = load_task("circuit-boards", backbone.preprocessing, data=models.pictures_folder())
     counts = f"{len(task.train) + len(task.validation)} pictures, {len(task.classes)} classes"
-    console.print(
-        f"fitting {len(bank.prompts)} prompts of {bank.backbone} to {task.name}: {counts}"
-    )
+    out.print(f"fitting {len(bank.prompts)} prompts of {bank.backbone} to {task.name}: {counts}")
     with progress_bar() as report:
         mixer = HGPrompt(seed=0).fit(bank, backbone, task, progress=report)
     bundle = mixer.bundle_
@@ -64,18 +61,18 @@ def main() -> None:
     for row in bundle.table:
         test = "" if row.test_accuracy is None else f"{100 * row.test_accuracy:.1f} %"
         table.add_row(ROW_TITLES[row.method], f"{100 * row.val_accuracy:.1f} %", test)
-    console.print(table)
-    console.print(f"kept: {ROW_TITLES[bundle.choice]}")
+    out.print(table)
+    out.print(f"kept: {ROW_TITLES[bundle.choice]}")
 
     model = OUT / "circuit-boards.onnx"
     checked = export_onnx(bundle, backbone, model)
-    console.print(
+    out.print(
         f"{model}: {model.stat().st_size / 1e6:.1f} MB, "
         f"largest difference from PyTorch {checked.max_abs_diff:.1e}"
     )
     predictor = Predictor(model)
     onnx_classes = predictor.logits(task.test.pixels).argmax(1)
-    console.print(
+    out.print(
         f"on all {len(task.test)} test images: "
         f"ONNX {100 * np.mean(onnx_classes == task.test.labels):.2f} %, "
         f"PyTorch {100 * np.mean(torch_classes(bundle, backbone, task) == task.test.labels):.2f} %"
@@ -84,9 +81,9 @@ def main() -> None:
         path = OUT / f"{task.classes[task.test.labels[index]]}.png"
         Image.fromarray(task.test.pixels[index]).save(path)
         (label, probability), *_ = next(iter(predictor.predict_paths([path], top=1))).labels
-        console.print(f"{path}: {label} ({100 * probability:.0f} %)")
-    console.print(f"figure: {OUT / 'circuit-boards.png'}")
-    console.print(f"next: hgedge predict --model {model} {OUT}")
+        out.print(f"{path}: {label} ({100 * probability:.0f} %)")
+    out.print(f"figure: {OUT / 'circuit-boards.png'}")
+    print_next("predict", "--model", model, OUT)
 
 
 def torch_classes(bundle, backbone, task):  # type: ignore[no-untyped-def]

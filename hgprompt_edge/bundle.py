@@ -191,7 +191,7 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
         "classes": json.dumps(bundle.classes),
         "backbone": bundle.backbone,
         "backbone_sha256": bundle.backbone_sha256,
-        "checkpoint": bundle.checkpoint,
+        "checkpoint": json.dumps(bundle.checkpoint),  # a path need not be UTF-8
         "preprocessing": bundle.preprocessing.to_json(),
         "mode": bundle.mode,
         "pooling": bundle.pooling,
@@ -236,7 +236,7 @@ def read_bundle(path: Path) -> Bundle:
             classes=tuple(json.loads(metadata["classes"])),
             backbone=metadata["backbone"],
             backbone_sha256=metadata["backbone_sha256"],
-            checkpoint=metadata["checkpoint"],
+            checkpoint=json.loads(metadata["checkpoint"]),
             preprocessing=Preprocessing.from_json(metadata["preprocessing"]),
             mode=metadata["mode"],
             pooling=_known_pooling(metadata["pooling"]),

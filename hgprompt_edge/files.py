@@ -151,6 +151,24 @@ def check_writable(folder: Path, option: str) -> None:
         raise UserError(message) from error
 
 
+def check_storable(text: str, what: str) -> None:
+    """Refuse a name that no file of ours can hold: it has bytes that are not UTF-8.
+
+    `what` says whose name it is, such as `the class`.
+
+    Raises
+    ------
+    UserError
+        It is not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{what} '{text}': the name is not UTF-8, which our files and runtimes need; rename it"
+        ) from error
+
+
 def write_safetensors(
     path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]
 ) -> None:

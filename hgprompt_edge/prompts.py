@@ -18,7 +18,12 @@ import numpy.typing as npt
 
 from hgprompt_edge import models
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import read_safetensors, sha256_file, write_safetensors
+from hgprompt_edge.files import (
+    check_storable,
+    read_safetensors,
+    sha256_file,
+    write_safetensors,
+)
 from hgprompt_edge.listing import files_in
 
 FORMAT = "hgprompt.prompt/1"
@@ -168,6 +173,7 @@ def read_prompt(path: Path) -> Prompt:
     UserError
         Damaged file, other format or version, wrong shape or dtype, NaN or inf.
     """
+    check_storable(path.stem, f"{path.parent}: the prompt")
     tensors, metadata = read_safetensors(path)
     version = metadata.get("format", "")
     if not version.startswith("hgprompt.prompt/"):

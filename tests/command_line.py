@@ -66,6 +66,7 @@ def hgedge(folder: Path, *words: str, **environment: str) -> subprocess.Complete
         command,
         cwd=folder,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="surrogateescape",
         env={**os.environ, "HGEDGE_CACHE": str(folder / "cache"), **environment},
     )

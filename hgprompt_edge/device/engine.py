@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from hgprompt_edge.device.external import check_external_data
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import check_storable
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -89,6 +90,7 @@ def open_engine(
     """
     if not path.is_file():
         raise UserError(f"{path}: no such model file; make it with `hgedge export`")
+    check_storable(str(path), "the model")  # runtimes take UTF-8 alone
     try:
         if path.suffix == ".xml":
             from hgprompt_edge.device.openvino_engine import OpenVinoEngine

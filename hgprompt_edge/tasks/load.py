@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import check_storable
 from hgprompt_edge.listing import holds_images, subfolders
 from hgprompt_edge.preprocess import Preprocessing
 from hgprompt_edge.tasks import archives, generated
@@ -146,6 +147,7 @@ def load_task(
             f"--data {data}: no such file or folder; name the folder that holds the images"
         )
     label = _known(name if name is not None else _name_of(data))
+    check_storable(label, "--task" if name is not None else "--task: the folder")
     if label in generated.KINDS:
         return _generated(label, preprocessing, data, seed, limit)
     known = label if label in FAMILIES or data is None else _known(_name_of(data))

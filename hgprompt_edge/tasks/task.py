@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import Array, sha256_arrays
+from hgprompt_edge.files import Array, check_storable, sha256_arrays
 from hgprompt_edge.listing import LeftOut
 from hgprompt_edge.preprocess import Preprocessing, UnreadableImageError, to_array
 from hgprompt_edge.tasks.split import VALIDATION_SHARE, Indices, carve_test, sample, split
@@ -275,6 +275,8 @@ def _encode(
 
 
 def _check_classes(parts: Parts, labels: Indices, classes: tuple[str, ...]) -> None:
+    for label in classes:
+        check_storable(label, f"{parts.origin}: the class")
     origin, given = parts.origin, bool(parts.classes)
     counts = np.bincount(labels, minlength=len(classes))
     empty, single = ([classes[i] for i in np.flatnonzero(counts == n)] for n in (0, 1))

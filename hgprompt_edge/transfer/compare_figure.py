@@ -49,7 +49,7 @@ def draw_comparison(
         draw_terms(right, history)
     else:
         right.set_axis_off()
-    figure.suptitle(f"{task}: ways to use source prompts")
+    figure.suptitle(f"{task}: ways to use source prompts", parse_math=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
@@ -85,6 +85,8 @@ def _draw_weights(axes: Axes, sources: Sequence[str], results: Sequence[Result])
             colour = "white" if abs(weight) > 0.6 * limit else "black"
             text = f"{weight:.2f}".replace("0.", ".", 1) if abs(weight) >= 0.005 else ""
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
-    axes.set_xticks(range(len(sources)), sources, rotation=35, ha="right", fontsize=8)
+    axes.set_xticks(
+        range(len(sources)), sources, rotation=35, ha="right", fontsize=8, parse_math=False
+    )
     axes.set_yticks(range(len(mixed)), [TITLES[result.method] for result in mixed], fontsize=8)
     axes.set_title("weight of each prompt (mean of its layers)")

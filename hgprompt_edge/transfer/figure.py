@@ -24,7 +24,9 @@ def draw_fit(bundle: Bundle, history: Sequence[dict[str, Any]], path: Path) -> N
     _draw_weights(left, bundle)
     draw_terms(middle, history)
     _draw_table(right, bundle)
-    figure.suptitle(f"{bundle.task}: kept by held-out images: {ROW_TITLES[bundle.choice]}")
+    # A name may hold dollar signs, which are no formula.
+    title = f"{bundle.task}: kept by held-out images: {ROW_TITLES[bundle.choice]}"
+    figure.suptitle(title, parse_math=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
@@ -32,7 +34,8 @@ def draw_fit(bundle: Bundle, history: Sequence[dict[str, Any]], path: Path) -> N
 def _draw_weights(axes: Axes, bundle: Bundle) -> None:
     names = [source["name"] for source in bundle.sources]
     weights, shares = bundle.learned_weights, source_shares(bundle.learned_weights)
-    axes.barh(names, shares, color=BLUE)
+    axes.barh(range(len(names)), shares, color=BLUE)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_xlabel("weight (they sum to 1)", loc="left")
     axes.axvline(1 / len(names), color=GREY, linestyle=":", label="equal weights")
     if weights.ndim == 2:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hgprompt_edge import models
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import check_storable
 from hgprompt_edge.vit.backbone import Backbone, fingerprint, in_halves, wrap_backbone
 from hgprompt_edge.vit.checkpoint import Checkpoint, read_checkpoint
 from hgprompt_edge.vit.support import check_supported
@@ -51,6 +52,7 @@ def load_backbone(
         Unknown id, an architecture that is not supported, a hub that does not answer, a checkpoint
         that is damaged or does not fit, or `hgprompt-edge-models` is not installed.
     """
+    check_storable(spec or "", "--backbone")
     if spec in models.NAMES or (spec is None and checkpoint is None):
         return _bundled(spec or models.DEFAULT, checkpoint, image_size)
     if checkpoint is None:
