@@ -262,7 +262,9 @@ def check_joins(folder: Path, prompt: Prompt) -> None:
     for source in _sources_in(folder):
         misfit = _misfit(prompt, source) if source.name != prompt.name else None
         if misfit:
-            raise UserError(f"{taken}: {misfit}, so name another folder with --output")
+            size = source.image_size
+            other_size = f"give --image-size {size}, or " if prompt.image_size != size else ""
+            raise UserError(f"{taken}: {misfit}; {other_size}name another folder with --output")
 
 
 def read_bank(source: str | Path = models.DEFAULT, *, match: bool = True) -> PromptBank:
@@ -454,7 +456,9 @@ def _misfit(prompt: Prompt, first: Prompt) -> str | None:
             "one bank a backbone"
         )
     if prompt.image_size != first.image_size:
-        return f"made for {prompt.image_size} px, {file} for {first.image_size} px"
+        return (
+            f"made for images of {prompt.image_size} pixels, {file} for {first.image_size} pixels"
+        )
     if prompt.normalization != first.normalization:
         mine, theirs = (p.normalization or "the backbone's own" for p in (prompt, first))
         return (

@@ -63,7 +63,7 @@ def test_an_imported_prompt_does_not_fit_a_bank_of_other_pixels(
     refused = run(*words.split(), "imagenet")
     assert refused.exit_code == 2
     assert "z.safetensors: trained on pixels normalised by mean 0.485" in refused.stderr
-    assert "keep one bank a normalisation, so name another folder with --output" in refused.stderr
+    assert "keep one bank a normalisation; name another folder with --output" in refused.stderr
     assert not Path("prompts", "z.safetensors").exists()
     for pixels in ("inception", "backbone"):
         assert run(*words.split(), pixels).exit_code == 0

@@ -133,7 +133,7 @@ def test_a_bad_normalization_is_refused(tmp_path: Path, name: str) -> None:
 
 MISFITS = {
     "backbone": ({"backbone_sha256": "cd" * 32}, "made for another backbone"),
-    "image size": ({"image_size": 224}, "made for 224 px"),
+    "image size": ({"image_size": 224}, "made for images of 224 pixels"),
     "depth": ({"shape": (5, 4, 8)}, "layers 5 differs"),
     "tokens": ({"shape": (3, 6, 8)}, "tokens 6 differs"),
     "width": ({"shape": (3, 4, 16)}, "width 16 differs"),

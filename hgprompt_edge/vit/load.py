@@ -53,6 +53,11 @@ def load_backbone(
         that is damaged or does not fit, or `hgprompt-edge-models` is not installed.
     """
     check_storable(spec or "", "--backbone")
+    if image_size is not None and image_size < 1:
+        raise UserError(
+            f"--image-size {image_size}: images have at least one pixel a side; give a multiple of "
+            "the backbone's patch"
+        )
     if spec in models.NAMES or (spec is None and checkpoint is None):
         return _bundled(spec or models.DEFAULT, checkpoint, image_size)
     if checkpoint is None:
