@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from rich.table import Table
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import fastest, out, print_json, progress_bar, reports_errors
 from hgprompt_edge.cli.image_sizes import IGNORED, compare_sizes, load_sizes, parse_sizes
-from hgprompt_edge.cli.inputs import bank_and_backbone, needs_bank
+from hgprompt_edge.cli.inputs import bank_and_backbone, find_images, needs_bank
 from hgprompt_edge.cli.left_out import note_left_out, of_task
 from hgprompt_edge.cli.server import needs_server
 
@@ -61,19 +62,14 @@ def compare(
     json: options.Json = False,
 ) -> None:
     """Compare ways to use the sources on one task: a table, a JSON file and a figure."""
-    from hgprompt_edge.errors import UserError
     from hgprompt_edge.files import check_writable, write_bytes
 
     began = time.perf_counter()
     given = [option for name, option in IGNORED.items() if options.is_given(context, name)]
     sizes = parse_sizes(image_sizes, more_sizes, given)
-    if task is None and data is None:
-        raise UserError("--task: name a data set, or give your own images with --data FOLDER")
     check_writable(output.parent if output else Path(), "--output")
+    task_found = find_images(task, data, seed=seed, download=download)
 
-    from functools import partial
-
-    from hgprompt_edge.tasks import load_task
     from hgprompt_edge.transfer.baselines import METHODS, Budget, learn
     from hgprompt_edge.transfer.compare import compare as run
     from hgprompt_edge.transfer.compare_figure import draw_comparison
@@ -83,18 +79,14 @@ def compare(
     chosen = _chosen(methods, tuple(METHODS))
     found, vit = bank_and_backbone(sources, backbone, checkpoint, image_size)
     bank = needs_bank(found, vit)
-    load = partial(load_task, task, data=data, seed=seed, download=download)
     if sizes:
         name = backbone if sources is None else backbone or bank.backbone
         backbones = load_sizes(sizes, vit, name, checkpoint)
         compute = fastest(vit, device, precision).compute
-        compare_sizes(bank, backbones, compute, load, output, seed, json)
+        compare_sizes(bank, backbones, compute, task_found.load, output, seed, json)
         return
     with progress_bar() as report:
-        images = load(
-            vit.preprocessing,
-            progress=lambda done, total: report("reading images", done, total),
-        )
+        images = task_found.load(vit.preprocessing, progress=partial(report, "reading images"))
         note_left_out(images.unreadable, images.left_out)
         vit = fastest(vit, device, precision)
         contest, results = run(

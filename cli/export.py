@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ from hgprompt_edge.cli.console import (
     progress_bar,
     reports_errors,
 )
+from hgprompt_edge.cli.inputs import find_images_of
 from hgprompt_edge.cli.left_out import note_left_out
 from hgprompt_edge.cli.server import needs_server
 from hgprompt_edge.errors import UserError
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from hgprompt_edge.bundle import Bundle
     from hgprompt_edge.export.int8 import Int8
     from hgprompt_edge.export.verify import Verification
+    from hgprompt_edge.tasks import FoundTask
     from hgprompt_edge.vit.backbone import Backbone
 
 
@@ -73,7 +76,7 @@ def export(
     ] = None,
     precision: Annotated[
         Precision,
-        typer.Option(help="fp16 halves an OpenVINO file; int8 needs --data or --task."),
+        typer.Option(help="fp16 halves an OpenVINO file; int8 needs the images of the fit."),
     ] = Precision.FP32,
     opset: Annotated[
         int | None,
@@ -124,7 +127,7 @@ def export(
     from hgprompt_edge.files import check_writable, sha256_file
     from hgprompt_edge.vit.fitted import backbone_of
 
-    _check_options(file_format, precision, opset, task or data)
+    _check_options(file_format, precision, opset)
     _check_int8_alone(context, precision)
     runtime = adapt or weights is Weights.RUNTIME
     if runtime and precision is Precision.INT8 and file_format is Format.OPENVINO:
@@ -148,15 +151,15 @@ def export(
     graph = adapt and has_prompts(content)
     _check_name(path, file_format)
     check_writable(path.parent, "--output")
+    found = find_images_of(content, task, data) if precision is Precision.INT8 else None
     backbone = backbone_of(content, checkpoint)
     result: Int8 | None = None
-    if precision is Precision.INT8:
+    if found is not None:
         result = _quantize(
             content,
             backbone,
             path,
-            task,
-            data,
+            found,
             max_drop=max_drop,
             control=accuracy_control,
             bundle_sha256=digest,
@@ -304,21 +307,15 @@ def _quantize(
     bundle: Bundle,
     backbone: Backbone,
     path: Path,
-    task: str | None,
-    data: Path | None,
+    found: FoundTask,
     **how: Any,
 ) -> Int8:
     from hgprompt_edge.export.int8 import export_int8
-    from hgprompt_edge.tasks import load_task
 
     with progress_bar() as report:
-        images = load_task(
-            task,
-            bundle.preprocessing,
-            data=data,
-            seed=bundle.seed,
-            progress=lambda done, total: report("images", done, total),
-        )
+        images = found.load(bundle.preprocessing, progress=partial(report, "reading images"))
+        if images.digest != bundle.split_digest:
+            note(f"{images.data or images.name}: not the images on which {bundle.task} was fitted")
         note_left_out(images.unreadable, images.left_out)
         return export_int8(bundle, backbone, path, images, report=report, **how)
 
@@ -344,13 +341,7 @@ def _check_int8_alone(context: typer.Context, precision: Precision) -> None:
             )
 
 
-def _check_options(
-    file_format: Format, precision: Precision, opset: int | None, images: str | Path | None
-) -> None:
-    if precision is Precision.INT8 and images is None:
-        raise UserError(
-            "--precision int8: needs images to calibrate and to measure on; give --data or --task"
-        )
+def _check_options(file_format: Format, precision: Precision, opset: int | None) -> None:
     if precision is Precision.INT8 and opset is not None:
         raise UserError("--opset: int8 models come in one opset alone; leave it out")
     if file_format is Format.OPENVINO and opset is not None:

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +33,7 @@ from hgprompt_edge.cli.fit_table import (
     sources_line,
     weights_table,
 )
-from hgprompt_edge.cli.inputs import bank_and_backbone
+from hgprompt_edge.cli.inputs import bank_and_backbone, find_images
 from hgprompt_edge.cli.left_out import note_left_out, of_task, write_left_out
 from hgprompt_edge.cli.server import needs_server
 
@@ -135,11 +136,9 @@ def fit(
         return
     if files or bundle:
         raise UserError("FILES and --bundle: go with --merge alone; add it or leave them out")
-    if task is None and data is None:
-        raise UserError("--task: name a data set, or give your own images with --data FOLDER")
     check_writable(output.parent if output else Path(), "--output")
+    found = find_images(task, data, seed=seed, download=download)
 
-    from hgprompt_edge.tasks import load_task
     from hgprompt_edge.transfer.condition import check_names, tune_conditions
     from hgprompt_edge.transfer.figure import draw_fit
     from hgprompt_edge.transfer.fit import HGPrompt
@@ -148,27 +147,20 @@ def fit(
     from hgprompt_edge.vit.fastest import check_device
 
     check_device(device.value)
+    wanted = [] if conditions is None else condition_names(conditions)
+    if conditions is not None:
+        check_names(wanted)
     bank, vit = bank_and_backbone(sources, backbone, checkpoint, image_size)
     if bank is None:
         _check_plain(context, sources, vit)
-    wanted = [] if conditions is None else condition_names(conditions)
-    if conditions is not None:  # before a minute of fitting
-        check_names(wanted)
-        if bank is not None and (not keep_sources or bank.mode == SHALLOW):
-            why = "--no-keep-sources" if not keep_sources else "shallow prompts"
-            raise UserError(
-                "--conditions: a device mixes them with the bundle's deep source prompts, and with "
-                f"{why} there are none; leave one of the two out"
-            )
-    with progress_bar() as report:
-        images = load_task(
-            task,
-            vit.preprocessing,
-            data=data,
-            seed=seed,
-            download=download,
-            progress=lambda done, total: report("reading images", done, total),
+    if wanted and bank is not None and (not keep_sources or bank.mode == SHALLOW):
+        why = "--no-keep-sources" if not keep_sources else "shallow prompts"
+        raise UserError(
+            "--conditions: a device mixes them with the bundle's deep source prompts, and with "
+            f"{why} there are none; leave one of the two out"
         )
+    with progress_bar() as report:
+        images = found.load(vit.preprocessing, progress=partial(report, "reading images"))
         note_left_out(images.unreadable, images.left_out)
         vit = fastest(vit, device, precision)
         mixer: HGPrompt | None = None

@@ -119,7 +119,7 @@ def compare_sizes(
     backbones
         By image size; images run through them as `compute` says.
     load
-        `load_task` for a preprocessing; takes `progress`.
+        Reads the images for a preprocessing, as `FoundTask.load`.
     """
     from hgprompt_edge.device.cpu import cpu_name
     from hgprompt_edge.files import write_bytes

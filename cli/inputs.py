@@ -1,4 +1,4 @@
-"""Which backbone and which prompt bank a command works with."""
+"""Which images, which backbone and which prompt bank a command works with."""
 
 from __future__ import annotations
 
@@ -10,11 +10,57 @@ from hgprompt_edge.cli.console import note, note_backbone, note_bank
 from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:
+    from hgprompt_edge.bundle import Bundle
     from hgprompt_edge.prompts import PromptBank
+    from hgprompt_edge.tasks import FoundTask
     from hgprompt_edge.vit.backbone import Backbone
 
 NO_BANK = "none"
 """What `--sources` takes where no prompts are to be used."""
+
+
+def find_images(
+    task: str | None, data: Path | None, *, seed: int, download: bool = False
+) -> FoundTask:
+    """Find what `--task` and `--data` name, before a backbone is loaded; no image is decoded.
+
+    Raises
+    ------
+    UserError
+        Neither is given, or as of `find_task`.
+    """
+    from hgprompt_edge.tasks import find_task
+
+    if task is None and data is None:
+        raise UserError("--task: name a data set, or give your own images with --data FOLDER")
+    found = find_task(task, data=data, seed=seed, download=download)
+    if found.own:
+        note(
+            f"{found.name} is a local task: the images in {found.data}, not the built-in task of "
+            "that name"
+        )
+    return found
+
+
+def find_images_of(bundle: Bundle, task: str | None, data: Path | None) -> FoundTask:
+    """Find the images that a bundle was fitted on, where it says, or where the options say.
+
+    Raises
+    ------
+    UserError
+        They are gone, or as of `find_task`.
+    """
+    from hgprompt_edge.tasks import find_task
+    from hgprompt_edge.tasks.hub import is_hub_id
+
+    if data is None and bundle.data and task in (None, bundle.task):
+        data = Path(bundle.data)
+        if not (is_hub_id(data) or data.exists()):
+            raise UserError(
+                f"the bundle of {bundle.task} was fitted on the images in {data}, and they are "
+                "gone; name their folder with --data"
+            )
+    return find_task(task or bundle.task, data=data, seed=bundle.seed)
 
 
 def bank_and_backbone(

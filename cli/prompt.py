@@ -23,6 +23,7 @@ from hgprompt_edge.cli.console import (
     progress_bar,
     reports_errors,
 )
+from hgprompt_edge.cli.inputs import find_images
 from hgprompt_edge.cli.left_out import note_left_out, of_task
 from hgprompt_edge.cli.server import needs_server
 
@@ -85,16 +86,14 @@ def train(
     json: options.Json = False,
 ) -> None:
     """Train one source prompt by VPT; run it again to go on after an interruption."""
-    from hgprompt_edge.errors import UserError
     from hgprompt_edge.files import check_writable
     from hgprompt_edge.prompts import check_joins, write_prompt, write_start
 
-    if task is None and data is None:
-        raise UserError("--task: name a data set, or give your own images with --data FOLDER")
+    found = find_images(task, data, seed=seed, download=download)
     _make_folder(output)
     check_writable(output, "--output")
 
-    from hgprompt_edge.tasks import images_beyond, load_task
+    from hgprompt_edge.tasks import images_beyond
     from hgprompt_edge.transfer.source import blank_prompt, train_source
     from hgprompt_edge.vit.fastest import check_device
     from hgprompt_edge.vit.load import load_backbone
@@ -115,15 +114,8 @@ def train(
         keep_last=keep_last,
     )
     with progress_bar() as report:
-        load = partial(
-            load_task,
-            task,
-            vit.preprocessing,
-            data=data,
-            seed=seed,
-            progress=lambda done, total: report("reading images", done, total),
-        )
-        images = load(download=download)
+        load = partial(found.load, vit.preprocessing, progress=partial(report, "reading images"))
+        images = load()
         note_left_out(images.unreadable, images.left_out)
         check_joins(output, blank_prompt(vit, images, recipe))
         vit = fastest(vit, device, precision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,7 @@ from hgprompt_edge.cli.console import (
     reports_errors,
 )
 from hgprompt_edge.cli.fit_table import accuracy_table
+from hgprompt_edge.cli.inputs import find_images_of
 from hgprompt_edge.cli.left_out import note_left_out, of_task, write_left_out
 from hgprompt_edge.cli.server import needs_server
 
@@ -72,7 +74,8 @@ def tune(
     path = output or bundle.with_name(f"{fitted.task}.tuned{SUFFIX}")
     check_writable(path.parent, "--output")
 
-    from hgprompt_edge.tasks import load_task
+    found = find_images_of(fitted, task, data)
+
     from hgprompt_edge.transfer.tune import epochs_for
     from hgprompt_edge.transfer.tune import tune as tune_bundle
     from hgprompt_edge.vit.fastest import check_device
@@ -82,13 +85,7 @@ def tune(
     check_device(device.value)
     backbone = backbone_of(fitted, checkpoint)
     with progress_bar() as report:
-        images = load_task(
-            task or fitted.task,
-            backbone.preprocessing,
-            data=data,
-            seed=fitted.seed,
-            progress=lambda done, total: report("reading images", done, total),
-        )
+        images = found.load(backbone.preprocessing, progress=partial(report, "reading images"))
         note_left_out(images.unreadable, images.left_out)
         recipe = Recipe(
             epochs=epochs_for(steps, len(images.train), batch_size),

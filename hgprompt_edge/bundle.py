@@ -118,6 +118,8 @@ class Bundle:
         clean images that the heads have not seen, `[K]`.
     checkpoint
         Absolute path of the file with the backbone's weights; empty: bundled, or the hub's.
+    data, split_digest
+        Of the images that it was fitted on, see `Task`.
     more
         Further deep folded prompts, two at most. The bundle's probabilities are the mean of those
         of the first, `prompt` with `head_weight` and `head_bias`, and of these; `probe_logits` are
@@ -153,6 +155,7 @@ class Bundle:
     clean_mean: Floats | None = None
     clean_var: Floats | None = None
     checkpoint: str = ""
+    data: str = ""
     more: tuple[FoldedPrompt, ...] = ()
 
     @property
@@ -192,6 +195,7 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
         "backbone": bundle.backbone,
         "backbone_sha256": bundle.backbone_sha256,
         "checkpoint": json.dumps(bundle.checkpoint),  # a path need not be UTF-8
+        "data": json.dumps(bundle.data),
         "preprocessing": bundle.preprocessing.to_json(),
         "mode": bundle.mode,
         "pooling": bundle.pooling,
@@ -237,6 +241,7 @@ def read_bundle(path: Path) -> Bundle:
             backbone=metadata["backbone"],
             backbone_sha256=metadata["backbone_sha256"],
             checkpoint=json.loads(metadata["checkpoint"]),
+            data=json.loads(metadata["data"]),
             preprocessing=Preprocessing.from_json(metadata["preprocessing"]),
             mode=metadata["mode"],
             pooling=_known_pooling(metadata["pooling"]),

@@ -68,7 +68,7 @@ def test_bad_input_is_one_sentence(fitted: Path) -> None:
     for words, message in (
         ("--data mine --conditions dark,sandstorm", "unknown condition 'sandstorm'; choose from"),
         ("--data mine --conditions ,", "none is named"),
-        ("--data others", "not the images that the bundle of mine"),
+        ("--data others", "not the images on which the bundle of mine"),
     ):
         result = run("condition", *words.split())
         assert result.exit_code == 2, result.output

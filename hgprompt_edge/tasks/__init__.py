@@ -9,14 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hgprompt_edge.tasks.load import load_task
+    from hgprompt_edge.tasks.load import FoundTask, find_task, load_task
     from hgprompt_edge.tasks.task import Images, Task, images_beyond
 
-__all__ = ["Images", "Task", "images_beyond", "load_task"]
+__all__ = ["FoundTask", "Images", "Task", "find_task", "images_beyond", "load_task"]
 
 _HOMES = {
+    "FoundTask": "load",
     "Images": "task",
     "Task": "task",
+    "find_task": "load",
     "images_beyond": "task",
     "load_task": "load",
 }

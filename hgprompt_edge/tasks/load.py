@@ -1,7 +1,8 @@
-"""`load_task`: from a name, a folder, a zip file or the hub to a task."""
+"""From a name, a folder, a zip file or the hub to a task: `find_task`, then its images."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,8 @@ from hgprompt_edge.tasks.task import (
     Parts,
     Progress,
     Task,
-    build_task,
+    check_parts,
+    decode_parts,
     make_task,
     parts_without_test,
 )
@@ -82,8 +84,58 @@ SET_FOLDERS = {BENCHMARK, *ALIASES, *(layout.folder for layout in archives.LAYOU
 DIGITS_TEST_SHARE = 797 / 1797
 """Of scikit-learn's 1,797 digits 1,000 train."""
 
+BUILT_IN = {"digits", *archives.LAYOUTS, *VTAB, *generated.KINDS}
+"""Tasks whose images come from a known place."""
+
 GENERATED_IMAGES = 1000
 """A generated task has as many for training (fewer under a lower limit) and for the test."""
+
+
+@dataclass(frozen=True)
+class FoundTask:
+    """A task whose files are found and checked, and whose images are not decoded yet.
+
+    Attributes
+    ----------
+    parts
+        None for a generated task.
+    family, flips, data
+        As of `Task`.
+    own
+        It has the name of a built-in task and other images, from `data`.
+    """
+
+    name: str
+    parts: Parts | None
+    family: str
+    flips: bool
+    data: str
+    own: bool
+    seed: int
+
+    def load(
+        self,
+        preprocessing: Preprocessing,
+        *,
+        limit: int | None = 1000,
+        progress: Progress | None = None,
+    ) -> Task:
+        """Decode or draw the images, as `load_task` says."""
+        if limit is not None and limit < 1:
+            raise UserError(f"limit must be at least 1, or None for all images, got {limit}")
+        if self.parts is None:
+            return _generated(self.name, preprocessing, self.seed, limit)
+        task = decode_parts(
+            self.parts,
+            preprocessing,
+            name=self.name,
+            family=self.family,
+            flips=self.flips,
+            seed=self.seed,
+            limit=limit,
+            progress=progress,
+        )
+        return replace(task, data=self.data)
 
 
 def load_task(
@@ -97,6 +149,31 @@ def load_task(
     progress: Progress | None = None,
 ) -> Task:
     """Load images and split them: of `limit` images 80 % train and 20 % validate; a test part.
+
+    `find_task` with `FoundTask.load`.
+
+    Parameters
+    ----------
+    name, data, seed, download
+        As of `find_task`.
+    limit
+        Most images for training and validation together; None: all.
+    progress
+        Called with (images decoded, images in all).
+
+    Raises
+    ------
+    UserError
+        As of `find_task`, or more images are unreadable than `build_task` takes.
+    """
+    found = find_task(name, data=data, seed=seed, download=download)
+    return found.load(preprocessing, limit=limit, progress=progress)
+
+
+def find_task(
+    name: str | None, *, data: Path | None = None, seed: int = 0, download: bool = False
+) -> FoundTask:
+    """Find the files of a task and check its classes and splits, without decoding an image.
 
     `name` is resolved in this order:
 
@@ -124,10 +201,6 @@ def load_task(
         depend on it.
     download
         Fetch a data set of torchvision's into `data` if it is not there.
-    limit
-        Most images for training and validation together; None: all.
-    progress
-        Called with (images decoded, images in all).
 
     Raises
     ------
@@ -135,8 +208,6 @@ def load_task(
         The name is unknown or a path, the data is missing or not usable; see the readers and
         `build_task`.
     """
-    if limit is not None and limit < 1:
-        raise UserError(f"limit must be at least 1, or None for all images, got {limit}")
     if name is not None and (not name or Path(name).name != name):
         raise UserError(
             f"--task '{name}': must be a name without folders; name the folder of the images with "
@@ -149,18 +220,33 @@ def load_task(
     label = _known(name if name is not None else _name_of(data))
     check_storable(label, "--task" if name is not None else "--task: the folder")
     if label in generated.KINDS:
-        return _generated(label, preprocessing, data, seed, limit)
+        if data is not None:
+            raise UserError(
+                f"--data {data}: {label} is generated and reads no files; leave --data out or "
+                "choose another name for the task"
+            )
+        return FoundTask(label, None, FAMILIES[label], label not in NO_FLIPS, "", False, seed)
     known = label if label in FAMILIES or data is None else _known(_name_of(data))
-    return build_task(
-        _read(label, data, download),
-        preprocessing,
+    parts, own = _read(label, data, download)
+    check_parts(parts)
+    return FoundTask(
         name=label,
+        parts=parts,
         family=FAMILIES.get(known, ""),
         flips=known not in NO_FLIPS,
+        data=_place(label, data),
+        own=own and label in BUILT_IN,
         seed=seed,
-        limit=limit,
-        progress=progress,
     )
+
+
+def _place(name: str, data: Path | None) -> str:
+    """Where the images lie, so that they are found from any folder."""
+    if data is not None and is_hub_id(data):
+        return str(data)
+    if data is None and name in (*VTAB, *archives.LAYOUTS):
+        data = archives.DEFAULT_DATA
+    return "" if data is None else str(data.resolve())
 
 
 def _name_of(data: Path | None) -> str:
@@ -181,20 +267,24 @@ def _known(name: str) -> str:
     return ALIASES.get(name, name)
 
 
-def _read(name: str, data: Path | None, download: bool) -> Parts:
+def _read(name: str, data: Path | None, download: bool) -> tuple[Parts, bool]:
+    """Read the files of a task, and say whether they may be anybody's rather than the known ones.
+
+    A folder in a layout that known data sets also come in is taken for the one of that name.
+    """
     task = VTAB.get(name)
     if data is not None and is_hub_id(data):
-        return read_parquet(fetch_parquet(data), task, str(data))
+        return read_parquet(fetch_parquet(data), task, str(data)), task is None
     if task is not None and (parts := _read_benchmark(task, data)) is not None:
-        return parts
+        return parts, False
     if name in archives.LAYOUTS and (data is None or archives.find_root(name, data) is not None):
-        return archives.read_torchvision(name, data, download=download)
+        return archives.read_torchvision(name, data, download=download), False
     if data is not None and (parts := _read_files(data, task)) is not None:
-        return parts
+        return parts, task is None or is_zipped(data)
     sets = [] if data is None else _sets_in(data)
     own = data is not None and not sets and is_class_folder(data)
     if name in archives.LAYOUTS and (download or not own):
-        return archives.read_torchvision(name, data, download=download)
+        return archives.read_torchvision(name, data, download=download), False
     if task is not None and not own and not (data is not None and data.is_file()):
         raise UserError(missing(task, data or archives.DEFAULT_DATA))
     if data is not None:
@@ -208,9 +298,9 @@ def _read(name: str, data: Path | None, download: bool) -> Parts:
                 f"--data {data}: holds {len(sets):,} data set(s), such as {sets[0]}, not class "
                 "folders; name one with --task, or rename the folder if it is a class of yours"
             )
-        return read_folder(data)
+        return read_folder(data), True
     if name == "digits":
-        return _digits()
+        return _digits(), False
     raise UserError(_unknown(name))
 
 
@@ -281,14 +371,7 @@ def _grey(pixels: npt.NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(pixels).convert("RGB")
 
 
-def _generated(
-    name: str, preprocessing: Preprocessing, data: Path | None, seed: int, limit: int | None
-) -> Task:
-    if data is not None:
-        raise UserError(
-            f"--data {data}: {name} is generated and reads no files; leave --data out or choose "
-            "another name for the task"
-        )
+def _generated(name: str, preprocessing: Preprocessing, seed: int, limit: int | None) -> Task:
     size = preprocessing.image_size
     count = GENERATED_IMAGES if limit is None else limit
     images = generated.generate(name, count, size, seed, "train")

@@ -73,6 +73,8 @@ class Task:
         sha256 over classes and the names, labels and pixels of all splits.
     left_out
         Files that lie with the images and are not read.
+    data
+        Absolute path of the folder or file that the images lie in, or `hf:ORG/NAME`; empty: none.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Task:
     unreadable: tuple[LeftOut, ...]
     digest: str
     left_out: tuple[LeftOut, ...] = ()
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,9 +171,39 @@ def build_task(
         of the test part without training images (a warning where the classes are given); an image
         in two splits; more than one image and more than 5 % of them unreadable.
     """
+    check_parts(parts)
+    return decode_parts(
+        parts,
+        preprocessing,
+        name=name,
+        family=family,
+        flips=flips,
+        seed=seed,
+        limit=limit,
+        progress=progress,
+    )
+
+
+def check_parts(parts: Parts) -> None:
+    """Refuse classes and splits that `build_task` refuses, before any image is decoded."""
     train, classes = _encode(parts.train, parts.classes)
     _check_classes(parts, train, classes)
     _check_splits(parts, classes)
+
+
+def decode_parts(
+    parts: Parts,
+    preprocessing: Preprocessing,
+    *,
+    name: str,
+    family: str,
+    flips: bool,
+    seed: int,
+    limit: int | None,
+    progress: Progress | None,
+) -> Task:
+    """Do as `build_task` with parts that `check_parts` has taken."""
+    train, classes = _encode(parts.train, parts.classes)
     validation, _ = _encode(parts.validation, classes)
     test, _ = _encode(parts.test, classes)
     if limit is not None:

@@ -78,6 +78,7 @@ def make_bundle(
         source_tokens=bank.basis_tokens.astype(np.float16) if bank and keep_sources else None,
         clean_mean=clean[0] if clean else None,
         clean_var=clean[1] if clean else None,
+        data=task.data,
         split_digest=task.digest,
         seed=seed,
         versions={name: _version(name) for name in PACKAGES},

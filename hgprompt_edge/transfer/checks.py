@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hgprompt_edge.bundle import Bundle
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import PromptBank
 from hgprompt_edge.tasks import Task
@@ -71,3 +72,24 @@ def check_validation(task: Task) -> None:
     """
     if not len(task.validation):
         raise UserError(f"--task {task.name}: no validation images to choose by; add some")
+
+
+def check_same_images(bundle: Bundle, task: Task) -> None:
+    """Refuse other images than a bundle was fitted on: its validation images could train.
+
+    Raises
+    ------
+    UserError
+        One of the images, their labels or their split differs.
+    """
+    if bundle.split_digest == task.digest:
+        return
+    if task.data == bundle.data:
+        what = f"{task.data or task.name}: the images have changed since"
+    else:
+        what = f"{task.data or task.name}: these are not the images on which"
+    raise UserError(
+        f"{what} the bundle of {bundle.task} was fitted"
+        + (f" (on {bundle.data})" if bundle.data and task.data != bundle.data else "")
+        + "; run `hgedge fit` on them first"
+    )

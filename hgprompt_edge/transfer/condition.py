@@ -20,6 +20,7 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import DEEP, START
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.tasks.conditions import CONDITIONS, SEVERITIES, corrupt
+from hgprompt_edge.transfer.checks import check_same_images
 from hgprompt_edge.transfer.condition_trainer import (
     ConditionRecipe,
     ConditionTrainer,
@@ -201,8 +202,4 @@ def _check(bundle: Bundle, task: Task, names: Sequence[str]) -> None:
         )
     if bundle.sources:
         _kept_sources(bundle)  # a device mixes condition prompts with them
-    if bundle.split_digest != task.digest:
-        raise UserError(
-            f"--data: these are not the images that the bundle of {bundle.task} was fitted on; "
-            "name those, or run `hgedge fit` on these first"
-        )
+    check_same_images(bundle, task)

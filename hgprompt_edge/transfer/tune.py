@@ -14,6 +14,7 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import Floats, mix
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.assemble import token_logits
+from hgprompt_edge.transfer.checks import check_same_images
 from hgprompt_edge.transfer.choice import choose
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.judge import Candidate, Judge
@@ -52,7 +53,7 @@ def tune(
         The bundle belongs to another backbone or other images, or holds nothing to start from.
     """
     check_one_prompt(bundle, "tune")
-    _check_same(bundle, task)
+    check_same_images(bundle, task)
     backbone = as_fitted(bundle, backbone)
     start = starting_prompt(bundle)
     trained = train_from(start, backbone, task, recipe, state=state, report=report)
@@ -148,11 +149,3 @@ def _without_the_old_prompts(bundle: Bundle) -> Bundle:
         clean_mean=None,
         clean_var=None,
     )
-
-
-def _check_same(bundle: Bundle, task: Task) -> None:
-    if bundle.split_digest != task.digest:
-        raise UserError(
-            f"--data: these are not the images that the bundle of {bundle.task} was fitted on, so "
-            "its validation images could be trained on; run `hgedge fit` on them first"
-        )
