@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,7 @@ from hgprompt_edge.cli.console import (
     progress_bar,
     reports_errors,
 )
+from hgprompt_edge.cli.inputs import find_images_of
 from hgprompt_edge.cli.left_out import note_left_out, of_task, write_left_out
 from hgprompt_edge.cli.server import needs_server
 
@@ -49,18 +51,20 @@ def condition(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Bundle file (default: the same one).", show_default=False
+            "--output",
+            "-o",
+            help="Bundle file (default: NAME.conditions.hgbundle).",
+            show_default=False,
         ),
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Train prompts for darkness, blur, ... without labels and put them into the bundle.
+    """Train prompts for darkness, blur, ... without labels and add them to a copy of the bundle.
 
     Interrupted, the same command goes on from there.
     """
     from hgprompt_edge.bundle import check_one_prompt, newest_bundle, read_bundle, write_bundle
     from hgprompt_edge.files import check_writable
-    from hgprompt_edge.tasks import load_task
     from hgprompt_edge.transfer.condition import check_names, tune_conditions
     from hgprompt_edge.transfer.condition_trainer import ConditionRecipe
     from hgprompt_edge.vit.fastest import check_device
@@ -75,17 +79,12 @@ def condition(
         note(f"preparing {bundle}, the newest bundle here")
     fitted = read_bundle(bundle)
     check_one_prompt(fitted, "condition")
-    path = output or bundle
+    path = output or conditioned_path(bundle)
     check_writable(path.parent, "--output")
+    found = find_images_of(fitted, task, data)
     backbone = backbone_of(fitted, checkpoint)
     with progress_bar() as report:
-        images = load_task(
-            task or fitted.task,
-            fitted.preprocessing,
-            data=data,
-            seed=fitted.seed,
-            progress=lambda done, total: report("reading images", done, total),
-        )
+        images = found.load(fitted.preprocessing, progress=partial(report, "reading images"))
         note_left_out(images.unreadable, images.left_out)
         recipe = ConditionRecipe(epochs=epochs, seed=fitted.seed)
         state = condition_state(path, fitted.task)
@@ -100,14 +99,21 @@ def condition(
     shutil.rmtree(state, ignore_errors=True)
     seconds = time.perf_counter() - began
     if json:
-        found = [vars(worth) for worth in worths]
-        document = {"bundle": str(path), "conditions": found, "seconds": round(seconds, 2)}
+        figures = [vars(worth) for worth in worths]
+        document = {"bundle": str(path), "conditions": figures, "seconds": round(seconds, 2)}
         print_json({**document, **of_task(images)})
         return
     out.print(worth_table(worths))
     count = len(prepared.conditions)
     out.print(f"{path}: {count} condition prompts ({seconds:.0f} s)", soft_wrap=True)
     print_next("export", path, "--adapt")
+
+
+def conditioned_path(bundle: Path) -> Path:
+    """Name the bundle with condition prompts; models are verified against the one without."""
+    kind = ".conditions"
+    path = bundle.with_name(f"{bundle.stem.removesuffix(kind)}{kind}{bundle.suffix}")
+    return path.with_name(f"{path.stem}-2{path.suffix}") if path == bundle else path
 
 
 def condition_state(bundle: Path, task: str) -> Path:

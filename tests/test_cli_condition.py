@@ -28,7 +28,7 @@ def fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_interrupted_and_gone_on_with(fitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = "condition --data mine --conditions dark,blur --epochs 1".split()
+    words = "condition --conditions dark,blur --epochs 1".split()
     before = (fitted / "mine.hgbundle").read_bytes()
     train = ConditionTrainer.run
 
@@ -46,8 +46,12 @@ def test_interrupted_and_gone_on_with(fitted: Path, monkeypatch: pytest.MonkeyPa
     assert "resuming from .mine.conditions" in result.stderr
     assert "with its prompt" in result.stdout
     assert not (fitted / ".mine.conditions").exists()
-    names = [about["name"] for about in read_bundle(fitted / "mine.hgbundle").conditions]
+    assert "next: hgedge export mine.conditions.hgbundle --adapt" in result.stdout
+    assert (fitted / "mine.hgbundle").read_bytes() == before  # models were made from it
+    names = [about["name"] for about in read_bundle(fitted / "mine.conditions.hgbundle").conditions]
     assert names == ["dark", "blur"]
+    more = run(*"condition mine.conditions.hgbundle --conditions noise --epochs 1".split())
+    assert "mine.conditions-2.hgbundle: 3 condition prompts" in more.stdout
 
 
 def test_json_and_another_file(fitted: Path) -> None:

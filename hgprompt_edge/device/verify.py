@@ -107,4 +107,8 @@ def _made_from(name: str, recorded: str, path: Path | None) -> Check:
     found = sha256_file(path)
     if found == recorded:
         return Check(name, True, f"{path}, {found[:12]}")
-    return Check(name, False, f"{path} is {found[:12]}, the model was made from {recorded[:12]}")
+    here = sorted(path.parent.glob(f"*{path.suffix}"))
+    own = next((other for other in here if sha256_file(other) == recorded), None)
+    origin = own or f"an earlier {path.name} or another one, which is not here"
+    detail = f"{path} is {found[:12]}, the model was made from {recorded[:12]}: {origin}"
+    return Check(name, False, detail)
