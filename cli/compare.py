@@ -44,7 +44,12 @@ def compare(
     ] = None,
     methods: Annotated[
         str | None,
-        typer.Option(help="Only these, such as none,uniform,hgprompt.", show_default=False),
+        typer.Option(
+            help="Only these, separated by commas: none, best_source, uniform, spot, h_only, "
+            "alignment_only, gradient_free, soup, prediction_average, hgprompt, hgprompt_guarded, "
+            "two_folded, three_folded, tune, vpt_scratch.",
+            show_default=False,
+        ),
     ] = None,
     tune_steps: Annotated[int, typer.Option(min=1, help="Training steps of tune.")] = 20,
     seed: options.Seed = 0,

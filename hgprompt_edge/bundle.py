@@ -32,6 +32,7 @@ from hgprompt_edge.prompts import mix
 
 FORMAT = "hgprompt.bundle/1"
 SUFFIX = ".hgbundle"
+MODEL_SUFFIXES = (".onnx", ".xml")
 POOLINGS = ("token", "avg", "both")
 """What a head may see: the class token, the mean of the patch tokens, or one behind the other."""
 NO_PROMPT, TUNED, LEARNED = "no prompt", "tuned", "learned"
@@ -222,6 +223,8 @@ def read_bundle(path: Path) -> Bundle:
     UserError
         Missing, damaged, another format, or numbers that are not finite.
     """
+    if path.suffix in MODEL_SUFFIXES and path.exists():
+        raise UserError(f"{path}: a model, not a bundle; name the bundle that it was exported from")
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") != FORMAT:
         found = metadata.get("format", "missing")

@@ -11,8 +11,11 @@ import pytest
 from command_line import PETS, class_folders, photo, run, small_bank
 from layouts import listed, write_parquet
 from pyarrow.parquet import write_table
+from typer.main import get_command
 
+from hgprompt_edge.cli.main import app
 from hgprompt_edge.files import write_safetensors
+from hgprompt_edge.transfer.baselines import METHODS
 
 
 def empty(tmp_path: Path) -> str:
@@ -200,6 +203,37 @@ def test_bad_calls_exit_with_two(
     result = run(*BAD_CALLS[name].split())
     assert result.exit_code == 2
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("predict --model x.hgbundle a.jpg", "x.hgbundle: a bundle, not a model; run `hgedge exp"),
+        ("adapt --model x.hgbundle --data .", "x.hgbundle: a bundle, not a model"),
+        ("verify x.hgbundle", "x.hgbundle: a bundle, not a model"),
+        ("bench x.hgbundle", "x.hgbundle: a bundle, not a model"),
+        ("export x.onnx", "x.onnx: a model, not a bundle"),
+        ("tune x.xml", "x.xml: a model, not a bundle"),
+        ("condition x.onnx", "x.onnx: a model, not a bundle"),
+    ],
+)
+def test_a_bundle_is_not_taken_for_a_model(
+    command: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photo(tmp_path / "a.jpg", 0, 0)
+    for name in ("x.hgbundle", "x.onnx", "x.xml"):
+        (tmp_path / name).write_bytes(b"something else")
+    result = run(*command.split())
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert "truncated" not in result.stderr
+
+
+def test_the_help_of_compare_names_every_method() -> None:
+    (methods,) = (p for p in get_command(app).commands["compare"].params if p.name == "methods")
+    named = methods.help.partition(": ")[2].rstrip(".").split(", ")
+    assert named == list(METHODS)
 
 
 @pytest.mark.parametrize("command", ["fit", "prompt train", "compare", "adapt"])

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from hgprompt_edge.bundle import SUFFIX
 from hgprompt_edge.device.external import check_external_data
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import check_storable
@@ -90,6 +91,11 @@ def open_engine(
     """
     if not path.is_file():
         raise UserError(f"{path}: no such model file; make it with `hgedge export`")
+    if path.suffix == SUFFIX:
+        raise UserError(
+            f"{path}: a bundle, not a model; run `hgedge export` on it and name the file "
+            "that this writes"
+        )
     check_storable(str(path), "the model")  # runtimes take UTF-8 alone
     try:
         if path.suffix == ".xml":
