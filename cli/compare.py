@@ -11,7 +11,15 @@ import typer
 from rich.table import Table
 
 from hgprompt_edge.cli import options
-from hgprompt_edge.cli.console import fastest, out, print_json, progress_bar, reports_errors
+from hgprompt_edge.cli.console import (
+    fastest,
+    out,
+    print_json,
+    progress_bar,
+    reports_errors,
+    resumes,
+    working,
+)
 from hgprompt_edge.cli.image_sizes import IGNORED, compare_sizes, load_sizes, parse_sizes
 from hgprompt_edge.cli.inputs import bank_and_backbone, find_images, needs_bank
 from hgprompt_edge.cli.left_out import note_left_out, of_task
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
 
 
 @reports_errors
+@resumes
 @needs_server
 def compare(
     context: typer.Context,
@@ -76,8 +85,10 @@ def compare(
     task_found = find_images(task, data, seed=seed, download=download)
 
     from hgprompt_edge.transfer.baselines import METHODS, Budget, learn
+    from hgprompt_edge.transfer.checks import leave_out_family
     from hgprompt_edge.transfer.compare import compare as run
     from hgprompt_edge.transfer.compare_figure import draw_comparison
+    from hgprompt_edge.transfer.estimate import compare_passes
     from hgprompt_edge.vit.fastest import check_device
 
     check_device(device.value)
@@ -93,13 +104,16 @@ def compare(
     with progress_bar() as report:
         images = task_found.load(vit.preprocessing, progress=partial(report, "reading images"))
         note_left_out(images.unreadable, images.left_out)
-        vit = fastest(vit, device, precision)
+        budget = Budget(tune_steps=tune_steps)
+        usable, _ = leave_out_family(bank, images)
+        passes = compare_passes(images, usable, chosen, budget)
+        vit = fastest(vit, device, precision, passes)
         contest, results = run(
             bank,
             vit,
             images,
             methods=chosen,
-            budget=Budget(tune_steps=tune_steps),
+            budget=budget,
             seed=seed,
             progress=lambda _, done, total: report("methods", done, total),
         )
@@ -114,7 +128,8 @@ def compare(
     write_bytes(path, _dumps(document))
     figure = path.with_suffix(".png")
     history = learn(contest).history if "hgprompt" in chosen else []
-    draw_comparison(images.name, names, results, history, figure)
+    with working("drawing"):
+        draw_comparison(images.name, names, results, history, figure)
     if json:
         print_json({**document, **of_task(images), "figure": str(figure)})
         return

@@ -21,6 +21,8 @@ from hgprompt_edge.cli.console import (
     print_next,
     progress_bar,
     reports_errors,
+    resumes,
+    working,
 )
 from hgprompt_edge.cli.inputs import find_images_of
 from hgprompt_edge.cli.left_out import note_left_out, of_task, write_left_out
@@ -33,6 +35,7 @@ DEFAULT = "dark,blur,noise,cast,jpeg,lowres"
 
 
 @reports_errors
+@resumes
 @needs_server
 def condition(
     bundle: Annotated[
@@ -82,7 +85,8 @@ def condition(
     path = output or conditioned_path(bundle)
     check_writable(path.parent, "--output")
     found = find_images_of(fitted, task, data)
-    backbone = backbone_of(fitted, checkpoint)
+    with working("loading the backbone"):
+        backbone = backbone_of(fitted, checkpoint)
     with progress_bar() as report:
         images = found.load(fitted.preprocessing, progress=partial(report, "reading images"))
         note_left_out(images.unreadable, images.left_out)

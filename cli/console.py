@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import codecs
 import functools
 import io
 import json
-import re
-import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
+from hgprompt_edge.cli.text import AS_GIVEN, command_line, visible
 from hgprompt_edge.errors import CheckError, UserError
+from hgprompt_edge.watch_images import watch_images
 
 if TYPE_CHECKING:
     from hgprompt_edge.cli.options import DeviceName, PrecisionName
@@ -33,13 +40,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Report = Callable[[str, int, int], None]
 
-AS_GIVEN = "hgedge.as_given"
-"""Name of the error handler for characters that stdout or stderr cannot encode."""
+SPEED_SECONDS = 1800.0
+"""Steps of the last half hour say how long the rest takes: a step may take minutes."""
 WIDE = 10_000
 """Columns of output that goes to a file: nothing is folded there."""
-DRAWN = dict(zip("▁▂▃▄▅▆▇█━", ".:-=+*%#=", strict=True))
-"""What stands for the characters of our drawings where a terminal lacks them."""
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class PlainConsole(Console):
@@ -64,6 +68,7 @@ class PlainConsole(Console):
 err = PlainConsole(stderr=True)
 out = PlainConsole()
 
+RESUMES = "resumes"
 EXIT_CHECK_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -73,17 +78,11 @@ def prepare_output() -> None:
     Bytes of a file's name that are not UTF-8 come out as the bytes that they are; characters that
     the encoding lacks as `\\u4e2d`, those of our drawings in ASCII.
     """
-    codecs.register_error(AS_GIVEN, _as_given)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=AS_GIVEN)
     if not out.is_terminal:
         out.width = WIDE
-
-
-def visible(text: str) -> str:
-    """Escape control characters, with which a file's name could drive the terminal."""
-    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def drawn(character: str, plain: str) -> str:
@@ -95,16 +94,10 @@ def drawn(character: str, plain: str) -> str:
     return character
 
 
-def _as_given(error: UnicodeError) -> tuple[str | bytes, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    text = error.object[error.start : error.end]
-    if all(0xDC80 <= ord(character) <= 0xDCFF for character in text):
-        return bytes(ord(character) - 0xDC00 for character in text), error.end
-    first = text[0]  # the codec asks again for the rest
-    if 0xDC80 <= ord(first) <= 0xDCFF:
-        return bytes([ord(first) - 0xDC00]), error.start + 1
-    return DRAWN.get(first) or first.encode("ascii", "backslashreplace"), error.start + 1
+def resumes(command: Callable[P, R]) -> Callable[P, R]:
+    """Mark a command that goes on, after an interruption, from what it has computed."""
+    setattr(command, RESUMES, True)
+    return command
 
 
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -123,7 +116,9 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
         except CheckError as error:
             fail(str(error), EXIT_CHECK_FAILED)
         except KeyboardInterrupt:
-            fail("interrupted; the same command goes on from here", EXIT_INTERRUPTED)
+            resumes = getattr(command, RESUMES, False)
+            further = "; the same command goes on from here" if resumes else ""
+            fail(f"interrupted{further}", EXIT_INTERRUPTED)
         except (typer.Exit, typer.Abort):
             raise
         except BrokenPipeError:  # the reader (`| head`) has what it wanted; typer ends quietly
@@ -185,23 +180,68 @@ def print_next(*words: str | Path) -> None:
     out.print(f"next: {command_line(*words)}", soft_wrap=True)
 
 
-def command_line(*words: str | Path) -> str:
-    """Join the words of a command of ours, quoted for a shell."""
-    return shlex.join(["hgedge", *map(_as_word, words)])
+def fastest(
+    backbone: Backbone, device: DeviceName, precision: PrecisionName, passes: float = 0
+) -> Backbone:
+    """Let images run through the backbone in the fastest way that is allowed, and say which.
 
-
-def _as_word(word: str | Path) -> str:
-    """Keep a path that begins with a dash from being an option."""
-    return f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
-
-
-def fastest(backbone: Backbone, device: DeviceName, precision: PrecisionName) -> Backbone:
-    """Let images run through the backbone in the fastest way that is allowed, and say which."""
+    With the image passes that the command needs, say about how long it takes.
+    """
     from hgprompt_edge.vit.fastest import choose_compute
 
     choice = choose_compute(backbone, device.value, precision.value)
-    note(str(choice))
+    takes = f"; {duration(choice.seconds(passes))}" if passes else ""
+    note(f"{choice}{takes}")
     return backbone.with_compute(choice.compute)
+
+
+def duration(seconds: float) -> str:
+    """Say about how long something takes, where nothing of it is in the cache."""
+    if seconds < 60:
+        return "this takes less than a minute"
+    minutes = round(seconds / 60)
+    hours, rest = divmod(minutes, 60)
+    time = f"{hours} h {rest} min" if hours else f"{minutes} min"
+    return f"this takes about {time}, less what an earlier run has computed"
+
+
+class Stages:
+    """Bars of the stages of a command, which move with the images that pass between two reports."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars, self.lock = bars, Lock()
+        self.known: dict[str, TaskID] = {}
+        self.stage, self.done, self.total = "", 0, 0
+        self.images = self.per_step = 0.0
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Move a stage's bar; a total of 0 stands for an unknown one."""
+        with self.lock:
+            if stage != self.stage:
+                self.stage, self.done, self.per_step = stage, done, 0.0
+            elif done > self.done:
+                self.per_step = self.images / (done - self.done)
+            self.done, self.total, self.images = done, total, 0.0
+            self._show(stage, done, total)
+
+    def passed(self, images: int) -> None:
+        """Count images: within a step where it is known how many a step takes."""
+        with self.lock:
+            self.images += images
+            if not self.stage or self.done >= self.total:
+                self._show(self.stage if not self.total else "images", 0, 0)
+            elif self.per_step:
+                part = min(self.images / self.per_step, 0.99)
+                self._show(self.stage, self.done + part, self.total)
+            else:
+                self._show(self.stage, self.done, self.total)
+
+    def _show(self, stage: str, done: float, total: int) -> None:
+        stage = stage or "images"
+        if stage not in self.known:
+            self.known[stage] = self.bars.add_task(stage, total=total or None, images="")
+        count = f"{self.images:,.0f} images" if self.images else ""
+        self.bars.update(self.known[stage], completed=done, total=total or None, images=count)
 
 
 @contextmanager
@@ -212,16 +252,26 @@ def progress_bar() -> Iterator[Report]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[images]}", markup=False),
     )
-    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bars:
-        known: dict[str, Any] = {}
+    with Progress(
+        *columns,
+        console=err,
+        disable=not err.is_terminal,
+        transient=True,
+        speed_estimate_period=SPEED_SECONDS,
+    ) as bars:
+        stages = Stages(bars)
+        with watch_images(stages.passed):
+            yield stages.report
 
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in known:
-                known[stage] = bars.add_task(stage, total=total)
-            bars.update(known[stage], completed=done, total=total)
 
-        yield report
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show on a terminal that something goes on whose length is not known."""
+    with progress_bar() as report:
+        report(what, 0, 0)
+        yield
 
 
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -19,6 +19,7 @@ from hgprompt_edge.cli.console import (
     print_next,
     progress_bar,
     reports_errors,
+    working,
 )
 from hgprompt_edge.cli.inputs import find_images_of
 from hgprompt_edge.cli.left_out import note_left_out
@@ -152,7 +153,8 @@ def export(
     _check_name(path, file_format)
     check_writable(path.parent, "--output")
     found = find_images_of(content, task, data) if precision is Precision.INT8 else None
-    backbone = backbone_of(content, checkpoint)
+    with working("loading the backbone"):
+        backbone = backbone_of(content, checkpoint)
     result: Int8 | None = None
     if found is not None:
         result = _quantize(
@@ -168,7 +170,8 @@ def export(
         )
         checked = result.verification
     else:
-        checked = _write(content, backbone, path, precision, opset, digest, runtime, graph)
+        with working("exporting"):
+            checked = _write(content, backbone, path, precision, opset, digest, runtime, graph)
     _remove_old(path, runtime, graph)
     signatures = [sign_model(file, sign) for file in _signed(path, graph)] if sign else []
     seconds = time.perf_counter() - start

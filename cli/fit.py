@@ -25,6 +25,8 @@ from hgprompt_edge.cli.console import (
     print_next,
     progress_bar,
     reports_errors,
+    resumes,
+    working,
 )
 from hgprompt_edge.cli.fit_table import (
     accuracy_table,
@@ -59,6 +61,7 @@ class HeadKind(str, Enum):
 
 
 @reports_errors
+@resumes
 @needs_server
 def fit(
     context: typer.Context,
@@ -139,7 +142,9 @@ def fit(
     check_writable(output.parent if output else Path(), "--output")
     found = find_images(task, data, seed=seed, download=download)
 
+    from hgprompt_edge.transfer.checks import leave_out_family
     from hgprompt_edge.transfer.condition import check_names, tune_conditions
+    from hgprompt_edge.transfer.estimate import fit_passes
     from hgprompt_edge.transfer.figure import draw_fit
     from hgprompt_edge.transfer.fit import HGPrompt
     from hgprompt_edge.transfer.plain import fit_head
@@ -162,7 +167,8 @@ def fit(
     with progress_bar() as report:
         images = found.load(vit.preprocessing, progress=partial(report, "reading images"))
         note_left_out(images.unreadable, images.left_out)
-        vit = fastest(vit, device, precision)
+        usable = bank and leave_out_family(bank, images)[0]
+        vit = fastest(vit, device, precision, fit_passes(images, usable, steps))
         mixer: HGPrompt | None = None
         if bank is None:
             fitted, pooling = fit_head(vit, images, head=head.value, seed=seed, progress=report)
@@ -187,13 +193,13 @@ def fit(
     write_left_out(images, path)
     if wanted:
         shutil.rmtree(state, ignore_errors=True)
-    figure = None
-    if mixer is not None:
-        figure = path.with_suffix(".png")
-        draw_fit(fitted, mixer.history_, figure)
-    cost = 0.0
-    if fitted.pooling != vit.pooling:
-        cost = extra_cost(vit.with_pooling(fitted.pooling), images.train.pixels)
+    figure, cost = None, 0.0
+    with working("drawing"):
+        if mixer is not None:
+            figure = path.with_suffix(".png")
+            draw_fit(fitted, mixer.history_, figure)
+        if fitted.pooling != vit.pooling:
+            cost = extra_cost(vit.with_pooling(fitted.pooling), images.train.pixels)
     left_out = mixer.left_out_ if mixer else ()
     seconds = time.perf_counter() - start
     if json:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hgprompt_edge import models
-from hgprompt_edge.cli.console import note, note_backbone, note_bank
+from hgprompt_edge.cli.console import note, note_backbone, note_bank, working
 from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,6 +66,18 @@ def find_images_of(bundle: Bundle, task: str | None, data: Path | None) -> Found
 def bank_and_backbone(
     sources: str | None, backbone: str | None, checkpoint: Path | None, image_size: int | None
 ) -> tuple[PromptBank | None, Backbone]:
+    """Do as `_read_both`, show on a terminal that it goes on, and say what was found."""
+    with working("loading the backbone"):
+        bank, vit = _read_both(sources, backbone, checkpoint, image_size)
+    note_backbone(vit)
+    if bank is not None:
+        note_bank(bank)
+    return bank, vit
+
+
+def _read_both(
+    sources: str | None, backbone: str | None, checkpoint: Path | None, image_size: int | None
+) -> tuple[PromptBank | None, Backbone]:
     """Read what `--sources`, `--backbone`, `--checkpoint` and `--image-size` name.
 
     Without `--sources` the bank is the bundled one with the backbone's fingerprint and image size;
@@ -91,9 +103,6 @@ def bank_and_backbone(
         _check_same(bank, vit, sources)
         if image_size is None and vit.image_size != bank.image_size:
             vit = load_backbone(name, checkpoint=checkpoint, image_size=bank.image_size)
-    note_backbone(vit)
-    if bank is not None:
-        note_bank(bank)
     return bank, vit
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from hgprompt_edge.cli.console import note, out, print_json, print_next
+from hgprompt_edge.cli.console import note, out, print_json, print_next, working
 
 if TYPE_CHECKING:
     from hgprompt_edge.bundle import Bundle
@@ -40,8 +40,9 @@ def merge_into(
         note(f"left out {sentence}")
     merged = merge(delivery.parcels)
     about = summary(delivery, merged)
-    backbone = backbone_of(bundle, checkpoint)
-    result = with_mix(bundle, merged.weights, about, backbone)
+    with working("folding the mix"):
+        backbone = backbone_of(bundle, checkpoint)
+        result = with_mix(bundle, merged.weights, about, backbone)
     write_bundle(target, result)
     if json:
         shares = dict(zip(map(str, delivery.paths), map(float, merged.shares), strict=True))

@@ -19,6 +19,7 @@ from hgprompt_edge.cli.console import (
     note,
     out,
     print_json,
+    progress_bar,
     reports_errors,
 )
 from hgprompt_edge.cli.left_out import note_left_out
@@ -100,7 +101,11 @@ def predict(
         )
     if bf16:
         note(f"bfloat16: {predictor.compare_probe()}")
-    predictions = list(predictor.predict_paths(listing.images, top=top, batch_size=batch_size))
+    predictions = []
+    with progress_bar() as report:
+        for prediction in predictor.predict_paths(listing.images, top=top, batch_size=batch_size):
+            predictions.append(prediction)
+            report("images", len(predictions), len(listing.images))
     if json:
         print_json([_as_dict(prediction) for prediction in (*predictions, *_unused(listing))])
     elif as_csv:

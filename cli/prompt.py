@@ -22,6 +22,8 @@ from hgprompt_edge.cli.console import (
     print_next,
     progress_bar,
     reports_errors,
+    resumes,
+    working,
 )
 from hgprompt_edge.cli.inputs import find_images
 from hgprompt_edge.cli.left_out import note_left_out, of_task
@@ -43,6 +45,7 @@ class Pixels(str, Enum):
 
 @app.command()
 @reports_errors
+@resumes
 @needs_server
 def train(
     task: options.Task = None,
@@ -101,7 +104,8 @@ def train(
     from hgprompt_edge.vit.train import Recipe
 
     check_device(device.value)
-    vit = load_backbone(backbone, checkpoint=checkpoint, image_size=image_size)
+    with working("loading the backbone"):
+        vit = load_backbone(backbone, checkpoint=checkpoint, image_size=image_size)
     note_backbone(vit)
     recipe = Recipe(
         tokens=tokens,
@@ -199,7 +203,8 @@ def import_(
     from hgprompt_edge.vit.imported import NORMALIZATIONS, import_prompt
     from hgprompt_edge.vit.load import load_backbone
 
-    vit = load_backbone(backbone, checkpoint=checkpoint, image_size=image_size)
+    with working("loading the backbone"):
+        vit = load_backbone(backbone, checkpoint=checkpoint, image_size=image_size)
     note_backbone(vit)
     prompt = import_prompt(
         file,

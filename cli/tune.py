@@ -12,7 +12,6 @@ import typer
 from hgprompt_edge.bundle import ROW_TITLES
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import (
-    command_line,
     fastest,
     note,
     out,
@@ -20,17 +19,21 @@ from hgprompt_edge.cli.console import (
     print_next,
     progress_bar,
     reports_errors,
+    resumes,
+    working,
 )
 from hgprompt_edge.cli.fit_table import accuracy_table
 from hgprompt_edge.cli.inputs import find_images_of
 from hgprompt_edge.cli.left_out import note_left_out, of_task, write_left_out
 from hgprompt_edge.cli.server import needs_server
+from hgprompt_edge.cli.text import command_line
 
 if TYPE_CHECKING:
     from hgprompt_edge.bundle import Bundle
 
 
 @reports_errors
+@resumes
 @needs_server
 def tune(
     bundle: Annotated[
@@ -76,6 +79,7 @@ def tune(
 
     found = find_images_of(fitted, task, data)
 
+    from hgprompt_edge.transfer.estimate import tune_passes
     from hgprompt_edge.transfer.tune import epochs_for
     from hgprompt_edge.transfer.tune import tune as tune_bundle
     from hgprompt_edge.vit.fastest import check_device
@@ -83,7 +87,8 @@ def tune(
     from hgprompt_edge.vit.train import Recipe
 
     check_device(device.value)
-    backbone = backbone_of(fitted, checkpoint)
+    with working("loading the backbone"):
+        backbone = backbone_of(fitted, checkpoint)
     with progress_bar() as report:
         images = found.load(backbone.preprocessing, progress=partial(report, "reading images"))
         note_left_out(images.unreadable, images.left_out)
@@ -93,10 +98,12 @@ def tune(
             learning_rate=learning_rate,
             seed=fitted.seed,
         )
+        validations = recipe.epochs // recipe.validate_every
+        passes = tune_passes(images, recipe.epochs, validations)
         state = path.parent / f".{fitted.task}.tuning"
         tuned, trained = tune_bundle(
             fitted,
-            fastest(backbone, device, precision),
+            fastest(backbone, device, precision, passes),
             images,
             recipe,
             state=state,

@@ -9,7 +9,14 @@ import typer
 from rich.table import Table
 
 from hgprompt_edge.cli import options
-from hgprompt_edge.cli.console import EXIT_CHECK_FAILED, fail, out, print_json, reports_errors
+from hgprompt_edge.cli.console import (
+    EXIT_CHECK_FAILED,
+    fail,
+    out,
+    print_json,
+    reports_errors,
+    working,
+)
 from hgprompt_edge.cli.server import SERVER_PACKAGES, is_installed
 from hgprompt_edge.errors import UserError
 
@@ -44,10 +51,12 @@ def verify(
         )
     if bundle is not None and not bundle.is_file():
         raise UserError(f"--bundle {bundle}: no such file; check the path")
-    checks = verify_model(model, key=key, bundle=bundle)
+    with working("verifying"):
+        checks = verify_model(model, key=key, bundle=bundle)
     failed = [check for check in checks if check.ok is False]
     if bundle is not None and not failed and all(map(is_installed, SERVER_PACKAGES)):
-        checks += _on_a_server(model, bundle, checkpoint)
+        with working("comparing with PyTorch"):
+            checks += _on_a_server(model, bundle, checkpoint)
         failed = [check for check in checks if check.ok is False]
     if json:
         print_json({"model": str(model), "ok": not failed, "checks": [vars(c) for c in checks]})

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 from hgprompt_edge.cli import console
+from hgprompt_edge.cli.text import AS_GIVEN
 from hgprompt_edge.transfer.compare import Result
 from hgprompt_edge.transfer.compare_figure import draw_comparison
 
@@ -110,10 +111,9 @@ def test_what_a_terminal_lacks_is_drawn_in_ascii(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["\u4e2d", "\u00b1", "\udcfc", "\u2581\u2588", "x\udcfc\u4e2dy"])
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
 def test_any_encoding_takes_any_text(text: str, encoding: str) -> None:
-    console.prepare_output()
-    text.encode(encoding, console.AS_GIVEN)
+    text.encode(encoding, AS_GIVEN)
     with pytest.raises(UnicodeDecodeError):
-        b"\xff".decode("ascii", console.AS_GIVEN)
+        b"\xff".decode("ascii", AS_GIVEN)
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names there are Unicode")

@@ -18,6 +18,7 @@ LEVELS = {
     "depth": 0,
     "exif": 0,
     "decode": 1,
+    "watch_images": 0,
     "files": 1,
     "models": 1,
     "preprocess": 2,

@@ -5,6 +5,7 @@ Each function takes a `Contest` and returns a `Plan`: which prompts run at infer
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,11 +16,12 @@ import torch
 from cmaes import CMA
 from torch.nn import functional
 
+from hgprompt_edge.files import cache_folder
 from hgprompt_edge.prompts import Floats, PromptBank, mix, on_basis
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.choice import Decision, choose, decide, source_candidates
 from hgprompt_edge.transfer.choice import best_source as best_of
-from hgprompt_edge.transfer.features import FeatureStore
+from hgprompt_edge.transfer.features import FeatureStore, digest
 from hgprompt_edge.transfer.judge import Candidate, Judge
 from hgprompt_edge.transfer.learn import (
     LAMBDA,
@@ -32,7 +34,7 @@ from hgprompt_edge.transfer.learn import (
 )
 from hgprompt_edge.transfer.tune import epochs_for, train_from
 from hgprompt_edge.vit.heads import cross_fitted_log_loss
-from hgprompt_edge.vit.train import Recipe
+from hgprompt_edge.vit.train import Recipe, Trained
 
 Weights = npt.NDArray[np.float64]
 
@@ -165,6 +167,17 @@ class Contest:
         """What prompts of the target are trained from; None: it has to be computed."""
         return self.bank.start.tokens if self.bank.start else None
 
+    def train(self, start: Floats | None, recipe: Recipe) -> Trained:
+        """Train a prompt of the target; interrupted, the next one goes on from its state."""
+        state = None
+        if self.store.enabled:
+            backbone = self.store.backbone
+            of = (backbone.sha256, backbone.pooling, self.task.digest, recipe, digest(start))
+            name = hashlib.sha256(repr(of).encode()).hexdigest()
+            state = cache_folder() / "trainings" / f"{name}.state"
+            state.parent.mkdir(parents=True, exist_ok=True)
+        return train_from(start, self.store.backbone, self.task, recipe, state=state)
+
 
 def none(contest: Contest) -> Plan:
     """Run the frozen backbone without a prompt."""
@@ -190,7 +203,7 @@ def spot(contest: Contest) -> Plan:
     images = len(contest.task.train)
     epochs = epochs_for(contest.budget.spot_steps, images, contest.budget.batch_size)
     recipe = replace(contest.recipe, epochs=epochs, keep_last=True, validate_every=epochs)
-    target = train_from(contest.start, contest.store.backbone, contest.task, recipe).tokens
+    target = contest.train(contest.start, recipe).tokens
     pooled = torch.from_numpy(contest.tokens).double().mean(2).flatten(1)  # [N, L D]
     reference = torch.from_numpy(target).double().mean(1).flatten()
     similar = functional.cosine_similarity(pooled, reference[None]).clamp(min=0).numpy()
@@ -309,7 +322,7 @@ def tune(contest: Contest) -> Plan:
         contest.budget.tune_steps, len(contest.task.train), contest.budget.batch_size
     )
     recipe = replace(contest.recipe, epochs=epochs)
-    trained = train_from(mixed.tokens, contest.store.backbone, contest.task, recipe)
+    trained = contest.train(mixed.tokens, recipe)
     candidate = replace(mixed, tokens=trained.tokens)
     return Plan(candidate, 3 * epochs * len(contest.task.train))
 
@@ -321,7 +334,7 @@ def vpt_scratch(contest: Contest) -> Plan:
         spent = contest.run("tune").image_passes
     epochs = max(1, round(spent / (3 * images)))
     recipe = replace(contest.recipe, epochs=epochs)
-    trained = train_from(contest.start, contest.store.backbone, contest.task, recipe)
+    trained = contest.train(contest.start, recipe)
     return Plan(Candidate("", trained.tokens, contest.unmixed), 3 * epochs * images)
 
 

@@ -11,9 +11,9 @@ from stat import S_ISDIR
 
 from hgprompt_edge.files import cache_folder
 
-FOLDERS = ("features", "starts", "openvino", "int8")
-"""Below the cache's folder: of `FeatureStore`, `vit.start.neutral_tokens`, `OpenVinoEngine` and
-`device.other_cpu`."""
+FOLDERS = ("features", "starts", "trainings", "openvino", "int8")
+"""Below the cache's folder: of `FeatureStore`, `vit.start.neutral_tokens`, `Contest.train`,
+`OpenVinoEngine` and `device.other_cpu`."""
 
 
 def clear_cache() -> tuple[int, int]:

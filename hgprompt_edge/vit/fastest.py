@@ -31,6 +31,10 @@ class Choice:
     compute: Compute
     images_per_second: float
 
+    def seconds(self, passes: float) -> float:
+        """Time for passes of single images, of which a training image takes three."""
+        return passes / (3 * self.images_per_second)
+
     def __str__(self) -> str:
         """Return it as a command reports it."""
         return f"computing in {self.compute}: {self.images_per_second:.0f} training images/s"

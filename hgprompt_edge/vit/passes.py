@@ -22,6 +22,7 @@ from torch import nn
 
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.watch_images import images_passed
 
 T = TypeVar("T")
 Work = Callable[[VisionTransformer, slice], T]
@@ -71,14 +72,20 @@ def part_slices(backbone: Backbone, images: int) -> list[slice]:
 def run_parts(backbone: Backbone, parts: Sequence[slice], work: Work[T]) -> list[T]:
     """Run `work` on these parts; out of memory is the caller's to handle."""
     compute, model = backbone.compute, model_of(backbone)
+
+    def counted(model: VisionTransformer, part: slice) -> T:
+        found = work(model, part)
+        images_passed(part.stop - part.start)
+        return found
+
     with _threads(compute.threads):
         if compute.workers == 1 or len(parts) < 2:
-            return [work(model, part) for part in parts]
+            return [counted(model, part) for part in parts]
         pool = ThreadPoolExecutor(
             compute.workers, initializer=torch.set_num_threads, initargs=(compute.threads,)
         )
         try:
-            futures = [pool.submit(work, model, part) for part in parts]
+            futures = [pool.submit(counted, model, part) for part in parts]
             return [future.result() for future in futures]
         finally:  # an interrupted run does not wait for parts that have not begun
             pool.shutdown(cancel_futures=True)

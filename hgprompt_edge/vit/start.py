@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,10 +27,13 @@ from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import features_prefix, prepare_tokens
 from hgprompt_edge.vit.linearize import Linearized
 from hgprompt_edge.vit.passes import in_parts
+from hgprompt_edge.vit.resume import load_state, save_state
 
 NOISE_CELLS = (2, 4, 8, 16, 32)
 """Cells a side of the noise of each scale; their sum looks like a blurred photograph."""
 NEUTRAL_STEPS, NEUTRAL_BATCH, NEUTRAL_RATE = 200, 64, 1e-2
+STATE_STEPS = 20
+"""After so many steps an interrupted run could go on from."""
 
 
 def initial_tokens(backbone: Backbone, num_tokens: int, mode: str, init_seed: int) -> Tensor:
@@ -76,12 +80,12 @@ def neutral_tokens(
             os.utime(path)
         return found
     except (UserError, KeyError):
-        tokens = _neutralise(backbone, start, init_seed, report)
-    try:
+        state = path.with_suffix(".state")
+        tokens = _neutralise(backbone, start, init_seed, report, state)
+    with suppress(OSError, UserError):  # it is computed again next time
         path.parent.mkdir(parents=True, exist_ok=True)
         write_safetensors(path, {"prompt": tokens.numpy()}, {})
-    except (OSError, UserError):
-        pass  # it is computed again next time
+        state.unlink(missing_ok=True)
     return tokens
 
 
@@ -103,12 +107,15 @@ def _neutralise(
     start: Tensor,
     init_seed: int,
     report: Callable[[int, int], None] | None,
+    path: Path,
 ) -> Tensor:
+    """Take the steps, from the state at `path` on where an interrupted run has left one."""
     generator = torch.Generator().manual_seed(init_seed)
     prompt, size = start.clone(), backbone.image_size
     optimizer = torch.optim.AdamW([prompt], lr=NEUTRAL_RATE, betas=(0.9, 0.98), weight_decay=0.0)
     spread = _unprompted(backbone, noise_images(256, size, generator)).std(0)
-    for step in range(NEUTRAL_STEPS):
+    first = _resume(path, prompt, optimizer, generator)
+    for step in range(first, NEUTRAL_STEPS):
         warm = min(1.0, (step + 1) / 10)
         cosine = 0.5 * (1 + math.cos(math.pi * step / NEUTRAL_STEPS))
         optimizer.param_groups[0]["lr"] = NEUTRAL_RATE * warm * cosine
@@ -116,7 +123,31 @@ def _neutralise(
         optimizer.step()
         if report:
             report(step + 1, NEUTRAL_STEPS)
+        if (step + 1) % STATE_STEPS == 0:
+            _keep(path, step + 1, prompt, optimizer, generator)
     return prompt
+
+
+def _keep(
+    path: Path, step: int, prompt: Tensor, optimizer: torch.optim.AdamW, generator: torch.Generator
+) -> None:
+    state = {"step": step, "prompt": prompt, "optimizer": optimizer.state_dict()}
+    with suppress(OSError, UserError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_state(path, {**state, "generator": generator.get_state()})
+
+
+def _resume(
+    path: Path, prompt: Tensor, optimizer: torch.optim.AdamW, generator: torch.Generator
+) -> int:
+    """Take over a state, whose name says what it is of; return the steps that it has taken."""
+    state = load_state(path)
+    if state is None:
+        return 0
+    prompt.copy_(state["prompt"])
+    optimizer.load_state_dict(state["optimizer"])
+    generator.set_state(state["generator"])
+    return int(state["step"])
 
 
 def _slope(backbone: Backbone, images: Tensor, prompt: Tensor, spread: Tensor) -> Tensor:

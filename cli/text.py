@@ -1,0 +1,42 @@
+"""Text of users and files on its way to a terminal: printed as it is, whatever it holds."""
+
+from __future__ import annotations
+
+import codecs
+import re
+import shlex
+from pathlib import Path
+
+AS_GIVEN = "hgedge.as_given"
+"""Name of the error handler for characters that stdout or stderr cannot encode."""
+DRAWN = dict(zip("▁▂▃▄▅▆▇█━", ".:-=+*%#=", strict=True))
+"""What stands for the characters of our drawings where a terminal lacks them."""
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def visible(text: str) -> str:
+    """Escape control characters, with which a file's name could drive the terminal."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def command_line(*words: str | Path) -> str:
+    """Join the words of a command of ours, quoted for a shell."""
+    return shlex.join(["hgedge", *map(_as_word, words)])
+
+
+def _as_word(word: str | Path) -> str:
+    """Keep a path that begins with a dash from being an option."""
+    return f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
+
+
+def _as_given(error: UnicodeError) -> tuple[str | bytes, int]:
+    r"""Encode one character: a byte of a name as that byte, a drawing in ASCII, else `\u4e2d`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character = error.object[error.start]  # the codec asks again for the rest
+    if 0xDC80 <= ord(character) <= 0xDCFF:
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    return DRAWN.get(character) or character.encode("ascii", "backslashreplace"), error.start + 1
+
+
+codecs.register_error(AS_GIVEN, _as_given)
