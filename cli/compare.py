@@ -23,7 +23,7 @@ from hgprompt_edge.cli.console import (
 from hgprompt_edge.cli.image_sizes import IGNORED, compare_sizes, load_sizes, parse_sizes
 from hgprompt_edge.cli.inputs import bank_and_backbone, find_images, needs_bank
 from hgprompt_edge.cli.left_out import note_left_out, of_task
-from hgprompt_edge.cli.server import needs_server
+from hgprompt_edge.cli.server import load_pytorch, needs_server
 
 if TYPE_CHECKING:
     from hgprompt_edge.transfer.compare import Result
@@ -83,6 +83,7 @@ def compare(
     sizes = parse_sizes(image_sizes, more_sizes, given)
     check_writable(output.parent if output else Path(), "--output")
     task_found = find_images(task, data, seed=seed, download=download)
+    load_pytorch()
 
     from hgprompt_edge.transfer.baselines import METHODS, Budget, learn
     from hgprompt_edge.transfer.checks import leave_out_family

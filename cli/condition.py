@@ -26,7 +26,7 @@ from hgprompt_edge.cli.console import (
 )
 from hgprompt_edge.cli.inputs import find_images_of
 from hgprompt_edge.cli.left_out import note_left_out, of_task, write_left_out
-from hgprompt_edge.cli.server import needs_server
+from hgprompt_edge.cli.server import load_pytorch, needs_server
 
 if TYPE_CHECKING:
     from hgprompt_edge.transfer.condition import Worth
@@ -68,15 +68,8 @@ def condition(
     """
     from hgprompt_edge.bundle import check_one_prompt, newest_bundle, read_bundle, write_bundle
     from hgprompt_edge.files import check_writable
-    from hgprompt_edge.transfer.condition import check_names, tune_conditions
-    from hgprompt_edge.transfer.condition_trainer import ConditionRecipe
-    from hgprompt_edge.vit.fastest import check_device
-    from hgprompt_edge.vit.fitted import backbone_of
 
     began = time.perf_counter()
-    check_device(device.value)
-    names = condition_names(conditions)
-    check_names(names)
     if bundle is None:
         bundle = newest_bundle(Path())
         note(f"preparing {bundle}, the newest bundle here")
@@ -85,6 +78,16 @@ def condition(
     path = output or conditioned_path(bundle)
     check_writable(path.parent, "--output")
     found = find_images_of(fitted, task, data)
+    load_pytorch()
+
+    from hgprompt_edge.transfer.condition import check_names, tune_conditions
+    from hgprompt_edge.transfer.condition_trainer import ConditionRecipe
+    from hgprompt_edge.vit.fastest import check_device
+    from hgprompt_edge.vit.fitted import backbone_of
+
+    check_device(device.value)
+    names = condition_names(conditions)
+    check_names(names)
     with working("loading the backbone"):
         backbone = backbone_of(fitted, checkpoint)
     with progress_bar() as report:

@@ -126,7 +126,6 @@ def export(
     from hgprompt_edge.device.signature import check_signer
     from hgprompt_edge.device.signature import sign as sign_model
     from hgprompt_edge.files import check_writable, sha256_file
-    from hgprompt_edge.vit.fitted import backbone_of
 
     _check_options(file_format, precision, opset)
     _check_int8_alone(context, precision)
@@ -154,6 +153,8 @@ def export(
     check_writable(path.parent, "--output")
     found = find_images_of(content, task, data) if precision is Precision.INT8 else None
     with working("loading the backbone"):
+        from hgprompt_edge.vit.fitted import backbone_of  # PyTorch takes seconds
+
         backbone = backbone_of(content, checkpoint)
     result: Int8 | None = None
     if found is not None:

@@ -37,7 +37,7 @@ from hgprompt_edge.cli.fit_table import (
 )
 from hgprompt_edge.cli.inputs import bank_and_backbone, find_images
 from hgprompt_edge.cli.left_out import note_left_out, of_task, write_left_out
-from hgprompt_edge.cli.server import needs_server
+from hgprompt_edge.cli.server import load_pytorch, needs_server
 
 if TYPE_CHECKING:
     from hgprompt_edge.bundle import Bundle
@@ -141,6 +141,7 @@ def fit(
         raise UserError("FILES and --bundle: go with --merge alone; add it or leave them out")
     check_writable(output.parent if output else Path(), "--output")
     found = find_images(task, data, seed=seed, download=download)
+    load_pytorch()
 
     from hgprompt_edge.transfer.checks import leave_out_family
     from hgprompt_edge.transfer.condition import check_names, tune_conditions

@@ -33,7 +33,8 @@ def find_images(
 
     if task is None and data is None:
         raise UserError("--task: name a data set, or give your own images with --data FOLDER")
-    found = find_task(task, data=data, seed=seed, download=download)
+    with working("looking for images"):
+        found = find_task(task, data=data, seed=seed, download=download)
     if found.own:
         note(
             f"{found.name} is a local task: the images in {found.data}, not the built-in task of "
@@ -60,7 +61,8 @@ def find_images_of(bundle: Bundle, task: str | None, data: Path | None) -> Found
                 f"the bundle of {bundle.task} was fitted on the images in {data}, and they are "
                 "gone; name their folder with --data"
             )
-    return find_task(task or bundle.task, data=data, seed=bundle.seed)
+    with working("looking for images"):
+        return find_task(task or bundle.task, data=data, seed=bundle.seed)
 
 
 def bank_and_backbone(

@@ -27,7 +27,7 @@ from hgprompt_edge.cli.console import (
 )
 from hgprompt_edge.cli.inputs import find_images
 from hgprompt_edge.cli.left_out import note_left_out, of_task
-from hgprompt_edge.cli.server import needs_server
+from hgprompt_edge.cli.server import load_pytorch, needs_server
 
 if TYPE_CHECKING:
     from hgprompt_edge.prompts import Prompt
@@ -95,6 +95,7 @@ def train(
     found = find_images(task, data, seed=seed, download=download)
     _make_folder(output)
     check_writable(output, "--output")
+    load_pytorch()
 
     from hgprompt_edge.tasks import images_beyond
     from hgprompt_edge.transfer.source import blank_prompt, train_source
@@ -198,6 +199,7 @@ def import_(
         raise UserError(f"--name '{name}': must be a file's name; give one without folders")
     if not file.is_file():
         raise UserError(f"{file}: no such file; name the one that holds the prompt")
+    load_pytorch()
 
     from hgprompt_edge.tasks.load import FAMILIES
     from hgprompt_edge.vit.imported import NORMALIZATIONS, import_prompt

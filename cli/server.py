@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import ParamSpec, TypeVar
 
+from hgprompt_edge.cli.console import working
 from hgprompt_edge.errors import UserError
 
 P = ParamSpec("P")
@@ -27,6 +29,13 @@ SERVER_PACKAGES = (
 def is_installed(package: str) -> bool:
     """Whether a package can be imported; it is not imported here."""
     return find_spec(package) is not None
+
+
+def load_pytorch() -> None:
+    """Import what takes seconds, while a terminal shows that it goes on."""
+    with working("loading PyTorch"):
+        for package in ("timm", "matplotlib.figure"):  # timm imports torch and torchvision
+            import_module(package)
 
 
 def needs_server(command: Callable[P, R]) -> Callable[P, R]:

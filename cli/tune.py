@@ -25,7 +25,7 @@ from hgprompt_edge.cli.console import (
 from hgprompt_edge.cli.fit_table import accuracy_table
 from hgprompt_edge.cli.inputs import find_images_of
 from hgprompt_edge.cli.left_out import note_left_out, of_task, write_left_out
-from hgprompt_edge.cli.server import needs_server
+from hgprompt_edge.cli.server import load_pytorch, needs_server
 from hgprompt_edge.cli.text import command_line
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def tune(
     check_writable(path.parent, "--output")
 
     found = find_images_of(fitted, task, data)
+    load_pytorch()
 
     from hgprompt_edge.transfer.estimate import tune_passes
     from hgprompt_edge.transfer.tune import epochs_for

@@ -197,7 +197,7 @@ def test_a_start_of_other_prompts_is_told_of(
     bank = small_bank(tmp_path / "prompts", 1)
     trained = replace(read_bank(bank).prompts[0], init_seed=1)
     write_start(bank, trained, trained.tokens)
-    for words in ("fit --task pest --sources", "prompt show"):
+    for words in ("fit --task digits --conditions dark --no-keep-sources --sources", "prompt show"):
         result = run(*words.split(), str(bank))
         assert "untrained: not what cifar10 started from" in result.stderr
 

@@ -84,7 +84,7 @@ def check_same_images(bundle: Bundle, task: Task) -> None:
     """
     if bundle.split_digest == task.digest:
         return
-    if task.data == bundle.data:
+    if task.data and task.data == bundle.data:
         what = f"{task.data or task.name}: the images have changed since"
     else:
         what = f"{task.data or task.name}: these are not the images on which"
