@@ -155,6 +155,7 @@ class HGPrompt:
             )
         backbone = backbone.normalized(bank.normalization)
         store = FeatureStore(backbone, enabled=self.cache)
+        report("pooling", 0, 0)
         self.pooling_ = choose_pooling(store, task, self.seed)
         store = store.with_pooling(self.pooling_.name)
         _extract(store, task, bank, report)
@@ -164,6 +165,7 @@ class HGPrompt:
         self.weights_ = learned.weights
         self.history_ = learned.history
         judge = Judge(store, task, self.head, self.seed)
+        report("heads", 0, 0)
         decision = decide(judge, bank, self.weights_, self.folded)
         self.choice_ = decision.chosen.method
         self.best_source_ = bank.names[decision.best_source]

@@ -22,7 +22,7 @@ from hgprompt_edge.transfer.objective import Objective, Terms, make_objective
 from hgprompt_edge.vit.heads import Labels
 
 Progress = Callable[[str, int, int], None]
-"""Called with (stage, steps done, steps in all)."""
+"""Called with (stage, steps done, steps in all); 0 in all: nobody knows how many."""
 
 LAMBDA = 0.003
 """The price of gradient conflict; see METHOD 4 for what it does."""
