@@ -39,7 +39,7 @@ def draw_image_sizes(task: str, points: Sequence[Point], path: Path) -> None:
     axes = figure.subplots()
     draw_curves(axes, curves)
     part = "test images, 95 % interval over them" if tested else "held-out images"
-    axes.set_title(f"{task}: {part}")
+    axes.set_title(f"{task}: {part}", parse_math=False)
     save(figure, path)
 
 
