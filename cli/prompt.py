@@ -98,6 +98,7 @@ def train(
     load_pytorch()
 
     from hgprompt_edge.tasks import images_beyond
+    from hgprompt_edge.transfer.checks import check_batch
     from hgprompt_edge.transfer.source import blank_prompt, train_source
     from hgprompt_edge.vit.fastest import check_device
     from hgprompt_edge.vit.load import load_backbone
@@ -122,6 +123,7 @@ def train(
         load = partial(found.load, vit.preprocessing, progress=partial(report, "reading images"))
         images = load()
         note_left_out(images.unreadable, images.left_out)
+        check_batch(images, batch_size)  # before minutes of work
         check_joins(output, blank_prompt(vit, images, recipe))
         vit = fastest(vit, device, precision)
         more = images_beyond(images, load(limit=None)) if all_images else None

@@ -157,6 +157,20 @@ def test_recomputed_activations_give_the_same_prompt(
     np.testing.assert_allclose(recomputed.tokens, kept.tokens, atol=2e-3)
 
 
+@pytest.mark.parametrize("batch_size", [40, 200])
+def test_images_whose_class_is_nowhere_else_in_the_batch_do_not_count(
+    tiny: Backbone, batch_size: int
+) -> None:
+    """Noise can be told apart no better than by chance, and a calibrated loss says so."""
+    rng, classes = np.random.default_rng(0), 40
+    pixels = rng.integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
+    part = pixels, rng.permutation(np.arange(200) % classes)
+    start = rng.normal(size=(2, 3, 24)).astype(np.float32)
+    recipe = Recipe(epochs=1, batch_size=batch_size, keep_last=True)
+    trained = PromptTrainer(tiny, recipe, classes, lambda _: part, part, part, start=start).run()
+    assert trained.history[-1]["loss"] < np.log(classes) + 0.1
+
+
 def test_augmentation_keeps_shape_range_and_direction() -> None:
     generator = torch.Generator().manual_seed(0)
     ramp = torch.linspace(0, 1, 16).expand(40, 3, 16, 16)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from hgprompt_edge.bundle import Bundle
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import PromptBank
@@ -93,3 +95,28 @@ def check_same_images(bundle: Bundle, task: Task) -> None:
         + (f" (on {bundle.data})" if bundle.data and task.data != bundle.data else "")
         + "; run `hgedge fit` on them first"
     )
+
+
+def check_batch(task: Task, batch_size: int) -> None:
+    """Refuse batches in which a head could not tell the classes apart.
+
+    A step scores each image by a head fitted on others of its batch; an image whose class has no
+    other image there says nothing.
+
+    Raises
+    ------
+    UserError
+        More classes than images a batch, or no class with two training images.
+    """
+    counts = np.bincount(task.train.labels)
+    if counts.max(initial=0) < 2:
+        raise UserError(
+            f"--task {task.name}: no class has two training images, so that no prompt can be "
+            "trained on them; add images"
+        )
+    classes = int((counts > 0).sum())
+    if batch_size < classes:
+        raise UserError(
+            f"--batch-size {batch_size}: fewer images a step than the {classes} classes of "
+            f"{task.name}, so that most images could not be scored; use {2 * classes} or more"
+        )

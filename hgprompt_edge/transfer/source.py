@@ -14,7 +14,7 @@ from hgprompt_edge.files import sha256_arrays
 from hgprompt_edge.prompts import DEEP, Prompt
 from hgprompt_edge.tasks import Images, Task
 from hgprompt_edge.tasks.generated import KINDS, generate
-from hgprompt_edge.transfer.checks import check_validation
+from hgprompt_edge.transfer.checks import check_batch, check_validation
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.best_head import fit_head
 from hgprompt_edge.vit.forward import extract_features
@@ -56,8 +56,10 @@ def train_source(
     Raises
     ------
     UserError
-        The task has no validation images, and the recipe does not keep the last epoch.
+        The task has no validation images, and the recipe does not keep the last epoch; or it has
+        more classes than a batch has images.
     """
+    check_batch(task, recipe.batch_size)
     if not recipe.keep_last:
         check_validation(task)
     recipe = replace(recipe, flips=recipe.flips and task.flips)

@@ -145,6 +145,7 @@ def cross_fitted_logits(
     num_classes: int,
     seed: int = 0,
     shrinkage: float | None = None,
+    folds: int = FOLDS,
 ) -> tuple[Tensor, Tensor]:
     """Logits `[m, K]` of the LDA, each fold of the features `[n, D]` scored by the others' head.
 
@@ -153,7 +154,7 @@ def cross_fitted_logits(
     """
     x, y = features.double(), as_labels(labels, features)
     logits, held_out = [], []
-    for rows, fit in divide(y, seed):
+    for rows, fit in divide(y, seed, folds):
         weight, bias = lda(x[fit], y[fit], num_classes, shrinkage)
         present = present_classes(y[fit], num_classes)
         logits.append(known_logits(x[rows] @ weight.T + bias, present))
@@ -237,12 +238,12 @@ def sink_absent(weight: Tensor, bias: Tensor, present: Tensor) -> tuple[Tensor, 
     return weight, bias
 
 
-def divide(y: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def divide(y: Tensor, seed: int, folds: int = FOLDS) -> Iterator[tuple[Tensor, Tensor]]:
     """Masks `[n]` of each fold: the rows that are held out, and those that a head is fitted on.
 
     Rows whose class has no row in the other folds say nothing about confidence and are left out.
     """
-    for held_out in stratified_folds(y, seed):
+    for held_out in stratified_folds(y, seed, folds):
         yield held_out & torch.isin(y, y[~held_out]), ~held_out
 
 
@@ -258,9 +259,9 @@ def known_logits(logits: Tensor, present: Tensor) -> Tensor:
     return torch.where(present, logits, -1e30)
 
 
-def stratified_folds(y: Tensor, seed: int) -> Iterator[Tensor]:
+def stratified_folds(y: Tensor, seed: int, folds: int = FOLDS) -> Iterator[Tensor]:
     """Boolean masks `[n]` of the folds; every class is dealt out over them in turn."""
-    folds = min(FOLDS, len(y))
+    folds = min(folds, len(y))
     if folds < 2:
         return
     shuffled = np.random.default_rng(seed).permutation(len(y))

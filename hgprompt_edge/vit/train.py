@@ -26,7 +26,7 @@ from hgprompt_edge.vit.augment import Augmentation
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.best_head import fit_head
 from hgprompt_edge.vit.forward import extract_features
-from hgprompt_edge.vit.heads import accuracy, lda, log_loss
+from hgprompt_edge.vit.heads import accuracy, cross_fitted_logits, log_loss
 from hgprompt_edge.vit.linearize import Inputs, Linearized
 from hgprompt_edge.vit.resume import load_state, save_state
 from hgprompt_edge.vit.start import neutral_tokens
@@ -49,9 +49,10 @@ class Recipe:
     tokens
         Prompt tokens a layer.
     epochs, batch_size, learning_rate, warmup
-        AdamW without weight decay, cosine schedule, `warmup` as a share of all steps.
+        AdamW without weight decay, cosine schedule, `warmup` as a share of all steps. A batch
+        needs at least as many images as there are classes.
     folds
-        Parts of a batch; each is scored by the LDA of the others.
+        Parts of a batch, each with a share of every class; each is scored by the LDA of the others.
     min_crop
         Smallest area of a random crop, as a share of the image.
     clean
@@ -201,7 +202,8 @@ class PromptTrainer:
         batches = max(1, len(labels) // self.recipe.batch_size)
         losses = []
         for rows in np.array_split(order, batches):
-            self._set_learning_rate(batches * self.recipe.epochs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate(batches * self.recipe.epochs)
             inputs = self._inputs(pixels[rows], generator)
             batch = Linearized(self.backbone, inputs, len(rows), self.prompt.detach())
             loss, slope = self._loss(batch.features, torch.from_numpy(labels[rows]))
@@ -211,18 +213,18 @@ class PromptTrainer:
             decay = min(self.recipe.average, (self.step + 1) / (self.step + 10))
             self.averaged.lerp_(self.prompt.detach(), 1 - decay)
             losses.append(loss)
-        return float(np.mean(losses))
+        return float(np.nanmean(losses)) if np.isfinite(losses).any() else float("nan")
 
     def _loss(self, features: Tensor, labels: Tensor) -> tuple[float, Tensor]:
         """Cross-fitted log-loss of the LDA on a batch's features `[n, D]`, and its gradient."""
         features = features.requires_grad_(True)
-        folds = torch.arange(len(labels)) % self.recipe.folds
-        logits = torch.zeros(len(labels), self.num_classes, dtype=torch.float64)
-        for fold in range(self.recipe.folds):
-            inside, outside = folds == fold, folds != fold
-            weight, bias = lda(features[outside], labels[outside], self.num_classes)
-            logits[inside] = features[inside].double() @ weight.T + bias
-        loss = functional.cross_entropy(logits * best_scale(logits, labels), labels)
+        # An image whose class has no other image in the batch cannot be scored: it is left out.
+        logits, held_out = cross_fitted_logits(
+            features, labels, self.num_classes, folds=self.recipe.folds
+        )
+        if not len(held_out):
+            return float("nan"), torch.zeros_like(features)
+        loss = functional.cross_entropy(logits * best_scale(logits, held_out), held_out)
         (slope,) = torch.autograd.grad(loss, features)
         return float(loss.detach()), slope
 
@@ -250,11 +252,11 @@ class PromptTrainer:
 
         return inputs
 
-    def _set_learning_rate(self, total: int) -> None:
+    def learning_rate(self, total: int) -> float:
+        """Rate of the next of so many steps in all: up to the recipe's, then down by a cosine."""
         warm = min(1.0, (self.step + 1) / max(1.0, self.recipe.warmup * total))
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / total)))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * warm * cosine
+        return self.recipe.learning_rate * warm * cosine
 
     def _evaluate(self, loss: float) -> None:
         features, held_out = (
