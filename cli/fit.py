@@ -28,16 +28,11 @@ from hgprompt_edge.cli.console import (
     resumes,
     working,
 )
-from hgprompt_edge.cli.fit_table import (
-    accuracy_table,
-    kept_line,
-    objective_line,
-    sources_line,
-    weights_table,
-)
+from hgprompt_edge.cli.fit_table import print_result
 from hgprompt_edge.cli.inputs import bank_and_backbone, find_images
 from hgprompt_edge.cli.left_out import note_left_out, of_task, write_left_out
 from hgprompt_edge.cli.server import load_pytorch, needs_server
+from hgprompt_edge.cli.tuning import train_further, tuning_document, tuning_state
 
 if TYPE_CHECKING:
     from hgprompt_edge.bundle import Bundle
@@ -45,6 +40,7 @@ if TYPE_CHECKING:
     from hgprompt_edge.transfer.condition import Worth
     from hgprompt_edge.transfer.fit import HGPrompt
     from hgprompt_edge.transfer.pooling import Pooling
+    from hgprompt_edge.transfer.tune import Tuning
     from hgprompt_edge.vit.backbone import Backbone
 
 OF_A_BANK = {"lam", "steps", "folded", "keep_sources"}
@@ -100,6 +96,14 @@ def fit(
     keep_sources: Annotated[
         bool, typer.Option(help="Keep the source prompts in the bundle, for the device.")
     ] = True,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="Then train the prompt on the task, as `hgedge tune` does; it is kept if held-out "
+            "images prove it better.",
+        ),
+    ] = False,
     conditions: Annotated[
         str | None,
         typer.Option(
@@ -139,17 +143,23 @@ def fit(
         return
     if files or bundle:
         raise UserError("FILES and --bundle: go with --merge alone; add it or leave them out")
+    if tune and folded > 1:
+        raise UserError(
+            f"--tune: trains one prompt, and --folded {folded} may keep several; leave one of the "
+            "two out"
+        )
     check_writable(output.parent if output else Path(), "--output")
     found = find_images(task, data, seed=seed, download=download)
     load_pytorch()
 
     from hgprompt_edge.transfer.checks import leave_out_family
     from hgprompt_edge.transfer.condition import check_names, tune_conditions
-    from hgprompt_edge.transfer.estimate import fit_passes
+    from hgprompt_edge.transfer.estimate import fit_passes, tune_passes
     from hgprompt_edge.transfer.figure import draw_fit
     from hgprompt_edge.transfer.fit import HGPrompt
     from hgprompt_edge.transfer.plain import fit_head
     from hgprompt_edge.transfer.pooling import extra_cost
+    from hgprompt_edge.transfer.tune import tuning_recipe
     from hgprompt_edge.vit.fastest import check_device
 
     check_device(device.value)
@@ -168,8 +178,12 @@ def fit(
     with progress_bar() as report:
         images = found.load(vit.preprocessing, progress=partial(report, "reading images"))
         note_left_out(images.unreadable, images.left_out)
+        recipe = tuning_recipe(images, seed) if tune else None
         usable = bank and leave_out_family(bank, images)[0]
-        vit = fastest(vit, device, precision, fit_passes(images, usable, steps))
+        passes = fit_passes(images, usable, steps)
+        if recipe is not None:
+            passes += tune_passes(images, recipe.epochs)
+        vit = fastest(vit, device, precision, passes)
         mixer: HGPrompt | None = None
         if bank is None:
             fitted, pooling = fit_head(vit, images, head=head.value, seed=seed, progress=report)
@@ -184,6 +198,10 @@ def fit(
             ).fit(bank, vit, images, progress=report)
             fitted, pooling = mixer.bundle_, mixer.pooling_
         path = output or Path(f"{images.name}{SUFFIX}")
+        tuning: Tuning | None = None
+        if recipe:
+            tuning = train_further(fitted, vit, images, recipe, path, report)
+            fitted = tuning.bundle
         state = condition_state(path, images.name)
         worths: tuple[Worth, ...] = ()
         if wanted:
@@ -192,6 +210,8 @@ def fit(
             )
     write_bundle(path, fitted)
     write_left_out(images, path)
+    if tuning:
+        tuning_state(path, fitted).unlink(missing_ok=True)
     if wanted:
         shutil.rmtree(state, ignore_errors=True)
     figure, cost = None, 0.0
@@ -206,6 +226,8 @@ def fit(
     if json:
         document = _document(fitted, left_out, images, path, figure, seconds)
         document["pooling"] = {**vars(pooling), "cost": round(cost, 3)}
+        if tuning:
+            document["tuning"] = tuning_document(tuning)
         print_json({**document, "conditions": [vars(worth) for worth in worths]})
     else:
         _print_result(
@@ -294,13 +316,7 @@ def _print_result(
         out.print(f"left out, same family as the target: {', '.join(left_out)}")
     if pooling.name != "token" and pooling.gain:
         out.print(_pooling_line(pooling, cost), soft_wrap=True)
-    out.print(accuracy_table(bundle, images, verbose))
-    if bundle.sources:
-        out.print(kept_line(bundle, images), soft_wrap=True)
-        out.print(sources_line(bundle), soft_wrap=True)
-        if verbose:
-            out.print(weights_table(bundle))
-            out.print(objective_line(bundle.objective), soft_wrap=True)
+    print_result(bundle, images, verbose)
     if worths:
         out.print(worth_table(worths))
     written = f"{path}, {figure}" if figure else f"{path}"

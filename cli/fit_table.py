@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
-from hgprompt_edge.bundle import ROW_TITLES
+from hgprompt_edge.bundle import ROW_TITLES, TUNED
+from hgprompt_edge.cli.console import out
 
 if TYPE_CHECKING:
     from hgprompt_edge.bundle import Bundle, Row
@@ -21,7 +22,8 @@ NAMED_SOURCES = 4
 def accuracy_table(bundle: Bundle, images: Task, verbose: bool = False) -> Table:
     """Accuracy of each way to use the sources, with 95 % intervals; the kept one in bold.
 
-    Verbose: also its head and the cross-fitted log-loss by which it was chosen.
+    Verbose: also its head and the cross-fitted log-loss by which it was chosen; a tuned prompt has
+    none, since it was trained on images that this is taken over.
     """
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     table.add_column("", no_wrap=True)
@@ -32,6 +34,7 @@ def accuracy_table(bundle: Bundle, images: Task, verbose: bool = False) -> Table
     if verbose:
         table.add_column("log-loss", justify="right")
         table.add_column("head", overflow="fold")
+    crossed = any(row.cross_log_loss is not None for row in bundle.table)
     for row in bundle.table:
         kept = row.method == bundle.choice
         cells = [ROW_TITLES[row.method], interval(row.val_accuracy, len(images.validation))]
@@ -39,8 +42,8 @@ def accuracy_table(bundle: Bundle, images: Task, verbose: bool = False) -> Table
             known = row.test_accuracy is not None
             cells.append(interval(row.test_accuracy or 0.0, len(images.test)) if known else "")
         if verbose:
-            loss = row.val_log_loss if row.cross_log_loss is None else row.cross_log_loss
-            cells += [f"{loss:.3f}", row.head]
+            loss = row.cross_log_loss if crossed else row.val_log_loss
+            cells += ["" if loss is None else f"{loss:.3f}", row.head]
         table.add_row(*cells, style="bold" if kept else None)
     return table
 
@@ -53,8 +56,33 @@ def interval(accuracy: float, images: int) -> str:
     return f"{100 * accuracy:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f})"
 
 
+def print_result(bundle: Bundle, images: Task, verbose: bool = False) -> None:
+    """Print the table, what is kept and why, and which sources matter."""
+    out.print(accuracy_table(bundle, images, verbose))
+    if len(bundle.table) > 1:
+        out.print(kept_line(bundle, images), soft_wrap=True)
+    if bundle.sources:
+        out.print(sources_line(bundle), soft_wrap=True)
+    if bundle.sources and verbose:
+        out.print(weights_table(bundle))
+        out.print(objective_line(bundle.objective), soft_wrap=True)
+
+
 def kept_line(bundle: Bundle, images: Task) -> str:
     """Say what is kept, what it gains over no prompt, and why where another row is better."""
+    line = _kept(bundle, images)
+    if bundle.choice == TUNED or all(row.method != TUNED for row in bundle.table):
+        return line
+    return f"{line}; {unproven(len(images.validation))}"
+
+
+def unproven(images: int, what: str = "the tuned prompt") -> str:
+    """Say that held-out images do not prove that something is better."""
+    return f"{images:,} held-out images do not show that {what} is better"
+
+
+def _kept(bundle: Bundle, images: Task) -> str:
+    """Say what is kept, as if nothing had been tuned where that was not kept."""
     from hgprompt_edge.transfer.choice import choose
 
     none, kept = row_of(bundle, "none"), row_of(bundle, bundle.choice)
@@ -67,9 +95,11 @@ def kept_line(bundle: Bundle, images: Task) -> str:
             where, before, after = "test", none.test_accuracy, kept.test_accuracy
         gain = f"{100 * (after - before):+.1f} points"
         return f"kept: {name}, {gain} over no prompt on {where} images"
-    best = bundle.table[choose(bundle.table)]
+    rows = [row for row in bundle.table if row.method != TUNED]
+    best = rows[choose(rows)]
     if best is none:
-        return f"kept: {name}, as nothing holds out better"
+        why = ", as nothing holds out better" if len(rows) > 1 else ""
+        return f"kept: {name}{why}"
     count = len(images.train) + len(images.validation)
     return (
         f"kept: {name}, as {count} images do not show that the {ROW_TITLES[best.method]} is better"

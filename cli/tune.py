@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from hgprompt_edge.bundle import ROW_TITLES
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import (
     fastest,
@@ -22,14 +21,11 @@ from hgprompt_edge.cli.console import (
     resumes,
     working,
 )
-from hgprompt_edge.cli.fit_table import accuracy_table
+from hgprompt_edge.cli.fit_table import print_result
 from hgprompt_edge.cli.inputs import find_images_of
 from hgprompt_edge.cli.left_out import note_left_out, of_task, write_left_out
 from hgprompt_edge.cli.server import load_pytorch, needs_server
-from hgprompt_edge.cli.text import command_line
-
-if TYPE_CHECKING:
-    from hgprompt_edge.bundle import Bundle
+from hgprompt_edge.cli.tuning import train_further, tuning_document, tuning_state
 
 
 @reports_errors
@@ -45,7 +41,14 @@ def tune(
     task: options.Task = None,
     data: options.Data = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 60,
-    batch_size: Annotated[int, typer.Option(min=16, help="Images a step.")] = 400,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=16,
+            help="Images a step (default: 400, or as many as there are classes).",
+            show_default=False,
+        ),
+    ] = None,
     learning_rate: Annotated[float, typer.Option(min=1e-6, help="AdamW's step size.")] = 5e-3,
     checkpoint: options.Checkpoint = None,
     device: options.Device = options.DeviceName.AUTO,
@@ -58,7 +61,10 @@ def tune(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Train the prompt of a bundle on the task, from the mix on; run it again to resume."""
+    """Train the prompt of a bundle on the task, from the mix on; run it again to resume.
+
+    The tuned prompt is kept if held-out images prove it better.
+    """
     from hgprompt_edge.bundle import (
         SUFFIX,
         check_one_prompt,
@@ -81,11 +87,9 @@ def tune(
     load_pytorch()
 
     from hgprompt_edge.transfer.estimate import tune_passes
-    from hgprompt_edge.transfer.tune import epochs_for
-    from hgprompt_edge.transfer.tune import tune as tune_bundle
+    from hgprompt_edge.transfer.tune import tuning_recipe
     from hgprompt_edge.vit.fastest import check_device
     from hgprompt_edge.vit.fitted import backbone_of
-    from hgprompt_edge.vit.train import Recipe
 
     check_device(device.value)
     with working("loading the backbone"):
@@ -93,55 +97,27 @@ def tune(
     with progress_bar() as report:
         images = found.load(backbone.preprocessing, progress=partial(report, "reading images"))
         note_left_out(images.unreadable, images.left_out)
-        recipe = Recipe(
-            epochs=epochs_for(steps, len(images.train), batch_size),
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seed=fitted.seed,
+        recipe = tuning_recipe(
+            images, fitted.seed, steps=steps, batch_size=batch_size, learning_rate=learning_rate
         )
-        validations = recipe.epochs // recipe.validate_every
-        passes = tune_passes(images, recipe.epochs, validations)
-        state = path.parent / f".{fitted.task}.tuning"
-        tuned, trained = tune_bundle(
-            fitted,
-            fastest(backbone, device, precision, passes),
-            images,
-            recipe,
-            state=state,
-            report=lambda done, total: report("epochs", done, total),
-        )
-    write_bundle(path, tuned)
+        backbone = fastest(backbone, device, precision, tune_passes(images, recipe.epochs))
+        tuning = train_further(fitted, backbone, images, recipe, path, report)
+    write_bundle(path, tuning.bundle)
     write_left_out(images, path)
-    state.unlink(missing_ok=True)
-    _note_left_out(fitted, tuned, path)
+    tuning_state(path, fitted).unlink(missing_ok=True)
     seconds = time.perf_counter() - began
     if json:
         print_json(
             {
                 "bundle": str(path),
-                "choice": tuned.choice,
-                "table": [vars(row) for row in tuned.table],
-                "epoch": trained.epoch,
-                "epochs": recipe.epochs,
-                "history": list(trained.history),
+                "choice": tuning.bundle.choice,
+                "table": [vars(row) for row in tuning.bundle.table],
+                "tuning": tuning_document(tuning),
                 **of_task(images),
                 "seconds": round(seconds, 2),
             }
         )
         return
-    out.print(accuracy_table(tuned, images))
-    kept = f"best after {trained.epoch} of {recipe.epochs} epochs"
-    which = " as before" if tuned is fitted else ""
-    out.print(f"chosen on validation: {ROW_TITLES[tuned.choice]}{which} ({kept})", soft_wrap=True)
+    print_result(tuning.bundle, images)
     out.print(f"{path} ({seconds:.0f} s)", soft_wrap=True)
     print_next("export", path, "--format", "onnx")
-
-
-def _note_left_out(fitted: Bundle, tuned: Bundle, path: Path) -> None:
-    """Say what of the bundle did not outlive its prompt."""
-    conditions = "the condition prompts" if fitted.conditions and not tuned.conditions else ""
-    merged = fitted.factory is not None and tuned.factory is None
-    gone = " and ".join(filter(None, (conditions, "what devices learned" if merged else "")))
-    if gone:
-        again = f"; run `{command_line('condition', path)}` again" if conditions else ""
-        note(f"left out, as of the prompt before: {gone}{again}")

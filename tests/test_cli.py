@@ -6,7 +6,10 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from inspect import signature
 from pathlib import Path
@@ -15,8 +18,9 @@ import numpy as np
 import pytest
 from command_line import class_folders, hgedge, pets_archive, photo, run, small_bank
 
-from hgprompt_edge.bundle import read_bundle, write_bundle
+from hgprompt_edge.bundle import ROW_TITLES, read_bundle, write_bundle
 from hgprompt_edge.prompts import read_bank, write_prompt, write_start
+from hgprompt_edge.transfer.tune import tuning_recipe
 
 
 @pytest.fixture(scope="module")
@@ -228,31 +232,76 @@ def test_compare_and_tune(workplace: Path, tmp_path: Path, monkeypatch: pytest.M
     exported = run("export", "mine.tuned.hgbundle", "--output", "mine.onnx")
     assert exported.exit_code == 0, exported.stderr
     prepare(tmp_path / "mine.hgbundle")
-    again = run("tune", "mine.hgbundle", "--data", str(data), "--steps", "1", "--batch-size", "16")
-    assert again.exit_code == 0, again.stderr
-    assert "chosen on validation: tuned (best after" in again.stdout
-    assert "before: the condition prompts; run `hgedge condition mine.tuned.hg" in again.stderr
+    words = ("tune", "mine.hgbundle", "--data", str(data), "--steps", "1", "--batch-size", "16")
+    for holds in (False, True):
+        monkeypatch.setattr("hgprompt_edge.transfer.choice.Proof.holds", holds)
+        again = run(*words)
+        assert again.exit_code == 0, again.stderr
+        table, *_ = again.stdout.partition("kept: ")
+        titles = [line[:12].strip() for line in table.splitlines()]
+        assert titles == ["", *list(ROW_TITLES.values())[:4], "tuned"]
+        assert "held-out images" in table
+        assert ("kept: tuned, " in again.stdout) == holds
+        doubt = "10 held-out images do not show that the tuned prompt is better"
+        assert (doubt in again.stdout) != holds
+        assert "next: hgedge export mine.tuned.hgbundle" in again.stdout
+        left_out = "before: the condition prompts; run `hgedge condition mine.tuned.hg"
+        assert (left_out in again.stderr) == holds
+    monkeypatch.setattr("hgprompt_edge.transfer.choice.Proof.holds", False)
+    further = run("tune", "mine.tuned.hgbundle", *words[2:])
+    assert "as before: 10 held-out images do not show that the one trained" in further.stderr
+    assert "kept: tuned, " in further.stdout
 
 
 def prepare(path: Path) -> None:
-    """Give a bundle a condition prompt, and a table by which any other prompt is better."""
+    """Give a bundle a condition prompt."""
     fitted = read_bundle(path)
     assert fitted.source_tokens is not None
-    write_bundle(
-        path,
-        replace(
-            fitted,
-            table=tuple(replace(row, val_log_loss=99.0) for row in fitted.table),
-            conditions=({"name": "dark"},),
-            condition_tokens=fitted.source_tokens[:1],
-        ),
-    )
+    tokens = fitted.source_tokens[:1]
+    write_bundle(path, replace(fitted, conditions=({"name": "dark"},), condition_tokens=tokens))
+
+
+def test_fit_and_tune_in_one_command_goes_on_after_an_interruption(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def interrupted() -> Iterator[Callable[[str, int, int], None]]:
+        def report(stage: str, done: int, _: int) -> None:
+            if (stage, done) == ("epochs", 6):
+                raise KeyboardInterrupt
+
+        yield report
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HGEDGE_CACHE", str(workplace / "cache"))
+    short = partial(tuning_recipe, steps=7)
+    monkeypatch.setattr("hgprompt_edge.transfer.tune.tuning_recipe", short)
+    data = class_folders(tmp_path / "mine", 12)
+    words = f"fit --tune --sources {workplace / 'prompts'} --data {data} --steps 0 --json".split()
+    with monkeypatch.context() as patch:
+        patch.setattr("hgprompt_edge.cli.fit.progress_bar", interrupted)
+        assert run(*words).exit_code == 130
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [".mine.tuning"]
+    result = run(*words)
+    assert result.exit_code == 0, result.stderr
+    assert "resuming from .mine.tuning" in result.stderr
+    document = json.loads(result.stdout)
+    assert document["table"][-1]["method"] == "tuned"
+    assert document["tuning"]["epochs"] == 7
+    assert document["tuning"]["kept"] == (document["choice"] == "tuned")
+    bundle = read_bundle(tmp_path / "mine.hgbundle")
+    assert [vars(row) for row in bundle.table] == document["table"]
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "mine.hgbundle", "mine.png"}
 
 
 def test_defaults_are_those_of_the_estimator() -> None:
     from hgprompt_edge import HGPrompt
     from hgprompt_edge.cli.fit import fit
+    from hgprompt_edge.cli.tune import tune
 
+    recipe = signature(tuning_recipe).parameters
+    for name in ("steps", "batch_size", "learning_rate"):
+        assert signature(tune).parameters[name].default == recipe[name].default
     estimator, command = signature(HGPrompt).parameters, signature(fit).parameters
     for name in ("lam", "steps", "folded", "head", "seed", "keep_sources"):
         assert getattr(command[name].default, "value", command[name].default) == (

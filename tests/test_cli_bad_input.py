@@ -136,6 +136,7 @@ BAD_FITS = {
     "no id of the hub": (lambda _: "--data hf:cifar100", "write hf:ORG/NAME"),
     "by hand": (lambda _: "--task retinopathy", "into data/vtab-1k/diabetic_retinopathy, or name"),
     "near a structured task": (lambda _: "--task dsprites-locations", "near: dsprites-location"),
+    "tune of two prompts": (lambda _: "--task digits --tune --folded 2", "--tune: trains one"),
     "not writable": (output_not_writable, "--output: cannot write"),
 }
 
@@ -177,6 +178,23 @@ def test_an_image_in_two_lists_is_told_and_the_fit_goes_on(
     assert "2 image(s) of test.txt are in the training lists, too" in result.stderr
     assert "kitti: 4 classes; 24 train, 4 validation, 4 test images" in result.stdout
     assert (tmp_path / "kitti.hgbundle").exists()
+
+
+def test_a_step_of_fewer_images_than_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for label in range(17):
+        for index in range(4):
+            photo(tmp_path / "many" / f"kind{label:02}" / f"{index}.jpg", label % 3, index)
+    assert run(*"fit --backbone tiny --sources none --data many".split()).exit_code == 0
+    before = sorted(tmp_path.iterdir())
+    for words in ("tune many.hgbundle", "prompt train --backbone tiny --output many"):
+        result = run(*words.split(), "--data", "many", "--batch-size", "16")
+        assert result.exit_code == 2, result.stderr
+        told = "--batch-size 16: fewer images a step than the 17 classes of many"
+        assert told in result.stderr.splitlines()[-1]
+        assert sorted(tmp_path.iterdir()) == before
 
 
 BAD_CALLS = {

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 from small_vits import make_backbone
 from toys import make_bank, make_task, noise_tokens
 
-from hgprompt_edge.bundle import Bundle, bank_entries, factory_mix, read_bundle, write_bundle
+from hgprompt_edge.bundle import (
+    TUNED,
+    Bundle,
+    bank_entries,
+    factory_mix,
+    read_bundle,
+    write_bundle,
+)
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import PromptBank, mix
 from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.baselines import METHODS, Budget, Contest
+from hgprompt_edge.transfer.choice import Proof
 from hgprompt_edge.transfer.compare import Result, bootstrap, compare
 from hgprompt_edge.transfer.compare_figure import TITLES, draw_comparison
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.fit import HGPrompt
+from hgprompt_edge.transfer.judge import Candidate, Judge
 from hgprompt_edge.transfer.learn import uniform_weights
-from hgprompt_edge.transfer.tune import TUNED, epochs_for, starting_prompt, tune
+from hgprompt_edge.transfer.tune import epochs_for, starting_prompt, tune, tuning_recipe
 from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.forward import extract_features
 from hgprompt_edge.vit.train import Recipe
 
 SOURCES = 4
@@ -186,38 +198,77 @@ def fitted(backbone: Backbone, bank: PromptBank, task: Task) -> HGPrompt:
     return HGPrompt(steps=0, cache=False).fit(bank, backbone, task)
 
 
-def test_tune_starts_at_the_folded_prompt_and_keeps_the_better(
+RECIPE = Recipe(epochs=2, batch_size=150, learning_rate=1e-3, flips=False)
+
+
+@pytest.fixture(scope="module")
+def planted(backbone: Backbone, bank: PromptBank) -> tuple[Bundle, Task]:
+    """Return a bundle without a prompt, for a task that its source shows: tuning must pay."""
+    task = make_task(backbone, bank.tokens[0], sizes=(300, 150, 60))
+    fitted = HGPrompt(steps=0, cache=False).fit(bank, backbone, task).bundle_
+    none = Judge(FeatureStore(backbone, enabled=False), task).measure(
+        Candidate("none", None, np.zeros(len(fitted.sources)))
+    )
+    assert fitted.table[0].val_log_loss == pytest.approx(none.val_log_loss, abs=1e-6)
+    return replace(fitted, prompt=None, choice="none", weights=0 * fitted.weights), task
+
+
+def test_tune_keeps_a_prompt_that_held_out_images_prove_better(
+    backbone: Backbone, planted: tuple[Bundle, Task]
+) -> None:
+    bundle, task = planted
+    tuning = tune(bundle, backbone, task, RECIPE)
+    row, none = tuning.bundle.table[-1], tuning.bundle.table[0]
+    assert tuning.proof.holds
+    assert tuning.bundle.choice == row.method == TUNED
+    assert tuning.proof.gain == pytest.approx(none.val_log_loss - row.val_log_loss)
+    assert tuning.proof.accuracy_gain == pytest.approx(row.val_accuracy - none.val_accuracy)
+    assert tuning.trained.epoch == RECIPE.epochs  # no held-out image chose it
+    np.testing.assert_array_equal(tuning.bundle.prompt, tuning.trained.tokens)
+    features = extract_features(backbone, task.train.pixels, tuning.trained.tokens)
+    np.testing.assert_allclose(tuning.bundle.clean_mean, features.mean(0), rtol=1e-4, atol=1e-5)
+    again = tune(tuning.bundle, backbone, task, RECIPE)
+    assert [r.method for r in again.bundle.table].count(TUNED) == 1
+
+
+def test_a_prompt_that_gets_worse_is_not_kept(
     backbone: Backbone, task: Task, fitted: HGPrompt
 ) -> None:
-    recipe = Recipe(epochs=3, batch_size=75, validate_every=1, learning_rate=1e-3)
-    bundle, trained = tune(fitted.bundle_, backbone, task, recipe)
-    row = bundle.table[-1]
-    before = next(r for r in bundle.table if r.method == fitted.choice_)
-    assert row.method == TUNED
-    assert trained.history[0]["val_log_loss"] == pytest.approx(before.val_log_loss, abs=1e-3)
-    if row.val_log_loss < min(r.val_log_loss for r in bundle.table[:-1]):
-        assert bundle.choice == TUNED
-        np.testing.assert_array_equal(bundle.prompt, trained.tokens)
-    else:
-        assert bundle.choice == fitted.choice_
-    again, _ = tune(bundle, backbone, task, recipe)
-    assert [r.method for r in again.table].count(TUNED) == 1
+    recipe = Recipe(epochs=2, batch_size=75, learning_rate=30.0, average=0.0)
+    tuning = tune(fitted.bundle_, backbone, task, recipe)
+    assert not tuning.proof.holds
+    assert tuning.bundle.table[-1].method == TUNED
+    assert tuning.bundle.choice == fitted.choice_
+    np.testing.assert_array_equal(tuning.bundle.prompt, fitted.bundle_.prompt)
+    np.testing.assert_array_equal(tuning.bundle.head_weight, fitted.bundle_.head_weight)
 
 
-def test_a_prompt_that_gets_worse_is_not_chosen(
-    backbone: Backbone, task: Task, fitted: HGPrompt
+def test_few_images_do_not_prove_what_many_do() -> None:
+    """Against SciPy's one-sided paired test on the same log-losses."""
+    rng = np.random.default_rng(0)
+    falls = rng.normal(0.1, 0.5, 400)
+    verdicts = {}
+    for count in (10, 400):
+        part = falls[:count]
+        proof = Proof(part.mean(), part.std(ddof=1) / count**0.5, 0.0, count)
+        expected = ttest_1samp(part, 0, alternative="greater").pvalue < 0.05
+        assert proof.holds == expected
+        verdicts[count] = proof.holds
+    assert verdicts == {10: False, 400: True}
+    assert not Proof(0.3, 0.01, -0.01, 400).holds  # accuracy falls
+    assert not Proof(0.0, 0.0, 0.0, 400).holds  # the same prompt
+    assert not Proof(9.0, math.inf, 1.0, 1).holds
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_permuted_labels_tune_keeps_nothing(
+    backbone: Backbone, planted: tuple[Bundle, Task], seed: int
 ) -> None:
-    recipe = Recipe(epochs=2, batch_size=75, learning_rate=30.0, keep_last=True, average=0.0)
-    bundle, _ = tune(fitted.bundle_, backbone, task, recipe)
-    assert bundle.choice == fitted.choice_
-    np.testing.assert_array_equal(bundle.prompt, fitted.bundle_.prompt)
-    np.testing.assert_array_equal(bundle.head_weight, fitted.bundle_.head_weight)
-
-
-def judged_at(bundle: Bundle, log_loss: float) -> Bundle:
-    """Give every row this log-loss, so that a test says which prompt wins."""
-    rows = tuple(replace(row, val_log_loss=log_loss) for row in bundle.table)
-    return replace(bundle, table=rows)
+    bundle, task = planted
+    rng = np.random.default_rng(seed)
+    parts = [replace(p, labels=rng.permutation(p.labels)) for p in (task.train, task.validation)]
+    shuffled = replace(task, train=parts[0], validation=parts[1])
+    assert tune(bundle, backbone, shuffled, RECIPE).bundle.choice == "none"
 
 
 def prepared(bundle: Bundle) -> Bundle:
@@ -233,33 +284,42 @@ def prepared(bundle: Bundle) -> Bundle:
 
 
 def test_what_was_of_the_old_prompt_goes_with_it_and_stays_with_it(
-    backbone: Backbone, task: Task, fitted: HGPrompt, tmp_path: Path
+    backbone: Backbone, planted: tuple[Bundle, Task], tmp_path: Path
 ) -> None:
-    recipe, path = Recipe(epochs=1, batch_size=75, learning_rate=1e-4), tmp_path / "a.hgbundle"
-    bundle = prepared(fitted.bundle_)
-    won, _ = tune(judged_at(bundle, 99.0), backbone, task, recipe)
+    plain, task = planted
+    bundle, path = prepared(plain), tmp_path / "a.hgbundle"
+    won = tune(bundle, backbone, task, RECIPE).bundle
     assert won.choice == TUNED
-    assert (won.conditions, won.condition_tokens, won.clean_mean) == ((), None, None)
-    assert won.objective == fitted.bundle_.objective
+    assert (won.conditions, won.condition_tokens) == ((), None)
+    assert won.objective == plain.objective
     write_bundle(path, won)
     mix_of_devices = factory_mix(read_bundle(path))
-    np.testing.assert_array_equal(mix_of_devices, [1] + [0] * len(fitted.bundle_.sources))
+    np.testing.assert_array_equal(mix_of_devices, [1] + [0] * len(plain.sources))
 
-    lost, _ = tune(judged_at(bundle, 0.0), backbone, task, recipe)
-    assert lost.choice == fitted.choice_
+    worse = replace(RECIPE, epochs=1, learning_rate=30.0, average=0.0)
+    lost = tune(bundle, backbone, task, worse).bundle
+    assert lost.choice == "none"
     assert lost.conditions == bundle.conditions
     assert lost.factory is bundle.factory
-
-
-def test_the_row_of_the_tuned_prompt_in_force_outlives_a_worse_one(
-    backbone: Backbone, task: Task, fitted: HGPrompt
-) -> None:
-    recipe = Recipe(epochs=1, batch_size=75, learning_rate=1e-4)
-    won, _ = tune(judged_at(fitted.bundle_, 99.0), backbone, task, recipe)
-    worse = replace(recipe, learning_rate=30.0, keep_last=True, average=0.0)
-    again, _ = tune(won, backbone, task, worse)
+    # The row of the tuned prompt in force outlives a worse one.
+    again = tune(won, backbone, task, worse).bundle
     assert again.table == won.table
     np.testing.assert_array_equal(again.prompt, won.prompt)
+
+
+def test_a_step_of_fewer_images_than_classes_is_refused(
+    backbone: Backbone, task: Task, fitted: HGPrompt
+) -> None:
+    with pytest.raises(UserError, match="--batch-size 2: fewer images a step than the 3 classes"):
+        tune(fitted.bundle_, backbone, task, Recipe(epochs=1, batch_size=2))
+    with pytest.raises(UserError, match="--batch-size 2"):
+        tuning_recipe(task, 0, batch_size=2)
+    many = replace(task, classes=tuple(f"class{i}" for i in range(500)))
+    assert tuning_recipe(many, 0).batch_size == 500
+    labels = np.arange(len(task.train))
+    lonely = replace(task, train=replace(task.train, labels=labels))
+    with pytest.raises(UserError, match="--task toy: no class has two training images"):
+        tuning_recipe(lonely, 0, batch_size=200)
 
 
 def test_without_a_chosen_prompt_tune_starts_at_the_learned_mix(fitted: HGPrompt) -> None:

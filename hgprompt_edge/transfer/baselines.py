@@ -32,7 +32,7 @@ from hgprompt_edge.transfer.learn import (
     learn_weights,
     uniform_weights,
 )
-from hgprompt_edge.transfer.tune import epochs_for, train_from
+from hgprompt_edge.transfer.tune import BATCH_SIZE, LEARNING_RATE, epochs_for, train_from
 from hgprompt_edge.vit.heads import cross_fitted_log_loss
 from hgprompt_edge.vit.train import Recipe, Trained
 
@@ -63,8 +63,8 @@ class Budget:
     evaluations: int = 40
     spot_steps: int = 10
     tune_steps: int = 20
-    batch_size: int = 400
-    learning_rate: float = 5e-3
+    batch_size: int = BATCH_SIZE
+    learning_rate: float = LEARNING_RATE
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ class Contest:
             init_seed=self.bank.prompts[0].init_seed or 0,
             tokens=self.bank.tokens.shape[2],
             mode=self.bank.mode,
-            validate_every=1,
             seed=self.seed,
+            keep_last=True,  # validation judges, so it does not choose
         )
 
     def folded(self, weights: Weights) -> Candidate:
@@ -202,7 +202,7 @@ def spot(contest: Contest) -> Plan:
     """
     images = len(contest.task.train)
     epochs = epochs_for(contest.budget.spot_steps, images, contest.budget.batch_size)
-    recipe = replace(contest.recipe, epochs=epochs, keep_last=True, validate_every=epochs)
+    recipe = replace(contest.recipe, epochs=epochs)
     target = contest.train(contest.start, recipe).tokens
     pooled = torch.from_numpy(contest.tokens).double().mean(2).flatten(1)  # [N, L D]
     reference = torch.from_numpy(target).double().mean(1).flatten()

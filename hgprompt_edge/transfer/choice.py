@@ -1,7 +1,8 @@
-"""One rule for `fit` and `compare`: which way to use the sources is kept (METHOD 6).
+"""Which way to use the sources is kept, and what may replace it later (METHOD 6).
 
-No prompt, the best single source, the uniform mix, the learned mix and, where asked for, several
-folded prompts: each with its own best head; held-out images decide.
+One rule for `fit` and `compare`: no prompt, the best single source, the uniform mix, the learned
+mix and, where asked for, several folded prompts, each with its own best head; held-out images
+decide. What would replace that, as a tuned prompt does, must prove that it is better.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import t as student
 
 from hgprompt_edge.bundle import Row
 from hgprompt_edge.prompts import PromptBank, mix, on_basis
@@ -23,6 +25,9 @@ MIN_GAIN, SELECTION = 2.0, 3.0
 """Nats over all held-out images that a prompt must gain over no prompt: prior odds of exp(2), and
 more the more sources there are to choose from, since the best of many gains by chance. With
 permuted labels the best of 16 gains up to 8 nats (benchmarks/permuted.py)."""
+
+CONFIDENCE = 0.95
+"""One-sided, of the proof that what replaces something is better."""
 
 
 def least_gain(sources: int) -> float:
@@ -169,3 +174,47 @@ def never_worse(rows: Sequence[Row], images: int, validation: int, sources: int)
 def _gain(before: Row, after: Row) -> float:
     """By how many nats an image the cross-fitted log-loss falls."""
     return (before.cross_log_loss or 0.0) - (after.cross_log_loss or 0.0)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What held-out images say of what would replace something that works.
+
+    Attributes
+    ----------
+    gain
+        Mean fall of the log-loss, in nats an image.
+    error
+        Standard error of the paired difference behind it; infinite for a single image.
+    accuracy_gain
+        Change of the accuracy, in [-1, 1].
+    images
+        How many were compared.
+    """
+
+    gain: float
+    error: float
+    accuracy_gain: float
+    images: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether log-loss falls beyond chance, by Student's t, and accuracy does not fall."""
+        if self.images < 2 or self.accuracy_gain < 0:
+            return False
+        return self.gain > float(student.ppf(CONFIDENCE, self.images - 1)) * self.error
+
+
+def prove(judge: Judge, works: Candidate, instead: Candidate) -> Proof:
+    """Compare two candidates image by image on validation, under heads that have not seen it.
+
+    Honest only where no validation image trained or chose `instead`. That they helped to choose
+    what `works` can only favour it.
+    """
+    labels = judge.task.validation.labels
+    found = [judge.held_out(candidate) for candidate in (works, instead)]
+    before, after = (-np.log(each[np.arange(len(labels)), labels]) for each in found)
+    right = [float(np.mean(each.argmax(1) == labels)) for each in found]
+    fall, count = before - after, len(labels)
+    error = float(fall.std(ddof=1) / np.sqrt(count)) if count > 1 else math.inf
+    return Proof(float(fall.mean()), error, right[1] - right[0], count)

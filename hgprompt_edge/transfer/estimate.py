@@ -27,10 +27,10 @@ def fit_passes(task: Task, bank: PromptBank | None, steps: int) -> int:
     return table + steps * 3 * train + 2 * (train + held_out) + test
 
 
-def tune_passes(task: Task, epochs: int, validations: int) -> int:
-    """Image passes of training a prompt, evaluated so many times, and of its row in the table."""
+def tune_passes(task: Task, epochs: int) -> int:
+    """Image passes of training a prompt, evaluated at the end, and of its row in the table."""
     train, held_out = len(task.train), len(task.validation)
-    return 3 * epochs * train + (validations + 2) * (train + held_out) + len(task.test)
+    return 3 * epochs * train + 3 * (train + held_out) + len(task.test)
 
 
 def compare_passes(task: Task, bank: PromptBank, methods: Sequence[str], budget: Budget) -> int:
@@ -48,8 +48,8 @@ def compare_passes(task: Task, bank: PromptBank, methods: Sequence[str], budget:
         "gradient_free": train * budget.evaluations,
         "soup": train * sources,
         "prediction_average": sources * len(task.test),
-        "tune": tune_passes(task, tune, tune),
-        "vpt_scratch": ascent + 2 * tune_passes(task, tune, tune),
+        "tune": tune_passes(task, tune),
+        "vpt_scratch": ascent + 2 * tune_passes(task, tune),
     }
     total = (len(bank.basis) + 2) * (train + len(task.validation))
     total += sum(own.get(method, 0) for method in methods)

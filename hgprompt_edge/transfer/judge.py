@@ -85,9 +85,17 @@ class Judge:
 
     def on_validation(self, candidate: Candidate) -> Row:
         """Accuracy and log-loss on validation of heads fitted on the training part."""
-        heads = [self.training_head(part.tokens) for part in candidate.parts]
+        heads = self._training_heads(candidate)
         found = self._score(candidate, heads, self.task.validation)
         return Row(candidate.method, *found, head=", ".join(head.name for head in heads))
+
+    def held_out(self, candidate: Candidate) -> npt.NDArray[np.float64]:
+        """Probabilities `[n, K]` of the validation images, by heads fitted on the training part."""
+        heads = self._training_heads(candidate)
+        found: npt.NDArray[np.float64] = self._probabilities(
+            candidate, heads, self.task.validation
+        ).numpy()
+        return found
 
     def training_head(self, tokens: Tokens | None) -> Head:
         """Head chosen and fitted on the training images only: validation images can judge it."""
@@ -128,6 +136,9 @@ class Judge:
     @property
     def _both(self) -> tuple[Images, ...]:
         return self.task.train, self.task.validation
+
+    def _training_heads(self, candidate: Candidate) -> list[Head]:
+        return [self.training_head(part.tokens) for part in candidate.parts]
 
     def _score(
         self, candidate: Candidate, heads: Sequence[Head], images: Images
