@@ -1,0 +1,290 @@
+"""What the start of tuning is worth: from scratch, from the best source, from the learned mix.
+
+    python benchmarks/tune.py --data ../shared/assets/datasets     # resumes if killed
+    python benchmarks/tune.py --only-report        # docs/TUNE.md from the rows
+
+One run for each target, seed and start, at a constant learning rate, so that it can be read at any
+time: test accuracy of the best head refitted on the features after 1/5, 1/2, 1 and 2 times the
+training passes of `--epochs` (14). Images and sources as in transfer.py. A run's readings go to a
+file of its own in `--work` as they come, beside the state that it resumes from; `--part 1/2` and
+`--part 2/2` share the runs of two processes; all are gathered into benchmarks/results/tune.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rows import gather_rows, read_rows, write_rows
+from transfer import BACKBONE, GROUPS, difference, load_target, mean
+
+from hgprompt_edge import load_backbone, read_bank
+from hgprompt_edge.files import write_bytes
+from hgprompt_edge.prompts import Floats, PromptBank
+from hgprompt_edge.tasks import Task
+from hgprompt_edge.transfer.baselines import Contest
+from hgprompt_edge.transfer.compare import Result, compare
+from hgprompt_edge.transfer.judge import Candidate
+from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.fastest import choose_compute
+from hgprompt_edge.vit.train import PromptTrainer
+
+RESULTS = Path(__file__).parent / "results" / "tune.json"
+PAGE = Path(__file__).parent.parent / "docs" / "TUNE.md"
+KEYS = ("backbone", "task", "seed", "start", "epochs")
+"""Rows of the same values of these are the same reading."""
+TARGETS = ("chars34-scene", "deeppcb", "trashnet", "flowers17")
+STARTS = {"scratch": None, "best_source": "best_source", "learned": "hgprompt"}
+"""The start, and the method of `compare` that finds it."""
+TITLES = {"scratch": "from scratch", "best_source": "best source", "learned": "learned mix"}
+SHARES = {0.0: "before", 0.2: "1/5", 0.5: "1/2", 1.0: "1", 2.0: "2"}
+"""Readings, in training passes; 1 is `EPOCHS` epochs."""
+EPOCHS, BATCH_SIZE, RATE = 14, 160, 1e-2
+"""Two steps an epoch of 320 images; the rate at which `prompt train` starts from scratch."""
+CLAIMS = (
+    ("learned 0.2", "scratch 1.0"),
+    ("best_source 0.2", "scratch 1.0"),
+    ("learned 1.0", "scratch 1.0"),
+    ("learned 2.0", "scratch 2.0"),
+    ("learned 0.2", "best_source 0.2"),
+    ("learned 1.0", "best_source 1.0"),
+    ("learned 1.0", "learned 0.0"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, help="folder with a folder for each data set")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
+    parser.add_argument("--targets", nargs="*", default=list(TARGETS))
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="what counts as 1")
+    parser.add_argument("--part", default="1/1", help="this share of the cells: 1/2, 2/2")
+    parser.add_argument("--work", type=Path, default=Path("benchmarks/.tune"))
+    parser.add_argument("--only-report", action="store_true")
+    options = parser.parse_args()
+    if not options.only_report:
+        if options.data is None:
+            raise SystemExit("name the folder of the data sets with --data")
+        run(options)
+    gather_rows(RESULTS, options.work, KEYS)
+    write_bytes(PAGE, report(read_rows(RESULTS)).encode())
+
+
+def run(options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    bank, backbone = read_bank(BACKBONE), load_backbone(BACKBONE)
+    backbone = backbone.with_compute(choose_compute(backbone).compute)
+    part, parts = (int(word) for word in options.part.split("/"))
+    options.work.mkdir(parents=True, exist_ok=True)
+    cells = [(seed, name) for seed in options.seeds for name in options.targets]
+    for seed, name in cells[part - 1 :: parts]:
+        known = [start for start in STARTS if is_complete(options, name, seed, start)]
+        if len(known) < len(STARTS):
+            task = load_target(name, backbone.preprocessing, options.data, seed)
+            run_cell(options, task, bank, backbone, seed, known)
+
+
+def is_complete(options: argparse.Namespace, name: str, seed: int, start: str) -> bool:
+    """Whether all readings of a run are there, in the results or in its own file."""
+    found = read_rows(RESULTS) + read_rows(path_of(options, name, seed, start))
+    epochs = {
+        row["epochs"]
+        for row in found
+        if (row["task"], row["seed"], row["start"]) == (name, seed, start)
+    }
+    return epochs >= set(readings(options.epochs))
+
+
+def path_of(options: argparse.Namespace, name: str, seed: int, start: str) -> Path:
+    work: Path = options.work
+    return work / f"{name}_{seed}_{start}.json"
+
+
+def readings(epochs: int) -> dict[int, float]:
+    """Epochs after which a run is read, and what they are called."""
+    return {round(share * epochs): share for share in SHARES}
+
+
+def run_cell(
+    options: argparse.Namespace,
+    task: Task,
+    bank: PromptBank,
+    backbone: Backbone,
+    seed: int,
+    known: list[str],
+) -> None:
+    """Find the starts of one target and seed, and train from those that are not `known`."""
+    methods = ("none", "best_source", "hgprompt")
+    contest, results = compare(bank, backbone, task, methods=methods, seed=seed)
+    found = {result.method: result for result in results}
+    for start, method in STARTS.items():
+        if start in known:
+            continue
+        path = path_of(options, task.name, seed, start)
+        tokens = contest.run(method).plan.candidate.tokens if method else contest.start
+        rows = read_rows(path)
+        facts = about(task, seed, start, found, method)
+        trainer = make_trainer(contest, tokens, 2 * options.epochs, path.with_suffix(".state"))
+        read = reader(contest, trainer, rows, facts, options.epochs, path)
+        if not trainer.resume():
+            read(0, 0)
+        else:
+            read(trainer.epoch, 0)  # killed between the state and the reading
+        trainer.run(read)
+        path.with_suffix(".state").unlink(missing_ok=True)
+        shown = ", ".join(f"{row['share']:g}: {100 * row['accuracy']:.1f}" for row in rows)
+        print(f"{task.name} {seed} {start}: {shown}", flush=True)
+
+
+def about(
+    task: Task, seed: int, start: str, found: dict[str, Result], method: str | None
+) -> dict[str, Any]:
+    """Say what all readings of a run have in common; `fit_passes` is what the start has cost."""
+    return {
+        "backbone": BACKBONE,
+        "task": task.name,
+        "family": task.family,
+        "seed": seed,
+        "train": len(task.train),
+        "test": len(task.test),
+        "start": start,
+        "no_prompt": found["none"].accuracy,
+        "fit_passes": found[method].image_passes if method else 0,
+    }
+
+
+class ConstantRate(PromptTrainer):
+    """The trainer of `tune` at one learning rate, so that no reading depends on the run's end."""
+
+    def learning_rate(self, _total: int) -> float:
+        """Warm up over ten steps, then stay."""
+        return self.recipe.learning_rate * min(1.0, (self.step + 1) / 10)
+
+    def resume(self) -> bool:
+        """Take over the state of an interrupted run, if there is one."""
+        return self._load_state()
+
+
+def make_trainer(contest: Contest, start: Floats | None, epochs: int, state: Path) -> ConstantRate:
+    task, backbone = contest.task, contest.store.backbone
+    part = (task.train.pixels, task.train.labels)
+    held_out = (task.validation.pixels, task.validation.labels)
+    recipe = replace(
+        contest.recipe,
+        epochs=epochs,
+        batch_size=BATCH_SIZE,
+        learning_rate=RATE,
+        validate_every=1,
+        keep_last=True,
+        flips=task.flips,
+    )
+    return ConstantRate(
+        backbone,
+        recipe,
+        len(task.classes),
+        lambda _: part,
+        part,
+        held_out,
+        state,
+        start,
+        task.digest,
+    )
+
+
+def reader(
+    contest: Contest,
+    trainer: ConstantRate,
+    rows: list[dict[str, Any]],
+    facts: dict[str, Any],
+    epochs: int,
+    path: Path,
+) -> Callable[[int, int], None]:
+    """Return what reads the run after each epoch, where a reading is due and not there yet."""
+    due = readings(epochs)
+
+    def read(epoch: int, _: int) -> None:
+        if epoch not in due or any(row["epochs"] == epoch for row in rows):
+            return
+        tokens = trainer.averaged.numpy().copy()
+        candidate = Candidate("", tokens, contest.unmixed)
+        row = contest.judge.on_test(contest.judge.on_validation(candidate), candidate)
+        passes = epoch * facts["train"]
+        rows.append(
+            {
+                **facts,
+                "epochs": epoch,
+                "share": due[epoch],
+                "training_passes": passes,
+                "accuracy": row.test_accuracy,
+                "val_accuracy": row.val_accuracy,
+            }
+        )
+        write_rows(path, rows)
+
+    return read
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """Make the page: accuracy by start and training passes, differences with intervals."""
+    named = [{**row, "method": f"{row['start']} {row['share']}"} for row in rows]
+    tasks = [name for group in GROUPS.values() for name in group]
+    tasks = [name for name in tasks if any(row["task"] == name for row in rows)]
+    seeds = sorted({row["seed"] for row in rows})
+    lines = [
+        "# Where tuning starts from",
+        "",
+        f"Written by `benchmarks/tune.py`: {BACKBONE}, {len(tasks)} targets, seeds "
+        f"{', '.join(map(str, seeds))}, images and sources as in [TRANSFER](TRANSFER.md). A prompt "
+        f"is trained at the constant rate {RATE:g} from three starts and read on the way: 1 is "
+        f"{EPOCHS} epochs over the training images. Test accuracy in % of the best head at that "
+        "time, mean over the seeds. *Start*: image passes that it took to find the start; a "
+        "training pass of an image is three more (forward, and back at twice the cost).",
+        "",
+        "| target | no prompt | from | start | training passes of 1 | "
+        + " | ".join(SHARES.values())
+        + " |",
+        "| --- |" + " --- |" * (4 + len(SHARES)),
+    ]
+    for name in tasks:
+        for start, title in TITLES.items():
+            found = [row for row in rows if (row["task"], row["start"]) == (name, start)]
+            if found:
+                lines.append(f"| {name} | {row_of(named, found, start, title)} |")
+    lines += [
+        "",
+        "Differences in points, with the 95 % interval over families where there are "
+        "three or more (bootstrap):",
+        "",
+        "| difference | points |",
+        "| --- | --- |",
+    ]
+    for one, other in CLAIMS:
+        done = [{row["task"] for row in named if row["method"] == each} for each in (one, other)]
+        both = [row for row in named if row["task"] in done[0] & done[1]]
+        points = difference(both, tuple(GROUPS), one, other)
+        lines.append(f"| {claim(one)} - {claim(other)} | {points} |")
+    return "\n".join(lines) + "\n"
+
+
+def row_of(named: list[dict[str, Any]], found: list[dict[str, Any]], start: str, title: str) -> str:
+    name, train = found[0]["task"], found[0]["train"]
+    none, cost = (np.mean([row[key] for row in found]) for key in ("no_prompt", "fit_passes"))
+    cells = [f"{100 * none:.1f}", title, f"{cost:,.0f}", f"{EPOCHS * train:,}"]
+    for share in SHARES:
+        read = any(row["share"] == share for row in found)
+        cells.append(f"{100 * mean(named, name, f'{start} {share}'):.1f}" if read else "")
+    return " | ".join(cells)
+
+
+def claim(method: str) -> str:
+    start, share = method.split()
+    return f"{TITLES[start]}, {SHARES[float(share)]}"
+
+
+if __name__ == "__main__":
+    main()
