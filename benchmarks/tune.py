@@ -272,9 +272,10 @@ def report(rows: list[dict[str, Any]]) -> str:
 
 
 def row_of(named: list[dict[str, Any]], found: list[dict[str, Any]], start: str, title: str) -> str:
-    name, train = found[0]["task"], found[0]["train"]
+    name = found[0]["task"]
+    passes = max(row["training_passes"] for row in found if row["share"] <= 1)
     none, cost = (np.mean([row[key] for row in found]) for key in ("no_prompt", "fit_passes"))
-    cells = [f"{100 * none:.1f}", title, f"{cost:,.0f}", f"{EPOCHS * train:,}"]
+    cells = [f"{100 * none:.1f}", title, f"{cost:,.0f}", f"{passes:,}"]
     for share in SHARES:
         read = any(row["share"] == share for row in found)
         cells.append(f"{100 * mean(named, name, f'{start} {share}'):.1f}" if read else "")

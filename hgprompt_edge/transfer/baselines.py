@@ -139,7 +139,7 @@ class Contest:
         """How prompts of the target are trained; `epochs` is up to the method."""
         budget = self.budget
         return Recipe(
-            batch_size=budget.batch_size,
+            batch_size=max(budget.batch_size, len(self.task.classes)),
             learning_rate=budget.learning_rate,
             init_seed=self.bank.prompts[0].init_seed or 0,
             tokens=self.bank.tokens.shape[2],
@@ -201,7 +201,7 @@ def spot(contest: Contest) -> Plan:
     Similarity is the cosine of prompts averaged over their tokens; negative ones count as zero.
     """
     images = len(contest.task.train)
-    epochs = epochs_for(contest.budget.spot_steps, images, contest.budget.batch_size)
+    epochs = epochs_for(contest.budget.spot_steps, images, contest.recipe.batch_size)
     recipe = replace(contest.recipe, epochs=epochs)
     target = contest.train(contest.start, recipe).tokens
     pooled = torch.from_numpy(contest.tokens).double().mean(2).flatten(1)  # [N, L D]
@@ -319,7 +319,7 @@ def tune(contest: Contest) -> Plan:
     """Train the target's own prompt from the learned mix on."""
     mixed = contest.run("hgprompt").plan.candidate
     epochs = epochs_for(
-        contest.budget.tune_steps, len(contest.task.train), contest.budget.batch_size
+        contest.budget.tune_steps, len(contest.task.train), contest.recipe.batch_size
     )
     recipe = replace(contest.recipe, epochs=epochs)
     trained = contest.train(mixed.tokens, recipe)
