@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -194,7 +195,7 @@ def fit(
                 folded=folded,
                 head=head.value,
                 seed=seed,
-                keep_sources=keep_sources,
+                keep_sources=keep_sources or tune,  # tuning starts from their mix
             ).fit(bank, vit, images, progress=report)
             fitted, pooling = mixer.bundle_, mixer.pooling_
         path = output or Path(f"{images.name}{SUFFIX}")
@@ -202,6 +203,8 @@ def fit(
         if recipe:
             tuning = train_further(fitted, vit, images, recipe, path, report)
             fitted = tuning.bundle
+            if not keep_sources:
+                fitted = replace(fitted, source_tokens=None)
         state = condition_state(path, images.name)
         worths: tuple[Worth, ...] = ()
         if wanted:

@@ -278,6 +278,7 @@ def test_fit_and_tune_in_one_command_goes_on_after_an_interruption(
     monkeypatch.setattr("hgprompt_edge.transfer.tune.tuning_recipe", short)
     data = class_folders(tmp_path / "mine", 12)
     words = f"fit --tune --sources {workplace / 'prompts'} --data {data} --steps 0 --json".split()
+    words.append("--no-keep-sources")
     with monkeypatch.context() as patch:
         patch.setattr("hgprompt_edge.cli.fit.progress_bar", interrupted)
         assert run(*words).exit_code == 130
@@ -290,6 +291,7 @@ def test_fit_and_tune_in_one_command_goes_on_after_an_interruption(
     assert document["tuning"]["epochs"] == 7
     assert document["tuning"]["kept"] == (document["choice"] == "tuned")
     bundle = read_bundle(tmp_path / "mine.hgbundle")
+    assert bundle.source_tokens is None
     assert [vars(row) for row in bundle.table] == document["table"]
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "mine.hgbundle", "mine.png"}
 
