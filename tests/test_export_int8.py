@@ -414,7 +414,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 BAD = {
-    "no images": ("--precision int8", "give --data or --task"),
+    "no images": ("--precision int8", "name its folder with --data DIR"),
     "an opset": ("--precision int8 --task digits --opset 20", "--opset: int8 models come in one"),
     "a negative drop": ("--precision int8 --task digits --max-drop -1", "--max-drop"),
     "accuracy control of onnxruntime": (
