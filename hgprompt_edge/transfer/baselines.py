@@ -144,6 +144,7 @@ class Contest:
             init_seed=self.bank.prompts[0].init_seed or 0,
             tokens=self.bank.tokens.shape[2],
             mode=self.bank.mode,
+            validate_every=1,  # how often the state is kept, too
             seed=self.seed,
             keep_last=True,  # validation judges, so it does not choose
         )
