@@ -116,7 +116,9 @@ def export(
     sign: Annotated[
         Path | None,
         typer.Option(
-            help="Private key (PEM, elliptic curve) to sign the model with.", show_default=False
+            help="Private key (PEM, elliptic curve) to sign the model with; its passphrase, if it "
+            "has one, is taken from HGEDGE_KEY_PASSPHRASE.",
+            show_default=False,
         ),
     ] = None,
     json: options.Json = False,

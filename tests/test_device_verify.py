@@ -426,7 +426,7 @@ def test_bad_keys_are_named_before_anything_is_written(
     assert signed(made, tmp_path, keys).exit_code == 0
     result = run("verify", str(tmp_path / "m.onnx"), "--key", str(keys[0]))
     assert result.exit_code == 2
-    assert "not a public key" in result.stderr
+    assert "a private key, not a public key" in result.stderr
 
 
 def test_without_the_library_the_extra_is_named(

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hgprompt_edge.device.keys import check_private_key, check_public_key
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.files import atomic_path
 
@@ -26,6 +27,8 @@ def signature_path(model: Path) -> Path:
 def sign(model: Path, key: Path) -> Path:
     """Sign a model's files with a private key (PEM, elliptic curve); returns the signature's path.
 
+    The passphrase of a key that has one is in the environment, see `keys.PASSPHRASE`.
+
     Raises
     ------
     UserError
@@ -33,7 +36,7 @@ def sign(model: Path, key: Path) -> Path:
     """
     signer = check_signer(key)
     path = signature_path(model)
-    with _folder_of(model) as folder, atomic_path(path) as temporary:
+    with _folder_of(model, model.name) as folder, atomic_path(path) as temporary:
         signer.sign(folder, temporary)
     return path
 
@@ -41,20 +44,16 @@ def sign(model: Path, key: Path) -> Path:
 def check_signer(key: Path) -> Any:
     """Return what signs with a private key, or refuse the key before anything is written."""
     signing = _library("signing")
-    check_key(key, "--sign")
-    try:
-        return signing.Config().use_elliptic_key_signer(private_key=key)
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"--sign {key}: not a private key of an elliptic curve in PEM; make one with "
-            "`openssl ecparam -name prime256v1 -genkey -noout`"
-        ) from error
+    passphrase = check_private_key(key, "--sign")
+    return signing.Config().use_elliptic_key_signer(private_key=key, password=passphrase)
 
 
 def check_signature(model: Path, key: Path) -> str:
     """Check a model's files against its signature with a public key (PEM).
 
-    Returns the name of the signature.
+    A model that is a link is checked under its own name or, where that is another one, under that
+    of the file that it leads to; its signature lies beside the link or beside that file. Returns
+    the name of the signature.
 
     Raises
     ------
@@ -64,32 +63,35 @@ def check_signature(model: Path, key: Path) -> str:
         The signature is not of this key, or a file has changed; says which.
     """
     verifying = _library("verifying")
-    check_key(key, "--key")
-    path = signature_path(model)
-    if not path.is_file():
-        raise UserError(f"{path}: no such signature; make one with `hgedge export --sign KEY`")
-    try:
-        verifier = verifying.Config().use_elliptic_key_verifier(public_key=key)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"--key {key}: not a public key of an elliptic curve in PEM") from error
-    with _folder_of(model) as folder:
-        try:
-            verifier.verify(folder, path)
-        except Exception as error:  # whatever is wrong with a signature, it does not hold
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise CheckError(f"{path.name} does not hold: {reason[:300]}") from error
-    return path.name
+    check_public_key(key, "--key")
+    path = find_signature(model)
+    if path is None:
+        raise UserError(
+            f"{signature_path(model)}: no such signature; make one with `hgedge export --sign KEY`"
+        )
+    verifier = verifying.Config().use_elliptic_key_verifier(public_key=key)
+    names = dict.fromkeys((model.name, model.resolve().name))
+    first = None
+    for name in names:
+        with _folder_of(model, name) as folder:
+            try:
+                verifier.verify(folder, path)
+                return path.name
+            except Exception as error:  # whatever is wrong with a signature, it does not hold
+                first = first or error
+    reason = next(iter(str(first).strip().splitlines()), repr(first))
+    raise CheckError(f"{path.name} does not hold: {reason[:300]}") from first
+
+
+def find_signature(model: Path) -> Path | None:
+    """Return the signature of a model, beside it or beside the file that it is a link to."""
+    places = (signature_path(model), signature_path(model.resolve()))
+    return next((path for path in places if path.is_file()), None)
 
 
 def model_files(model: Path) -> list[Path]:
     """Return the files that a model is made of: itself, and the weights that IR keeps beside it."""
     return [model, model.with_suffix(".bin")] if model.suffix == ".xml" else [model]
-
-
-def check_key(key: Path, option: str) -> None:
-    """Refuse a key file that is not there."""
-    if not key.is_file():
-        raise UserError(f"{option} {key}: no such key file; check the path")
 
 
 def _library(part: str) -> Any:
@@ -104,14 +106,31 @@ def _library(part: str) -> Any:
 
 
 @contextmanager
-def _folder_of(model: Path) -> Iterator[Path]:
-    """Yield a folder that holds the files of one model alone, as the library wants it."""
-    with tempfile.TemporaryDirectory(dir=model.parent, prefix=".signing-") as name:
-        for path in model_files(model):
-            if not path.is_file():
-                raise UserError(f"{path}: no such file, and the model needs it; copy both files")
+def _folder_of(model: Path, name: str) -> Iterator[Path]:
+    """Yield a folder that holds the files of one model alone, as the library wants it.
+
+    The model has a `name` there. The library refuses links, so what they lead to is in it.
+    """
+    files = model_files(model)
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file, and the model needs it; copy both files")
+    with _temporary_folder(model.parent) as folder:
+        for path in files:
+            place = folder / (name if path == model else Path(name).with_suffix(path.suffix))
             try:
-                os.link(path, Path(name) / path.name)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(path, Path(name) / path.name)
+                os.link(path.resolve(), place)
+            except OSError:  # another file system, or one without hard links
+                shutil.copyfile(path, place)
+        yield folder
+
+
+@contextmanager
+def _temporary_folder(parent: Path) -> Iterator[Path]:
+    """Yield a new folder in `parent`, where files need not be copied, or else where one can be."""
+    try:
+        made = tempfile.TemporaryDirectory(dir=parent, prefix=".signing-")
+    except OSError:  # a device's models may lie where nothing can be written
+        made = tempfile.TemporaryDirectory(prefix="hgedge-signing-")
+    with made as name:
         yield Path(name)
