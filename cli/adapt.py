@@ -99,7 +99,10 @@ def adapt(
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads (default: all).", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, help="CPU threads (default: all that the process may use).", show_default=False
+        ),
     ] = None,
     seed: options.Seed = 0,
     history: Annotated[

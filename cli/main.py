@@ -20,6 +20,7 @@ from hgprompt_edge.cli.fit import fit
 from hgprompt_edge.cli.predict import predict
 from hgprompt_edge.cli.tune import tune
 from hgprompt_edge.cli.verify import verify
+from hgprompt_edge.cores import fewer_cores
 
 app = typer.Typer(
     name="hgedge",
@@ -65,6 +66,9 @@ def main() -> None:
     """Entry point of the console script."""
     # Where cores are shared, threads that spin while they wait cost a fit four times its time.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Libraries count the machine's cores, not those that a container may use.
+    if cores := fewer_cores():
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     prepare_output()
     app()
 

@@ -40,7 +40,10 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="Classes to print for each image.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads (default: all).", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, help="CPU threads (default: all that the process may use).", show_default=False
+        ),
     ] = None,
     device: Annotated[
         str, typer.Option(help="For OpenVINO models: CPU, GPU, AUTO or another of its devices.")

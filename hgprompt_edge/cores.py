@@ -24,6 +24,15 @@ def usable_cores(root: Path = Path("/")) -> int:
     return max(1, min([cores, *quotas]))
 
 
+def fewer_cores() -> int | None:
+    """Cores that this process may use where those are fewer than the machine has, else None.
+
+    Where a process may use all of them, a runtime knows better which of them share a core.
+    """
+    cores = usable_cores()
+    return cores if cores < (os.cpu_count() or 1) else None
+
+
 def _quotas(root: Path) -> Iterator[float]:
     """Cores that each cgroup above this process grants, of versions 1 and 2 of cgroups."""
     try:

@@ -79,7 +79,7 @@ def open_engine(
     Parameters
     ----------
     threads
-        CPU threads of one run; None: the runtime's default.
+        CPU threads of one run; None: as many as this process may use.
     device, bf16
         For OpenVINO: what to run on, and whether to compute in bfloat16, see `OpenVinoEngine`.
 

@@ -10,13 +10,14 @@ from typing import cast
 import onnxruntime as ort
 
 from hgprompt_edge.device.engine import Floats, LoadError, Pixels, Port
+from hgprompt_edge.device.session import open_session
 
 FALLBACK_OPSET = 20
 """What `hgedge export --opset` writes for runtimes that do not know the default's operators."""
 
 
 class OnnxEngine:
-    """A model in onnxruntime, on so many threads of the CPU (None: its default, all cores).
+    """A model in onnxruntime, on so many threads of the CPU (None: as many as it may use).
 
     Raises
     ------
@@ -25,15 +26,8 @@ class OnnxEngine:
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # errors come as exceptions
-        # A plan of the memory, held beside what the first run took: megabytes for no speed.
-        options.enable_mem_pattern = False
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        providers = ["CPUExecutionProvider"]
         try:
-            self._session = ort.InferenceSession(path, options, providers=providers)
+            self._session = open_session(path, threads)
         except Exception as error:  # the runtime's errors have no common base
             raise LoadError(explain(str(error))) from error
         self.runtime = f"onnxruntime {ort.__version__}"

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hgprompt_edge.cores import fewer_cores
 from hgprompt_edge.device.cpu import cpu_features
 from hgprompt_edge.device.engine import Floats, LoadError, Pixels, Port
 from hgprompt_edge.device.metadata import PREFIX
@@ -27,7 +28,7 @@ class OpenVinoEngine:
     Parameters
     ----------
     threads
-        CPU threads of one run; None: the runtime's default.
+        CPU threads of one run; None: as many as this process may use.
     device
         `CPU`, `GPU`, `AUTO`, ...
     bf16
@@ -61,6 +62,7 @@ class OpenVinoEngine:
         if not weights.is_file():
             raise LoadError(f"needs {weights.name} beside it, which is missing; copy both files")
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        threads = fewer_cores() if threads is None else threads
         if threads is not None and device == "CPU":
             settings["INFERENCE_NUM_THREADS"] = threads
         try:

@@ -51,7 +51,8 @@ class Predictor:
     path
         The ONNX file, or the `.xml` of an OpenVINO model. It may come from anywhere, is checked.
     threads
-        CPU threads of one run; None: the runtime's default, all cores.
+        CPU threads of one run; None: as many as this process may use, by its affinity and its
+        container's quota.
     device, bf16
         For OpenVINO models: `CPU`, `GPU` or `AUTO`, and whether to compute in bfloat16.
     state

@@ -18,6 +18,7 @@ from hgprompt_edge.device.bank import Bank, bank_path, difference
 from hgprompt_edge.device.external import check_external_data
 from hgprompt_edge.device.metadata import PREFIX
 from hgprompt_edge.device.onnx_engine import explain
+from hgprompt_edge.device.session import open_session
 from hgprompt_edge.device.softmax import softmax
 from hgprompt_edge.errors import CheckError, UserError
 
@@ -31,6 +32,13 @@ HEAD_AGREEMENT, HEAD_NOISE = 1e-3, 1e-5
 it is a product of what the runtime gives."""
 MICRO_BATCH = 1
 """Images at a time: more are hardly faster, and each takes the memory of its activations."""
+
+SETTINGS = {
+    # Weights are multiplied by as they lie, forwards and backwards: packed copies of both would
+    # double the memory for a few percent of speed.
+    "session.disable_prepacking": "1",
+    "session.intra_op.allow_spinning": "0",  # not alone here
+}
 
 FORWARD = ("loss", "logits", "features")
 BACKWARD = ("d_mix", "d_head.weight", "d_head.bias")
@@ -101,7 +109,7 @@ class AdaptGraph:
     bank
         Of the model; the graph must have been written for it.
     threads
-        CPU threads; None: the runtime's default.
+        CPU threads; None: as many as this process may use.
     micro_batch
         Images at a time; None: `MICRO_BATCH`.
 
@@ -126,17 +134,8 @@ class AdaptGraph:
                 "which needs the model alone"
             )
         check_external_data(path)
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # errors come as exceptions
-        # Weights are multiplied by as they lie, forwards and backwards: packed copies of both
-        # would double the memory for a few percent of speed.
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # not alone here
-        options.enable_mem_pattern = False  # would hold a second plan of the same memory
-        if threads is not None:
-            options.intra_op_num_threads = threads
         try:
-            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self._session = open_session(path, threads, SETTINGS)
         except Exception as error:  # the runtime's errors have no common base
             raise UserError(f"{path}: {explain(str(error))}") from error
         inputs = {given.name: given.shape for given in self._session.get_inputs()}
