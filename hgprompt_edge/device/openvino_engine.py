@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from queue import LifoQueue
 from typing import Any
 
 from hgprompt_edge.cores import fewer_cores
@@ -19,6 +20,9 @@ RT_INFO = "hgprompt"
 """Under this name the metadata stand in the model's runtime information."""
 WEIGHTS_SHA256 = f"{PREFIX}weights_sha256"
 BF16 = f"{PREFIX}bf16"
+REQUESTS = 2
+"""So that one thread brings its images while another's are computed. More are no faster, as all of
+them compute in the same threads."""
 TYPES = {"uint8_t": "uint8", "u8": "uint8", "float": "float", "f32": "float"}
 
 
@@ -86,7 +90,9 @@ class OpenVinoEngine:
                 compiled = core.compile_model(path, device, settings)
             else:
                 compiled = core.compile_model(model, device, settings)
-            self._request = compiled.create_infer_request()
+            self._requests: LifoQueue[Any] = LifoQueue()
+            for _ in range(REQUESTS):
+                self._requests.put(compiled.create_infer_request())
         except RuntimeError as error:
             raise LoadError(_explain(str(error), ov.__version__)) from error
         self.as_exported = device == "CPU" and not bf16
@@ -100,10 +106,14 @@ class OpenVinoEngine:
         self, pixels: Pixels, given: Mapping[str, Floats] | None = None
     ) -> tuple[Floats, ...]:
         """All outputs, the logits first."""
-        self._request.infer({self.inputs[0].name: pixels, **(given or {})}, share_inputs=True)
-        return tuple(
-            self._request.get_output_tensor(index).data.copy() for index in range(len(self.outputs))
-        )
+        request = self._requests.get()  # waits for one that is free: a busy one mixes up results
+        try:
+            request.infer({self.inputs[0].name: pixels, **(given or {})}, share_inputs=True)
+            return tuple(
+                request.get_output_tensor(index).data.copy() for index in range(len(self.outputs))
+            )
+        finally:
+            self._requests.put(request)
 
 
 def import_openvino() -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import cast
 
 import numpy as np
@@ -43,8 +44,30 @@ class Prediction:
     error: str | None = None
 
 
+@dataclass(frozen=True)
+class _AtWork:
+    """What one prediction needs beside the image; replaced as a whole, never changed.
+
+    Attributes
+    ----------
+    given
+        What the graph takes beside the image.
+    head
+        In place of the model's own, `[K, D]`, `[K]`.
+    version
+        Where both come from.
+    """
+
+    given: Mapping[str, Floats]
+    head: tuple[Floats, Floats] | None = None
+    version: Version | None = None
+
+
 class Predictor:
     """A model file that `hgedge export` wrote, ready to run.
+
+    Threads can share one: each call gets its own images' results, at weights of one version, on
+    every runtime. Whoever serves needs one predictor, not one a thread.
 
     Parameters
     ----------
@@ -67,8 +90,6 @@ class Predictor:
         The same, where the file says nothing but takes and gives what a model of ours does.
     bank : Bank or None
         What the weights mix, of a model with `--weights runtime`.
-    version : Version or None
-        Which weights are at work.
 
     Warns
     -----
@@ -98,14 +119,13 @@ class Predictor:
         self.metadata: Metadata = self.assumed or parse_metadata(path, self._engine.entries)
         self.bank = read_bank_of(path, self.metadata)
         _check_contract(path, self._engine, self.metadata, self.bank)
-        self._given: Mapping[str, Floats] = {}
-        self._head: tuple[Floats, Floats] | None = None
+        self._at_work = _AtWork({})
         self._journal: Journal | None = None
-        self.version: Version | None = None
+        self._changing = Lock()
         if self.bank is not None:
             self.set_weights(self.bank.factory)
         if self.metadata.precision == "int8" and self._engine.as_exported:
-            found = check_once(path, self._engine, self.metadata, self._given)
+            found = check_once(path, self._engine, self.metadata, self._at_work.given)
             if found:
                 warnings.warn(found, stacklevel=2)
         if state is not None:
@@ -124,7 +144,9 @@ class Predictor:
                 f"--state {state}: the weights of {self.path} are folded into it; "
                 "export it with `--weights runtime` to change them later"
             )
-        self._journal = open_journal(state, self.bank, self.classes, read_only=True)
+        journal = open_journal(state, self.bank, self.classes, read_only=True)
+        with self._changing:
+            self._journal = journal
         self.refresh(force=True)
 
     def release(self) -> None:
@@ -148,7 +170,9 @@ class Predictor:
         """
         if self.bank is None:
             raise ValueError(f"The weights of {self.path} are folded into it.")
-        self._given, self._head = self.bank.inputs(weights), head
+        given = self.bank.inputs(weights)
+        with self._changing:
+            self._at_work = _AtWork(given, head, self.version)
 
     def refresh(self, *, force: bool = False) -> bool:
         """Take over newer weights from the state folder; returns whether there were any.
@@ -156,15 +180,22 @@ class Predictor:
         Costs microseconds where there are none. Call it between images, as `predict --watch` does.
         Where the folder was deleted, they are the factory's again.
         """
-        journal = self._journal
-        if journal is None or self.bank is None or not (force or journal.changed()):
-            return False
-        version = journal.current()
-        before, self.version = self.version, version
-        if before is not None and _content(before) == _content(version):
-            return False
-        self.set_weights(version.weights, head_of(version, self.bank))
-        return True
+        with self._changing:
+            journal, bank = self._journal, self.bank
+            if journal is None or bank is None or not (force or journal.changed()):
+                return False
+            version, now = journal.current(), self._at_work
+            if now.version is not None and _content(now.version) == _content(version):
+                self._at_work = replace(now, version=version)
+                return False
+            given = bank.inputs(version.weights)
+            self._at_work = _AtWork(given, head_of(version, bank), version)
+            return True
+
+    @property
+    def version(self) -> Version | None:
+        """Which weights of the state folder are at work."""
+        return self._at_work.version
 
     @property
     def runtime(self) -> str:
@@ -186,15 +217,17 @@ class Predictor:
         self._check(pixels)
         if len(pixels) == 0:
             return np.zeros((0, len(self.classes)), np.float32)
-        if self._head is None:
-            return self._engine.run(pixels, self._given)
-        weight, bias = self._head
-        return cast("Floats", self.features(pixels) @ weight.T + bias)
+        now = self._at_work
+        if now.head is None:
+            return self._engine.run(pixels, now.given)
+        weight, bias = now.head
+        features = self._engine.run_all(pixels, now.given)[1]
+        return cast("Floats", features @ weight.T + bias)
 
     def features(self, pixels: Pixels) -> Floats:
         """Features `[n, D]` of pixels `[n, S, S, 3]`, of a model with `--weights runtime`."""
         self._check(pixels)
-        return self._engine.run_all(pixels, self._given)[1]
+        return self._engine.run_all(pixels, self._at_work.given)[1]
 
     def _check(self, pixels: Pixels) -> None:
         side = self.preprocessing.image_size

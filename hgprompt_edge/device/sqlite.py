@@ -28,10 +28,12 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
     """Open a file: `mode` is `rwc`, `ro`, or `ro&immutable=1` where nobody can write it.
 
     Transactions are begun by hand, each commit waits for the disk, and text comes as bytes: what
-    damage made of it is for the caller to judge.
+    damage made of it is for the caller to judge. Any thread may use it, one at a time.
     """
     uri = f"{path.resolve().as_uri()}?mode={mode}"
-    connection = sqlite3.connect(uri, uri=True, timeout=10, isolation_level=None)
+    connection = sqlite3.connect(
+        uri, uri=True, timeout=10, isolation_level=None, check_same_thread=False
+    )
     connection.text_factory = bytes
     try:
         connection.execute("PRAGMA synchronous = FULL")
