@@ -46,8 +46,8 @@ from hgprompt_edge.vit.fitted import as_fitted
 from hgprompt_edge.vit.heads import accuracy as share_right
 
 MIN_CALIBRATION, MAX_CALIBRATION = 32, 300
-BATCH = 16
-"""As `hgedge predict` takes them. It matters: dynamic quantization scales a whole batch alike."""
+BATCHES = (1, 16)
+"""As a camera and as `hgedge predict` give them: a class must not depend on the other images."""
 Report = Callable[[str, int, int], None]
 Floats = npt.NDArray[np.float32]
 
@@ -56,7 +56,7 @@ Floats = npt.NDArray[np.float32]
 class Trial:
     """A scheme and the validation accuracy of its model; `drop` in points below float32.
 
-    Under a head that has not seen these images.
+    Under a head that has not seen these images, each right alone and among others.
     """
 
     scheme: str
@@ -182,10 +182,16 @@ def export_int8(
 
 
 def accuracy(body: Engine, head: Head, images: Images, given: Given | None = None) -> float:
-    """Share of the images whose class a head names from the features of a body."""
-    parts = range(0, len(images), BATCH)
-    features = np.concatenate([body.run(images.pixels[i : i + BATCH], given) for i in parts])
-    return float((head_logits(features, head).argmax(1) == images.labels).mean())
+    """Share of the images whose class a head names from the features of a body.
+
+    At each size of `BATCHES`: an image that is right by itself only is not.
+    """
+    right = np.ones(len(images), bool)
+    for batch in BATCHES:
+        parts = range(0, len(images), batch)
+        features = np.concatenate([body.run(images.pixels[i : i + batch], given) for i in parts])
+        right &= head_logits(features, head).argmax(1) == images.labels
+    return float(right.mean())
 
 
 def _judge(bundle: Bundle, backbone: Backbone, task: Task, share: float) -> tuple[Bundle, float]:

@@ -22,7 +22,8 @@ from hgprompt_edge import load_backbone
 from hgprompt_edge.bundle import Bundle, write_bundle
 from hgprompt_edge.cli.main import app
 from hgprompt_edge.device.bank import adapt_path, bank_path, read_bank, write_bank
-from hgprompt_edge.device.external import check_external_data, external_locations
+from hgprompt_edge.device.external import check_external_data
+from hgprompt_edge.device.onnx_bytes import read_facts
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.device.step import AdaptGraph
 from hgprompt_edge.errors import UserError
@@ -186,7 +187,7 @@ def test_weights_outside_the_folder_are_refused(tmp_path: Path, name: str) -> No
     path = with_external_data(tmp_path / "model", location)
     (path.parent / "linked.bin").symlink_to(tmp_path / "weights.bin")
     (path.parent / "folder").symlink_to(tmp_path)
-    assert external_locations(path) == [location]
+    assert read_facts(path).locations == (location,)
     for command in (["verify", str(path)], ["predict", "--model", str(path), str(path)]):
         result = run(*command)
         assert result.exit_code == 2
@@ -209,11 +210,11 @@ def test_external_data_is_found_in_every_place_and_allowed_inside(tmp_path: Path
     del inner.graph.initializer[:]
     inner.graph.node.append(outer)
     path.write_bytes(inner.SerializeToString())
-    assert external_locations(path) == ["weights.bin"]
+    assert read_facts(path).locations == ("weights.bin",)
     for damage in (b"\xff" * 100, path.read_bytes()[:30], b"\x3a\x05\x0a\x7f"):
         path.write_bytes(damage)
         with pytest.raises(UserError, match=r"m\.onnx: truncated or not an ONNX file"):
-            external_locations(path)
+            read_facts(path)
 
 
 # What the runtime skips behind or around a graph: groups, one with a field 7 in it, and a key of
@@ -236,7 +237,7 @@ def test_fields_that_onnx_does_not_have_hide_no_weights(tmp_path: Path, name: st
     path.write_bytes(model.SerializeToString() + SKIPPED[name](bytes([len(graph)]) + graph))
     session = ort.InferenceSession(path)
     assert session.run(None, {"x": np.ones(1, np.float32)})[0] == 2, "the runtime finds them"
-    assert external_locations(path) == ["weights.bin"]
+    assert read_facts(path).locations == ("weights.bin",)
 
 
 @pytest.mark.parametrize("end", [b"\xa4\x06", b"\xa3\x06", b"\xa3\x06\xac\x06", b"\x09\x00"])
@@ -256,7 +257,7 @@ def test_defaults_of_a_function_are_searched(tmp_path: Path) -> None:
     function = helper.make_function("d", "f", [], [], [], opset, attribute_protos=[default])
     model.functions.append(function)
     path.write_bytes(model.SerializeToString())
-    assert external_locations(path) == ["../weights.bin"]
+    assert read_facts(path).locations == ("../weights.bin",)
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 import torch
 from small_vits import make_backbone, make_bundle
-from toys import make_task
+from toys import make_task, pixels_of
 from typer.testing import CliRunner, Result
 
 from hgprompt_edge.bundle import Bundle, write_bundle
@@ -27,12 +28,13 @@ from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export import int8
 from hgprompt_edge.export.bank_file import make_bank
+from hgprompt_edge.export.body import attach_head, split_head
 from hgprompt_edge.export.graph import build_graph
 from hgprompt_edge.export.int8 import export_int8
 from hgprompt_edge.export.onnx_file import export_onnx
-from hgprompt_edge.export.rewrites import Rewrites
+from hgprompt_edge.export.rewrites import Attention, Rewrites
 from hgprompt_edge.export.schemes import Scheme, onnx_schemes
-from hgprompt_edge.tasks import Task
+from hgprompt_edge.tasks import Images, Task
 from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.transfer.judge import Candidate, Judge
 from hgprompt_edge.vit.backbone import Backbone
@@ -119,6 +121,41 @@ def test_a_model_is_smaller_and_keeps_its_accuracy(
         assert result.bf16 is None
         assert not metadata.bf16
     assert predictor.compare_probe().ok
+
+
+@pytest.mark.parametrize("scheme", onnx_schemes(2)[:2], ids=lambda scheme: scheme.name)
+def test_a_class_does_not_depend_on_the_other_images(
+    tmp_path: Path, backbone: Backbone, fitted: tuple[Bundle, Task], scheme: Scheme
+) -> None:
+    """Of files in the field, too: the runtime by itself scales a whole batch alike."""
+    bundle, task = fitted
+    body, head = split_head(build_graph(bundle, backbone, Rewrites(attention=Attention.STANDARD)))
+    ir.save(body, tmp_path / "float.onnx")
+    path, pixels = tmp_path / "m.onnx", task.validation.pixels
+    scheme.write(tmp_path / "float.onnx", task.train.pixels[:32], path)
+    attach_head(path, head)
+    engine = OnnxEngine(path)
+    alone = np.concatenate([engine.run(pixels[i : i + 1]) for i in range(len(pixels))])
+    for batch in (4, 16):
+        parts = [engine.run(pixels[i : i + batch]) for i in range(0, len(pixels), batch)]
+        np.testing.assert_allclose(np.concatenate(parts), alone, atol=1e-4)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    together = session.run(None, {"image": pixels[:16]})[0]
+    differ = not np.allclose(together, alone[:16], atol=1e-3)
+    assert differ == (scheme.name == "dynamic")
+
+
+class LooksAround:
+    """An engine that names another class than the first for images that come in a batch."""
+
+    def run(self, pixels: np.ndarray, given: object = None) -> np.ndarray:
+        return np.eye(3, dtype=np.float32)[[int(len(pixels) > 1)] * len(pixels)]
+
+
+def test_accuracy_counts_what_is_right_alone_and_among_others() -> None:
+    images = Images(pixels_of(20), np.array([0, 1] * 10), tuple(map(str, range(20))))
+    head = np.eye(3, dtype=np.float32), np.zeros(3, np.float32)
+    assert int8.accuracy(LooksAround(), head, images) == 0  # half of them at either size
 
 
 def quantized_inputs_of_attention(path: Path) -> int:

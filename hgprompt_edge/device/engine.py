@@ -110,7 +110,6 @@ def open_engine(
             )
         from hgprompt_edge.device.onnx_engine import OnnxEngine
 
-        check_external_data(path)
-        return OnnxEngine(path, threads)
+        return OnnxEngine(path, threads, check_external_data(path))
     except LoadError as error:
         raise UserError(f"{path}: {error}") from error

@@ -7,17 +7,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import onnxruntime as ort
 
 from hgprompt_edge.device.engine import Floats, LoadError, Pixels, Port
+from hgprompt_edge.device.onnx_bytes import OnnxFacts, read_facts
 from hgprompt_edge.device.session import open_session
 
 FALLBACK_OPSET = 20
 """What `hgedge export --opset` writes for runtimes that do not know the default's operators."""
 
+DYNAMIC = "DynamicQuantize"
+
 
 class OnnxEngine:
     """A model in onnxruntime, on so many threads of the CPU (None: as many as it may use).
+
+    A model that takes the scale of its int8 activations from what it is given (operators
+    `DynamicQuantize...`) takes one for the batch, so that an image's class would depend on the
+    others. Such a model is given its images one at a time.
+
+    Parameters
+    ----------
+    facts
+        What `read_facts` gives for the file, if that is known.
 
     Raises
     ------
@@ -25,11 +38,15 @@ class OnnxEngine:
         Truncated, not ONNX, or more than this onnxruntime knows.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, threads: int | None = None, facts: OnnxFacts | None = None
+    ) -> None:
         try:
             self._session = open_session(path, threads)
         except Exception as error:  # the runtime's errors have no common base
             raise LoadError(explain(str(error))) from error
+        operators = (facts or read_facts(path)).operators
+        self._one_by_one = any(name.startswith(DYNAMIC) for name in operators)
         self.runtime = f"onnxruntime {ort.__version__}"
         self.as_exported = True
         self.entries: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
@@ -44,6 +61,12 @@ class OnnxEngine:
         self, pixels: Pixels, given: Mapping[str, Floats] | None = None
     ) -> tuple[Floats, ...]:
         """All outputs, the logits first."""
+        if not self._one_by_one or len(pixels) < 2:
+            return self._run(pixels, given)
+        rows = [self._run(pixels[i : i + 1], given) for i in range(len(pixels))]
+        return tuple(np.concatenate(parts) for parts in zip(*rows, strict=True))
+
+    def _run(self, pixels: Pixels, given: Mapping[str, Floats] | None) -> tuple[Floats, ...]:
         feeds = {self.inputs[0].name: pixels, **(given or {})}
         return cast("tuple[Floats, ...]", tuple(self._session.run(None, feeds)))
 

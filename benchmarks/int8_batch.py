@@ -1,0 +1,91 @@
+"""What it costs to give int8 models of onnxruntime their images one at a time.
+
+    python benchmarks/int8_batch.py
+
+Dynamic quantization scales a batch alike, so that an image's class would depend on the others; its
+models are given one image after the other. Here 16 images run so, in one batch as onnxruntime by
+itself would, and with static scales, which need no such care. All in turns in one process, one
+thread; random prompts and heads, calibrated on noise: for speed, not for accuracy.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from export_models import make_bundle
+from export_runtimes import in_onnxruntime
+from rows import write_rows
+
+from hgprompt_edge.device.cpu import cpu_features
+from hgprompt_edge.device.onnx_engine import OnnxEngine
+from hgprompt_edge.export.body import attach_head, split_head
+from hgprompt_edge.export.graph import build_graph
+from hgprompt_edge.export.rewrites import Attention, Rewrites
+from hgprompt_edge.export.schemes import onnx_schemes
+from hgprompt_edge.vit.load import load_backbone
+
+RESULTS = Path(__file__).parent / "results" / "int8_batch.json"
+BACKBONES = ("tiny", "dinov2-small")
+IMAGES, ROUNDS = 16, 30
+
+
+def main() -> None:
+    features = " ".join(cpu_features())
+    rows = []
+    for name in BACKBONES:
+        with tempfile.TemporaryDirectory() as folder:
+            rows += [{**row, "cpu_features": features} for row in measure(name, Path(folder))]
+    for row in rows:
+        print(row)
+    write_rows(RESULTS, rows)
+
+
+def measure(name: str, folder: Path) -> list[dict[str, Any]]:
+    """Milliseconds for 16 images, and their ratio to the dynamic model in one batch."""
+    backbone = load_backbone(name)
+    graph = build_graph(
+        make_bundle(backbone, "deep"), backbone, Rewrites(attention=Attention.STANDARD)
+    )
+    body, head = split_head(graph)
+    ir.save(body, folder / "float.onnx")
+    side = backbone.image_size
+    noise = np.random.default_rng(0).integers(0, 256, (IMAGES, side, side, 3), dtype=np.uint8)
+    runs: dict[str, Callable[[], object]] = {}
+    for scheme in onnx_schemes(backbone.depth)[:2]:
+        path = folder / f"{scheme.name}.onnx"
+        scheme.write(folder / "float.onnx", noise[:4], path)
+        attach_head(path, head)
+        raw, engine = in_onnxruntime(path), OnnxEngine(path, 1)
+        if scheme.name == "dynamic":
+            runs["dynamic, one batch"] = lambda raw=raw: raw(noise)
+            runs["dynamic, one at a time"] = lambda engine=engine: engine.run(noise)
+        else:
+            runs["static, one batch"] = lambda engine=engine: engine.run(noise)
+    times = {key: [] for key in runs}
+    for turn in range(-2, ROUNDS):
+        for key, run in runs.items():
+            began = time.perf_counter()
+            run()
+            if turn >= 0:
+                times[key].append(time.perf_counter() - began)
+    medians = {key: float(np.median(seconds)) for key, seconds in times.items()}
+    base = medians["dynamic, one batch"]
+    return [
+        {
+            "backbone": name,
+            "how": key,
+            "p50_ms": round(1e3 * median, 1),
+            "ratio": round(median / base, 3),
+        }
+        for key, median in medians.items()
+    ]
+
+
+if __name__ == "__main__":
+    main()
