@@ -42,7 +42,7 @@ def verify(
     json: options.Json = False,
 ) -> None:
     """Check files, signature, origin and logits of a model; exit code 1 if a check fails."""
-    from hgprompt_edge.device.verify import verify_model
+    from hgprompt_edge.device.verify import describe_signature, verify_model
 
     if checkpoint is not None and bundle is None:
         raise UserError(
@@ -58,10 +58,13 @@ def verify(
         with working("comparing with PyTorch"):
             checks += _on_a_server(model, bundle, checkpoint)
         failed = [check for check in checks if check.ok is False]
+    words = describe_signature(model, checks)
     if json:
-        print_json({"model": str(model), "ok": not failed, "checks": [vars(c) for c in checks]})
+        found = [vars(check) for check in checks]
+        print_json({"model": str(model), "ok": not failed, "checks": found, "signature": words})
     else:
         _print_table(checks)
+        out.print(words, soft_wrap=True, markup=False)
     if failed:
         names = ", ".join(check.name for check in failed)
         fail(f"{model}: does not pass ({names}); copy or export it again", EXIT_CHECK_FAILED)

@@ -15,6 +15,7 @@ from torch.nn import functional
 from hgprompt_edge.bundle import Bundle, bank_tokens
 from hgprompt_edge.device.bank import Bank, content_sha256
 from hgprompt_edge.device.metadata import PREFIX
+from hgprompt_edge.device.seal import BLANK, FILE_SHA256, seal
 from hgprompt_edge.device.step import ADAPT_FORMAT, ADAPT_FORMATS
 from hgprompt_edge.errors import CheckError
 from hgprompt_edge.export.adapt_graph import build_adapt_graph
@@ -45,6 +46,7 @@ def export_adapt(bundle: Bundle, backbone: Backbone, bank: Bank, path: Path) -> 
             f"{PREFIX}format": ADAPT_FORMAT,
             f"{PREFIX}bank_sha256": bank.sha256,
             f"{PREFIX}bank_content_sha256": content_sha256(bank),
+            FILE_SHA256: BLANK,
         }
     )
     ir.save(graph, path)
@@ -65,6 +67,7 @@ def export_adapt(bundle: Bundle, backbone: Backbone, bank: Bank, path: Path) -> 
                 f"'{name}' of the adapt graph is not that of PyTorch (relative difference "
                 f"{error:.2g}, bound {TOLERANCE})"
             )
+    seal(path)
 
 
 def is_adapt_graph(path: Path) -> bool:

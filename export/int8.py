@@ -26,6 +26,7 @@ from hgprompt_edge.device.onnx_engine import OnnxEngine
 from hgprompt_edge.device.openvino_engine import OpenVinoEngine, computes_bf16
 from hgprompt_edge.device.other_cpu import describe_cpu
 from hgprompt_edge.device.parity import TOLERANCES
+from hgprompt_edge.device.seal import BLANK, FILE_SHA256, seal
 from hgprompt_edge.device.softmax import log_mean_softmax, softmax
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export.bank_file import beside, make_bank, write_beside
@@ -175,8 +176,10 @@ def export_int8(
                     **describe_cpu(_open(temporary[-1]), images, given),
                 }
             ),
+            FILE_SHA256: BLANK,
         }
         (add_metadata if is_ir else append_metadata)(temporary[-1], entries)
+        seal(temporary[-1])
         parse_metadata(path, _open(temporary[-1]).entries)
     return Int8(tuple(tried), floating, rounded, verification)
 

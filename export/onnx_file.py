@@ -21,6 +21,7 @@ from hgprompt_edge.device.metadata import (
     parse_metadata,
     probe_count,
 )
+from hgprompt_edge.device.seal import BLANK, FILE_SHA256, seal
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export.bank_file import beside, make_bank, write_beside
 from hgprompt_edge.export.graph import OPSET, PLAIN_OPSET, build_graph
@@ -111,8 +112,12 @@ def export_onnx(
             raise CheckError(
                 f"{path}: the model is not equal to PyTorch ({verification}); nothing was written"
             )
-        last = {f"{PREFIX}verification": json.dumps(asdict(verification), sort_keys=True)}
+        last = {
+            f"{PREFIX}verification": json.dumps(asdict(verification), sort_keys=True),
+            FILE_SHA256: BLANK,
+        }
         append_metadata(temporary, last)
+        seal(temporary)
         parse_metadata(path, {**entries, **last})
     return verification
 

@@ -24,6 +24,7 @@ from hgprompt_edge.device.openvino_engine import (
     read_entries,
 )
 from hgprompt_edge.device.parity import TOLERANCES
+from hgprompt_edge.device.seal import BLANK, FILE_SHA256, seal
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export.bank_file import beside, make_bank, write_beside
 from hgprompt_edge.export.graph import build_graph
@@ -96,9 +97,11 @@ def export_openvino(
             f"{PREFIX}precision": precision.value,
             f"{PREFIX}verification": json.dumps(asdict(verification), sort_keys=True),
             WEIGHTS_SHA256: sha256_file(weights),
+            FILE_SHA256: BLANK,
         }
         _set_entries(model, entries)
         save_ir(model, xml, half=half)
+        seal(xml)
         parse_metadata(path, read_entries(ov.Core().read_model(xml)))
     return verification
 

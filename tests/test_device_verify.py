@@ -68,7 +68,7 @@ def test_a_server_also_compares_with_pytorch(made: Path) -> None:
     checks = checks_of(result)
     assert json.loads(result.stdout)["ok"] is True
     assert [name for name, check in checks.items() if check["ok"]] == [
-        "bundle", "probe", "onnx.checker", "PyTorch",
+        "digest", "bundle", "probe", "onnx.checker", "PyTorch",
     ]  # fmt: skip
     assert "largest difference of the logits from PyTorch" in checks["PyTorch"]["detail"]
 

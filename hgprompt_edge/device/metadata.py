@@ -52,6 +52,8 @@ class Metadata(BaseModel):
         Of the bank beside the model, from which its prompt is mixed; empty where it is folded in.
     bank_content_sha256
         Over all of that bank, see `content_sha256`; empty in files from before it was recorded.
+    file_sha256
+        Over all of the file, see `seal.py`; empty in files from before it was recorded.
     bf16
         Whether an int8 model was held against float32 with what it leaves in float in bfloat16.
     quantization
@@ -88,6 +90,7 @@ class Metadata(BaseModel):
     bundle_sha256: str = ""
     bank_sha256: str = ""
     bank_content_sha256: str = ""
+    file_sha256: str = ""
     bf16: Json[bool] = Field(default="false", validate_default=True)
     quantization: Json[dict[str, Any]] = Field(default="{}", validate_default=True)
     more: Json[tuple[dict[str, Any], ...]] = Field(default="[]", validate_default=True)

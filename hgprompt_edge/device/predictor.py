@@ -198,6 +198,11 @@ class Predictor:
         return self._at_work.version
 
     @property
+    def entries(self) -> Mapping[str, str]:
+        """The file's metadata as they stand in it."""
+        return self._engine.entries
+
+    @property
     def runtime(self) -> str:
         """Name and version of what runs the model."""
         return self._engine.runtime

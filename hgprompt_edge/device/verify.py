@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from hgprompt_edge.device.bank import adapt_path
+from hgprompt_edge.device.onnx_bytes import read_facts
 from hgprompt_edge.device.other_cpu import ADVICE
 from hgprompt_edge.device.predictor import Predictor
-from hgprompt_edge.device.signature import check_signature
+from hgprompt_edge.device.seal import is_whole
+from hgprompt_edge.device.signature import check_signature, find_signature
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.files import sha256_file
 
@@ -58,6 +61,9 @@ def verify_model(path: Path, *, key: Path | None = None, bundle: Path | None = N
             f"{path}: lacks all metadata of `hgedge export`: classes, the resize rule, what it was "
             "made from, and images with logits to check it on; give the file that it printed"
         )
+    checks.append(_whole("digest", path, predictor.entries))
+    if metadata.bank_sha256 and graph.exists():
+        checks.append(_whole("adapt digest", graph, read_facts(graph).entries))
     checks.append(_made_from("bundle", metadata.bundle_sha256, bundle))
     checks.append(Check("backbone", None, f"{metadata.backbone}, {metadata.backbone_sha256[:12]}"))
     if metadata.more:
@@ -74,6 +80,32 @@ def verify_model(path: Path, *, key: Path | None = None, bundle: Path | None = N
     if metadata.precision == "int8":
         checks.append(_on_this_cpu(predictor))
     return checks
+
+
+def describe_signature(path: Path, checks: list[Check]) -> str:
+    """Say in words whether a model is signed, from what was checked of it."""
+    found = [check for check in checks if check.name == "signature"]
+    if found and all(check.ok for check in found):
+        return f"signed: {found[0].detail}; only the holder of its private key can have made it"
+    if found:
+        return "the signature does not hold: do not use this model"
+    signature = find_signature(path)
+    if signature is not None:
+        return f"signed, but not checked: give the public key of {signature} with --key"
+    return (
+        "not signed: the digest shows damage and accidents, but whoever changes the model can "
+        "change it, too; sign models with `hgedge export --sign KEY`"
+    )
+
+
+def _whole(name: str, path: Path, entries: Mapping[str, str]) -> Check:
+    ok = is_whole(path, entries)
+    detail = {
+        True: "graph, weights and metadata are as they were exported",
+        False: f"{path.name} was changed after its export",
+        None: "carries none, as models of earlier versions; export it again to have one",
+    }
+    return Check(name, ok, detail[ok])
 
 
 def _probe(predictor: Predictor) -> Check:
