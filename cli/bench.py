@@ -16,7 +16,9 @@ from hgprompt_edge.cli.console import out, print_json, progress_bar, reports_err
 def bench(
     models: Annotated[list[Path], typer.Argument(help="Models that `hgedge export` wrote.")],
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of one run.")] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="Images in one run.")] = 1,
+    batch: Annotated[
+        int, typer.Option(min=1, max=options.MAX_BATCH, help="Images in one run.")
+    ] = 1,
     runs: Annotated[int, typer.Option(min=1, help="Timed runs of each model.")] = 50,
     json: options.Json = False,
 ) -> None:

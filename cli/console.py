@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
@@ -44,6 +46,8 @@ SPEED_SECONDS = 1800.0
 """Steps of the last half hour say how long the rest takes: a step may take minutes."""
 WIDE = 10_000
 """Columns of output that goes to a file: nothing is folded there."""
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class PlainConsole(Console):
@@ -110,7 +114,10 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         warnings.showwarning = _print_warning
         try:
-            return command(*args, **kwargs)
+            try:
+                return command(*args, **kwargs)
+            finally:
+                sys.stdout.flush()  # here, so that a full device is told as any other error
         except UserError as error:
             fail(str(error), EXIT_BAD_INPUT)
         except CheckError as error:
@@ -123,11 +130,29 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise
         except BrokenPipeError:  # the reader (`| head`) has what it wanted; typer ends quietly
             raise
-        except Exception:
+        except MemoryError:
+            fail(
+                "not enough memory; give fewer images at a time, or take a smaller model",
+                EXIT_BAD_INPUT,
+            )
+        except Exception as error:
+            # Of a stream: an error of a file names it.
+            if isinstance(error, OSError) and not error.filename and error.errno in NO_SPACE:
+                _drop_output()
+                reason = os.strerror(error.errno).lower()
+                fail(f"standard output: cannot be written ({reason})", EXIT_BAD_INPUT)
             err.print(f"hgedge {version('hgprompt-edge')}: this is a bug, please report it:")
             raise
 
     return wrapper
+
+
+def _drop_output() -> None:
+    """Send what is still to be printed nowhere; Python would fail on it again as it ends."""
+    with suppress(OSError, ValueError):  # a stream in memory has no number
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def fail(message: str, code: int) -> NoReturn:

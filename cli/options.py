@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+MAX_BATCH = 100_000
+"""More images at a time fit into no memory."""
+
 
 class DeviceName(str, Enum):
     """Where images run through the backbone."""

@@ -38,7 +38,9 @@ def predict(
         typer.Argument(help="Image files, or folders of them.", show_default=False),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to print for each image.")] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=options.MAX_BATCH, help="Images at a time.")
+    ] = 16,
     threads: Annotated[
         int | None,
         typer.Option(

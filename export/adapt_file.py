@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import torch
 from torch.nn import functional
 
@@ -16,6 +15,7 @@ from hgprompt_edge.bundle import Bundle, bank_tokens
 from hgprompt_edge.device.bank import Bank, content_sha256
 from hgprompt_edge.device.metadata import PREFIX
 from hgprompt_edge.device.seal import BLANK, FILE_SHA256, seal
+from hgprompt_edge.device.session import open_session
 from hgprompt_edge.device.step import ADAPT_FORMAT, ADAPT_FORMATS
 from hgprompt_edge.errors import CheckError
 from hgprompt_edge.export.adapt_graph import build_adapt_graph
@@ -55,9 +55,7 @@ def export_adapt(bundle: Bundle, backbone: Backbone, bank: Bank, path: Path) -> 
     labels = np.eye(len(bundle.classes))[np.arange(len(images)) % len(bundle.classes)]
     weights = np.full(len(bank.names), 1 / len(bank.names))
     wanted = reference_gradients(bundle, backbone, bank, images, labels, weights)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # it warns of a rewrite that the branch stands in the way of
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = open_session(path)
     names = list(wanted)
     found = session.run(names, adapt_inputs(bank, images, labels, weights))
     for name, array in zip(names, found, strict=True):

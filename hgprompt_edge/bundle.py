@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import read_safetensors, sha256_arrays, write_safetensors
+from hgprompt_edge.errors import UserError, brief
+from hgprompt_edge.files import DAMAGE, read_safetensors, sha256_arrays, write_safetensors
 from hgprompt_edge.folded import FoldedPrompt as FoldedPrompt
 from hgprompt_edge.folded import pack_more, read_more
 from hgprompt_edge.listing import files_in
@@ -228,10 +228,12 @@ def read_bundle(path: Path) -> Bundle:
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") != FORMAT:
         found = metadata.get("format", "missing")
-        raise UserError(f"{path}: not a bundle of this version (format '{found}', not '{FORMAT}')")
+        raise UserError(
+            f"{path}: not a bundle of this version (format '{brief(found)}', not '{FORMAT}')"
+        )
     for name, tensor in tensors.items():
         if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-            raise UserError(f"{path}: '{name}' holds NaN or inf; run `hgedge fit` again")
+            raise UserError(f"{path}: '{brief(name)}' holds NaN or inf; run `hgedge fit` again")
     try:
         _check_weights(tensors, len(json.loads(metadata["sources"])))
         parts = 2 if metadata["pooling"] == "both" else 1
@@ -272,8 +274,10 @@ def read_bundle(path: Path) -> Bundle:
         )
         _check_factory(bundle)
         return bundle
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: damaged bundle ({error}); run `hgedge fit` again") from error
+    except DAMAGE as error:
+        raise UserError(
+            f"{path}: damaged bundle ({brief(error)}); run `hgedge fit` again"
+        ) from error
 
 
 def _known_pooling(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The two errors that the command line prints without a traceback."""
+"""The two errors that the command line prints without a traceback, and how they quote."""
 
 
 class UserError(Exception):
@@ -10,3 +10,13 @@ class UserError(Exception):
 
 class CheckError(Exception):
     """A check on our own result failed, so nothing was written or replaced. Exit code 1."""
+
+
+def brief(text: object, limit: int = 100) -> str:
+    """Quote what a file holds: on one line, of `limit` characters at most, the middle left out."""
+    words = " ".join(str(text).split())
+    words = "".join(letter if letter.isprintable() else "?" for letter in words)
+    if len(words) <= limit:
+        return words
+    half = (limit - 3) // 2
+    return f"{words[:half]}...{words[-half:]}"

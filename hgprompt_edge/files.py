@@ -20,12 +20,17 @@ import safetensors
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import UserError, brief
 
 Array = npt.NDArray[np.generic]
 
 MAX_HEADER_BYTES = 1 << 20
 """No file of ours has a header near 1 MiB; a larger one is an attack or an accident."""
+
+DAMAGE = (
+    LookupError, ArithmeticError, ValueError, TypeError, AttributeError, RecursionError,
+)  # fmt: skip
+"""What reading damage raises: JSON of another kind or nested too deep, numbers too large."""
 
 LEFTOVER_SECONDS = 24 * 3600
 
@@ -204,9 +209,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     try:
         tensors = load_safetensors(data)
         header = json.loads(data[8 : 8 + size])
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+    except (safetensors.SafetensorError, *DAMAGE) as error:
         raise UserError(
-            f"{path}: truncated or not a safetensors file ({error}); copy or make it again"
+            f"{path}: truncated or not a safetensors file ({brief(error)}); copy or make it again"
         ) from error
     return tensors, dict(header.get("__metadata__") or {})
 

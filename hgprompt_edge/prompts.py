@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge import models
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import UserError, brief
 from hgprompt_edge.files import (
+    DAMAGE,
     check_storable,
     read_safetensors,
     sha256_file,
@@ -177,14 +178,18 @@ def read_prompt(path: Path) -> Prompt:
     tensors, metadata = read_safetensors(path)
     version = metadata.get("format", "")
     if not version.startswith("hgprompt.prompt/"):
-        raise UserError(f"{path}: not a prompt file (its format is '{version or 'missing'}')")
+        raise UserError(
+            f"{path}: not a prompt file (its format is '{brief(version or 'missing')}')"
+        )
     if version != FORMAT:
-        raise UserError(f"{path}: format {version} is newer than this hgedge reads ({FORMAT})")
+        raise UserError(
+            f"{path}: format {brief(version)} is newer than this hgedge reads ({FORMAT})"
+        )
     _check_tensors(path, tensors)
     try:
         prompt = _from_metadata(path, tensors, metadata)
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: metadata is missing or malformed ({error})") from error
+    except DAMAGE as error:
+        raise UserError(f"{path}: metadata is missing or malformed ({brief(error)})") from error
     if (prompt.mode == SHALLOW) != (len(prompt.tokens) == 1):
         raise UserError(
             f"{path}: mode '{prompt.mode}' does not fit {len(prompt.tokens)} layers of tokens"
@@ -380,7 +385,9 @@ def _check_tensors(path: Path, tensors: dict[str, npt.NDArray[np.generic]]) -> N
         raise UserError(f"{path}: has no tensor named 'prompt'")
     unknown = sorted(set(tensors) - {"prompt", "head.weight", "head.bias"})
     if unknown:
-        raise UserError(f"{path}: unknown tensor '{unknown[0]}'; a prompt file holds one prompt")
+        raise UserError(
+            f"{path}: unknown tensor '{brief(unknown[0])}'; a prompt file holds one prompt"
+        )
     if tensors["prompt"].ndim != 3 or 0 in tensors["prompt"].shape:
         shape = list(tensors["prompt"].shape)
         raise UserError(f"{path}: 'prompt' must be [layers, tokens, width], got {shape}")

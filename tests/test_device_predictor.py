@@ -168,7 +168,7 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 def test_an_operator_that_the_runtime_lacks_names_the_fallback() -> None:
     text = "NOT_IMPLEMENTED : Could not find an implementation for Attention(23) node with name 'a'"
-    words = explain(text)
+    words = explain(RuntimeError(text))
     assert words.startswith("uses Attention of opset 23, which onnxruntime ")
     assert words.endswith("upgrade onnxruntime or export the model again with `--opset 20`")
 

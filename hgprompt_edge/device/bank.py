@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from hgprompt_edge.bundle import FOLDED, NO_PROMPT
 from hgprompt_edge.device.mixing import BankKeysValues
-from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import Array, read_safetensors, sha256_arrays, write_safetensors
+from hgprompt_edge.errors import UserError, brief
+from hgprompt_edge.files import DAMAGE, Array, read_safetensors, sha256_arrays, write_safetensors
 
 FORMAT = "hgprompt.bank/1"
 SUFFIX = ".bank.safetensors"
@@ -211,15 +211,19 @@ def read_bank(path: Path) -> Bank:
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") != FORMAT:
         found = metadata.get("format", "missing")
-        raise UserError(f"{path}: not a bank of this version (format '{found}', not '{FORMAT}')")
+        raise UserError(
+            f"{path}: not a bank of this version (format '{brief(found)}', not '{FORMAT}')"
+        )
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
-            raise UserError(f"{path}: '{name}' holds NaN or inf; copy or export it again")
+            raise UserError(f"{path}: '{brief(name)}' holds NaN or inf; copy or export it again")
     try:
         bank = _parse(tensors, metadata)
         _check(bank)
-    except (LookupError, ArithmeticError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: damaged bank ({error}); copy or export it again") from error
+    except DAMAGE as error:
+        raise UserError(
+            f"{path}: damaged bank ({brief(error)}); copy or export it again"
+        ) from error
     return bank
 
 

@@ -5,7 +5,9 @@ Each runtime is imported where a model needs it: the other's takes 20 MB of memo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +39,17 @@ class Port:
     def __str__(self) -> str:
         sizes = ("batch", *("?" if size is None else str(size) for size in self.shape))
         return f"{self.name} {self.dtype} [{', '.join(sizes)}]"
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn a runtime's own error for too little memory into Python's `MemoryError`."""
+    try:
+        yield
+    except Exception as error:  # the runtimes' errors have no common base
+        if re.search(r"bad[ _]alloc|allocat\w* (\w+ )?memory", str(error), re.IGNORECASE):
+            raise MemoryError(str(error)) from error
+        raise
 
 
 class Engine(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from hgprompt_edge.device.onnx_bytes import OnnxFacts, read_facts
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import UserError, brief
 
 
 def check_external_data(path: Path) -> OnnxFacts:
@@ -29,7 +29,7 @@ def check_external_data(path: Path) -> OnnxFacts:
         if absolute or ".." in parts or linked:
             what = "a symbolic link" if linked else "outside its folder"
             raise UserError(
-                f"{path}: wants weights from '{location}', {what}; "
+                f"{path}: wants weights from '{brief(location)}', {what}; "
                 "take a model whose files lie in one folder"
             )
     return facts

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, field_validator
 
 from hgprompt_edge.device.parity import TOLERANCES
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import UserError, brief
 from hgprompt_edge.preprocess import RESAMPLING, Preprocessing
 
 FORMAT = "hgprompt.model/1"
@@ -189,7 +189,7 @@ def parse_metadata(path: Path, entries: Mapping[str, str]) -> Metadata:
         )
     if version != FORMAT:
         raise UserError(
-            f"{path}: format {version} is not the one that this hgedge reads ({FORMAT}); "
+            f"{path}: format {brief(version)} is not the one that this hgedge reads ({FORMAT}); "
             "upgrade hgprompt-edge or export the model again"
         )
     if f"{PREFIX}verification" not in entries:
@@ -199,8 +199,8 @@ def parse_metadata(path: Path, entries: Mapping[str, str]) -> Metadata:
         return Metadata.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = brief(".".join(str(part) for part in first["loc"]))
         raise UserError(
-            f"{path}: '{PREFIX}{where}' is missing or malformed ({first['msg'].lower()}); "
+            f"{path}: '{PREFIX}{where}' is missing or malformed ({brief(first['msg'].lower())}); "
             "export the model again"
         ) from error

@@ -10,12 +10,17 @@ from typing import cast
 import numpy as np
 import onnxruntime as ort
 
-from hgprompt_edge.device.engine import Floats, LoadError, Pixels, Port
+from hgprompt_edge.device.engine import Floats, LoadError, Pixels, Port, memory_errors
+from hgprompt_edge.device.metadata import PREFIX
 from hgprompt_edge.device.onnx_bytes import OnnxFacts, read_facts
 from hgprompt_edge.device.session import open_session
+from hgprompt_edge.errors import brief
 
 FALLBACK_OPSET = 20
 """What `hgedge export --opset` writes for runtimes that do not know the default's operators."""
+OTHER_OPSET = f"upgrade onnxruntime or export the model again with `--opset {FALLBACK_OPSET}`"
+FIXED_OPSET = "upgrade onnxruntime"
+"""For int8 models and graphs of the gradient, which come in one opset."""
 
 DYNAMIC = "DynamicQuantize"
 
@@ -41,17 +46,20 @@ class OnnxEngine:
     def __init__(
         self, path: Path, threads: int | None = None, facts: OnnxFacts | None = None
     ) -> None:
+        facts = facts or read_facts(path)
         try:
             self._session = open_session(path, threads)
+            meta = self._session.get_modelmeta()
+            self.entries: Mapping[str, str] = meta.custom_metadata_map
+            self.inputs = tuple(_port(given) for given in self._session.get_inputs())
+            self.outputs = tuple(_port(given) for given in self._session.get_outputs())
         except Exception as error:  # the runtime's errors have no common base
-            raise LoadError(explain(str(error))) from error
-        operators = (facts or read_facts(path)).operators
+            fixed = facts.entries.get(f"{PREFIX}precision") == "int8"
+            raise LoadError(explain(error, FIXED_OPSET if fixed else OTHER_OPSET)) from error
+        operators = facts.operators
         self._one_by_one = any(name.startswith(DYNAMIC) for name in operators)
         self.runtime = f"onnxruntime {ort.__version__}"
         self.as_exported = True
-        self.entries: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
-        self.inputs = tuple(_port(given) for given in self._session.get_inputs())
-        self.outputs = tuple(_port(given) for given in self._session.get_outputs())
 
     def run(self, pixels: Pixels, given: Mapping[str, Floats] | None = None) -> Floats:
         """Logits `[n, K]` of pixels `[n, S, S, 3]`, and of what else is `given` by name."""
@@ -68,24 +76,28 @@ class OnnxEngine:
 
     def _run(self, pixels: Pixels, given: Mapping[str, Floats] | None) -> tuple[Floats, ...]:
         feeds = {self.inputs[0].name: pixels, **(given or {})}
-        return cast("tuple[Floats, ...]", tuple(self._session.run(None, feeds)))
+        with memory_errors():
+            return cast("tuple[Floats, ...]", tuple(self._session.run(None, feeds)))
 
 
-def explain(message: str) -> str:
-    """One phrase for why onnxruntime does not load a model, from its message."""
+def explain(error: Exception, advice: str = OTHER_OPSET) -> str:
+    """One phrase for why onnxruntime does not load a model; `advice` is for a runtime too old."""
+    if isinstance(error, UnicodeDecodeError):
+        return "damaged (its text is not UTF-8); copy or export it again"
+    message = str(error)
     here = f"onnxruntime {ort.__version__}"
-    advice = f"upgrade onnxruntime or export the model again with `--opset {FALLBACK_OPSET}`"
     newer = re.search(r"(IR version: |[Oo]pset )(\d+)(, max| is under)", message)
     if newer:
         what = "IR version" if newer[1].startswith("IR") else "opset"
         return f"uses ONNX {what} {newer[2]}, which {here} does not know; {advice}"
     operator = re.search(r"implementation for (\w+)\((\d+)\)", message)
     if operator:
-        return f"uses {operator[1]} of opset {operator[2]}, which {here} does not know; {advice}"
+        what = f"{brief(operator[1])} of opset {operator[2]}"
+        return f"uses {what}, which {here} does not know; {advice}"
     if "protobuf" in message.lower():
         return "truncated or not an ONNX file; copy or export it again"
-    reason = message.splitlines()[0].rpartition(" : ")[2][:200]
-    return f"{here} does not load it ({reason}); export it again"
+    reason = next(iter(message.splitlines()), type(error).__name__).rpartition(" : ")[2]
+    return f"{here} does not load it ({brief(reason, 200)}); export it again"
 
 
 def _port(given: ort.NodeArg) -> Port:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from queue import LifoQueue
@@ -10,10 +11,11 @@ from typing import Any
 
 from hgprompt_edge.cores import fewer_cores
 from hgprompt_edge.device.cpu import cpu_features
-from hgprompt_edge.device.engine import Floats, LoadError, Pixels, Port
+from hgprompt_edge.device.engine import Floats, LoadError, Pixels, Port, memory_errors
 from hgprompt_edge.device.metadata import PREFIX
-from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import cache_folder, sha256_file
+from hgprompt_edge.device.openvino_cache import compiled_folder, own_copy
+from hgprompt_edge.errors import UserError, brief
+from hgprompt_edge.files import sha256_file
 
 SUFFIX = ".xml"
 RT_INFO = "hgprompt"
@@ -81,18 +83,24 @@ class OpenVinoEngine:
             precision = "bf16" if bf16 else "f32"
             settings["INFERENCE_PRECISION_HINT"] = precision
             digest = _check_weights(weights, self.entries)
-            folder = _cache(path, digest, precision) if cache else None
+            folder = compiled_folder(path, digest, precision) if cache else None
+            # Given the path and not the model, a compiled one is read without the weights of both
+            # in memory at once.
+            del model
+            compiled = None
             if folder is not None:
-                core.set_property({"CACHE_DIR": str(folder)})
-                # Given the path and not the model, a compiled one is read without the weights of
-                # both in memory at once.
-                del model
+                # Whatever is wrong with the cache is not the model's fault.
+                with suppress(RuntimeError, OSError), own_copy(folder) as own:
+                    core.set_property({"CACHE_DIR": str(own)})
+                    compiled = core.compile_model(path, device, settings)
+                core.set_property({"CACHE_DIR": ""})
+            if compiled is None:
                 compiled = core.compile_model(path, device, settings)
-            else:
-                compiled = core.compile_model(model, device, settings)
             self._requests: LifoQueue[Any] = LifoQueue()
             for _ in range(REQUESTS):
                 self._requests.put(compiled.create_infer_request())
+        except UnicodeDecodeError as error:
+            raise LoadError("damaged (its text is not UTF-8); copy or export it again") from error
         except RuntimeError as error:
             raise LoadError(_explain(str(error), ov.__version__)) from error
         self.as_exported = device == "CPU" and not bf16
@@ -108,7 +116,8 @@ class OpenVinoEngine:
         """All outputs, the logits first."""
         request = self._requests.get()  # waits for one that is free: a busy one mixes up results
         try:
-            request.infer({self.inputs[0].name: pixels, **(given or {})}, share_inputs=True)
+            with memory_errors():
+                request.infer({self.inputs[0].name: pixels, **(given or {})}, share_inputs=True)
             return tuple(
                 request.get_output_tensor(index).data.copy() for index in range(len(self.outputs))
             )
@@ -165,25 +174,9 @@ def _check_weights(weights: Path, entries: Mapping[str, str]) -> str:
     return found
 
 
-def _cache(path: Path, weights_sha256: str, precision: str) -> Path | None:
-    """Make the folder that keeps what was compiled of these two files; None where it cannot be.
-
-    A folder by content and precision: by itself OpenVINO tells files of one name apart by size and
-    date alone, and on CPUs with AMX it takes what was compiled for float32 for bfloat16, too, which
-    gives NaN.
-    """
-    name = f"{sha256_file(path)[:16]}-{weights_sha256[:16]}-{precision}"
-    try:
-        folder = cache_folder() / "openvino" / name
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # the latter: this user has no home
-        return None  # only the next start is slower
-    return folder
-
-
 def _explain(message: str, version: str) -> str:
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    reason = lines[-1][:200] if lines else "no reason given"
+    lines = [line for line in message.splitlines() if line.strip()]
+    reason = brief(lines[-1], 200) if lines else "no reason given"
     return f"openvino {version.partition('-')[0]} does not load it ({reason}); export it again"
 
 

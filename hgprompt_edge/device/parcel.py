@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from hgprompt_edge.device.journal import classes_digest
 from hgprompt_edge.device.version import Figures, Floats, Version
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import UserError, brief
 from hgprompt_edge.files import write_bytes
 
 FORMAT, OLDER = "hgprompt.version/2", "hgprompt.version/1"
@@ -175,7 +175,7 @@ def read_parcel(path: Path) -> Parcel:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "it"
         raise UserError(
-            f"{path}: '{where}' is missing or malformed ({first['msg'].lower()}); "
+            f"{path}: '{brief(where)}' is missing or malformed ({brief(first['msg'].lower())}); "
             "send it again from the device"
         ) from error
     fields = content.model_dump(exclude={"format", "weights", "head_bias"})
@@ -199,7 +199,7 @@ def _check_format(path: Path, data: bytes) -> None:
         raise UserError(f"{path}: not what `hgedge adapt --send` writes; leave it out")
     if found not in (FORMAT, OLDER):
         raise UserError(
-            f"{path}: format {found[:40]} is not the one that this hgedge reads ({FORMAT}); "
+            f"{path}: format {brief(found)} is not the one that this hgedge reads ({FORMAT}); "
             "upgrade hgprompt-edge here or on the device"
         )
 

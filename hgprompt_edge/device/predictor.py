@@ -20,7 +20,7 @@ from hgprompt_edge.device.metadata import PREFIX, Metadata, assume_metadata, par
 from hgprompt_edge.device.other_cpu import Agreement, check_once, compare_cpus
 from hgprompt_edge.device.parity import TOLERANCES, Comparison, compare
 from hgprompt_edge.device.softmax import softmax
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import UserError, brief
 from hgprompt_edge.preprocess import Preprocessing, UnreadableImageError, read_image
 
 Pixels = npt.NDArray[np.uint8]
@@ -287,12 +287,23 @@ class Predictor:
         ----------
         top
             Classes to name for each image; more than there are means all.
+
+        Raises
+        ------
+        UserError
+            The memory does not hold so many images.
         """
         remaining = iter(paths)
         while batch := list(islice(remaining, batch_size)):
-            images = [self._read(path) for path in batch]
-            readable = [image for image in images if not isinstance(image, str)]
-            rows = iter(self.probabilities(np.stack(readable)) if readable else ())
+            try:
+                images = [self._read(path) for path in batch]
+                readable = [image for image in images if not isinstance(image, str)]
+                rows = iter(self.probabilities(np.stack(readable)) if readable else ())
+            except MemoryError as error:
+                raise UserError(
+                    f"--batch-size {batch_size}: not enough memory for {len(batch)} images at a "
+                    "time; give a smaller one"
+                ) from error
             for path, image in zip(batch, images, strict=True):
                 if isinstance(image, str):
                     yield Prediction(path, (), image)
@@ -388,7 +399,9 @@ def _check_contract(path: Path, engine: Engine, metadata: Metadata, bank: Bank |
         inputs += [Port(name, "float", array.shape[1:]) for name, array in given]
         outputs.append(Port("features", "float", bank.head_weight.shape[1:]))
     if (engine.inputs, engine.outputs) != (tuple(inputs), tuple(outputs)):
-        takes, gives = (", ".join(map(str, ports)) for ports in (engine.inputs, engine.outputs))
+        takes, gives = (
+            brief(", ".join(map(str, ports))) for ports in (engine.inputs, engine.outputs)
+        )
         raise UserError(
             f"{path}: takes {takes} and gives {gives}, which does not fit its metadata "
             f"({side} px, {classes} classes); export it again"

@@ -17,10 +17,10 @@ import onnxruntime as ort
 from hgprompt_edge.device.bank import Bank, bank_path, difference
 from hgprompt_edge.device.external import check_external_data
 from hgprompt_edge.device.metadata import PREFIX
-from hgprompt_edge.device.onnx_engine import explain
+from hgprompt_edge.device.onnx_engine import FIXED_OPSET, explain
 from hgprompt_edge.device.session import open_session
 from hgprompt_edge.device.softmax import softmax
-from hgprompt_edge.errors import CheckError, UserError
+from hgprompt_edge.errors import CheckError, UserError, brief
 
 ADAPT_FORMATS = "hgprompt.adapt/"
 ADAPT_FORMAT = f"{ADAPT_FORMATS}2"
@@ -136,10 +136,10 @@ class AdaptGraph:
         check_external_data(path)
         try:
             self._session = open_session(path, threads, SETTINGS)
+            entries = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # the runtime's errors have no common base
-            raise UserError(f"{path}: {explain(str(error))}") from error
+            raise UserError(f"{path}: {explain(error, FIXED_OPSET)}") from error
         inputs = {given.name: given.shape for given in self._session.get_inputs()}
-        entries = self._session.get_modelmeta().custom_metadata_map
         _check_origin(path, entries, bank, inputs)
         self.side = int(inputs["image"][1])
         self.micro_batch = micro_batch or MICRO_BATCH
@@ -321,7 +321,7 @@ def _check_origin(
     if found != ADAPT_FORMAT:
         raise UserError(
             f"{path}: not a graph of this version that `hgedge export --adapt` writes (format "
-            f"'{found}', not '{ADAPT_FORMAT}'); export it again"
+            f"'{brief(found)}', not '{ADAPT_FORMAT}'); export it again"
         )
     sha256 = entries.get(f"{PREFIX}bank_sha256", "")
     content = entries.get(f"{PREFIX}bank_content_sha256", "")
