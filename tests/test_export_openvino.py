@@ -300,8 +300,9 @@ def test_bfloat16_is_the_default_where_the_file_and_the_cpu_agree(
     np.testing.assert_array_equal(Predictor(path).logits(bundle.probe_images), expected)
 
 
-def test_a_device_that_is_not_there_is_named(model: Path) -> None:
-    result = run("predict", "--model", str(model), "--device", "NPU9", str(model.parent))
+def test_a_device_that_is_not_there_is_named(model: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    result = run("predict", "--model", str(model), "--device", "NPU9", str(tmp_path))
     assert result.exit_code == 2
     assert "--device NPU9: OpenVINO finds none here; choose one of CPU" in result.stderr
     assert Predictor(model, device="AUTO").compare_probe().ok
