@@ -355,7 +355,7 @@ def run_feature_mean(case: Case) -> Outcome:
     """Move the head's bias by what takes the features' mean back to that of clean images."""
     device = case.device
     assert device.bank.clean is not None
-    head = device.head.following(device.features(case.unlabelled), device.bank.clean[0])
+    head = device.head.following(device.features(case.unlabelled), device.bank.clean.mean)
     return Outcome(case.measure(Weights(device.factory.mix, head)), True, 1)
 
 
@@ -402,8 +402,7 @@ def run_forward_only(case: Case) -> Outcome:
     device, bundle = case.device, case.device.bundle
     weight, bias = torch.tensor(bundle.head_weight), torch.tensor(bundle.head_bias)
     embed_dim = int(device.backbone.model.embed_dim)
-    assert bundle.clean_mean is not None
-    assert bundle.clean_var is not None
+    assert bundle.clean is not None
 
     @torch.inference_mode()
     def features(backbone: Backbone, pixels: Pixels, tokens: Any) -> Any:
@@ -424,7 +423,7 @@ def run_forward_only(case: Case) -> Outcome:
     def fitness(tokens: Any) -> float:
         found = features(fast, case.unlabelled, tokens)
         logits = (found @ weight.T + bias).numpy()
-        distance, _ = statistics_distance(found.numpy(), bundle.clean_mean, bundle.clean_var)
+        distance, _ = statistics_distance(found.numpy(), *bundle.clean.statistics)
         return mean_entropy(logits) + distance
 
     rng = np.random.default_rng(case.seed)

@@ -164,7 +164,9 @@ def measure(
             for key, head in ((name, learner.head), (BIASED[name], following)):
                 logits = head.logits(after)
                 accuracies[key] = accuracy(logits, labels)
-                judged[key] = judge_unlabelled(old[seen], old[seen], logits[seen]).figures
+                judged[key] = judge_unlabelled(
+                    old[seen], old[seen], logits[seen], (distances["before"], distances[name])
+                ).figures
         yield {
             "shift": shift,
             "classes": part,

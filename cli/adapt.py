@@ -63,6 +63,14 @@ def adapt(
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="Learn without labels, more carefully.")
     ] = False,
+    expect_classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Classes that the images can show, separated by commas (default: all). Judged by "
+            "clean images of these.",
+            show_default=False,
+        ),
+    ] = None,
     state: Annotated[
         Path | None,
         typer.Option(help="State folder (default: MODEL.state).", show_default=False),
@@ -151,6 +159,7 @@ def adapt(
         request = Request(
             data,
             unlabelled=unlabelled,
+            expected=None if expect_classes is None else _names(expect_classes, predictor.classes),
             forward_only=method is Method.CMA,
             settings=Settings(steps=budget, seconds=seconds, head=moving.value),
             limit=images,
@@ -171,6 +180,13 @@ def adapt(
     _print_adapted(adapted, bank.names, folder, json, BIAS_HINT if tries_more else None)
     if not adapted.proposal.verdict.taken:
         raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+def _names(text: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """Split a list with commas; a class whose name holds a comma can be given by itself."""
+    if text in classes:
+        return (text,)
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _check_options(

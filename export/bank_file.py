@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from hgprompt_edge.bundle import Bundle, bank_sha256, bank_tokens, factory_mix
+from hgprompt_edge.clean import Clean
 from hgprompt_edge.device.bank import Bank, adapt_path, bank_path, write_bank
 from hgprompt_edge.device.mixing import BlockWeights, Norm, project_bank
 from hgprompt_edge.errors import UserError
@@ -52,16 +54,26 @@ def make_bank(bundle: Bundle, backbone: Backbone) -> Bank:
         head_weight=weight.T.astype(np.float32),
         head_bias=bias.astype(np.float32),
         sha256=bank_sha256(bundle),
-        clean_mean=_before_affine(bundle.clean_mean, norm, 1),
-        clean_var=_before_affine(bundle.clean_var, norm, 2),
+        clean=_clean_before_affine(bundle.clean, norm),
     )
 
 
-def _before_affine(moment: Floats | None, norm: nn.Module, power: int) -> Floats | None:
-    """Mean (`power` 1) or variance (2) of features, without the last norm's scale and bias."""
-    if moment is None or not isinstance(norm, nn.LayerNorm):
-        return moment
-    width = len(moment)
+def _clean_before_affine(clean: Clean | None, norm: nn.Module) -> Clean | None:
+    """Statistics of features without the last norm's scale and bias, which the head has taken."""
+    if clean is None or not isinstance(norm, nn.LayerNorm):
+        return clean
+    means = clean.class_means
+    return replace(
+        clean,
+        mean=_before_affine(clean.mean, norm, 1),
+        variance=_before_affine(clean.variance, norm, 2),
+        class_means=None if means is None else _before_affine(means, norm, 1),
+    )
+
+
+def _before_affine(moment: Floats, norm: nn.LayerNorm, power: int) -> Floats:
+    """Means (`power` 1) or variances (2) `[..., D]` without the norm's scale and bias."""
+    width = moment.shape[-1]
     bias = 0 if norm.bias is None or power == 2 else affine_part(norm.bias, width)
     scale = 1 if norm.weight is None else affine_part(norm.weight, width)
     return cast("Floats", ((moment - bias) / scale**power).astype(np.float32))

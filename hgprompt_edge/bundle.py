@@ -3,12 +3,12 @@
 Tensors: the folded `prompt [L, T, D]` (absent where no prompt was the best choice), the mix
 `weights` and `learned_weights` (`[N]`, or `[N, L]` where each layer has its own), `head.weight [K,
 D]`, `head.bias [K]`, `probe.images`, `probe.logits`, and with kept sources `sources [N, L, T, D]`
-float16. The statistics of clean features are `clean.mean`, `clean.var` `[D]`. Where it was prepared
-for adapting on a device: `conditions [C, L, T, D]` float16; where devices were merged `factory
-[M]`. Where the pooling is `both`, features, and so head and statistics, have `2 D` numbers. Further
-folded prompts, whose probabilities are averaged with those of the first: for each `more.I.prompt`
-(absent where it is no prompt), `more.I.weights`, `more.I.head.weight`, `more.I.head.bias`, shaped
-as those of the first.
+float16. The statistics of clean features are `clean.mean`, `clean.var` `[D]` and, for each class,
+`clean.class_mean [K, D]`, `clean.class_count [K]`. Where it was prepared for adapting on a device:
+`conditions [C, L, T, D]` float16; where devices were merged `factory [M]`. Where the pooling is
+`both`, features, and so head and statistics, have `2 D` numbers. Further folded prompts, whose
+probabilities are averaged with those of the first: for each `more.I.prompt` (absent where it is no
+prompt), `more.I.weights`, `more.I.head.weight`, `more.I.head.bias`, shaped as those of the first.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
+from hgprompt_edge.clean import Clean, read_clean
 from hgprompt_edge.errors import UserError, brief
 from hgprompt_edge.files import DAMAGE, read_safetensors, sha256_arrays, write_safetensors
 from hgprompt_edge.folded import FoldedPrompt as FoldedPrompt
@@ -113,10 +114,11 @@ class Bundle:
         For each condition prompt a dict with `name` and what it is worth.
     condition_tokens
         `[C, L, T, D]` float16, or None.
-    clean_mean, clean_var
-        Of the features of clean training images under the chosen prompt, `[D]` or `[2 D]` float32,
-        or None. With several folded prompts, of the logarithm of the averaged probabilities of
-        clean images that the heads have not seen, `[K]`.
+    clean
+        Statistics of the features (`D` or `2 D`) of clean training images under the chosen prompt,
+        of validation images where it was tuned on those; None: of an earlier version. With several
+        folded prompts, of the logarithm of the averaged probabilities of clean images that the
+        heads have not seen (`K`).
     checkpoint
         Absolute path of the file with the backbone's weights; empty: bundled, or the hub's.
     data, split_digest
@@ -153,8 +155,7 @@ class Bundle:
     versions: dict[str, str] = field(default_factory=dict)
     conditions: tuple[dict[str, str], ...] = ()
     condition_tokens: npt.NDArray[np.float16] | None = None
-    clean_mean: Floats | None = None
-    clean_var: Floats | None = None
+    clean: Clean | None = None
     checkpoint: str = ""
     data: str = ""
     more: tuple[FoldedPrompt, ...] = ()
@@ -186,8 +187,8 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
         tensors["factory"] = bundle.factory.astype(np.float32)
     if bundle.condition_tokens is not None:
         tensors["conditions"] = bundle.condition_tokens.astype(np.float16)
-    if bundle.clean_mean is not None and bundle.clean_var is not None:
-        tensors["clean.mean"], tensors["clean.var"] = bundle.clean_mean, bundle.clean_var
+    if bundle.clean is not None:
+        tensors |= bundle.clean.tensors()
     tensors |= pack_more(bundle.more)
     metadata = {
         "format": FORMAT,
@@ -239,7 +240,7 @@ def read_bundle(path: Path) -> Bundle:
         parts = 2 if metadata["pooling"] == "both" else 1
         classes, width = tensors["head.weight"].shape
         clean = classes if "more" in metadata else width
-        _check_prepared(tensors, json.loads(metadata.get("conditions", "[]")), parts, clean)
+        _check_prepared(tensors, json.loads(metadata.get("conditions", "[]")), parts)
         bundle = Bundle(
             task=metadata["task"],
             classes=tuple(json.loads(metadata["classes"])),
@@ -268,8 +269,7 @@ def read_bundle(path: Path) -> Bundle:
             versions=json.loads(metadata["versions"]),
             conditions=tuple(json.loads(metadata.get("conditions", "[]"))),
             condition_tokens=cast("npt.NDArray[np.float16] | None", tensors.get("conditions")),
-            clean_mean=cast("Floats | None", tensors.get("clean.mean")),
-            clean_var=cast("Floats | None", tensors.get("clean.var")),
+            clean=read_clean(tensors, classes, clean),
             more=read_more(tensors, metadata),
         )
         _check_factory(bundle)
@@ -300,11 +300,10 @@ def _check_prepared(
     tensors: dict[str, npt.NDArray[np.generic]],
     conditions: list[dict[str, str]],
     parts: int,
-    clean: int,
 ) -> None:
-    """Refuse condition prompts and statistics that do not fit the rest of the bundle.
+    """Refuse condition prompts that do not fit the rest of the bundle.
 
-    `parts` is how many tokens' widths the features have, `clean` how many numbers a statistic.
+    `parts` is how many tokens' widths the features have.
     """
     tokens, width = tensors.get("conditions"), tensors["head.weight"].shape[-1]
     if (0 if tokens is None else len(tokens)) != len(conditions):
@@ -317,9 +316,6 @@ def _check_prepared(
         fits = tokens.shape[1:] == shape and parts * tokens.shape[-1] == width
         if tokens.dtype != np.float16 or not fits:
             raise ValueError(f"'conditions' are {tokens.dtype} {list(tokens.shape)}")
-    for name in ("clean.mean", "clean.var"):
-        if name in tensors and tensors[name].shape != (clean,):
-            raise ValueError(f"'{name}' is {list(tensors[name].shape)}, not [{clean}]")
 
 
 def _check_factory(bundle: Bundle) -> None:

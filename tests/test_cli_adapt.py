@@ -22,6 +22,7 @@ from planted import Planted
 from small_vits import token_features
 
 from hgprompt_edge.bundle import bank_tokens
+from hgprompt_edge.clean import Clean, clean_of
 from hgprompt_edge.device.parcel import read_parcel
 from hgprompt_edge.device.predictor import Predictor, open_journal, state_folder
 from hgprompt_edge.device.seen import read_unlabelled
@@ -181,8 +182,8 @@ def test_forwards_only_and_without_labels(planted: Planted, seen: Path, tmp_path
     code, found = adapt(
         planted, tmp_path / "b", "--data", str(seen), "--unlabelled", "--steps", "3"
     )
-    assert "agreement" in found
-    assert (found["version"]["method"] == "unlabelled") == (code == 0)
+    assert (code, found["taken"], found["steps"]) == (1, False, 0)
+    assert "does not know the statistics of clean images" in str(found["reason"])
 
 
 def test_the_factory_weights_come_back_with_the_light(
@@ -192,7 +193,7 @@ def test_the_factory_weights_come_back_with_the_light(
     images = read_unlabelled(seen, planted.predictor.preprocessing).pixels
     mixed = np.tensordot(planted.factory.mix, bank_tokens(planted.bundle)[1], 1)
     features = token_features(replace(planted.bundle, prompt=mixed), planted.backbone, images)
-    known = replace(planted.bundle, clean_mean=features.mean(0), clean_var=features.var(0))
+    known = replace(planted.bundle, clean=Clean(features.mean(0), features.var(0)))
     model = tmp_path / "known.onnx"
     export_onnx(known, planted.backbone, model, runtime_weights=True, adapt=True)
     predictor = Predictor(model)
@@ -219,7 +220,7 @@ def test_a_refusal_without_labels_names_the_bias(
 ) -> None:
     features = token_features(planted.bundle, planted.backbone, planted.images)
     far = features.mean(0) + 5 * features.std(0)
-    known = replace(planted.bundle, clean_mean=far, clean_var=features.var(0))
+    known = replace(planted.bundle, clean=Clean(far, features.var(0)))
     model = tmp_path / "known.onnx"
     export_onnx(known, planted.backbone, model, runtime_weights=True, adapt=True)
     words = ("adapt", "--model", str(model), "--data", str(seen), "--unlabelled", "--steps", "1")
@@ -228,6 +229,72 @@ def test_a_refusal_without_labels_names_the_bias(
     assert "little nearer" in result.stdout
     assert "try again with --head bias" in result.stdout
     assert "try again" not in run(*words, "--head", "bias").stdout
+
+
+@pytest.fixture(scope="module")
+def knowing(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """Model that knows clean images of each class, and what it predicts for each of them."""
+    folder = tmp_path_factory.mktemp("knowing")
+    for index, image in enumerate(planted.images):  # as they are read: not cropped to the pixel
+        Image.fromarray(image).save(folder / f"{index:03d}.png")
+    images = read_unlabelled(folder, planted.predictor.preprocessing).pixels
+    mixed = np.tensordot(planted.factory.mix, bank_tokens(planted.bundle)[1], 1)
+    at_factory = replace(planted.bundle, prompt=mixed)
+    features = token_features(at_factory, planted.backbone, images)
+    sure = 30 * planted.bundle.head_weight, 30 * planted.bundle.head_bias
+    found = (features @ sure[0].T + sure[1]).argmax(1)
+    known = replace(
+        planted.bundle,
+        head_weight=sure[0],
+        head_bias=sure[1],
+        probe_logits=30 * planted.bundle.probe_logits,
+        clean=clean_of(features, found, len(planted.bundle.classes)),
+    )
+    model = folder / "known.onnx"
+    export_onnx(known, planted.backbone, model, runtime_weights=True, adapt=True)
+    return model, found
+
+
+def test_clean_images_of_one_class_move_nothing_without_labels(
+    planted: Planted, knowing: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    model, found = knowing
+    counts = np.bincount(found)
+    rare = int(np.where(counts > 0, counts, len(found)).argmin())
+    own, folder = planted.images[found == rare], tmp_path / "one"
+    folder.mkdir()
+    for index in range(max(60, len(own))):
+        Image.fromarray(own[index % len(own)]).save(folder / f"{index}.png")
+    name = planted.predictor.classes[rare]
+    words = ("adapt", "--model", str(model), "--data", str(folder), "--unlabelled", "--steps", "2")
+    words = (*words, "--state", str(tmp_path / "state"))
+    result = run(*words)
+    assert result.exit_code == 1, result.output
+    said = " ".join(result.stdout.split())
+    assert "of 4 classes in effect" in said
+    assert "name the classes that they show with --expect-classes" in said
+    assert "the weights stay as they were, version 1" in said
+    expected = run(*words, "--expect-classes", name)
+    assert expected.exit_code == 1
+    said = " ".join(expected.stdout.split())
+    # Few clean images of the one class are known here, and the sentence says so.
+    assert "clean images of the classes that are expected" in said or "look as clean" in said
+    assert run(*words, "--expect-classes", "no such").exit_code == 2
+
+
+def test_expected_classes_are_those_that_there_are_labels_of(
+    planted: Planted, seen: Path, tmp_path: Path
+) -> None:
+    names = planted.predictor.classes
+    words = ("adapt", "--model", str(planted.path), "--data", str(seen), "--steps", "1")
+    result = run(*words, "--state", str(tmp_path / "s"), "--expect-classes", names[0])
+    assert result.exit_code == 2
+    assert f"--expect-classes: there are images of '{names[1]}'" in " ".join(result.stderr.split())
+    for name in names[1:]:
+        shutil.rmtree(seen / name, ignore_errors=True)
+    shutil.copytree(seen / names[0], seen / names[1])
+    _, found = adapt(planted, tmp_path / "s", "--data", str(seen), "--steps", "1")
+    assert found["steps"] > 0, "images of half of the classes"
 
 
 def test_the_bias_moves_on_request(planted: Planted, seen: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from planted import Planted
 from small_vits import token_features
 
 from hgprompt_edge.bundle import bank_tokens
+from hgprompt_edge.clean import Clean
 from hgprompt_edge.device.adapt import (
     Proposal,
     Weights,
@@ -25,7 +26,6 @@ from hgprompt_edge.device.descend import Descent, Settings, start_at
 from hgprompt_edge.device.learner import ForwardLearner, GradientLearner, Learner
 from hgprompt_edge.device.losses import (
     anchored_judge,
-    information,
     statistics_distance,
     statistics_judge,
 )
@@ -224,14 +224,20 @@ def test_same_seed_same_weights(planted: Planted) -> None:
     np.testing.assert_array_equal(first, second)
 
 
-def test_without_labels_predictions_become_surer(planted: Planted) -> None:
-    learner = GradientLearner(planted.graph, Settings(steps=8))
+@pytest.mark.parametrize("kind", ["gradient", "cma"])
+def test_without_labels_nothing_is_learned_where_clean_images_are_not_known(
+    planted: Planted, kind: str
+) -> None:
+    learner = learner_of(kind, planted, Settings(steps=3))
+    assert learner.clean is None
     found = adapt_unlabelled(learner, planted.images, planted.factory)
-    assert 0 <= found.verdict.figures["agreement"] <= 1
-    logits = found.weights.head.logits(learner.features(planted.images, found.weights.mix))
+    assert (found.verdict.taken, found.steps) == (False, 0)
+    assert found.weights is planted.factory
+    assert "does not know the statistics of clean images" in found.verdict.reason
+    assert "run `hgedge fit`" in found.verdict.reason
     start = start_at(planted.factory.mix, planted.factory.head)
-    before = start.head.logits(learner.features(planted.images, start.mix))
-    assert information(logits)[0] < information(before)[0]
+    with pytest.raises(ValueError, match="statistics of clean images are needed"):
+        learner.learn(planted.images, None, start, None)
 
 
 def learn_from(learner: Learner, images: np.ndarray, current: Weights) -> Proposal:
@@ -247,7 +253,7 @@ def test_without_labels_the_statistics_of_clean_images_lead_back(
     tokens = bank_tokens(planted.bundle)[1]
     clean = replace(planted.bundle, prompt=tokens[0], choice="learned")
     features = token_features(clean, planted.backbone, planted.images)
-    known = replace(planted.bundle, clean_mean=features.mean(0), clean_var=features.var(0))
+    known = replace(planted.bundle, clean=Clean(features.mean(0), features.var(0)))
     path = tmp_path / "pets.onnx"
     export_onnx(known, planted.backbone, path, runtime_weights=True, adapt=True)
     predictor = Predictor(path)
@@ -265,7 +271,7 @@ def test_without_labels_the_statistics_of_clean_images_lead_back(
             predictor.set_weights(mix)
             seen = predictor.features(planted.images)
             bank = predictor.bank
-            return statistics_distance(seen, bank.clean_mean, bank.clean_var)[0]
+            return statistics_distance(seen, *bank.clean.statistics)[0]
 
         at_source = distance(np.eye(len(predictor.bank.names))[first])
         assert at_source < 1e-6, "the bank's statistics are those of the clean images"

@@ -89,14 +89,21 @@ class TestGuard:
     def test_collapse_and_surer_disagreement_are_refused(self) -> None:
         factory = self.logits(3.0)
         one = np.tile([5.0, 0, 0, 0], (40, 1))
-        collapsed = judge_unlabelled(factory, factory, one)
+        collapsed = judge_unlabelled(factory, factory, one, (1.0, 0.5))
         assert not collapsed.taken
         assert "collapse" in collapsed.reason
         three = np.where(np.arange(4) == 3, -9.0, factory)  # of four classes
-        assert "collapse" in judge_unlabelled(factory, factory, three).reason
+        assert "collapse" in judge_unlabelled(factory, factory, three, (1.0, 0.5)).reason
         turned = 9 * np.eye(4)[(self.labels + 1) % 4]
-        assert not judge_unlabelled(factory, factory, turned).taken
-        assert judge_unlabelled(factory, factory, self.logits(6.0)).taken
+        assert not judge_unlabelled(factory, factory, turned, (1.0, 0.5)).taken
+        assert judge_unlabelled(factory, factory, self.logits(6.0), (1.0, 0.5)).taken
+
+    def test_what_is_not_known_speaks_for_nothing(self) -> None:
+        factory, better = self.logits(3.0), self.logits(6.0)
+        assert judge_unlabelled(factory, factory, better, (1.0, 0.5)).taken
+        verdict = judge_unlabelled(factory, factory, better, None)
+        assert not verdict.taken
+        assert "does not know the statistics of clean images" in verdict.reason
 
     def test_statistics_must_not_go_away(self) -> None:
         old, new = self.logits(1.0), self.logits(2.0)

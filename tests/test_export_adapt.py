@@ -14,6 +14,7 @@ import pytest
 from small_vits import FAMILIES, make_backbone, make_mixable
 
 from hgprompt_edge.bundle import LEARNED, NO_PROMPT, Bundle
+from hgprompt_edge.clean import Clean
 from hgprompt_edge.device.bank import (
     Bank,
     adapt_path,
@@ -328,7 +329,7 @@ class TestBankFile:
         for change, message in (
             ({"sha256": "00" * 32}, "other prompts, sha256 000000000000... and not "),
             ({"factory": case.bank.factory[::-1]}, "the same prompts, but another factory mix"),
-            ({"clean_mean": moments[0], "clean_var": moments[1]}, "the same prompts, but another"),
+            ({"clean": Clean(*moments)}, "the same prompts, but another"),
             (one_less, "a head of 3 classes and not 4"),
         ):
             write_bank(bank_path(path), replace(case.bank, **change))  # type: ignore[arg-type]
@@ -397,7 +398,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
     "short mean": (
         {"clean.mean": np.zeros(31, np.float32)},
         {},
-        r"'clean' is \(\(31,\), \(32,\)\)",
+        r"'clean\.mean' is float32 \[31\], not float32 \[32\]",
     ),
     "variance below 0": ({"clean.var": np.full(32, -1, np.float32)}, {}, "'clean.var' is below 0"),
     "eps below 0": ({"eps": np.full(2, -1.0)}, {}, "'eps' is below 0"),
@@ -416,7 +417,7 @@ def bank_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     moments = np.zeros(32, np.float32), np.ones(32, np.float32)
     bank = Case("large epsilon").bank
     path = tmp_path_factory.mktemp("bank") / "b.bank.safetensors"
-    write_bank(path, replace(bank, clean_mean=moments[0], clean_var=moments[1]))
+    write_bank(path, replace(bank, clean=Clean(*moments)))
     return path
 
 

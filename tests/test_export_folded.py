@@ -18,6 +18,7 @@ from toys import make_task
 
 from hgprompt_edge import load_backbone
 from hgprompt_edge.bundle import FOLDED, Bundle, FoldedPrompt, read_bundle, write_bundle
+from hgprompt_edge.clean import Clean
 from hgprompt_edge.device.bank import adapt_path, read_bank
 from hgprompt_edge.device.bench import bench
 from hgprompt_edge.device.predictor import Predictor
@@ -329,7 +330,7 @@ class Device:
         shift = np.array([0.8, -0.6, 0.6, -0.8]) * np.sqrt(variance)
         self.labels = (self.log_p + shift).argmax(axis=1)
         clean = (mean + shift).astype(np.float32), variance.astype(np.float32)
-        self.bundle = replace(bundle, clean_mean=clean[0], clean_var=clean[1])
+        self.bundle = replace(bundle, clean=Clean(*clean))
         self.path = folder / "m.onnx"
         export_onnx(self.bundle, backbone, self.path, runtime_weights=True, adapt=True)
         for index, (image, label) in enumerate(zip(self.images, self.labels, strict=True)):
@@ -349,7 +350,7 @@ def test_a_device_gets_the_averaged_probabilities_and_no_gradient(device: Device
     assert bank.inputs(bank.factory) == {}
     np.testing.assert_array_equal(bank.head_weight, np.eye(4))
     np.testing.assert_array_equal(bank.head_bias, np.zeros(4))
-    np.testing.assert_array_equal(bank.clean_mean, device.bundle.clean_mean)
+    np.testing.assert_array_equal(bank.clean.mean, device.bundle.clean.mean)
     assert not adapt_path(device.path).exists()
     predictor = Predictor(device.path)
     np.testing.assert_allclose(predictor.features(device.images), device.log_p, atol=1e-4)
@@ -380,7 +381,7 @@ def test_without_labels_the_bias_follows_the_mean(device: Device, tmp_path: Path
     before, after = Predictor(device.path), Predictor(device.path, state=state)
     images = read_unlabelled(data, before.preprocessing).pixels
     moved = after.logits(images)
-    np.testing.assert_allclose(moved.mean(axis=0), device.bundle.clean_mean, atol=1e-4)
+    np.testing.assert_allclose(moved.mean(axis=0), device.bundle.clean.mean, atol=1e-4)
     shift = moved - before.logits(images)
     np.testing.assert_allclose(shift, np.broadcast_to(shift[0], shift.shape), atol=1e-5)
 

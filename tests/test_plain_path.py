@@ -130,7 +130,7 @@ def test_images_of_one_class_move_nothing_without_labels(
     adaptable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(adaptable)
-    for index in range(20):
+    for index in range(60):
         photo(tmp_path / "one" / f"{index}.jpg", 0, 200 + index)
     words = f"adapt --model mine.onnx --data {tmp_path / 'one'} --unlabelled --state one"
     result = run(*words.split())
@@ -192,7 +192,6 @@ def test_the_bias_follows_a_large_shift_of_images_of_all_classes_only() -> None:
     refused = {
         "2.0 of 4 classes": (even[:10], 0.5),
         "0.20 away from those of clean images": (even, 0.2),
-        "are not in the model": (even, None),
     }
     for words, (logits, distance) in refused.items():
         verdict = judge_bias(logits, distance)

@@ -20,6 +20,7 @@ from hgprompt_edge.bundle import (
     read_bundle,
     write_bundle,
 )
+from hgprompt_edge.clean import Clean
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import PromptBank, mix
 from hgprompt_edge.tasks import Task
@@ -278,9 +279,7 @@ def prepared(bundle: Bundle) -> Bundle:
     with_conditions = replace(bundle, conditions=names, condition_tokens=bundle.source_tokens[:1])
     factory = np.full(len(bank_entries(with_conditions)), 0.2, np.float32)
     merged = {**bundle.objective, "merged": {"devices": 3}}
-    return replace(
-        with_conditions, factory=factory, objective=merged, clean_mean=moment, clean_var=moment
-    )
+    return replace(with_conditions, factory=factory, objective=merged, clean=Clean(moment, moment))
 
 
 def test_what_was_of_the_old_prompt_goes_with_it_and_stays_with_it(
@@ -291,6 +290,13 @@ def test_what_was_of_the_old_prompt_goes_with_it_and_stays_with_it(
     won = tune(bundle, backbone, task, RECIPE).bundle
     assert won.choice == TUNED
     assert (won.conditions, won.condition_tokens) == ((), None)
+    assert won.prompt is not None
+    assert won.clean is not None
+    seen = extract_features(backbone, task.validation.pixels, won.prompt)
+    np.testing.assert_allclose(won.clean.mean, seen.mean(0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(
+        won.clean.class_counts, np.bincount(task.validation.labels, minlength=len(task.classes))
+    )
     assert won.objective == plain.objective
     write_bundle(path, won)
     mix_of_devices = factory_mix(read_bundle(path))

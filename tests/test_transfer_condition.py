@@ -12,6 +12,7 @@ from small_vits import make_backbone, make_mixable
 from toys import make_task, noise_tokens
 
 from hgprompt_edge.bundle import bank_sha256, factory_mix, read_bundle, write_bundle
+from hgprompt_edge.clean import Clean
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.tasks.conditions import (
     CONDITIONS,
@@ -95,7 +96,7 @@ class TestTuning:
 
         trained = prepared.condition_tokens[0].astype(np.float32)
         assert distance(trained) < 0.9 * distance(self.bundle.prompt)
-        np.testing.assert_allclose(prepared.clean_mean, clean.mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(prepared.clean.mean, clean.mean(0), rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(factory_mix(prepared), [0.5, 0.5, 0, 0])
         assert bank_sha256(prepared) != bank_sha256(self.bundle)
         path = tmp_path / "b.hgbundle"
@@ -103,7 +104,7 @@ class TestTuning:
         again = read_bundle(path)
         np.testing.assert_array_equal(again.condition_tokens, prepared.condition_tokens)
         assert again.conditions == prepared.conditions
-        np.testing.assert_array_equal(again.clean_var, prepared.clean_var)
+        np.testing.assert_array_equal(again.clean.variance, prepared.clean.variance)
 
     def test_without_a_prompt_it_begins_at_what_the_sources_started_from(self) -> None:
         bare = replace(self.bundle, choice="none", prompt=None, factory=None)
@@ -191,7 +192,7 @@ class TestTuning:
 
     def test_statistics_of_another_width_are_refused(self, tmp_path: Path) -> None:
         flat = np.zeros(7, np.float32)
-        write_bundle(tmp_path / "b.hgbundle", replace(self.bundle, clean_mean=flat, clean_var=flat))
+        write_bundle(tmp_path / "b.hgbundle", replace(self.bundle, clean=Clean(flat, flat)))
         with pytest.raises(UserError, match=r"'clean\.mean' is"):
             read_bundle(tmp_path / "b.hgbundle")
 

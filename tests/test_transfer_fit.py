@@ -235,7 +235,14 @@ def test_fit_leaves_a_whole_and_true_bundle(
     assert bundle.objective == fitted.objective_
     assert bundle.objective["floor"] > 0
     assert [set(row) for row in fitted.history_] == 2 * [{"J", "H_d", "R", "floor"}]
-    assert bundle.clean_mean is not None
+    features = extract_features(backbone, task.train.pixels, bundle.prompt).numpy()
+    assert bundle.clean is not None
+    for place, (mean, count) in enumerate(
+        zip(bundle.clean.class_means, bundle.clean.class_counts, strict=True)
+    ):
+        own = features[task.train.labels == place]
+        assert count == len(own)
+        np.testing.assert_allclose(mean, own.mean(0), rtol=1e-3, atol=1e-4)
     assert bundle.probe_images.shape == (16, 24, 24, 3)
     assert bundle.source_tokens is not None
     assert bundle.source_tokens.dtype == np.float16

@@ -8,11 +8,12 @@ journal's.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hgprompt_edge.clean import Clean, Statistics
 from hgprompt_edge.device.descend import (
     Descent,
     Point,
@@ -21,6 +22,13 @@ from hgprompt_edge.device.descend import (
     divergence,
     share_of,
     start_at,
+)
+from hgprompt_edge.device.evidence import (
+    Expected,
+    expect,
+    judge_known,
+    judge_labels,
+    judge_shown,
 )
 from hgprompt_edge.device.guard import (
     FOLDS,
@@ -80,10 +88,13 @@ def adapt_labelled(
     labels: Labels,
     current: Weights,
     *,
+    expected: Expected | None = None,
     seed: int = 0,
     report: Report | None = None,
 ) -> Proposal:
     """Learn the mix from `images [n, S, S, 3]` with `labels [n]`.
+
+    Nothing is learned from images of fewer than half of the `expected` classes; None: all.
 
     Raises
     ------
@@ -93,6 +104,9 @@ def adapt_labelled(
         The loss is no number.
     """
     begin, rng = time.monotonic(), np.random.default_rng(seed)
+    refused = judge_labels(labels, expected or expect(None, len(learner.head.bias)))
+    if refused is not None:
+        return Proposal(current, refused, 0, time.monotonic() - begin, len(images))
     deadline = deadline_of(learner.settings.seconds)
     start = _checked_start(learner, images, current, rng)
     rows = np.eye(len(learner.head.bias), dtype=np.float32)[labels]
@@ -126,13 +140,22 @@ def adapt_unlabelled(
     images: Pixels,
     current: Weights,
     *,
+    expected: Expected | None = None,
     seed: int = 0,
     report: Report | None = None,
 ) -> Proposal:
     """Learn the mix from `images [n, S, S, 3]` alone, where something has changed.
 
-    Nothing is learned from images that look as clean ones do under the factory weights; a device
-    that has adapted to something that is gone goes back to these.
+    Nothing is learned where it could not be judged: without statistics of clean images, from too
+    few images, or from images of too few of the classes. Nor from images that look as clean ones do
+    under the factory weights; a device that has adapted to something that is gone goes back to
+    these.
+
+    Parameters
+    ----------
+    expected
+        The classes that the images may show; None: all, and how many clean images the learner's
+        statistics are of is not known.
 
     Raises
     ------
@@ -142,15 +165,31 @@ def adapt_unlabelled(
         The loss is no number.
     """
     begin = time.monotonic()
-    before = _features_before(learner, images, current)
-    if learner.clean is not None:
-        factory, in_force = (statistics_distance(x, *learner.clean)[0] for x in before)
-        verdict = judge_clean(in_force, factory)
-        if verdict is not None:
-            weights = Weights(learner.factory, learner.head) if verdict.taken else current
-            return Proposal(weights, verdict, 0, time.monotonic() - begin, len(images))
-    proposal = learn_unlabelled(learner, images, current, before, seed=seed, report=report)
-    return replace(proposal, seconds=time.monotonic() - begin)
+    if expected is None:
+        known = None if learner.clean is None else Clean(*learner.clean)
+        expected = expect(known, len(learner.head.bias))
+    verdict = judge_known(expected, len(images))
+    if verdict is None:
+        before = _features_before(learner, images, current)
+        verdict = _judged_before(learner, before, expected)
+        if verdict is None:
+            proposal = learn_unlabelled(
+                learner, images, current, before, expected=expected.places, seed=seed, report=report
+            )
+            return replace(proposal, seconds=time.monotonic() - begin)
+    weights = Weights(learner.factory, learner.head) if verdict.taken else current
+    return Proposal(weights, verdict, 0, time.monotonic() - begin, len(images))
+
+
+def _judged_before(
+    learner: Learner, before: tuple[Floats, Floats], expected: Expected
+) -> Verdict | None:
+    """Judge what the images show before anything is learned; None: there is something to learn."""
+    at_factory, at_current = before
+    clean = judge_clean(_distance(learner, at_current), _distance(learner, at_factory))
+    if clean is not None and not clean.taken:
+        return clean
+    return judge_shown(learner.head.logits(at_factory), expected) or clean
 
 
 def learn_unlabelled(
@@ -159,6 +198,7 @@ def learn_unlabelled(
     current: Weights,
     before: tuple[Floats, Floats],
     *,
+    expected: Sequence[int] | None = None,
     seed: int = 0,
     report: Report | None = None,
 ) -> Proposal:
@@ -172,18 +212,18 @@ def learn_unlabelled(
     ----------
     before
         Features `[n, D]` of the images under the factory mix, and under the one in force.
+    expected
+        Places of the classes that the images may show; None: all.
     """
     begin, deadline = time.monotonic(), deadline_of(learner.settings.seconds)
     origin = _checked_start(learner, images, current, np.random.default_rng(seed))
-    start = origin
-    if learner.clean is not None:
-        points, losses = _starts(learner, images, None, origin, before[0], deadline, report)
-        start = points[int(losses.mean(axis=1).argmin())]
+    points, losses = _starts(learner, images, None, origin, before[0], deadline, report)
+    start = points[int(losses.mean(axis=1).argmin())]
     descent = learner.learn(images, None, start, _stage(report, "images"), deadline)
-    point, verdict = _judged(learner, images, descent.point, current, before)
+    point, verdict = _judged(learner, images, descent.point, current, before, expected)
     if not verdict.taken and start is not origin:
         # A descent may leave a sound mix for one whose statistics are right and predictions wrong.
-        fallback, sound = _judged(learner, images, start, current, before)
+        fallback, sound = _judged(learner, images, start, current, before, expected)
         if sound.taken:
             point, verdict = fallback, sound
     return _propose(point, verdict, descent.steps, begin, len(images))
@@ -195,28 +235,39 @@ def _judged(
     point: Point,
     current: Weights,
     before: tuple[Floats, Floats],
+    expected: Sequence[int] | None,
 ) -> tuple[Point, Verdict]:
     """Judge a point without labels; the head's bias follows its features where it is to move."""
     factory, old = before
     new = learner.features(images, point.mix)
-    if learner.clean is not None and learner.settings.head == "bias":
-        point = Point(point.theta, learner.head.following(new, learner.clean[0]))
+    mean, _ = _known(learner)
+    if learner.settings.head == "bias":
+        point = Point(point.theta, learner.head.following(new, mean))
     logits = learner.head.logits(factory), current.head.logits(old), point.head.logits(new)
     if learner.mixes:
-        return point, judge_unlabelled(*logits, _distances(learner, factory, new))
+        return point, judge_unlabelled(*logits, _distances(learner, factory, new), expected)
     # What a bias can take back is the shift of the mean: the rest of the distance stays.
-    shift = 0 if learner.clean is None else learner.clean[0] - new.mean(axis=0)
-    distances = _distances(learner, factory, new + shift)
-    refused = judge_bias(logits[0], distances and distances[0])
-    return point, refused or judge_unlabelled(*logits, distances)
+    distances = _distance(learner, factory), _distance(learner, new + (mean - new.mean(axis=0)))
+    refused = judge_bias(logits[0], distances[0], expected)
+    return point, refused or judge_unlabelled(*logits, distances, expected)
 
 
 def _distances(learner: Learner, before: Floats, after: Floats) -> tuple[float, float] | None:
     """Of the features' statistics from those of clean images, where these are known."""
     if learner.clean is None:
         return None
-    first, second = (statistics_distance(x, *learner.clean)[0] for x in (before, after))
-    return first, second
+    return _distance(learner, before), _distance(learner, after)
+
+
+def _distance(learner: Learner, features: Floats) -> float:
+    return statistics_distance(features, *_known(learner))[0]
+
+
+def _known(learner: Learner) -> Statistics:
+    """Statistics of clean images, without which nothing is learned from images without labels."""
+    if learner.clean is None:
+        raise ValueError("The learner knows no statistics of clean images.")
+    return learner.clean
 
 
 def _checked_start(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
+from hgprompt_edge.clean import places_of
 from hgprompt_edge.device.adapt import Proposal, Report, Weights, adapt_labelled, adapt_unlabelled
 from hgprompt_edge.device.bank import Bank, adapt_path
 from hgprompt_edge.device.descend import Settings
+from hgprompt_edge.device.evidence import Expected, expect
 from hgprompt_edge.device.head_learner import HeadLearner
 from hgprompt_edge.device.journal import RETURN, Journal, Version
 from hgprompt_edge.device.learner import ForwardLearner, GradientLearner, Learner
@@ -29,6 +32,8 @@ class Request:
     ----------
     data
         Folder of images: one folder a class with labels, any folder without.
+    expected
+        Names of the classes that the images may show; None: all.
     forward_only
         CMA-ES with the model alone in place of the gradient's graph.
     limit
@@ -39,6 +44,7 @@ class Request:
 
     data: Path
     unlabelled: bool = False
+    expected: tuple[str, ...] | None = None
     forward_only: bool = False
     settings: Settings = field(default_factory=Settings)
     limit: int | None = None
@@ -89,15 +95,28 @@ def adapt_model(
     """
     bank = bank_of(predictor)
     _check_head(request, bank)
+    classes = predictor.classes
+    places = None if request.expected is None else places_of(request.expected, classes)
+    expected = expect(bank.clean, len(classes), places)
     seen = _read(request, predictor)
+    _check_labels(seen, expected, classes)
     learner = _learner(request, predictor, bank)
+    learner.clean = expected.statistics
     before = journal.current()
     current = weights_of(before, bank)
     if seen.labels is None:
-        proposal = adapt_unlabelled(learner, seen.pixels, current, seed=request.seed, report=report)
+        proposal = adapt_unlabelled(
+            learner, seen.pixels, current, expected=expected, seed=request.seed, report=report
+        )
     else:
         proposal = adapt_labelled(
-            learner, seen.pixels, seen.labels, current, seed=request.seed, report=report
+            learner,
+            seen.pixels,
+            seen.labels,
+            current,
+            expected=expected,
+            seed=request.seed,
+            report=report,
         )
     after = before
     if proposal.verdict.taken:
@@ -116,9 +135,20 @@ def _check_head(request: Request, bank: Bank) -> None:
         raise UserError(
             "--head weights: needs labels; without them the bias alone can follow (--head bias)"
         )
-    follows = request.unlabelled and bank.clean is not None
-    if request.forward_only and head != "none" and not follows:
+    if request.forward_only and head != "none" and not request.unlabelled:
         raise UserError(f"--head {head}: needs the gradient; leave out --method cma")
+
+
+def _check_labels(seen: Seen, expected: Expected, classes: Sequence[str]) -> None:
+    """Refuse labelled images of a class that is said not to occur."""
+    if seen.labels is None:
+        return
+    other = sorted(set(seen.labels.tolist()) - set(expected.places))
+    if other:
+        raise UserError(
+            f"--expect-classes: there are images of '{classes[other[0]]}', which is not named; "
+            "name it or leave its folder out"
+        )
 
 
 def weights_of(version: Version, bank: Bank) -> Weights:

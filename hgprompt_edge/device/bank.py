@@ -1,6 +1,7 @@
 """The prompts that a device can mix, `NAME.bank.safetensors`: small, checked, ready to be used.
 
-Tensors: `factory [M]`, `head.weight [K, D]`, `head.bias [K]`; optionally `clean.mean`, `clean.var`.
+Tensors: `factory [M]`, `head.weight [K, D]`, `head.bias [K]`; optionally `clean.mean`, `clean.var`,
+and for each class `clean.class_mean [K, D]`, `clean.class_count [K]`.
 Where there are prompts `keys`, `values [P, L, T, E]`, `gram [L, T, P, P]`, `key_bias`, `value_bias
 [L, E]`, `eps [L]` (METHOD eq. 2); with qk-norm `key_norm.weight`, `key_norm.bias [L, d]`,
 `key_norm.eps [L]`. Where there are none, only the head can move.
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.bundle import FOLDED, NO_PROMPT
+from hgprompt_edge.clean import Clean, read_clean
 from hgprompt_edge.device.mixing import BankKeysValues
 from hgprompt_edge.errors import UserError, brief
 from hgprompt_edge.files import DAMAGE, Array, read_safetensors, sha256_arrays, write_safetensors
@@ -31,10 +33,6 @@ TOLERANCE = 1e-3
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
-
-
-Statistics = tuple[Floats, Floats]
-"""Mean and variance `[D]` of features."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,8 @@ class Bank:
         nothing yet: `[K, K]`, the identity.
     sha256
         Digest of names and tokens, see `bundle.bank_sha256`.
-    clean_mean, clean_var
-        `[D]`: of the model's `features` on clean images, or None.
+    clean
+        Statistics of the model's `features` on clean images, or None.
     """
 
     names: tuple[str, ...]
@@ -67,15 +65,7 @@ class Bank:
     head_weight: Floats
     head_bias: Floats
     sha256: str
-    clean_mean: Floats | None = None
-    clean_var: Floats | None = None
-
-    @property
-    def clean(self) -> Statistics | None:
-        """Of the features of clean images, where they are known."""
-        if self.clean_mean is None or self.clean_var is None:
-            return None
-        return self.clean_mean, self.clean_var
+    clean: Clean | None = None
 
     @property
     def gated(self) -> bool:
@@ -173,7 +163,7 @@ def _pack(bank: Bank) -> tuple[dict[str, Array], dict[str, str]]:
     }
     metadata = {"format": FORMAT, "names": json.dumps(bank.names), "sha256": bank.sha256}
     if bank.clean is not None:
-        tensors |= dict(zip(("clean.mean", "clean.var"), bank.clean, strict=True))
+        tensors |= bank.clean.tensors()
     if bank.mixer is not None:
         tensors |= _pack_mixer(bank.mixer)
         metadata |= {"heads": str(bank.mixer.heads), "width": str(bank.mixer.width)}
@@ -231,11 +221,12 @@ def _parse(tensors: dict[str, Array], metadata: dict[str, str]) -> Bank:
     floats = cast("dict[str, Floats]", tensors)
     for name, tensor in floats.items():
         dtype = np.dtype(np.float64 if name.endswith("eps") else np.float32)
-        if tensor.dtype != dtype:
+        if tensor.dtype != dtype and not name.startswith("clean."):  # those are checked below
             raise ValueError(f"'{name}' is {tensor.dtype}, not {dtype}")
-        if name.endswith(("eps", "var")) and (tensor < 0).any():
+        if name.endswith("eps") and (tensor < 0).any():
             raise ValueError(f"'{name}' is below 0")
     names = tuple(json.loads(metadata["names"]))
+    classes, width = floats["head.weight"].shape
     return Bank(
         names=names,
         mixer=None if names in ((NO_PROMPT,), (FOLDED,)) else _parse_mixer(tensors, metadata),
@@ -243,8 +234,7 @@ def _parse(tensors: dict[str, Array], metadata: dict[str, str]) -> Bank:
         head_weight=floats["head.weight"],
         head_bias=floats["head.bias"],
         sha256=metadata["sha256"],
-        clean_mean=floats.get("clean.mean"),
-        clean_var=floats.get("clean.var"),
+        clean=read_clean(tensors, classes, width),
     )
 
 
@@ -277,9 +267,6 @@ def _check(bank: Bank) -> None:
     ]
     if bank.mixer is not None:
         shapes += _shapes_of(bank.mixer, entries - bank.gated, features)
-    if bank.clean is not None:
-        found = tuple(array.shape for array in bank.clean)
-        shapes.append(("clean", found, ((features,), (features,))))
     for what, shape, wanted in shapes:
         if shape != wanted:
             raise ValueError(f"'{what}' is {shape}, not {wanted}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,10 @@ MIN_DISTANCE_IN_FORCE = 0.05
 """And so far under other weights in force for a device to go back to the factory's, under which
 images look clean: less is needed to return to what is known to fit than to leave it."""
 
+NO_STATISTICS = (
+    "the model does not know the statistics of clean images, so nothing says whether these have "
+    "changed; run `hgedge fit` and `hgedge export --adapt` again, or give labels"
+)
 MIN_SPREAD, MIN_SHIFT = 0.9, 0.3
 """Unlabelled, where only the bias can follow: the shipped model must predict so much of the number
 of classes, in effect, and the distance of the statistics must be so large. A bias takes the mean of
@@ -145,7 +150,11 @@ def errors_asked(distances: tuple[float, float] | None) -> float:
 
 
 def judge_unlabelled(
-    factory: Floats, old: Floats, new: Floats, distances: tuple[float, float] | None = None
+    factory: Floats,
+    old: Floats,
+    new: Floats,
+    distances: tuple[float, float] | None,
+    expected: Sequence[int] | None = None,
 ) -> Verdict:
     """Refuse new weights that collapse to few classes, or are surer and say something else.
 
@@ -155,11 +164,12 @@ def judge_unlabelled(
         Logits `[n, K]` of the factory's weights, of those in force and of the new ones.
     distances
         Of the features' statistics from those of clean images, under the factory's mix and the new
-        one; None: those of clean images are not known. Refused where the first is small or the
-        second not much smaller.
+        one. Refused where they are not known, the first is small or the second not much smaller.
+    expected
+        Places of the classes that the images may show; None: all.
     """
     agreement = float((factory.argmax(1) == new.argmax(1)).mean())
-    classes_before, classes_after = effective_classes(factory), effective_classes(new)
+    classes_before, classes_after = (effective_classes(x, expected) for x in (factory, new))
     sure_before, sure_after = mean_entropy(old), mean_entropy(new)
     figures = {
         "agreement": agreement,
@@ -168,11 +178,11 @@ def judge_unlabelled(
         "entropy_before": sure_before,
         "entropy_after": sure_after,
     }
-    if distances is not None:
-        figures["distance_before"], figures["distance_after"] = distances
-        why = _refuse_distances(*distances)
-        if why is not None:
-            return Verdict(False, why, figures)
+    if distances is None:
+        return Verdict(False, NO_STATISTICS, figures)
+    figures["distance_before"], figures["distance_after"] = distances
+    if (why := _refuse_distances(*distances)) is not None:
+        return Verdict(False, why, figures)
     if classes_after < MIN_CLASSES * classes_before:
         why = (
             f"predictions collapse to {classes_after:.1f} classes from {classes_before:.1f} "
@@ -185,12 +195,11 @@ def judge_unlabelled(
             f"of the images alone (bound {100 * MIN_AGREEMENT:.0f} %)"
         )
         return Verdict(False, why, figures)
-    why = f"same class as with the factory weights on {100 * agreement:.0f} % of the images"
-    if distances is not None:
-        why = (
-            "the features' statistics come nearer to those of clean images (distance "
-            f"{distances[0]:.2f} to {distances[1]:.2f}); {why}"
-        )
+    why = (
+        "the features' statistics come nearer to those of clean images (distance "
+        f"{distances[0]:.2f} to {distances[1]:.2f}); same class as with the factory weights on "
+        f"{100 * agreement:.0f} % of the images"
+    )
     return Verdict(True, why, figures)
 
 
@@ -222,7 +231,9 @@ def judge_clean(in_force: float, factory: float) -> Verdict | None:
     return Verdict(True, why, figures)
 
 
-def judge_bias(factory: Floats, distance: float | None) -> Verdict | None:
+def judge_bias(
+    factory: Floats, distance: float, expected: Sequence[int] | None = None
+) -> Verdict | None:
     """Refuse to let the bias follow images that show too few of the classes or too small a shift.
 
     Parameters
@@ -230,18 +241,17 @@ def judge_bias(factory: Floats, distance: float | None) -> Verdict | None:
     factory
         Logits `[n, K]` of the shipped model.
     distance
-        Of the features' statistics from those of clean images; None: these are not known.
+        Of the features' statistics from those of clean images.
+    expected
+        As of `judge_unlabelled`.
 
     Returns
     -------
     None where nothing speaks against it.
     """
-    found, classes = effective_classes(factory), factory.shape[1]
-    figures = {"classes_before": found}
-    if distance is None:
-        why = "the statistics of clean images are not in the model; give labels, or fit it again"
-        return Verdict(False, why, figures)
-    figures["distance_before"] = distance
+    found = effective_classes(factory, expected)
+    classes = factory.shape[1] if expected is None else len(expected)
+    figures = {"classes_before": found, "distance_before": distance}
     if distance < MIN_SHIFT:
         why = (
             f"the features' statistics are {distance:.2f} away from those of clean images, and the "
@@ -298,9 +308,10 @@ def standard_error(x: Doubles) -> float:
     return float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("inf")
 
 
-def effective_classes(logits: Floats) -> float:
-    """Exponential of the entropy of the mean prediction."""
-    mean = np.exp(log_softmax(logits)).mean(axis=0)
+def effective_classes(logits: Floats, expected: Sequence[int] | None = None) -> float:
+    """Exponential of the entropy of the mean prediction `[K]`, among the `expected` classes."""
+    among = logits if expected is None else logits[:, list(expected)]
+    mean = np.exp(log_softmax(among)).mean(axis=0)
     return float(np.exp(-np.sum(mean * np.log(np.maximum(mean, 1e-30)))))
 
 

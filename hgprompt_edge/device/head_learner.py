@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from hgprompt_edge.device.bank import Bank
 from hgprompt_edge.device.descend import Descent, Point, Report, Settings, descend
+from hgprompt_edge.device.learner import statistics_of
 from hgprompt_edge.device.losses import Slope
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.device.softmax import log_softmax
@@ -40,7 +41,7 @@ class HeadLearner:
         self._predictor, self._known = predictor, dict[str, Floats]()
         self.settings = replace(settings, steps=max(settings.steps, STEPS))
         self.factory = bank.factory.astype(np.float64)
-        self.head, self.clean = Head(bank.head_weight, bank.head_bias), bank.clean
+        self.head, self.clean = Head(bank.head_weight, bank.head_bias), statistics_of(bank)
 
     def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
         """No runtime computes the gradient, so there is nothing to check."""

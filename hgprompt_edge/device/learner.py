@@ -10,7 +10,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.device.bank import Statistics
+from hgprompt_edge.clean import Statistics
+from hgprompt_edge.device.bank import Bank
 from hgprompt_edge.device.descend import (
     Descent,
     Point,
@@ -23,8 +24,6 @@ from hgprompt_edge.device.losses import (
     anchor_unit,
     anchored_judge,
     cross_entropy_judge,
-    information,
-    information_judge,
     statistics_distance,
     statistics_judge,
 )
@@ -45,6 +44,11 @@ CHECKED_IMAGES = 8
 SPREAD = 1.0
 """First standard deviation of CMA-ES on the logits of the mix."""
 BATCH = 16
+
+
+def statistics_of(bank: Bank) -> Statistics | None:
+    """Statistics of clean images of all classes, where they are known."""
+    return None if bank.clean is None else bank.clean.statistics
 
 
 class Learner(Protocol):
@@ -101,7 +105,7 @@ class GradientLearner:
     def __init__(self, graph: AdaptGraph, settings: Settings) -> None:
         self._graph, self.settings = graph, settings
         self.factory, self.head = graph.bank.factory.astype(np.float64), graph.head
-        self.clean = graph.bank.clean
+        self.clean = statistics_of(graph.bank)
 
     def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
         """Hold the runtime's gradient against differences of its loss."""
@@ -120,14 +124,12 @@ class GradientLearner:
         report: Report | None = None,
         deadline: float = math.inf,
     ) -> Descent:
-        """Descend on what is known: labels, statistics of clean images, both or neither."""
+        """Descend on what is known: labels, statistics of clean images, or both."""
         graph, clean, anchor = self._graph, self.clean, self.settings.anchor
         if labels is None:
-            judge = (
-                information_judge(graph, images)
-                if clean is None
-                else statistics_judge(graph, images, clean, anchor)
-            )
+            if clean is None:
+                raise ValueError("Without labels the statistics of clean images are needed.")
+            judge = statistics_judge(graph, images, clean, anchor)
         elif clean is None:
             judge = cross_entropy_judge(graph, images, labels)
         else:
@@ -154,7 +156,7 @@ class ForwardLearner:
         bank = predictor.bank
         self.factory = bank.factory.astype(np.float64)
         self.head = Head(bank.head_weight, bank.head_bias)
-        self.clean = bank.clean
+        self.clean = statistics_of(bank)
 
     def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
         """There is no gradient to be wrong."""
@@ -175,6 +177,8 @@ class ForwardLearner:
     ) -> Descent:
         """Search by the same losses as with the gradient."""
         clean, unit = self.clean, 0.0
+        if clean is None and labels is None:
+            raise ValueError("Without labels the statistics of clean images are needed.")
         if clean is not None:
             at_factory = self.features(images, self.factory)
             unit = anchor_unit(at_factory, clean, self.settings.anchor)
@@ -185,7 +189,7 @@ class ForwardLearner:
             distance = 0.0 if clean is None else unit * statistics_distance(features, *clean)[0]
             if labels is not None:
                 return float(-(labels * log_softmax(logits)).sum(axis=1).mean()) + distance
-            return information(logits)[0] if clean is None else distance
+            return distance
 
         return self._search(loss, start, report, deadline)
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hgprompt_edge.device.bank import Statistics
-from hgprompt_edge.device.softmax import log_softmax
+from hgprompt_edge.clean import Statistics
 from hgprompt_edge.device.step import AdaptGraph, Doubles, Floats, Head, Pixels
 
 
@@ -77,18 +76,6 @@ def anchored_judge(
     return judge
 
 
-def information_judge(graph: AdaptGraph, images: Pixels) -> Judge:
-    """Information maximisation: mean entropy of the predictions less the entropy of their mean."""
-
-    def judge(mix: Doubles, head: Head) -> Slope:
-        logits = graph.forward(images, mix, head=head).logits
-        loss, d_logits = information(logits)
-        step = graph(images, -len(images) * d_logits, mix, head)
-        return Slope(loss, step.d_mix, step.d_weight, step.d_bias)
-
-    return judge
-
-
 def statistics_judge(graph: AdaptGraph, images: Pixels, clean: Statistics, weight: float) -> Judge:
     """Distance of the features' mean and deviation from those of clean images, see `anchor_unit`.
 
@@ -106,19 +93,6 @@ def statistics_judge(graph: AdaptGraph, images: Pixels, clean: Statistics, weigh
         return Slope(unit * distance, step.d_mix, step.d_weight, step.d_bias)
 
     return judge
-
-
-def information(logits: Floats) -> tuple[float, Floats]:
-    """Mean entropy less the entropy of the mean of `logits [n, K]`, and its gradient `[n, K]`."""
-    log_p = log_softmax(logits)
-    p = np.exp(log_p)
-    mean = p.mean(axis=0)
-    log_mean = np.log(np.maximum(mean, 1e-30))
-    loss = -(p * log_p).sum(axis=1).mean() + (mean * log_mean).sum()
-    # d/dp of both terms; constants vanish through the softmax.
-    d_p = (log_mean - log_p) / len(p)
-    d_logits = p * (d_p - (p * d_p).sum(axis=1, keepdims=True))
-    return float(loss), d_logits.astype(np.float32)
 
 
 def statistics_distance(features: Floats, mean: Floats, variance: Floats) -> tuple[float, Floats]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from hgprompt_edge.bundle import Bundle, FoldedPrompt, Row
+from hgprompt_edge.clean import Clean
 from hgprompt_edge.device.softmax import log_mean_softmax
 from hgprompt_edge.prompts import DEEP, SOURCE, Floats, Prompt, PromptBank
 from hgprompt_edge.tasks import Task
@@ -35,7 +36,7 @@ def make_bundle(
     objective: dict[str, Any],
     seed: int,
     keep_sources: bool,
-    clean: tuple[Floats, Floats] | None = None,
+    clean: Clean | None = None,
 ) -> Bundle:
     """Assemble a bundle: float32 numbers, a probe, provenance. Without a bank no prompt is in it.
 
@@ -47,8 +48,7 @@ def make_bundle(
     heads
         One for each of the chosen candidate's parts.
     clean
-        Mean and variance `[D]` of the features of clean training images under the chosen prompt;
-        with several folded prompts `[K]`, as `Bundle.clean_mean` says.
+        Statistics of the features of clean images under the chosen prompt, as `Bundle.clean` says.
     """
     first, *more = (
         _folded(part, head, bank) for part, head in zip(chosen.parts, heads, strict=True)
@@ -76,8 +76,7 @@ def make_bundle(
         probe_images=images,
         probe_logits=np.zeros((len(images), len(task.classes)), np.float32),
         source_tokens=bank.basis_tokens.astype(np.float16) if bank and keep_sources else None,
-        clean_mean=clean[0] if clean else None,
-        clean_var=clean[1] if clean else None,
+        clean=clean,
         data=task.data,
         split_digest=task.digest,
         seed=seed,

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hgprompt_edge.bundle import Bundle, check_one_prompt
+from hgprompt_edge.bundle import TUNED, Bundle, check_one_prompt
+from hgprompt_edge.clean import clean_of
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import DEEP, START
 from hgprompt_edge.tasks import Task
@@ -103,9 +104,14 @@ def tune_conditions(
         restored = trainer.run(partial(report, name) if report else None)
         prompts.append(restored.tokens.astype(np.float16))
         worths.append(judge(name, prompts[-1].astype(np.float32)))
-    mean, variance = train.features.mean(0).numpy(), train.features.var(0).numpy()
-    prepared = replace(_joined(bundle, worths, prompts), clean_mean=mean, clean_var=variance)
-    return prepared, tuple(worths)
+    joined = _joined(bundle, worths, prompts)
+    if joined.clean is None or joined.clean.class_means is None:  # of an earlier version
+        seen, images = train, task.train
+        if bundle.choice == TUNED:  # that prompt was trained on the training images
+            seen, images = validation, task.validation
+        clean = clean_of(seen.features.numpy(), images.labels, len(task.classes))
+        joined = replace(joined, clean=clean)
+    return joined, tuple(worths)
 
 
 def _joined(bundle: Bundle, worths: Sequence[Worth], prompts: Sequence[Halves]) -> Bundle:

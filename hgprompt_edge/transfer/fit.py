@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.bundle import Bundle, Row
-from hgprompt_edge.device.softmax import log_mean_softmax
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.folded import MAX_FOLDED
 from hgprompt_edge.prompts import SHALLOW, Floats, PromptBank, effective_sources, mix
@@ -18,7 +17,7 @@ from hgprompt_edge.transfer.assemble import make_bundle
 from hgprompt_edge.transfer.checks import check_bank, check_validation, leave_out_family
 from hgprompt_edge.transfer.choice import Decision, decide
 from hgprompt_edge.transfer.features import FeatureStore
-from hgprompt_edge.transfer.judge import Candidate, Judge
+from hgprompt_edge.transfer.judge import Judge
 from hgprompt_edge.transfer.learn import (
     LAMBDA,
     STEPS,
@@ -169,7 +168,8 @@ class HGPrompt:
         decision = decide(judge, bank, self.weights_, self.folded)
         self.choice_ = decision.chosen.method
         self.best_source_ = bank.names[decision.best_source]
-        heads = self._measure(judge, decision, report)
+        exact = judge.exact()
+        heads = self._measure(judge, exact, decision, report)
         self.head_ = heads[0]
         self.objective_ = self._summary(bank, learned)
         self.bundle_ = make_bundle(
@@ -183,16 +183,18 @@ class HGPrompt:
             self.objective_,
             self.seed,
             self.keep_sources,
-            clean=clean_statistics(judge.exact(), decision.chosen),
+            clean=exact.clean(decision.chosen),
         )
         return self
 
-    def _measure(self, judge: Judge, decision: Decision, report: Progress) -> list[Head]:
+    def _measure(
+        self, judge: Judge, exact: Judge, decision: Decision, report: Progress
+    ) -> list[Head]:
         """Complete the table; the test part is touched after the choice (METHOD 6).
 
         What is kept gets its heads and its test accuracy in float32.
         """
-        exact, rows = judge.exact(), list(decision.rows)
+        rows = list(decision.rows)
         heads = exact.final_heads(decision.chosen)
         for index, candidate in enumerate(decision.candidates):
             # Another row may be the same mix as the kept one: equal prompts have equal figures.
@@ -223,26 +225,6 @@ class HGPrompt:
             "sources": len(bank.prompts),
             "best_source": self.best_source_,
         }
-
-
-def clean_statistics(judge: Judge, chosen: Candidate) -> tuple[Floats, Floats]:
-    """Mean and variance of what a device sees on clean images, by which it judges a shift.
-
-    Of the features `[D]` of the training images; of several folded prompts of the logarithm of the
-    averaged probabilities `[K]` of validation images under heads that have not seen them.
-    """
-    store, task = judge.store, judge.task
-    if chosen.more:
-        logits = [
-            judge.training_head(part.tokens)
-            .logits(store.features(task.validation.pixels, part.tokens))
-            .numpy()
-            for part in chosen.parts
-        ]
-        seen = log_mean_softmax(np.stack(logits))
-    else:
-        seen = store.features(task.train.pixels, chosen.tokens).numpy()
-    return seen.mean(0).astype(np.float32), seen.var(0, ddof=1).astype(np.float32)
 
 
 def _extract(store: FeatureStore, task: Task, bank: PromptBank, report: Progress) -> None:

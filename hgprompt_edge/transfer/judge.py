@@ -10,7 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hgprompt_edge.bundle import Row
+from hgprompt_edge.bundle import TUNED, Row
+from hgprompt_edge.clean import Clean, clean_of
+from hgprompt_edge.device.softmax import log_mean_softmax
 from hgprompt_edge.tasks import Images, Task
 from hgprompt_edge.transfer.features import FeatureStore, Tokens, digest
 from hgprompt_edge.vit.best_head import HeadChoice, HeadKind, averaged_losses, choose_head
@@ -132,6 +134,29 @@ class Judge:
         found = self._probabilities(candidate, heads, images)
         right: npt.NDArray[np.bool_] = (found.argmax(1) == torch.from_numpy(images.labels)).numpy()
         return right
+
+    def clean(self, candidate: Candidate) -> Clean:
+        """Statistics of what a device sees on clean images, by which it judges a shift.
+
+        Of the features `[n, D]` of the training images; of validation images where the prompt was
+        trained on those. Of several folded prompts of the logarithm of the averaged probabilities
+        `[n, K]` of validation images under heads that have not seen them.
+        """
+        task, images = self.task, self.task.train
+        if candidate.more:
+            images = task.validation
+            logits = [
+                self.training_head(part.tokens)
+                .logits(self.store.features(images.pixels, part.tokens))
+                .numpy()
+                for part in candidate.parts
+            ]
+            seen = log_mean_softmax(np.stack(logits))
+        else:
+            if candidate.method == TUNED:
+                images = task.validation
+            seen = self.store.features(images.pixels, candidate.tokens).numpy()
+        return clean_of(seen, images.labels, len(task.classes))
 
     @property
     def _both(self) -> tuple[Images, ...]:

@@ -62,7 +62,6 @@ def fit_head(
     row = judge.measure(none)
     final = judge.final_heads(none)
     row = judge.on_test(row, none, final)
-    clean = store.features(task.train.pixels, None)
     bundle = make_bundle(
         store.backbone,
         task,
@@ -74,6 +73,6 @@ def fit_head(
         {"head": head, "pooling": asdict(pooling)},
         seed,
         keep_sources=False,
-        clean=(clean.mean(0).numpy(), clean.var(0).numpy()),
+        clean=judge.clean(none),
     )
     return bundle, pooling

@@ -17,7 +17,6 @@ from hgprompt_edge.transfer.assemble import token_logits
 from hgprompt_edge.transfer.checks import check_batch, check_same_images
 from hgprompt_edge.transfer.choice import Proof, prove
 from hgprompt_edge.transfer.features import FeatureStore
-from hgprompt_edge.transfer.fit import clean_statistics
 from hgprompt_edge.transfer.judge import Candidate, Judge
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.fitted import as_fitted
@@ -99,7 +98,6 @@ def tune(
     if not proof.holds:
         return Tuning(replace(bundle, table=table), trained, proof)
     weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
-    mean, variance = clean_statistics(judge, tuned)
     replaced = replace(
         _without_the_old_prompts(bundle),
         table=table,
@@ -108,8 +106,7 @@ def tune(
         weights=weights,
         head_weight=weight,
         head_bias=bias,
-        clean_mean=mean,
-        clean_var=variance,
+        clean=judge.clean(tuned),
         probe_logits=token_logits(backbone, bundle.probe_images, trained.tokens, weight, bias),
     )
     return Tuning(replaced, trained, proof)
