@@ -28,7 +28,7 @@ from hgprompt_edge.device.cpu import cpu_features
 from hgprompt_edge.device.engine import Engine
 from hgprompt_edge.device.onnx_engine import OnnxEngine
 from hgprompt_edge.device.openvino_engine import OpenVinoEngine
-from hgprompt_edge.export.int8 import BATCH, export_int8
+from hgprompt_edge.export.int8 import BATCHES, export_int8
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.export.openvino_file import export_openvino
 from hgprompt_edge.prompts import mix
@@ -133,8 +133,8 @@ def engines(
 
 
 def predicted(engine: Engine, pixels: Any) -> Any:
-    parts = range(0, len(pixels), BATCH)
-    return np.concatenate([engine.run(pixels[i : i + BATCH]) for i in parts]).argmax(1)
+    parts = range(0, len(pixels), BATCHES[-1])
+    return np.concatenate([engine.run(pixels[i : i + BATCHES[-1]]) for i in parts]).argmax(1)
 
 
 if __name__ == "__main__":

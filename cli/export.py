@@ -90,8 +90,15 @@ def export(
     data: options.Data = None,
     max_drop: Annotated[
         float,
-        typer.Option(min=0, help="int8: points of validation accuracy that may be lost."),
-    ] = 1.0,
+        typer.Option(min=0, help="int8: points of accuracy that may be lost."),
+    ] = 2.0,
+    accept_unproven: Annotated[
+        bool,
+        typer.Option(
+            "--accept-unproven",
+            help="int8: write the model, too, where the images are too few to say what it loses.",
+        ),
+    ] = False,
     weights: Annotated[
         Weights,
         typer.Option(
@@ -166,6 +173,7 @@ def export(
             path,
             found,
             max_drop=max_drop,
+            accept_unproven=accept_unproven,
             control=accuracy_control,
             bundle_sha256=digest,
             runtime_weights=runtime,
@@ -183,11 +191,11 @@ def export(
             {"model": str(path), "seconds": round(seconds, 2), **vars(checked)}
             | {"folded_prompts": len(content.folded)}
             | ({"signatures": [str(signature) for signature in signatures]} if sign else {})
-            | ({"tried": [vars(trial) for trial in result.tried]} if result else {})
+            | (_int8_document(result) if result else {})
         )
         return
     if result is not None:
-        _print_trials(result)
+        _print_trials(result, max_drop)
     _print_file(path, checked, precision, len(content.folded))
     _print_others(path, runtime, graph)
     for signature in signatures:
@@ -326,21 +334,42 @@ def _quantize(
         return export_int8(bundle, backbone, path, images, report=report, **how)
 
 
-def _print_trials(result: Int8) -> None:
+def _int8_document(result: Int8) -> dict[str, Any]:
+    test = result.test and vars(result.test) | {"images": result.test_images}
+    return {
+        "images": result.images,
+        "accuracy_fp32": result.float_accuracy,
+        "tried": [vars(trial) for trial in result.tried],
+        "proven": result.proven,
+        "images_needed": result.needed,
+        "test": test,
+    }
+
+
+def _print_trials(result: Int8, max_drop: float) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("int8 scheme")
-    table.add_column("validation", justify="right")
-    table.add_row("(float32)", f"{100 * result.float_accuracy:.1f} %")
-    for trial in [*result.tried, *([result.bf16] if result.bf16 else [])]:
-        table.add_row(trial.scheme, f"{100 * trial.val_accuracy:.1f} %")
+    table.add_column(f"{result.images} held-out images", justify="right")
+    table.add_column("change (90 % interval)", justify="right")
+    table.add_row("(float32)", f"{100 * result.float_accuracy:.1f} %", "")
+    tests = [result.test] if result.test else []
+    for trial in [*result.tried, *([result.bf16] if result.bf16 else []), *tests]:
+        name = f"{result.test_images} test images" if trial is result.test else trial.scheme
+        table.add_row(name, f"{100 * trial.accuracy:.1f} %", trial.change)
     out.print(table)
+    if not result.proven:
+        would = f"about {result.needed:,}" if result.needed else "no number of"
+        note(
+            f"not proven to keep within --max-drop {max_drop:g} on so few images; {would} images "
+            "would decide"
+        )
 
 
 def _check_int8_alone(context: typer.Context, precision: Precision) -> None:
     """Refuse what would be ignored without int8."""
     if precision is Precision.INT8:
         return
-    for name in ("data", "task", "max_drop"):
+    for name in ("data", "task", "max_drop", "accept_unproven"):
         if options.is_given(context, name):
             raise UserError(
                 f"--{name.replace('_', '-')}: for int8 alone; add --precision int8 or leave it out"

@@ -1,23 +1,24 @@
 """INT8: quantize, hold the accuracy against float32, try the next safer way, or refuse.
 
-A bundle's head has seen the validation images, which would flatter any model. So the best head
-for the training images alone is chosen and fitted, and that one judges; the file gets the bundle's.
+The difference is judged on the same images with its interval, under heads that have not seen them
+(`held_out.py`); the file gets the bundle's head. Where the images are too few to say on which side
+of the bound it lies, a model is written on request only.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import torch
-from torch import Tensor
 
 from hgprompt_edge.bundle import Bundle
 from hgprompt_edge.device.engine import Engine
@@ -33,36 +34,30 @@ from hgprompt_edge.export.bank_file import beside, make_bank, write_beside
 from hgprompt_edge.export.body import attach_head, split_head
 from hgprompt_edge.export.graph import build_graph
 from hgprompt_edge.export.head import Head, head_logits
+from hgprompt_edge.export.held_out import Features, HeldOut, features_of, graph_head, hold_out
 from hgprompt_edge.export.onnx_file import append_metadata, check_fits, describe
 from hgprompt_edge.export.openvino_file import add_metadata
 from hgprompt_edge.export.rewrites import Attention, Rewrites
 from hgprompt_edge.export.schemes import Control, Given, Scheme, onnx_schemes, openvino_schemes
-from hgprompt_edge.export.verify import Verification, at_factory, reference_features, verify_mixes
+from hgprompt_edge.export.trials import Trial, refusal, takes, trial_of, unproven
+from hgprompt_edge.export.verify import Verification, at_factory, verify_mixes
 from hgprompt_edge.files import atomic_paths
+from hgprompt_edge.paired import Paired, paired
 from hgprompt_edge.tasks.task import Images, Task
-from hgprompt_edge.transfer.features import FeatureStore
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.best_head import fit_head
-from hgprompt_edge.vit.fitted import as_fitted
-from hgprompt_edge.vit.heads import accuracy as share_right
 
 MIN_CALIBRATION, MAX_CALIBRATION = 32, 300
+MAX_DROP = 2.0
+"""Points of accuracy that may be lost by default. A thousand images, as many as `fit` takes, prove
+about that much of a model that loses half a point: one point would take some 3,000."""
+MAX_TEST = 1000
+"""Test images at most that the figure beside it is over."""
 BATCHES = (1, 16)
 """As a camera and as `hgedge predict` give them: a class must not depend on the other images."""
 Report = Callable[[str, int, int], None]
 Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A scheme and the validation accuracy of its model; `drop` in points below float32.
-
-    Under a head that has not seen these images, each right alone and among others.
-    """
-
-    scheme: str
-    val_accuracy: float
-    drop: float
+Right = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -72,18 +67,30 @@ class Int8:
     Attributes
     ----------
     tried
-        All schemes that were tried; the last one is in the file.
+        All schemes that were tried, on `images` held-out ones; the last one is in the file.
     float_accuracy
-        Validation accuracy in float32, that of fit's table; at the factory mix, where the weights
-        come at run time.
+        Of these in float32; at the factory mix, where the weights come at run time.
+    proven
+        Whether the images show that the bound holds; else it was accepted unproven.
+    needed
+        About how many images would decide; None where it is proven, or no number would.
     bf16
         The same model, what is left in float in bfloat16; None: not measured, since the runtime or
         this CPU does not compute in it.
+    test
+        The model in the file on test images, under the bundle's head; None: there are none.
+    test_images
+        How many.
     """
 
     tried: tuple[Trial, ...]
+    images: int
     float_accuracy: float
+    proven: bool
+    needed: int | None
     bf16: Trial | None
+    test: Trial | None
+    test_images: int
     verification: Verification
 
 
@@ -93,7 +100,8 @@ def export_int8(
     path: Path,
     task: Task,
     *,
-    max_drop: float = 1.0,
+    max_drop: float = MAX_DROP,
+    accept_unproven: bool = False,
     control: bool = False,
     bundle_sha256: str = "",
     runtime_weights: bool = False,
@@ -105,9 +113,11 @@ def export_int8(
     Parameters
     ----------
     task
-        Its training images calibrate, its validation images measure.
+        Its training images calibrate; those and its validation images judge.
     max_drop
-        Points of validation accuracy that the model may lose.
+        Points of accuracy that the model may lose.
+    accept_unproven
+        Write the model, too, where the images are too few to say whether it holds that.
     control
         Let NNCF search which layers must stay in float (OpenVINO alone, takes minutes).
     runtime_weights, adapt
@@ -121,7 +131,8 @@ def export_int8(
     UserError
         The images are not the bundle's or too few, or a package is missing.
     CheckError
-        No scheme keeps within `max_drop`; the message holds what was tried. No file is written.
+        No scheme keeps within `max_drop`, or none is proven to; the message holds what was tried.
+        No file is written.
     """
     _check_task(bundle, task)
     check_fits(bundle, backbone, bundle.probe_images)
@@ -133,29 +144,37 @@ def export_int8(
     given = bank.inputs(bank.factory) if bank else {}
     start = at_factory(bundle, backbone, bank) if bank else bundle
     prompts = len(bundle.folded)
-    unseen, floating = _judge(start, backbone, task, bank.share(bank.factory) if bank else 1.0)
-    judge = split_head(build_graph(unseen, backbone, on))[1]
+    features = features_of(start, backbone, bank.share(bank.factory) if bank else 1.0)
+    held = hold_out(start, backbone, task, features, on)
     if is_ir:
-        held = Control(task.validation, lambda f: softmax(head_logits(f, judge)), max_drop)
-        schemes = openvino_schemes(backbone.depth, held if control else None, prompts)
+        wanted = _control(start, backbone, task, features, on, max_drop) if control else None
+        schemes = openvino_schemes(backbone.depth, wanted, prompts)
     else:
         schemes = onnx_schemes(backbone.depth, given, prompts)
     with atomic_paths(*beside(path, bank, adapt), *files) as temporary:
+        written = temporary[-len(files) :]
         # In a folder of its own: an output may have any name.
         graph = Path(tempfile.mkdtemp(dir=temporary[-1].parent)) / "float.onnx"
         if bank is not None:
             write_beside(bundle, backbone, bank, temporary[: -len(files)])
         body, head = split_head(build_graph(start, backbone, on, bank))
         ir.save(body, graph)
-        measure = functools.partial(accuracy, head=judge, images=task.validation, given=given)
-        tried = _try(schemes, graph, temporary[-1], task, measure, floating, max_drop, report)
-        if tried[-1].drop > max_drop:
-            raise CheckError(_refusal(path, floating, tried, max_drop))
+        measure = functools.partial(_compare, held=held, given=given)
+        tried, compared = _try(
+            schemes, graph, written, task, measure, held.accuracy, max_drop, report
+        )
+        proven = tried[-1].holds(max_drop)
+        if proven is False:
+            raise CheckError(refusal(path, held, tried, max_drop))
+        needed = None if proven else compared.needed(-max_drop)
+        if not proven and not accept_unproven:
+            raise CheckError(unproven(path, held, tried[-1], max_drop, needed))
         rounded = None
         if is_ir and computes_bf16():
             engine = OpenVinoEngine(temporary[-1], bf16=True, cache=False)
             name = f"{tried[-1].scheme}, the rest in bfloat16"
-            rounded = _trial(name, measure(engine), floating)
+            rounded = trial_of(name, measure(engine), held.accuracy)
+        test, test_images = _on_test(_open(temporary[-1]), start, task, features, head, given)
         attach_head(temporary[-1], head, keep_features=bank is not None)
         verification = verify_mixes(
             _open(temporary[-1]), bundle, backbone, bundle.probe_images, bank, TOLERANCES["int8"]
@@ -166,13 +185,18 @@ def export_int8(
         entries = {
             **describe(start, bundle_sha256, bank),
             f"{PREFIX}precision": "int8",
-            f"{PREFIX}bf16": json.dumps(rounded is not None and rounded.drop <= max_drop),
+            f"{PREFIX}bf16": json.dumps(takes(rounded, max_drop, accept_unproven)),
             f"{PREFIX}verification": json.dumps(asdict(verification), sort_keys=True),
             f"{PREFIX}quantization": json.dumps(
                 {
-                    "val_accuracy_fp32": floating,
+                    "images": len(held.images),
+                    "accuracy_fp32": held.accuracy,
+                    "max_drop": max_drop,
+                    "proven": bool(proven),
                     "tried": [asdict(trial) for trial in tried],
                     "bf16": asdict(rounded) if rounded else None,
+                    "test": asdict(test) if test else None,
+                    "test_images": test_images,
                     **describe_cpu(_open(temporary[-1]), images, given),
                 }
             ),
@@ -181,77 +205,132 @@ def export_int8(
         (add_metadata if is_ir else append_metadata)(temporary[-1], entries)
         seal(temporary[-1])
         parse_metadata(path, _open(temporary[-1]).entries)
-    return Int8(tuple(tried), floating, rounded, verification)
+    return Int8(
+        tuple(tried),
+        len(held.images),
+        held.accuracy,
+        bool(proven),
+        needed,
+        rounded,
+        test,
+        test_images,
+        verification,
+    )
 
 
-def accuracy(body: Engine, head: Head, images: Images, given: Given | None = None) -> float:
-    """Share of the images whose class a head names from the features of a body.
+def right_in_any_batch(
+    body: Engine, images: Images, given: Given | None, judge: Callable[[Floats], Right]
+) -> Right:
+    """Which images `[n]` are right at each size of `BATCHES`, not by themselves only.
 
-    At each size of `BATCHES`: an image that is right by itself only is not.
+    Parameters
+    ----------
+    judge
+        Which images are right by their features `[n, D]`.
     """
     right = np.ones(len(images), bool)
     for batch in BATCHES:
         parts = range(0, len(images), batch)
-        features = np.concatenate([body.run(images.pixels[i : i + batch], given) for i in parts])
-        right &= head_logits(features, head).argmax(1) == images.labels
-    return float(right.mean())
+        right &= judge(
+            np.concatenate([body.run(images.pixels[i : i + batch], given) for i in parts])
+        )
+    return right
 
 
-def _judge(bundle: Bundle, backbone: Backbone, task: Task, share: float) -> tuple[Bundle, float]:
-    """Give the bundle a head that has not seen the validation images, and its accuracy on them.
+def _compare(body: Engine, held: HeldOut, given: Given | None) -> Paired:
+    """Hold a body against float32 on the images that judge."""
+    if not len(held.images):
+        return Paired(0, 0, 0)
+    right = right_in_any_batch(body, held.images, given, held.right)
+    return paired(held.floating.astype(np.float64), right.astype(np.float64))
 
-    Its prompt has a `share` beside the model alone, as after a merge, or 1. Each of several folded
-    prompts gets a head of its own.
-    """
-    store = FeatureStore(as_fitted(bundle, backbone))
-    kind = bundle.objective.get("head", "auto")
-    folded, logits = [], []
-    for one in bundle.folded:
 
-        def features(images: Images, prompt: Floats | None = one.prompt) -> Tensor:
-            if share == 1 or prompt is None:
-                return store.features(images.pixels, prompt)
-            return reference_features(bundle, backbone, images.pixels, prompt, share)
-
-        train, labels = features(task.train), task.train.labels
-        head = fit_head(train, labels, len(task.classes), bundle.seed, kind)
-        weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
-        folded.append(replace(one, head_weight=weight, head_bias=bias))
-        logits.append(head.logits(features(task.validation)))
-    first, *more = folded
-    unseen = replace(
-        bundle, head_weight=first.head_weight, head_bias=first.head_bias, more=tuple(more)
+def _on_test(
+    body: Engine, bundle: Bundle, task: Task, features: Features, head: Head, given: Given
+) -> tuple[Trial | None, int]:
+    """Hold a body against float32 on test images under the bundle's head; how many, too."""
+    rows = np.random.default_rng(0).permutation(len(task.test))[:MAX_TEST]
+    if not len(rows):
+        return None, 0
+    images = task.test.subset(np.sort(rows))
+    heads = [
+        (torch.from_numpy(f.head_weight), torch.from_numpy(f.head_bias)) for f in bundle.folded
+    ]
+    logits = [
+        (features(images, one.prompt).double() @ weight.double().T + bias.double()).numpy()
+        for one, (weight, bias) in zip(bundle.folded, heads, strict=True)
+    ]
+    exact = log_mean_softmax(np.stack(logits)).argmax(1) == images.labels
+    right = right_in_any_batch(
+        body, images, given, lambda found: head_logits(found, head).argmax(1) == images.labels
     )
-    found = torch.from_numpy(log_mean_softmax(torch.stack(logits).numpy())) if more else logits[0]
-    return unseen, share_right(found, task.validation.labels)
+    found = paired(exact.astype(np.float64), right.astype(np.float64))
+    return trial_of("test images", found, float(exact.mean())), len(images)
+
+
+def _control(
+    bundle: Bundle,
+    backbone: Backbone,
+    task: Task,
+    features: Features,
+    on: Rewrites,
+    max_drop: float,
+) -> Control:
+    """Give NNCF's search the validation images, and heads that were fitted on the others."""
+    kind, classes = bundle.objective.get("head", "lda"), len(task.classes)
+    heads = [
+        fit_head(features(task.train, one.prompt), task.train.labels, classes, bundle.seed, kind)
+        for one in bundle.folded
+    ]
+    judge = graph_head(bundle, backbone, heads, on)
+    return Control(task.validation, lambda f: softmax(head_logits(f, judge)), max_drop)
 
 
 def _try(
     schemes: list[Scheme],
     graph: Path,
-    path: Path,
+    files: Sequence[Path],
     task: Task,
-    measure: Callable[[Engine], float],
+    measure: Callable[[Engine], Paired],
     floating: float,
     max_drop: float,
     report: Report | None,
-) -> list[Trial]:
-    """Write a body with one scheme after the other until one holds, the last in the list."""
-    calibration = _calibration(task)
+) -> tuple[list[Trial], Paired]:
+    """Write a body with one scheme after the other until one is proven to hold.
+
+    Where none is, the one that loses least at worst is in the files, and the last in the list.
+    """
+    calibration, path = _calibration(task), files[-1]
+    kept = [graph.with_name(f"best{file.suffix}") for file in files]
     tried: list[Trial] = []
+    best: tuple[Trial, Paired] | None = None
     for index, scheme in enumerate(schemes):
         if report:
             report(f"int8: {scheme.name}", index, len(schemes))
         scheme.write(graph, calibration, path)
-        tried.append(_trial(scheme.name, measure(_open(path)), floating))
-        if tried[-1].drop <= max_drop:
-            break
-    return tried
+        found = measure(_open(path))
+        trial = trial_of(scheme.name, found, floating)
+        tried.append(trial)
+        if best is None or _rank(trial, max_drop) < _rank(best[0], max_drop):
+            best = trial, found
+            for file, copy in zip(files, kept, strict=True):
+                shutil.copyfile(file, copy)
+        # So few images prove nothing, however little a scheme loses: the fastest one is taken.
+        hopeless = Paired(found.images, 0, 0).interval[0] < -max_drop and trial.drop <= max_drop
+        if trial.holds(max_drop) or hopeless:
+            return tried, found
+    if best is not None and best[0].holds(max_drop) is False:
+        return tried, best[1]  # nothing is written
+    if best is None:
+        raise ValueError("There must be a scheme.")
+    for file, copy in zip(files, kept, strict=True):
+        copy.replace(file)
+    return [*(trial for trial in tried if trial is not best[0]), best[0]], best[1]
 
 
-def _trial(name: str, found: float, floating: float) -> Trial:
-    # Rounded, so that one point is one point whatever the number of images.
-    return Trial(name, found, round(100 * (floating - found), 6))
+def _rank(trial: Trial, max_drop: float) -> tuple[bool, float]:
+    """Smallest for the scheme that loses least at worst, of those not known to lose too much."""
+    return trial.holds(max_drop) is False, trial.high
 
 
 def _open(path: Path) -> Engine:
@@ -284,13 +363,3 @@ def _check_task(bundle: Bundle, task: Task) -> None:
             f"--data: these are not the images that the bundle of {bundle.task} was fitted on; "
             "name those, or run `hgedge fit` on these first"
         )
-
-
-def _refusal(path: Path, floating: float, tried: list[Trial], max_drop: float) -> str:
-    rows = "; ".join(
-        f"{trial.scheme}: {100 * trial.val_accuracy:.1f} % (-{trial.drop:.1f})" for trial in tried
-    )
-    return (
-        f"{path}: no int8 model keeps within --max-drop {max_drop:g} of {100 * floating:.1f} % on "
-        f"the validation images ({rows}); nothing was written, allow more or keep float32"
-    )

@@ -32,7 +32,7 @@ from hgprompt_edge.tasks import Task
 from hgprompt_edge.transfer.assemble import bundle_logits
 from hgprompt_edge.transfer.remix import with_mix
 from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.best_head import fit_head
+from hgprompt_edge.vit.best_head import choose_head, fit_head
 from hgprompt_edge.vit.forward import extract_features
 
 TWO, THREE = ("deep", "none"), ("none", "deep", "short")
@@ -283,17 +283,21 @@ def test_int8_names_the_same_classes(
         pytest.importorskip("nncf")
     bundle, task = fitted
     path = tmp_path / f"m{suffix}"
-    result = export_int8(bundle, backbone, path, task, max_drop=5)
-    heads = [
-        fit_head(extract_features(backbone, task.train.pixels, one.prompt), task.train.labels, 3)
+    result = export_int8(bundle, backbone, path, task, max_drop=9)
+    pixels = np.concatenate([task.train.pixels, task.validation.pixels])
+    labels = np.concatenate([task.train.labels, task.validation.labels])
+    choices = [
+        choose_head(extract_features(backbone, pixels, one.prompt), labels, 3)
         for one in bundle.folded
     ]
-    logits = [
-        head.logits(extract_features(backbone, task.validation.pixels, one.prompt)).numpy()
-        for head, one in zip(heads, bundle.folded, strict=True)
-    ]
-    right = np.mean([softmax(one) for one in logits], axis=0).argmax(1) == task.validation.labels
-    assert result.float_accuracy == pytest.approx(right.mean(), abs=1e-6)
+    right = []
+    for parts in zip(*(choice.held_out[:5] for choice in choices), strict=True):
+        found = [
+            softmax((choice.scale * logits).numpy())
+            for choice, (_, logits) in zip(choices, parts, strict=True)
+        ]
+        right.append(np.mean(found, axis=0).argmax(1) == labels[parts[0][0].numpy()])
+    assert result.float_accuracy == pytest.approx(np.concatenate(right).mean(), abs=1e-6)
     predictor = Predictor(path)
     images = np.concatenate([task.validation.pixels, task.test.pixels])
     exact = bundle_logits(backbone, images, bundle.folded)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from small_vits import FAMILIES, make_backbone, make_bundle
 from typer.testing import CliRunner, Result
 
@@ -321,8 +322,6 @@ def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_commands(exported: Path, bundle: Bundle) -> None:
-    from PIL import Image
-
     result = run("export", "--format", "openvino")
     assert result.exit_code == 0, result.stderr
     assert "pets.xml: " in result.stdout
