@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,9 +28,10 @@ from hgprompt_edge.cli.console import (
 from hgprompt_edge.cli.inputs import find_images_of
 from hgprompt_edge.cli.left_out import note_left_out, of_task, write_left_out
 from hgprompt_edge.cli.server import load_pytorch, needs_server
+from hgprompt_edge.errors import CheckError
 
 if TYPE_CHECKING:
-    from hgprompt_edge.transfer.condition import Worth
+    from hgprompt_edge.transfer.condition import Measured, Worth
 
 DEFAULT = "dark,blur,noise,cast,jpeg,lowres"
 
@@ -48,6 +50,13 @@ def condition(
     task: options.Task = None,
     data: options.Data = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs over the training images.")] = 12,
+    accept_unproven: Annotated[
+        bool,
+        typer.Option(
+            "--accept-unproven",
+            help="Keep prompts, too, of which the images are too few to say whether they help.",
+        ),
+    ] = False,
     checkpoint: options.Checkpoint = None,
     device: options.Device = options.DeviceName.AUTO,
     precision: options.Precision = options.PrecisionName.AUTO,
@@ -62,7 +71,7 @@ def condition(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Train prompts for darkness, blur, ... without labels and add them to a copy of the bundle.
+    """Train prompts for darkness, blur, ... without labels and add those that help to a copy.
 
     Interrupted, the same command goes on from there.
     """
@@ -99,14 +108,28 @@ def condition(
             note(f"resuming from {state}")
         backbone = fastest(backbone, device, precision)
         prepared, worths = tune_conditions(
-            fitted, backbone, images, names, recipe, report, state=state
+            fitted,
+            backbone,
+            images,
+            names,
+            recipe,
+            report,
+            accept_unproven=accept_unproven,
+            state=state,
         )
+    reasons = why_left_out(worths)
+    if not any(worth.kept for worth in worths):
+        if not json:
+            out.print(worth_table(worths))
+        raise CheckError(f"{path}: nothing was written; {'; '.join(reasons)}")
+    for sentence in reasons:
+        note(f"left out: {sentence}")
     write_bundle(path, prepared)
     write_left_out(images, path)
     shutil.rmtree(state, ignore_errors=True)
     seconds = time.perf_counter() - began
     if json:
-        figures = [vars(worth) for worth in worths]
+        figures = [asdict(worth) for worth in worths]
         document = {"bundle": str(path), "conditions": figures, "seconds": round(seconds, 2)}
         print_json({**document, **of_task(images)})
         return
@@ -134,12 +157,42 @@ def condition_names(text: str) -> list[str]:
 
 
 def worth_table(worths: Sequence[Worth]) -> Table:
-    """Show validation accuracy: clean, corrupted, and corrupted with the condition's prompt."""
+    """Show accuracy on clean and corrupted images, each with the condition's prompt, too."""
     table = Table(box=None, pad_edge=False)
     table.add_column("condition")
-    for title in ("clean", "corrupted", "with its prompt"):
+    for title in ("clean", "with prompt", "corrupted", "with prompt", "change (90 % interval)"):
         table.add_column(title, justify="right")
+    tested = any(worth.test for worth in worths)
+    if tested:
+        table.add_column("on test images", justify="right")
     for worth in worths:
-        figures = (worth.clean, worth.corrupted, worth.prompted)
-        table.add_row(worth.name, *(f"{100 * value:.1f} %" for value in figures))
+        found, test = worth.validation, worth.test
+        figures = (worth.clean, worth.clean_prompted, found.corrupted, found.prompted)
+        cells = [f"{100 * value:.1f} %" for value in figures]
+        cells.append(f"{_change(found)} ({found.low:+.1f} to {found.high:+.1f})")
+        table.add_row(worth.name, *cells, *([_change(test) if test else ""] if tested else []))
     return table
+
+
+def _change(found: Measured) -> str:
+    return f"{100 * (found.prompted - found.corrupted):+.1f}"
+
+
+def why_left_out(worths: Sequence[Worth]) -> list[str]:
+    """Say of each prompt that is not in the bundle why."""
+    sentences = []
+    for worth in worths:
+        if worth.kept:
+            continue
+        found = worth.validation
+        if worth.helps is False:
+            sentences.append(f"{worth.name}: images are recognised worse with its prompt")
+            continue
+        needed = (
+            f"about {found.needed:,} would say" if found.needed else "more would not say either"
+        )
+        sentences.append(
+            f"{worth.name}: {found.images} validation images are too few to say whether its prompt "
+            f"helps ({needed}); `hgedge condition --accept-unproven` keeps it"
+        )
+    return sentences

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import typer
 
 from hgprompt_edge.cli import options
-from hgprompt_edge.cli.condition import condition_names, condition_state, worth_table
+from hgprompt_edge.cli.condition import condition_names, condition_state, why_left_out, worth_table
 from hgprompt_edge.cli.console import (
     drawn,
     fastest,
@@ -211,6 +211,8 @@ def fit(
             fitted, worths = tune_conditions(
                 fitted, vit, images, wanted, report=report, state=state
             )
+    for sentence in why_left_out(worths):
+        note(f"left out: {sentence}")
     write_bundle(path, fitted)
     write_left_out(images, path)
     if tuning:
@@ -231,7 +233,7 @@ def fit(
         document["pooling"] = {**vars(pooling), "cost": round(cost, 3)}
         if tuning:
             document["tuning"] = tuning_document(tuning)
-        print_json({**document, "conditions": [vars(worth) for worth in worths]})
+        print_json({**document, "conditions": [asdict(worth) for worth in worths]})
     else:
         _print_result(
             fitted, left_out, pooling, images, path, figure, worths, cost, seconds, verbose
@@ -324,7 +326,11 @@ def _print_result(
         out.print(worth_table(worths))
     written = f"{path}, {figure}" if figure else f"{path}"
     out.print(f"{written} ({seconds:.0f} s)", soft_wrap=True)
-    print_next("export", path, *(("--adapt",) if worths else ("--format", "onnx")))
+    print_next(
+        "export",
+        path,
+        *(("--adapt",) if any(worth.kept for worth in worths) else ("--format", "onnx")),
+    )
 
 
 def _pooling_line(pooling: Pooling, cost: float) -> str:

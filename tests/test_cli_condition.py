@@ -28,7 +28,7 @@ def fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_interrupted_and_gone_on_with(fitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = "condition --conditions dark,blur --epochs 1".split()
+    words = "condition --conditions dark,blur --epochs 1 --accept-unproven".split()
     before = (fitted / "mine.hgbundle").read_bytes()
     train = ConditionTrainer.run
 
@@ -44,27 +44,36 @@ def test_interrupted_and_gone_on_with(fitted: Path, monkeypatch: pytest.MonkeyPa
     result = run(*words)
     assert result.exit_code == 0, result.stderr
     assert "resuming from .mine.conditions" in result.stderr
-    assert "with its prompt" in result.stdout
+    assert "with prompt" in result.stdout
     assert not (fitted / ".mine.conditions").exists()
     assert "next: hgedge export mine.conditions.hgbundle --adapt" in result.stdout
     assert (fitted / "mine.hgbundle").read_bytes() == before  # models were made from it
     names = [about["name"] for about in read_bundle(fitted / "mine.conditions.hgbundle").conditions]
     assert names == ["dark", "blur"]
-    more = run(*"condition mine.conditions.hgbundle --conditions noise --epochs 1".split())
+    words = "condition mine.conditions.hgbundle --conditions noise --epochs 1 --accept-unproven"
+    more = run(*words.split())
     assert "mine.conditions-2.hgbundle: 3 condition prompts" in more.stdout
 
 
 def test_json_and_another_file(fitted: Path) -> None:
     before = (fitted / "mine.hgbundle").read_bytes()
     words = "condition mine.hgbundle --data mine --conditions noise --epochs 1 -o b.hgbundle --json"
-    result = run(*words.split())
+    refused = run(*words.split())
+    assert refused.exit_code == 1
+    said = " ".join(refused.stderr.split())
+    assert "b.hgbundle: nothing was written; noise: " in said
+    assert "too few to say whether its prompt helps" in said
+    assert not (fitted / "b.hgbundle").exists()
+    result = run(*words.split(), "--accept-unproven")
+    assert "resuming from" in result.stderr, "what was trained is not trained again"
     assert result.exit_code == 0, result.stderr
     (worth,) = json.loads(result.stdout)["conditions"]
     assert worth["name"] == "noise"
-    assert all(0 <= worth[key] <= 1 for key in ("clean", "corrupted", "prompted"))
+    assert all(0 <= worth[key] <= 1 for key in ("clean", "clean_prompted"))
+    assert worth["kept"] is True
     assert (fitted / "mine.hgbundle").read_bytes() == before
     (about,) = read_bundle(fitted / "b.hgbundle").conditions
-    assert float(about["prompted"]) == worth["prompted"]
+    assert float(about["prompted"]) == worth["validation"]["prompted"]
 
 
 def test_bad_input_is_one_sentence(fitted: Path) -> None:
@@ -100,9 +109,10 @@ def test_fit_trains_them_and_names_the_next_command(
     words = f"fit --sources {bank} --data {data} --steps 0 --conditions dark,dark"
     result = run(*words.split())
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.index("kept: ") < result.stdout.index("with its prompt")
-    assert "next: hgedge export mine.hgbundle --adapt" in result.stdout
-    assert [c["name"] for c in read_bundle(tmp_path / "mine.hgbundle").conditions] == ["dark"]
+    assert result.stdout.index("kept: ") < result.stdout.index("with prompt")
+    assert "left out: dark: " in result.stderr
+    assert "next: hgedge export mine.hgbundle --format onnx" in result.stdout
+    assert read_bundle(tmp_path / "mine.hgbundle").conditions == ()
 
 
 def one_epoch(init: Callable[..., None]) -> Callable[..., None]:

@@ -208,7 +208,7 @@ def test_condition_prompts_and_tune_start_from_scratch_without_prompts(
     monkeypatch.chdir(tmp_path)
     shutil.copy(adaptable / "mine.hgbundle", tmp_path)
     data = adaptable / "mine"
-    conditioned = run(*f"condition --data {data} --conditions dark".split())
+    conditioned = run(*f"condition --data {data} --conditions dark --accept-unproven".split())
     assert conditioned.exit_code == 0, conditioned.stderr
     assert run("export", "--adapt").exit_code == 0
     bank = read_bank(tmp_path / "mine.bank.safetensors")

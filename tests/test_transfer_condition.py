@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ import torch
 from small_vits import make_backbone, make_mixable
 from toys import make_task, noise_tokens
 
-from hgprompt_edge.bundle import bank_sha256, factory_mix, read_bundle, write_bundle
+from hgprompt_edge.bundle import Bundle, bank_sha256, factory_mix, read_bundle, write_bundle
 from hgprompt_edge.clean import Clean
+from hgprompt_edge.cli.condition import why_left_out
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.tasks import Images
 from hgprompt_edge.tasks.conditions import (
     CONDITIONS,
     SEVERITIES,
@@ -21,7 +24,8 @@ from hgprompt_edge.tasks.conditions import (
     corrupt,
     training_corruption,
 )
-from hgprompt_edge.transfer.condition import starting_tokens, tune_conditions
+from hgprompt_edge.transfer import condition
+from hgprompt_edge.transfer.condition import Worth, starting_tokens, tune_conditions
 from hgprompt_edge.transfer.condition_trainer import ConditionRecipe, ConditionTrainer
 from hgprompt_edge.vit.forward import extract_features
 
@@ -80,12 +84,65 @@ class TestTuning:
             factory=np.array([0.5, 0.5], np.float32),
         )
 
+    def tuned(self, bundle: Bundle, names: list[str]) -> tuple[Bundle, tuple[Worth, ...]]:
+        """One epoch; on a random ViT no image says whether it helps."""
+        recipe = ConditionRecipe(epochs=1, learning_rate=1e-5)
+        return tune_conditions(
+            bundle, self.backbone, self.task, names, recipe, accept_unproven=True
+        )
+
+    def test_a_prompt_that_is_not_proven_to_help_is_kept_on_request_only(self) -> None:
+        recipe = ConditionRecipe(epochs=1, learning_rate=1e-5)
+        bundle, worths = tune_conditions(self.bundle, self.backbone, self.task, ["dark"], recipe)
+        (worth,) = worths
+        assert (worth.helps, worth.kept) == (None, False)
+        assert bundle.conditions == ()
+        assert bundle.condition_tokens is None
+        assert bundle.clean is not None
+        (sentence,) = why_left_out(worths)
+        assert sentence.startswith("dark: 45 validation images are too few to say")
+        assert "--accept-unproven" in sentence
+        found, test = worth.validation, worth.test
+        assert test is not None
+        assert (found.images, test.images) == (45, 60)
+        assert found.low <= 100 * (found.prompted - found.corrupted) <= found.high
+
+    @pytest.mark.parametrize(("gain", "helps"), [(1, True), (-1, False)])
+    def test_what_validation_images_say_decides(
+        self, monkeypatch: pytest.MonkeyPatch, gain: int, helps: bool
+    ) -> None:
+        """Half of the images are right under the bundle's prompt, all or none under the other."""
+        own = self.bundle.prompt
+
+        def right(judge: object, images: Images, pixels: object, tokens: object, _: object) -> Any:
+            half = np.arange(len(images)) % 2
+            return half if tokens is own else np.full(len(images), gain > 0)
+
+        monkeypatch.setattr(condition._Judge, "_right", lambda *given: right(*given).astype(float))
+        for accept in (False, True):
+            bundle, (worth,) = tune_conditions(
+                self.bundle,
+                self.backbone,
+                self.task,
+                ["dark"],
+                ConditionRecipe(epochs=1),
+                accept_unproven=accept,
+            )
+            assert (worth.helps, worth.kept) == (helps, helps)
+            assert len(bundle.conditions) == int(helps), "no request keeps what is known to do harm"
+        if not helps:
+            assert why_left_out([worth]) == ["dark: images are recognised worse with its prompt"]
+            return
+        low, high = (float(bundle.conditions[0][name]) for name in ("low", "high"))
+        assert 0 < low < 50 < high
+
     def test_features_come_back_and_the_bundle_holds_the_prompt(self, tmp_path: Path) -> None:
         recipe = ConditionRecipe(epochs=10, batch_size=16, learning_rate=3e-2)
         prepared, worths = tune_conditions(
-            self.bundle, self.backbone, self.task, ["dark", "blur"], recipe
+            self.bundle, self.backbone, self.task, ["dark", "blur"], recipe, accept_unproven=True
         )
         assert [worth.name for worth in worths] == ["dark", "blur"]
+        assert all(worth.kept for worth in worths)
         assert prepared.condition_tokens is not None
         clean = extract_features(self.backbone, self.task.train.pixels, self.bundle.prompt)
         dark = training_corruption(self.task.train.pixels, "dark", np.random.default_rng(9))
@@ -118,19 +175,17 @@ class TestTuning:
         np.testing.assert_array_equal(folded, self.bundle.prompt)
 
     def test_what_devices_were_merged_to_stays_with_its_names(self) -> None:
-        recipe = ConditionRecipe(epochs=1)
-        first, _ = tune_conditions(self.bundle, self.backbone, self.task, ["dark", "blur"], recipe)
+        first, _ = self.tuned(self.bundle, ["dark", "blur"])
         merged = replace(first, factory=np.array([0.1, 0.2, 0.3, 0.4], np.float32))
-        second, _ = tune_conditions(merged, self.backbone, self.task, ["noise", "dark"], recipe)
+        second, _ = self.tuned(merged, ["noise", "dark"])
         assert [c["name"] for c in second.conditions] == ["blur", "noise", "dark"]
         wanted = np.array([0.1, 0.2, 0.4, 0.0, 0.3], np.float32)
         np.testing.assert_array_equal(factory_mix(second), wanted)
 
     def test_another_condition_joins_and_the_same_one_is_replaced(self) -> None:
-        recipe = ConditionRecipe(epochs=1)
-        first, _ = tune_conditions(self.bundle, self.backbone, self.task, ["dark"], recipe)
-        second, _ = tune_conditions(first, self.backbone, self.task, ["blur"], recipe)
-        third, _ = tune_conditions(second, self.backbone, self.task, ["dark"], recipe)
+        first, _ = self.tuned(self.bundle, ["dark"])
+        second, _ = self.tuned(first, ["blur"])
+        third, _ = self.tuned(second, ["dark"])
         assert [c["name"] for c in second.conditions] == ["dark", "blur"]
         assert [c["name"] for c in third.conditions] == ["blur", "dark"]
         assert third.condition_tokens is not None
@@ -142,7 +197,7 @@ class TestTuning:
     ) -> None:
         recipe = ConditionRecipe(epochs=3, batch_size=50, validate_every=1)
         arguments = (self.bundle, self.backbone, self.task, ["dark", "noise"], recipe)
-        whole, worths = tune_conditions(*arguments)
+        whole, worths = tune_conditions(*arguments, accept_unproven=True)
         epochs = 0
         train = ConditionTrainer._train_epoch
 
@@ -156,16 +211,16 @@ class TestTuning:
         monkeypatch.setattr(ConditionTrainer, "_train_epoch", counted)
         state = tmp_path / "state"
         with pytest.raises(KeyboardInterrupt):
-            tune_conditions(*arguments, state=state)
+            tune_conditions(*arguments, accept_unproven=True, state=state)
         (state / "dark").with_suffix(".tmp").write_bytes(b"left behind")
-        resumed, again = tune_conditions(*arguments, state=state)
+        resumed, again = tune_conditions(*arguments, accept_unproven=True, state=state)
         assert epochs == 5 + 2, "dark is done, of noise one epoch is"
         np.testing.assert_array_equal(resumed.condition_tokens, whole.condition_tokens)
         assert again == worths
 
         (state / "dark").write_bytes(b"no state")
         torch.save({"of": "something else"}, state / "noise")
-        afresh, _ = tune_conditions(*arguments, state=state)
+        afresh, _ = tune_conditions(*arguments, accept_unproven=True, state=state)
         assert epochs == 7 + 6
         np.testing.assert_array_equal(afresh.condition_tokens, whole.condition_tokens)
 
@@ -203,7 +258,7 @@ class TestTuning:
             ({}, [], "none is named"),
             ({"backbone_sha256": "0" * 64}, ["dark"], "fitted on other weights"),
             ({"mode": "shallow"}, ["dark"], "holds shallow prompts"),
-            ({"split_digest": "other"}, ["dark"], "not the images that the bundle"),
+            ({"split_digest": "other"}, ["dark"], "not the images on which"),
             ({"source_tokens": None, "factory": None}, ["dark"], "does not hold its sources"),
         ],
     )

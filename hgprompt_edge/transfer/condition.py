@@ -18,8 +18,9 @@ import torch
 from hgprompt_edge.bundle import TUNED, Bundle, check_one_prompt
 from hgprompt_edge.clean import clean_of
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.paired import paired
 from hgprompt_edge.prompts import DEEP, START
-from hgprompt_edge.tasks import Task
+from hgprompt_edge.tasks import Images, Task
 from hgprompt_edge.tasks.conditions import CONDITIONS, SEVERITIES, corrupt
 from hgprompt_edge.transfer.checks import check_same_images
 from hgprompt_edge.transfer.condition_trainer import (
@@ -32,7 +33,7 @@ from hgprompt_edge.transfer.judge import Judge
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.fitted import as_fitted
 from hgprompt_edge.vit.forward import extract_features
-from hgprompt_edge.vit.heads import Head, accuracy
+from hgprompt_edge.vit.heads import Head
 from hgprompt_edge.vit.start import neutral_tokens
 
 Pixels = npt.NDArray[np.uint8]
@@ -41,20 +42,66 @@ Halves = npt.NDArray[np.float16]
 Report = Callable[[str, int, int], None]
 PLAIN_TOKENS = 10
 """Tokens a layer of condition prompts where there are no sources to be like."""
+MAX_TEST = 500
+"""Test images at most that a figure is over; each is seen six times for each condition."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Accuracy on corrupted images without and with a prompt, on the same images.
+
+    Corrupted as the study does it; an image is the mean of the three severities, which training did
+    not see.
+
+    Attributes
+    ----------
+    images
+        How many.
+    corrupted, prompted
+        Shares of them.
+    low, high
+        Bounds of the change, in points; each holds in 95 of 100 cases.
+    needed
+        About how many images would say whether the prompt helps; None: no number.
+    """
+
+    images: int
+    corrupted: float
+    prompted: float
+    low: float
+    high: float
+    needed: int | None
 
 
 @dataclass(frozen=True)
 class Worth:
-    """Validation accuracy on clean images, on corrupted ones, and on those with the prompt.
+    """What a condition prompt is worth, and whether it is in the bundle.
 
-    Of a head that was fitted on the training images alone. Corrupted as the study does it, over
-    its three severities, which training did not see.
+    Attributes
+    ----------
+    clean, clean_prompted
+        Accuracy on clean validation images, without the prompt and with it.
+    validation
+        Under a head that was fitted on the training images alone.
+    test
+        Under the bundle's head, on test images; None: there are none.
+    kept
+        Whether it is in the bundle: it helps, or nobody knows and that was accepted.
     """
 
     name: str
     clean: float
-    corrupted: float
-    prompted: float
+    clean_prompted: float
+    validation: Measured
+    test: Measured | None
+    kept: bool
+
+    @property
+    def helps(self) -> bool | None:
+        """Whether validation images say so; None: they are too few."""
+        if self.validation.low > 0:
+            return True
+        return False if self.validation.high < 0 else None
 
 
 def tune_conditions(
@@ -65,16 +112,20 @@ def tune_conditions(
     recipe: ConditionRecipe | None = None,
     report: Report | None = None,
     *,
+    accept_unproven: bool = False,
     state: Path | None = None,
 ) -> tuple[Bundle, tuple[Worth, ...]]:
-    """Train a prompt for each condition and put them into the bundle, for a device's bank.
+    """Train a prompt for each condition and put those that help into the bundle.
 
-    Prompts for other conditions that the bundle holds already stay.
+    Which help, validation images say: the lower bound of what they gain is above zero. Prompts for
+    other conditions that the bundle holds already stay.
 
     Parameters
     ----------
     recipe
         None: the default one.
+    accept_unproven
+        Keep prompts, too, of which the images are too few to say whether they help.
     state
         Folder that an interrupted training resumes from; removed at the end by the caller.
 
@@ -95,15 +146,17 @@ def tune_conditions(
     validation = seen_under(exact, task.validation.pixels, bundle.prompt)
     if state is not None:
         state.mkdir(exist_ok=True)
-    judge = _Judge(bundle, exact, task)
+    judge = _Judge(bundle, exact, task, accept_unproven)
     prompts, worths = [], []
     for name in names:
         trainer = ConditionTrainer(
             backbone, recipe, name, start, head, train, validation, state and state / name
         )
         restored = trainer.run(partial(report, name) if report else None)
-        prompts.append(restored.tokens.astype(np.float16))
-        worths.append(judge(name, prompts[-1].astype(np.float32)))
+        tokens = restored.tokens.astype(np.float16)
+        worths.append(judge(name, tokens.astype(np.float32)))
+        if worths[-1].kept:
+            prompts.append(tokens)
     joined = _joined(bundle, worths, prompts)
     if joined.clean is None or joined.clean.class_means is None:  # of an earlier version
         seen, images = train, task.train
@@ -116,6 +169,9 @@ def tune_conditions(
 
 def _joined(bundle: Bundle, worths: Sequence[Worth], prompts: Sequence[Halves]) -> Bundle:
     """Put prompts into the bundle, in the place of those of the same conditions."""
+    worths = [worth for worth in worths if worth.kept]
+    if not worths:
+        return bundle
     new = [worth.name for worth in worths]
     old = () if bundle.condition_tokens is None else bundle.condition_tokens
     kept = [
@@ -123,7 +179,7 @@ def _joined(bundle: Bundle, worths: Sequence[Worth], prompts: Sequence[Halves]) 
         for about, tokens in zip(bundle.conditions, old, strict=True)
         if about["name"] not in new
     ]
-    abouts = [{key: str(value) for key, value in vars(worth).items()} for worth in worths]
+    abouts = [_about(worth) for worth in worths]
     conditions = (*(about for about, _ in kept), *abouts)
     return replace(
         bundle,
@@ -131,6 +187,14 @@ def _joined(bundle: Bundle, worths: Sequence[Worth], prompts: Sequence[Halves]) 
         condition_tokens=np.stack([*(tokens for _, tokens in kept), *prompts]),
         factory=_carried_over(bundle, [about["name"] for about in conditions]),
     )
+
+
+def _about(worth: Worth) -> dict[str, str]:
+    """Return what a bundle holds about a condition prompt."""
+    found = worth.validation
+    figures = {"clean": worth.clean, "corrupted": found.corrupted, "prompted": found.prompted}
+    figures |= {"low": found.low, "high": found.high}
+    return {"name": worth.name, **{key: str(value) for key, value in figures.items()}}
 
 
 def _carried_over(bundle: Bundle, conditions: Sequence[str]) -> Floats | None:
@@ -169,26 +233,53 @@ def _kept_sources(bundle: Bundle) -> Halves:
 
 
 class _Judge:
-    """Measures condition prompts on validation images that neither they nor its head have seen."""
+    """Measures condition prompts on images that neither they nor a head have seen."""
 
-    def __init__(self, bundle: Bundle, backbone: Backbone, task: Task) -> None:
-        self.bundle, self.backbone, self.images = bundle, backbone, task.validation
+    def __init__(
+        self, bundle: Bundle, backbone: Backbone, task: Task, accept_unproven: bool
+    ) -> None:
+        self.bundle, self.backbone = bundle, backbone
+        self.accept_unproven = accept_unproven
         kind = bundle.objective.get("head", "lda")
         judge = Judge(FeatureStore(backbone), task, kind, bundle.seed)
         self.head = judge.training_head(bundle.prompt)
-        self.clean = self._accuracy(task.validation.pixels, bundle.prompt)
+        self.final = Head(torch.from_numpy(bundle.head_weight), torch.from_numpy(bundle.head_bias))
+        self.validation = task.validation
+        rows = np.random.default_rng(bundle.seed).permutation(len(task.test))[:MAX_TEST]
+        self.test = task.test.subset(np.sort(rows))
+        pixels = task.validation.pixels
+        self.clean = float(self._right(self.validation, pixels, bundle.prompt, self.head).mean())
 
     def __call__(self, name: str, prompt: Floats) -> Worth:
-        shifted = [corrupt(self.images.pixels, name, severity) for severity in SEVERITIES]
-        before, after = (
-            float(np.mean([self._accuracy(pixels, tokens) for pixels in shifted]))
-            for tokens in (self.bundle.prompt, prompt)
-        )
-        return Worth(name, self.clean, before, after)
+        images = self.validation
+        after = float(self._right(images, images.pixels, prompt, self.head).mean())
+        found = self._measure(images, name, prompt, self.head)
+        test = self._measure(self.test, name, prompt, self.final) if len(self.test) else None
+        worth = Worth(name, self.clean, after, found, test, kept=False)
+        unknown = worth.helps is None and self.accept_unproven
+        return replace(worth, kept=bool(worth.helps) or unknown)
 
-    def _accuracy(self, pixels: Pixels, tokens: Floats | None) -> float:
-        features = extract_features(self.backbone, pixels, tokens)
-        return accuracy(self.head.logits(features), self.images.labels)
+    def _measure(self, images: Images, name: str, prompt: Floats, head: Head) -> Measured:
+        looks = [
+            (
+                self._right(images, pixels, self.bundle.prompt, head),
+                self._right(images, pixels, prompt, head),
+            )
+            for pixels in (corrupt(images.pixels, name, severity) for severity in SEVERITIES)
+        ]
+        before, after = np.mean(looks, axis=0)
+        found = paired(before, after)
+        low, high = found.interval
+        shares = float(before.mean()), float(after.mean())
+        return Measured(len(images), *shares, low, high, found.needed(0))
+
+    def _right(
+        self, images: Images, pixels: Pixels, tokens: Floats | None, head: Head
+    ) -> npt.NDArray[np.float64]:
+        """Which images `[n]` are right, 0 or 1."""
+        logits = head.logits(extract_features(self.backbone, pixels, tokens))
+        right: npt.NDArray[np.bool_] = logits.argmax(1).numpy() == images.labels
+        return right.astype(np.float64)
 
 
 def check_names(names: Sequence[str]) -> None:
