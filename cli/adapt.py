@@ -176,7 +176,12 @@ def adapt(
     note_left_out(adapted.seen.unreadable, adapted.seen.left_out)
     if absent := adapted.seen.absent(predictor.classes):
         note(f"no images of some classes, for which the new weights were not judged: {absent}")
-    tries_more = unlabelled and moving is Moving.NONE and adapted.proposal.steps > 0
+    tries_more = (
+        unlabelled
+        and expect_classes is None
+        and moving is Moving.NONE
+        and adapted.proposal.steps > 0
+    )
     _print_adapted(adapted, bank.names, folder, json, BIAS_HINT if tries_more else None)
     if not adapted.proposal.verdict.taken:
         raise typer.Exit(EXIT_CHECK_FAILED)
@@ -283,7 +288,12 @@ def _print_adapted(
     )
     if "accuracy_before" in verdict.figures:
         before, after = (verdict.figures[f"accuracy_{when}"] for when in ("before", "after"))
-        out.print(f"held-out accuracy {100 * before:.1f} % -> {100 * after:.1f} %")
+        low, high = (100 * verdict.figures[f"change_{end}"] for end in ("low", "high"))
+        out.print(
+            f"held-out accuracy {100 * before:.1f} % -> {100 * after:.1f} %, a change of "
+            f"{100 * (after - before):+.1f} points ({low:+.1f} to {high:+.1f})",
+            soft_wrap=True,
+        )
     if verdict.taken:
         out.print(f"version {adapted.after.id} is in force ({folder})", soft_wrap=True)
     else:

@@ -157,6 +157,11 @@ def export(
         note(f"exporting {bundle}, the newest bundle here")
     content, digest = read_bundle(bundle), sha256_file(bundle)
     path = output or bundle.with_suffix(SUFFIXES[file_format])
+    if (adapt or weights is Weights.RUNTIME) and content.clean is None:
+        note(
+            f"{bundle} holds no statistics of clean images, without which `hgedge adapt` learns "
+            "nothing from images without labels; run `hgedge fit` again"
+        )
     graph = adapt and has_prompts(content)
     _check_name(path, file_format)
     check_writable(path.parent, "--output")

@@ -15,6 +15,7 @@ from hgprompt_edge.device.guard import (
     judge_labelled,
     judge_unlabelled,
 )
+from hgprompt_edge.paired import score_interval
 
 
 class TestGuard:
@@ -28,6 +29,18 @@ class TestGuard:
         verdict = judge_labelled(self.logits(0.5), self.logits(2.0), self.labels)
         assert verdict.taken
         assert "falls by" in verdict.reason
+
+    def test_accuracy_comes_with_its_interval(self) -> None:
+        old, new = self.logits(1.0), self.logits(2.0)
+        old[:10] = -old[:10]
+        figures = judge_labelled(old, new, self.labels).figures
+        low, high = score_interval(40, 10, 0)
+        assert (figures["change_low"], figures["change_high"]) == pytest.approx((low, high))
+        assert figures["accuracy_after"] - figures["accuracy_before"] == 0.25
+        refused = judge_labelled(new, old, self.labels)
+        assert not refused.taken
+        same = judge_labelled(new, new, self.labels).figures
+        assert same["change_low"] < 0 < same["change_high"], "forty images do not prove it"
 
     def test_gain_within_its_uncertainty_is_not(self) -> None:
         old = self.logits(1.0)

@@ -26,6 +26,7 @@ from hgprompt_edge.device.external import check_external_data
 from hgprompt_edge.device.onnx_bytes import read_facts
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.device.step import AdaptGraph
+from hgprompt_edge.device.verify import verify_model
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.export.recheck import recheck
@@ -59,6 +60,20 @@ def test_a_good_model_passes_and_says_what_it_is(made: Path) -> None:
     for words in (digest, "tiny, ", "a, 00", "onnxruntime ", "same class on 9 of 9 images"):
         assert words in result.stdout
     assert "FAILED" not in result.stdout
+
+
+def test_what_is_not_recorded_is_no_proof(tmp_path: Path) -> None:
+    """A bundle is named that the model must be made from, and the model does not say which."""
+    backbone = make_backbone()
+    bundle = make_bundle(backbone)
+    export_onnx(bundle, backbone, tmp_path / "m.onnx")  # no digest of a bundle
+    write_bundle(tmp_path / "m.hgbundle", bundle)
+    asked = {check.name: check for check in verify_model(tmp_path / "m.onnx")}
+    assert asked["bundle"].ok is None
+    checks = verify_model(tmp_path / "m.onnx", bundle=tmp_path / "m.hgbundle")
+    (found,) = (check for check in checks if check.name == "bundle")
+    assert found.ok is False
+    assert "does not record what it was made from" in found.detail
 
 
 def test_a_server_also_compares_with_pytorch(made: Path) -> None:

@@ -165,6 +165,7 @@ def test_files_that_do_not_belong_are_left_out_by_name(tmp_path: Path, bundle: B
     send(tmp_path / "c.json", bundle, [0.5, 0.5], images=0)
     send(tmp_path / "d.json", bundle, [0.5, 0.5], time=3)
     (tmp_path / "e.json").write_text("{}")
+    send(tmp_path / "f.json", replace(bundle, classes=()), [0.5, 0.5])
     (tmp_path / "note.txt").write_text("not looked at")
     delivery = read_parcels([tmp_path], bundle)
     assert len(delivery.parcels) == 6
@@ -172,6 +173,7 @@ def test_files_that_do_not_belong_are_left_out_by_name(tmp_path: Path, bundle: B
         "a.json: learned over another bank",
         "b.json: learned for other classes",
         "e.json: not what `hgedge adapt --send` writes",
+        "f.json: does not say for which classes it was learned",
     )
     for sentence, words in zip(delivery.refused, wanted, strict=True):
         assert words in sentence

@@ -65,6 +65,11 @@ def verify_model(path: Path, *, key: Path | None = None, bundle: Path | None = N
     if metadata.bank_sha256 and graph.exists():
         checks.append(_whole("adapt digest", graph, read_facts(graph).entries))
     checks.append(_made_from("bundle", metadata.bundle_sha256, bundle))
+    if metadata.bank_sha256 and not metadata.bank_content_sha256:
+        what = (
+            "its prompts are those of the export; whether head and statistics are, is not recorded"
+        )
+        checks.append(Check("bank", None, what))
     checks.append(Check("backbone", None, f"{metadata.backbone}, {metadata.backbone_sha256[:12]}"))
     if metadata.more:
         what = f"{metadata.folded_prompts} folded prompts, their probabilities averaged"
@@ -134,8 +139,10 @@ def _signed(path: Path, key: Path) -> Check:
 
 
 def _made_from(name: str, recorded: str, path: Path | None) -> Check:
-    if path is None or not recorded:
+    if path is None:
         return Check(name, None, recorded[:12] or "not recorded")
+    if not recorded:  # asked for, and nothing says so
+        return Check(name, False, "the model does not record what it was made from")
     found = sha256_file(path)
     if found == recorded:
         return Check(name, True, f"{path}, {found[:12]}")

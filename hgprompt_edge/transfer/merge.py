@@ -198,7 +198,11 @@ def _check(path: Path, parcel: Parcel, bundle: Bundle, bank: str, classes: str) 
             f"{path}: learned over another bank ({parcel.bank_sha256[:12]}) than that of "
             f"{bundle.task} ({bank[:12]}); name the bundle that its model came from with --bundle"
         )
-    if parcel.classes_sha256 not in ("", classes):
+    if not parcel.classes_sha256:
+        raise UserError(
+            f"{path}: does not say for which classes it was learned; send it again with this hgedge"
+        )
+    if parcel.classes_sha256 != classes:
         raise UserError(f"{path}: learned for other classes than those of {bundle.task}")
     if len(parcel.weights) != len(bank_entries(bundle)):
         raise UserError(
