@@ -102,21 +102,27 @@ def test_positions_of_dinov2_are_resized_by_timms_rule(size: int) -> None:
 
 def test_models_that_are_not_installed_get_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hgprompt_edge.models.find_spec", lambda _: None)
-    words = "--sources tiny --data x", "--backbone tiny --sources none --data x", "--data x"
-    for word in words:
-        result = run("fit", *word.split())
+    for words in ("--sources tiny", "--backbone tiny --sources none", ""):
+        result = run("fit", "--task", "digits", *words.split())
         assert result.exit_code == 2
         assert "comes with hgprompt-edge-models, which is not installed; run" in result.stderr
         assert "pip install hgprompt-edge-models" in result.stderr
         assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("size", ["0", "-64", "65"])
+@pytest.mark.parametrize(
+    ("size", "why"),
+    [
+        ("0", "images have at least one pixel a side; give a multiple of the backbone's patch"),
+        ("-64", "images have at least one pixel a side; give a multiple of the backbone's patch"),
+        ("65", "tiny cuts images into patches of 8 pixels"),
+    ],
+)
 @pytest.mark.parametrize("command", ["fit", "compare", "prompt train"])
-def test_image_sizes_that_no_patch_fills_are_refused(command: str, size: str) -> None:
+def test_image_sizes_that_no_patch_fills_are_refused(command: str, size: str, why: str) -> None:
     result = run(*command.split(), "--backbone", "tiny", "--image-size", size, "--task", "digits")
     assert result.exit_code == 2
-    assert f"--image-size {size}: tiny cuts images into patches of 8 pixels" in result.stderr
+    assert f"--image-size {size}: {why}" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 

@@ -21,6 +21,7 @@ from hgprompt_edge.device import other_cpu
 from hgprompt_edge.device.cpu import cpu_features, cpu_name
 from hgprompt_edge.device.onnx_engine import OnnxEngine
 from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.device.seal import BLANK, FILE_SHA256, seal
 from hgprompt_edge.export.int8 import export_int8
 
 OTHER = "Old CPU avx2"
@@ -79,8 +80,14 @@ def saturating(path: Path) -> None:
 def other(exported: Path, tmp_path: Path) -> Path:
     for file in exported.parent.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    saturating(tmp_path / exported.name)
-    return tmp_path / exported.name
+    path = tmp_path / exported.name
+    saturating(path)
+    model = onnx.load(path)
+    (entry,) = (each for each in model.metadata_props if each.key == FILE_SHA256)
+    entry.value = BLANK
+    onnx.save(model, path)
+    seal(path)  # what is simulated is another CPU, not another file
+    return path
 
 
 def test_the_metadata_say_where_accuracy_was_measured(exported: Path) -> None:

@@ -388,11 +388,15 @@ def test_an_onnx_model_takes_no_option_of_openvino(exported: Path, option: list[
 
 
 def test_openvino_that_is_not_installed_names_the_extra(
-    exported: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setattr("hgprompt_edge.device.openvino_engine.find_spec", lambda name: None)
-    for words in (["export", "--format", "openvino"], ["predict", "--model", str(model), "."]):
+    for words in (
+        ["export", "--format", "openvino"],
+        ["predict", "--model", str(model), str(tmp_path)],
+    ):
         result = run(*words)
         assert result.exit_code == 2
         assert "pip install 'hgprompt-edge[openvino]'" in result.stderr

@@ -211,10 +211,10 @@ def test_condition_prompts_and_tune_start_from_scratch_without_prompts(
     conditioned = run(*f"condition --data {data} --conditions dark --accept-unproven".split())
     assert conditioned.exit_code == 0, conditioned.stderr
     assert run("export", "--adapt").exit_code == 0
-    bank = read_bank(tmp_path / "mine.bank.safetensors")
+    bank = read_bank(tmp_path / "mine.conditions.bank.safetensors")
     assert bank.names == ("no prompt", "dark")
     assert bank.mixer is not None
-    assert (tmp_path / "mine.adapt.onnx").exists()
+    assert (tmp_path / "mine.conditions.adapt.onnx").exists()
     shutil.copy(adaptable / "mine.hgbundle", tmp_path)
     tuned = run(*f"tune mine.hgbundle --data {data} --steps 1 --batch-size 16 --json".split())
     assert tuned.exit_code == 0, tuned.stderr

@@ -226,8 +226,9 @@ def test_tune_keeps_a_prompt_that_held_out_images_prove_better(
     assert tuning.proof.accuracy_gain == pytest.approx(row.val_accuracy - none.val_accuracy)
     assert tuning.trained.epoch == RECIPE.epochs  # no held-out image chose it
     np.testing.assert_array_equal(tuning.bundle.prompt, tuning.trained.tokens)
-    features = extract_features(backbone, task.train.pixels, tuning.trained.tokens)
-    np.testing.assert_allclose(tuning.bundle.clean_mean, features.mean(0), rtol=1e-4, atol=1e-5)
+    features = extract_features(backbone, task.validation.pixels, tuning.trained.tokens)
+    assert tuning.bundle.clean is not None
+    np.testing.assert_allclose(tuning.bundle.clean.mean, features.mean(0), rtol=1e-4, atol=1e-5)
     again = tune(tuning.bundle, backbone, task, RECIPE)
     assert [r.method for r in again.bundle.table].count(TUNED) == 1
 
