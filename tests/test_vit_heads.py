@@ -21,6 +21,7 @@ from hgprompt_edge.vit.best_head import fit_head
 from hgprompt_edge.vit.heads import (
     Head,
     accuracy,
+    calibration_scale,
     cross_fitted_logits,
     fit_lda,
     lda,
@@ -140,6 +141,15 @@ def test_calibration_makes_probabilities_honest_where_lda_is_overconfident(fit: 
     assert log_loss(calibrated, new_y) < best.fun + 0.05
     confidence = float(calibrated.softmax(1).amax(1).mean())
     assert abs(confidence - accuracy(calibrated, new_y)) < 0.1
+
+
+def test_calibration_of_rows_that_are_surely_right_is_finite_and_quiet() -> None:
+    logits = torch.tensor([[362.5, -362.5]], dtype=torch.float64).repeat(6, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the slope over a bend of 1e-309 overflows
+        scale = calibration_scale(logits, torch.zeros(6, dtype=torch.long))
+    # One pseudo-observation of both classes alike: the loss is least at p = 13 / 14.
+    assert scale * 725 == pytest.approx(np.log(13), rel=1e-6)
 
 
 def test_calibration_keeps_the_order_of_lda() -> None:

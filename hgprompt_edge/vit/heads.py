@@ -6,6 +6,7 @@ linear in the raw features: standardisation and temperature are folded into its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -282,17 +283,17 @@ def calibration_scale(logits: Tensor, labels: Tensor, start: float = 1.0) -> flo
     if not len(labels):
         return 1.0
     target = float(logits.gather(1, labels[:, None]).mean()) * (1 - 1 / (len(labels) + 1))
-    low, high, at = np.log(1e-9), np.log(1e3), np.log(start)
+    low, high, at = math.log(1e-9), math.log(1e3), math.log(start)
     for _ in range(60):
-        probabilities = (logits * np.exp(at)).softmax(1)
+        probabilities = (logits * math.exp(at)).softmax(1)
         expected = (probabilities * logits).sum(1, keepdim=True)
         slope = float(expected.mean()) - target
         low, high = (low, at) if slope > 0 else (at, high)
-        bend = float((probabilities * (logits - expected).square()).sum(1).mean()) * np.exp(at)
+        bend = float((probabilities * (logits - expected).square()).sum(1).mean()) * math.exp(at)
         after = at - slope / bend if bend > 0 else low
         if not low < after < high:
             after = (low + high) / 2
         if abs(after - at) < 1e-9:
             break
         at = after
-    return float(np.exp(at))
+    return math.exp(at)
