@@ -4,7 +4,8 @@
 
 400 images of a set that is not reported, their labels permuted. A row is a permutation: the gain in
 nats over no prompt, summed over all images, of the best source, the uniform mix, the learned mix
-(with `--learn`, for the first permutations) and two folded prompts, and what `fit` would keep.
+(with `--learn`, for the first permutations) and two folded prompts, and what `fit --folded 2` would
+keep.
 """
 
 from __future__ import annotations
