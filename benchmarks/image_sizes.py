@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rows import gather_rows, read_rows, write_rows
+from rows import write_rows
+from study import Rows, cells_of, known_rows, run_study, study_parser
 from transfer import BACKBONE, GROUPS, TEST, TRAIN, load_target
 
 from hgprompt_edge import load_backbone, read_bank
@@ -42,26 +42,11 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGE, FIGURE = DOCS / "IMAGE_SIZES.md", DOCS / "images" / "image-sizes.png"
 BUDGETS = (1.2, 2.0, 3.0, 5.0)
 """Latencies, as ratios to no prompt at the smallest size, that a user may have to spend."""
-Rows = list[dict[str, Any]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, help="folder with a folder for each data set")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--targets", nargs="*", default=list(TARGETS))
-    parser.add_argument("--part", default="1/1", help="this share of the cells: 1/2, 2/2")
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/.image-sizes"))
-    parser.add_argument("--only-report", action="store_true")
-    options = parser.parse_args()
-    if not options.only_report:
-        if options.data is None:
-            raise SystemExit("name the folder of the data sets with --data")
-        run(options)
-    gather_rows(RESULTS, options.work, KEYS)
-    rows = read_rows(RESULTS)
-    if not rows:
-        raise SystemExit(f"{RESULTS}: no rows yet; run without --only-report first")
+    options = study_parser(__doc__, TARGETS, (0, 1, 2), ".image-sizes").parse_args()
+    rows = run_study(options, run, RESULTS, KEYS)
     draw(rows, FIGURE)
     write_bytes(PAGE, report(rows).encode())
 
@@ -72,16 +57,13 @@ def run(options: argparse.Namespace) -> None:
     backbones = {size: load_backbone(BACKBONE, image_size=size) for size in SIZES}
     compute = choose_compute(backbones[bank.image_size]).compute
     backbones = {size: backbone.with_compute(compute) for size, backbone in backbones.items()}
-    part, parts = (int(word) for word in options.part.split("/"))
-    landed = {(row["task"], row["seed"]) for row in read_rows(RESULTS)}
-    cells = [(seed, name) for seed in options.seeds for name in options.targets]
-    for seed, name in cells[part - 1 :: parts]:
-        path = options.work / f"{name}_{seed}.json"
-        if path.exists() or (name, seed) in landed:
+    known = {(row["task"], row["seed"]) for row in known_rows(options, RESULTS)}
+    for name, seed in cells_of(options):
+        if (name, seed) in known:
             continue
         load = partial(load_target, name, data=options.data, seed=seed)
         rows = run_cell(name, bank, backbones, load, seed)
-        write_rows(path, rows)
+        write_rows(options.work / f"{name}_{seed}.json", rows)
         shown = (f"{r['image_size']}/{r['folded']} {100 * r['accuracy']:.1f}" for r in rows)
         print(f"{name} {seed}: {', '.join(shown)}", flush=True)
 

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from fresh_tasks import FRESH, load_fresh
-from rows import gather_rows, read_rows, write_rows
+from rows import read_rows, write_rows
+from study import cells_of, known_rows, run_study, study_parser
 from targets import joined
 
 from hgprompt_edge import load_backbone, load_task, read_bank
@@ -85,41 +86,28 @@ CLAIMS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, help="folder with a folder for each data set")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--targets", nargs="*", default=list(ORDER))
+    parser = study_parser(__doc__, ORDER, (0, 1, 2), ".transfer")
     parser.add_argument("--per-class", type=int, help="training images a class; else 400 in all")
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
-    parser.add_argument("--part", default="1/1", help="this share of the cells: 1/2, 2/2")
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/.transfer"))
-    parser.add_argument("--only-report", action="store_true")
-    options = parser.parse_args()
-    if not options.only_report:
-        if options.data is None:
-            raise SystemExit("name the folder of the data sets with --data")
-        run(options)
-    gather_rows(RESULTS, options.work, KEYS)
-    write_bytes(PAGE, report(read_rows(RESULTS)).encode())
+    rows = run_study(parser.parse_args(), run, RESULTS, KEYS)
+    write_bytes(PAGE, report(rows).encode())
 
 
 def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     bank, backbone = read_bank(BACKBONE), load_backbone(BACKBONE)
     backbone = backbone.with_compute(choose_compute(backbone).compute)
-    part, parts = (int(word) for word in options.part.split("/"))
     keys = ("task", "seed", "per_class", "method")
-    landed = {tuple(row[key] for key in keys) for row in read_rows(RESULTS)}
-    cells = [(seed, name) for seed in options.seeds for name in options.targets]
-    for seed, name in cells[part - 1 :: parts]:
+    known = {tuple(row[key] for key in keys) for row in known_rows(options, RESULTS)}
+    for name, seed in cells_of(options):
         cell = name, seed, options.per_class
-        path = options.work / ("_".join(map(str, cell)) + ".json")
-        wanted = [each for each in options.methods if (*cell, each) not in landed]
-        if path.exists() or not wanted:
+        wanted = [each for each in options.methods if (*cell, each) not in known]
+        if not wanted:
             continue
         task = load_target(name, backbone.preprocessing, options.data, seed, options.per_class)
         rows = run_cell(task, backbone, bank, seed, options.per_class, wanted)
-        write_rows(path, rows)
+        path = options.work / ("_".join(map(str, cell)) + ".json")
+        write_rows(path, read_rows(path) + rows)
         shown = ", ".join(f"{row['method']} {100 * row['accuracy']:.1f}" for row in rows)
         print(f"{name} {seed}: {shown}", flush=True)
 

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from rows import gather_rows, read_rows, write_rows
+from rows import read_rows, write_rows
+from study import cells_of, run_study, study_parser
 from transfer import BACKBONE, GROUPS, difference, load_target, mean
 
 from hgprompt_edge import load_backbone, read_bank
@@ -58,31 +59,18 @@ CLAIMS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, help="folder with a folder for each data set")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
-    parser.add_argument("--targets", nargs="*", default=list(TARGETS))
+    parser = study_parser(__doc__, TARGETS, (0, 1), ".tune")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="what counts as 1")
-    parser.add_argument("--part", default="1/1", help="this share of the cells: 1/2, 2/2")
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/.tune"))
-    parser.add_argument("--only-report", action="store_true")
-    options = parser.parse_args()
-    if not options.only_report:
-        if options.data is None:
-            raise SystemExit("name the folder of the data sets with --data")
-        run(options)
-    gather_rows(RESULTS, options.work, KEYS)
-    write_bytes(PAGE, report(read_rows(RESULTS)).encode())
+    rows = run_study(parser.parse_args(), run, RESULTS, KEYS)
+    write_bytes(PAGE, report(rows).encode())
 
 
 def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     bank, backbone = read_bank(BACKBONE), load_backbone(BACKBONE)
     backbone = backbone.with_compute(choose_compute(backbone).compute)
-    part, parts = (int(word) for word in options.part.split("/"))
     options.work.mkdir(parents=True, exist_ok=True)
-    cells = [(seed, name) for seed in options.seeds for name in options.targets]
-    for seed, name in cells[part - 1 :: parts]:
+    for name, seed in cells_of(options):
         known = [start for start in STARTS if is_complete(options, name, seed, start)]
         if len(known) < len(STARTS):
             task = load_target(name, backbone.preprocessing, options.data, seed)
