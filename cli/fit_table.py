@@ -94,7 +94,8 @@ def _kept(bundle: Bundle, images: Task) -> str:
         if none.test_accuracy is not None and kept.test_accuracy is not None:
             where, before, after = "test", none.test_accuracy, kept.test_accuracy
         gain = f"{100 * (after - before):+.1f} points"
-        return f"kept: {name}, {gain} over no prompt on {where} images"
+        chance = _within_chance(bundle, none, kept, images)
+        return f"kept: {name}, {gain} over no prompt on {where} images{chance}"
     rows = [row for row in bundle.table if row.method != TUNED]
     best = rows[choose(rows)]
     if best is none:
@@ -104,6 +105,19 @@ def _kept(bundle: Bundle, images: Task) -> str:
     return (
         f"kept: {name}, as {count} images do not show that the {ROW_TITLES[best.method]} is better"
     )
+
+
+def _within_chance(bundle: Bundle, none: Row, kept: Row, images: Task) -> str:
+    """Say where several prompts, which are asked for, gain no more than one would by chance."""
+    from hgprompt_edge.transfer.choice import least_gain
+
+    if not bundle.more or none.cross_log_loss is None or kept.cross_log_loss is None:
+        return ""
+    count = len(images.train) + len(images.validation)
+    gain = count * (none.cross_log_loss - kept.cross_log_loss)
+    if gain > least_gain(bundle.objective["sources"]):
+        return ""
+    return f"; {count:,} images do not show that they are better than no prompt"
 
 
 def sources_line(bundle: Bundle) -> str:

@@ -13,6 +13,7 @@ from toys import CLASSES, make_bank, make_task, noise_tokens
 import hgprompt_edge.transfer.features as features_module
 import hgprompt_edge.vit.linearize as linearize_module
 from hgprompt_edge.bundle import Row, read_bundle, write_bundle
+from hgprompt_edge.cli.fit_table import kept_line
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.prompts import START, Normalization, PromptBank, mix, source_shares
 from hgprompt_edge.tasks import Task
@@ -515,6 +516,23 @@ def test_with_permuted_labels_no_prompt_is_kept(backbone: Backbone) -> None:
         shuffled = replace(task, train=train, validation=validation)
         kept.append(HGPrompt(steps=6).fit(make_bank(backbone, tokens), backbone, shuffled).choice_)
     assert kept == ["none"] * 4
+
+
+@pytest.mark.parametrize(("beyond", "said"), [(-0.1, True), (0.1, False)])
+def test_several_prompts_that_gain_by_chance_are_said_to_do_so(
+    backbone: Backbone, beyond: float, said: bool
+) -> None:
+    bank, task = make_bank(backbone, noise_tokens(6)), make_task(backbone)
+    shuffled = with_labels(task, np.random.default_rng(0).permutation)
+    bundle = HGPrompt(steps=1, folded=2).fit(bank, backbone, shuffled).bundle_
+    words = "195 images do not show that they are better than no prompt"
+    assert bundle.choice == "folded"
+    assert words in kept_line(bundle, shuffled)  # meaningless labels
+    *others, kept = bundle.table
+    assert others[0].cross_log_loss is not None
+    loss = others[0].cross_log_loss - (least_gain(6) + beyond) / 195
+    table = (*others, replace(kept, cross_log_loss=loss))
+    assert (words in kept_line(replace(bundle, table=table), shuffled)) is said
 
 
 def with_labels(task: Task, change) -> Task:
