@@ -13,6 +13,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError
 from inspect import signature
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from command_line import class_folders, hgedge, pets_archive, photo, run, small_
 from hgprompt_edge.bundle import ROW_TITLES, read_bundle, write_bundle
 from hgprompt_edge.prompts import read_bank, write_prompt, write_start
 from hgprompt_edge.transfer.tune import tuning_recipe
+
+Command = CompletedProcess[str]
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +36,24 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_three_commands_letter_for_letter(workplace: Path) -> None:
+@pytest.fixture(scope="module")
+def commands(workplace: Path) -> tuple[Command, Command]:
+    """What the first two of the three commands came to; they leave `pets.onnx` in the folder."""
     fit = hgedge(workplace, *"fit --sources ./prompts --task pets".split())
     assert fit.returncode == 0, fit.stderr
+    export = hgedge(workplace, *"export --format onnx".split())
+    assert export.returncode == 0, export.stderr
+    return fit, export
+
+
+def test_the_three_commands_letter_for_letter(
+    workplace: Path, commands: tuple[Command, Command]
+) -> None:
+    fit, export = commands
     assert "kept: " in fit.stdout
     assert "next: hgedge export" in fit.stdout
     assert (workplace / "pets.hgbundle").exists()
     assert (workplace / "pets.png").read_bytes().startswith(b"\x89PNG")
-
-    export = hgedge(workplace, *"export --format onnx".split())
-    assert export.returncode == 0, export.stderr
     assert "equal to PyTorch" in export.stdout
     assert "pets.hgbundle, the newest bundle here" in export.stderr
 
@@ -88,9 +99,8 @@ def test_fit_prints_one_json_document(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "mine.hgbundle").read_bytes() == first
 
 
+@pytest.mark.usefixtures("commands")
 def test_predict_as_table_and_csv(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not (workplace / "pets.onnx").exists():
-        pytest.skip("needs the model of the test above")
     monkeypatch.chdir(workplace)
     table = run(*"predict --model pets.onnx photo.jpg --top 2".split())
     assert table.exit_code == 0
