@@ -77,6 +77,7 @@ def condition(
     """
     from hgprompt_edge.bundle import check_one_prompt, newest_bundle, read_bundle, write_bundle
     from hgprompt_edge.files import check_writable
+    from hgprompt_edge.tasks.conditions import check_names
 
     began = time.perf_counter()
     if bundle is None:
@@ -86,17 +87,17 @@ def condition(
     check_one_prompt(fitted, "condition")
     path = output or conditioned_path(bundle)
     check_writable(path.parent, "--output")
+    names = condition_names(conditions)
+    check_names(names)
     found = find_images_of(fitted, task, data)
     load_pytorch()
 
-    from hgprompt_edge.transfer.condition import check_names, tune_conditions
+    from hgprompt_edge.transfer.condition import tune_conditions
     from hgprompt_edge.transfer.condition_trainer import ConditionRecipe
     from hgprompt_edge.vit.fastest import check_device
     from hgprompt_edge.vit.fitted import backbone_of
 
     check_device(device.value)
-    names = condition_names(conditions)
-    check_names(names)
     with working("loading the backbone"):
         backbone = backbone_of(fitted, checkpoint)
     with progress_bar() as report:

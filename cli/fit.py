@@ -134,6 +134,7 @@ def fit(
     from hgprompt_edge.errors import UserError
     from hgprompt_edge.files import check_writable
     from hgprompt_edge.prompts import SHALLOW
+    from hgprompt_edge.tasks.conditions import check_names
 
     start = time.perf_counter()
     if merge:
@@ -150,11 +151,14 @@ def fit(
             "two out"
         )
     check_writable(output.parent if output else Path(), "--output")
+    wanted = [] if conditions is None else condition_names(conditions)
+    if conditions is not None:
+        check_names(wanted)
     found = find_images(task, data, seed=seed, download=download)
     load_pytorch()
 
     from hgprompt_edge.transfer.checks import leave_out_family
-    from hgprompt_edge.transfer.condition import check_names, tune_conditions
+    from hgprompt_edge.transfer.condition import tune_conditions
     from hgprompt_edge.transfer.estimate import fit_passes, tune_passes
     from hgprompt_edge.transfer.figure import draw_fit
     from hgprompt_edge.transfer.fit import HGPrompt
@@ -164,9 +168,6 @@ def fit(
     from hgprompt_edge.vit.fastest import check_device
 
     check_device(device.value)
-    wanted = [] if conditions is None else condition_names(conditions)
-    if conditions is not None:
-        check_names(wanted)
     bank, vit = bank_and_backbone(sources, backbone, checkpoint, image_size)
     if bank is None:
         _check_plain(context, sources, vit)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from command_line import class_folders, photo, run, small_bank
+from command_line import class_folders, hgedge, photo, run, small_bank
 
 from hgprompt_edge.bundle import read_bundle, write_bundle
 
@@ -99,3 +99,12 @@ def test_the_bundle_that_a_model_was_made_from_is_named(here: Path) -> None:
     assert result.exit_code == 1
     (check,) = (c for c in json.loads(result.stdout)["checks"] if c["name"] == "bundle")
     assert check["detail"].endswith(": kept.hgbundle")
+
+
+def test_unknown_conditions_are_refused_before_pytorch_loads(tmp_path: Path) -> None:
+    (tmp_path / "nothing" / "torch").mkdir(parents=True)
+    (tmp_path / "nothing" / "torch" / "__init__.py").write_text("raise ImportError('loaded')")
+    words = "fit --task digits --conditions dark,fire"
+    result = hgedge(tmp_path, *words.split(), PYTHONPATH=str(tmp_path / "nothing"))
+    assert result.returncode == 2
+    assert "--conditions: unknown condition 'fire'; choose from dark, blur" in result.stderr

@@ -22,12 +22,14 @@ Lengths are in pixels of a 64-pixel image and grow with its side.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
+
+from hgprompt_edge.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -243,3 +245,11 @@ _TRAINING_OPERATIONS: dict[str, Callable[[Pixels, np.random.Generator, float], P
     "jpeg": _compress,
     "lowres": _shrink,
 }
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse conditions that there are no corruptions for, and an empty list."""
+    unknown = [name for name in names if name not in CONDITIONS]
+    if unknown or not names:
+        what = f"unknown condition '{unknown[0]}'" if unknown else "none is named"
+        raise UserError(f"--conditions: {what}; choose from {', '.join(CONDITIONS)}")

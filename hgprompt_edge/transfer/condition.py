@@ -21,7 +21,7 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.paired import paired
 from hgprompt_edge.prompts import DEEP, START
 from hgprompt_edge.tasks import Images, Task
-from hgprompt_edge.tasks.conditions import CONDITIONS, SEVERITIES, corrupt
+from hgprompt_edge.tasks.conditions import SEVERITIES, check_names, corrupt
 from hgprompt_edge.transfer.checks import check_same_images
 from hgprompt_edge.transfer.condition_trainer import (
     ConditionRecipe,
@@ -280,14 +280,6 @@ class _Judge:
         logits = head.logits(extract_features(self.backbone, pixels, tokens))
         right: npt.NDArray[np.bool_] = logits.argmax(1).numpy() == images.labels
         return right.astype(np.float64)
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Refuse conditions that there are no corruptions for, and an empty list."""
-    unknown = [name for name in names if name not in CONDITIONS]
-    if unknown or not names:
-        what = f"unknown condition '{unknown[0]}'" if unknown else "none is named"
-        raise UserError(f"--conditions: {what}; choose from {', '.join(CONDITIONS)}")
 
 
 def _check(bundle: Bundle, task: Task, names: Sequence[str]) -> None:
