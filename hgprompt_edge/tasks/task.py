@@ -20,7 +20,7 @@ from hgprompt_edge.tasks.split import VALIDATION_SHARE, Indices, carve_test, sam
 Progress = Callable[[int, int], None]
 """Called with (images decoded, images in all)."""
 
-UNREADABLE_SHARE = 0.05
+UNREADABLE_SHARE = 0.01
 """Up to this part of the images, and always one, may be unreadable; they are skipped and named."""
 
 
@@ -169,7 +169,7 @@ def build_task(
     UserError
         A single class; a class with one image (a warning where the splits are official); a class
         of the test part without training images (a warning where the classes are given); an image
-        in two splits; more than one image and more than 5 % of them unreadable.
+        in two splits; more than one image and more than 1 % of them unreadable.
     """
     check_parts(parts)
     return decode_parts(
