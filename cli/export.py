@@ -91,7 +91,7 @@ def export(
     max_drop: Annotated[
         float,
         typer.Option(min=0, help="int8: points of accuracy that may be lost."),
-    ] = 2.0,
+    ] = 1.0,
     accept_unproven: Annotated[
         bool,
         typer.Option(

@@ -48,9 +48,9 @@ from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.best_head import fit_head
 
 MIN_CALIBRATION, MAX_CALIBRATION = 32, 300
-MAX_DROP = 2.0
+MAX_DROP = 1.0
 """Points of accuracy that may be lost by default. A thousand images, as many as `fit` takes, prove
-about that much of a model that loses half a point: one point would take some 3,000."""
+it of a model that loses nothing; one that loses half a point would take some 3,000."""
 MAX_TEST = 1000
 """Test images at most that the figure beside it is over."""
 BATCHES = (1, 16)

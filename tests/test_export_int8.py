@@ -405,7 +405,12 @@ def test_the_next_safer_scheme_is_tried(
     monkeypatch.setattr(int8, "onnx_schemes", spoiled(1000, 0, 0))
     stages: list[Any] = []
     result = export_int8(
-        bundle, backbone, tmp_path / "m.onnx", task, report=lambda *stage: stages.append(stage)
+        bundle,
+        backbone,
+        tmp_path / "m.onnx",
+        task,
+        max_drop=2,
+        report=lambda *stage: stages.append(stage),
     )
     assert [trial.scheme for trial in result.tried] == ["moved by 1000", "moved by 0"]
     assert result.tried[0].drop > 10
@@ -468,7 +473,7 @@ def test_of_what_is_not_proven_the_least_loss_at_worst_is_in_the_file(
         return found[-1]
 
     monkeypatch.setattr(int8, "_compare", compared)
-    result = export_int8(bundle, backbone, path, task, accept_unproven=True)
+    result = export_int8(bundle, backbone, path, task, max_drop=2, accept_unproven=True)
     assert [t.scheme for t in result.tried] == [f"moved by {n}" for n in (3, 2, 1000, 1)]
     assert result.tried[-1].drop == 1
     weights = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
