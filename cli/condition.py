@@ -136,7 +136,8 @@ def condition(
         return
     out.print(worth_table(worths))
     count = len(prepared.conditions)
-    out.print(f"{path}: {count} condition prompts ({seconds:.0f} s)", soft_wrap=True)
+    prompts = "condition prompt" if count == 1 else "condition prompts"
+    out.print(f"{path}: {count} {prompts} ({seconds:.0f} s)", soft_wrap=True)
     print_next("export", path, "--adapt")
 
 
