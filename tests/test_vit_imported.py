@@ -58,6 +58,66 @@ LAYOUTS: dict[str, Callable[[], dict[Any, Any]]] = {
 }
 
 
+def complete(backbone: Backbone, prefix: str = "enc.transformer.") -> dict[str, Any]:
+    """Everything that the VPT code's model holds, as far as anybody reads it."""
+    own = backbone.model.state_dict()
+    return {
+        f"{prefix}prompt_embeddings": torch.tensor(TOKENS[:1]),
+        f"{prefix}deep_prompt_embeddings": torch.tensor(TOKENS[1:]),
+        f"{prefix}embeddings.cls_token": own["cls_token"],
+        f"{prefix}embeddings.patch_embeddings.weight": own["patch_embed.proj.weight"],
+        f"{prefix}encoder.encoder_norm.weight": own["norm.weight"],
+        f"{prefix}encoder.layer.0.attn.query.weight": torch.ones(32, 32),
+        f"{prefix}encoder.layer.0.ffn.fc1.bias": own["blocks.0.mlp.fc1.bias"],
+        "head.last_layer.weight": torch.ones(5, 32),
+        "head.last_layer.bias": torch.ones(5),
+    }
+
+
+CHECKPOINTS: dict[str, Callable[[Backbone], dict[str, Any]]] = {
+    "checkpoint": lambda b: {"model": complete(b), "iteration": 3},
+    "several devices": lambda b: {"model": {f"module.{k}": v for k, v in complete(b).items()}},
+    "state dict": complete,
+    "prompt and head": lambda b: {k: v for k, v in complete(b).items() if ".e" not in k},
+    "another model around it": lambda b: complete(b, ""),
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_the_prompt_is_taken_out_of_a_complete_checkpoint(
+    name: str, tmp_path: Path, backbone: Backbone
+) -> None:
+    content = CHECKPOINTS[name](backbone)
+    suffixes = [".pth"] if "model" in content else [".pth", ".safetensors"]
+    for suffix in suffixes:
+        prompt = imported(saved(tmp_path / f"a{suffix}", content), backbone)
+        np.testing.assert_array_equal(prompt.tokens, TOKENS)
+    shallow = {k: v for k, v in complete(backbone).items() if "deep" not in k}
+    prompt = imported(saved(tmp_path / "shallow.pth", shallow), backbone)
+    np.testing.assert_array_equal(prompt.tokens, TOKENS[:1])
+
+
+NO_CHECKPOINTS = {
+    "prompt_proj.weight": "'enc.transformer.prompt_proj.weight' projects the prompt (option",
+    "encoder.layer.1.attn.deep_QKV_embeddings": "are key and value prompts of E2VPT",
+    "prompt_gate": "beside prompt, backbone and head, and hgedge does not know",
+    "encoder.layer.0.ffn.fc1.bias": "encoder.layer.0.ffn.fc1.bias is not that of --backbone tanh",
+    "embeddings.patch_embeddings.weight": "patch_embeddings.weight is not that of --backbone",
+}
+
+
+@pytest.mark.parametrize("name", NO_CHECKPOINTS)
+def test_a_checkpoint_that_is_more_than_its_prompt_is_refused(
+    name: str, tmp_path: Path, backbone: Backbone
+) -> None:
+    content = {**complete(backbone), f"enc.transformer.{name}": torch.ones(3, 8)}
+    with pytest.raises(UserError) as caught:
+        imported(saved(tmp_path / "a.pth", {"model": content}), backbone)
+    assert NO_CHECKPOINTS[name] in str(caught.value)
+    with pytest.raises(UserError, match="are key and value prompts of E2VPT, and without them"):
+        imported(saved(tmp_path / "pair.pth", {**vpt(), "deep_QKV_embeddings": TOKENS}), backbone)
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_tokens_come_back_exactly(

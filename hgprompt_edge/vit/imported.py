@@ -1,9 +1,10 @@
 """Prompts that others trained, read from files that hgedge did not write.
 
-Two layouts are known, in safetensors files and in files of `torch.save` alike:
+Three layouts are known, in safetensors files and in files of `torch.save` alike:
 
 - that of the VPT code (KMnP/vpt, `prompt_ep*.pth`): `shallow_prompt [1, T, D]` for the first block
   and, of a deep prompt, `deep_prompt [L-1, T, D]` for the others;
+- its complete checkpoints (see `vpt_checkpoint.py`);
 - one tensor `[T, D]` or `[1, T, D]` a layer under names that differ in one number
   (`layers.0.prompt`, `layers.1.prompt`, ...), the first block's perhaps under a name without one
   (`shallow_prompt`).
@@ -31,6 +32,7 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import sha256_file
 from hgprompt_edge.prompts import DEEP, SHALLOW, Floats, Normalization, Prompt
 from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.vit.vpt_checkpoint import prompt_of_checkpoint
 
 NORMALIZATIONS = {
     "imagenet": Normalization(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
@@ -75,11 +77,13 @@ def import_prompt(
     Raises
     ------
     UserError
-        The file is missing or damaged, wants more than arrays, holds neither layout, numbers that
+        The file is missing or damaged, wants more than arrays, holds no known layout, numbers that
         are not finite, or a prompt of another width or depth than the backbone's.
     """
     foreign = _read_safetensors if path.suffix == ".safetensors" else _read_torch
-    tensors = {key: value for key, value in foreign(path).items() if value is not None}
+    content = foreign(path)
+    content = prompt_of_checkpoint(path, content, backbone) or content
+    tensors = {key: value for key, value in content.items() if value is not None}
     tokens = _tokens(path, tensors)
     _check_fits(path, tokens, backbone)
     return Prompt(
@@ -136,7 +140,7 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
 
 
 def _tokens(path: Path, tensors: Mapping[str, Any]) -> Floats:
-    """Bring the tensors of either layout to `[L, T, D]`, the first block's first."""
+    """Bring the tensors of a layout to `[L, T, D]`, the first block's first."""
     if tensors.keys() == {VPT_SHALLOW, VPT_DEEP}:
         names = [VPT_SHALLOW, VPT_DEEP]
     else:
