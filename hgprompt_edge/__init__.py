@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hgprompt_edge.bundle import Bundle, read_bundle, write_bundle
+    from hgprompt_edge.device.classifier import Classification, Classifier, load
     from hgprompt_edge.device.predictor import Predictor
     from hgprompt_edge.errors import CheckError, UserError
     from hgprompt_edge.export.onnx_file import export_onnx
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Bundle": "bundle",
     "CheckError": "errors",
+    "Classification": "device.classifier",
+    "Classifier": "device.classifier",
     "Compute": "vit.compute",
     "HGPrompt": "transfer.fit",
     "Predictor": "device.predictor",
@@ -33,6 +36,7 @@ _HOMES = {
     "UserError": "errors",
     "choose_compute": "vit.fastest",
     "export_onnx": "export.onnx_file",
+    "load": "device.classifier",
     "load_backbone": "vit.load",
     "load_task": "tasks",
     "read_bank": "prompts",
@@ -47,6 +51,8 @@ _HOMES = {
 __all__ = [
     "Bundle",
     "CheckError",
+    "Classification",
+    "Classifier",
     "Compute",
     "HGPrompt",
     "Predictor",
@@ -55,6 +61,7 @@ __all__ = [
     "UserError",
     "choose_compute",
     "export_onnx",
+    "load",
     "load_backbone",
     "load_task",
     "read_bank",

@@ -62,15 +62,31 @@ def open_image(source: Path | IO[bytes], name: str | None = None) -> Image.Image
     """
     label = name or str(source)
     _register_heif()
+    with _named(label), _quiet(), Image.open(source) as image:
+        return _decode(image, label)
+
+
+def upright_rgb(image: Image.Image, name: str = "image") -> Image.Image:
+    """Do as `open_image` with an image that somebody else opened or made.
+
+    Raises
+    ------
+    UnreadableImageError
+        As of `open_image`; also where its file was closed before it was decoded.
+    """
+    with _named(name), _quiet():
+        return _decode(image, name)
+
+
+@contextmanager
+def _named(label: str) -> Iterator[None]:
+    """Turn whatever goes wrong into an `UnreadableImageError`; only lack of memory goes through."""
     try:
-        with _quiet(), Image.open(source) as image:
-            return _decode(image, label)
-    except UnreadableImageError:
+        yield
+    except (UnreadableImageError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise UnreadableImageError(label, "no such file") from error
-    except MemoryError:
-        raise
     except Exception as error:  # what decoders raise on damaged bytes has no common base
         if label.lower().endswith((".heic", ".heif", ".hif")) and not _register_heif():
             reason = "HEIC needs pillow-heif; install hgprompt-edge[heic]"

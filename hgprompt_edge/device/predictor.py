@@ -105,14 +105,14 @@ class Predictor:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | str,
         threads: int | None = None,
         *,
         device: str = "CPU",
         bf16: bool | None = None,
         state: Path | None = None,
     ) -> None:
-        self.path = path
+        self.path = path = Path(path)
         self._engine = open_engine(path, threads, device=device, bf16=bf16)
         known = any(key.startswith(PREFIX) for key in self._engine.entries)
         self.assumed = None if known else _assume(self._engine)
