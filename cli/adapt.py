@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,12 +22,10 @@ from hgprompt_edge.cli.console import (
     reports_errors,
 )
 from hgprompt_edge.cli.left_out import as_rows, note_left_out
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.cli.state import as_dict
 
 if TYPE_CHECKING:
     from hgprompt_edge.device.adapting import Adapted
-    from hgprompt_edge.device.journal import Journal, Version
-    from hgprompt_edge.device.predictor import Predictor
 
 
 BIAS_HINT = "if the images show all classes alike, try again with --head bias"
@@ -53,13 +50,12 @@ class Moving(str, Enum):
 def adapt(
     model: Annotated[Path, typer.Option(help="Model that `hgedge export --adapt` wrote.")],
     data: Annotated[
-        Path | None,
+        Path,
         typer.Option(
             help="Images that the device has seen: one folder a class, or any folder with "
             "--unlabelled.",
-            show_default=False,
         ),
-    ] = None,
+    ],
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="Learn without labels, more carefully.")
     ] = False,
@@ -113,60 +109,29 @@ def adapt(
         ),
     ] = None,
     seed: options.Seed = 0,
-    history: Annotated[
-        bool, typer.Option("--history", help="List what the device has learned.")
-    ] = False,
-    rollback: Annotated[
-        bool, typer.Option("--rollback", help="Go back to the version before.")
-    ] = False,
-    to: Annotated[
-        int | None, typer.Option(min=1, help="--rollback: to this version.", show_default=False)
-    ] = None,
-    reset: Annotated[bool, typer.Option("--reset", help="Go back to the factory weights.")] = False,
-    send: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write the version in force to this file (under 1 KB, no images), for "
-            "`hgedge fit --merge`.",
-            show_default=False,
-        ),
-    ] = None,
     json: options.Json = False,
 ) -> None:
     """Re-learn the mixing weights from images that the device has seen, and keep what is better."""
-    from hgprompt_edge.device.adapting import bank_of
+    from hgprompt_edge.device.adapting import Request, adapt_model, bank_of
+    from hgprompt_edge.device.descend import Settings
     from hgprompt_edge.device.predictor import Predictor, open_journal, state_folder
 
-    _check_options(data, history, rollback or to is not None, reset, send)
     predictor = Predictor(model, threads=threads)
     bank, folder = bank_of(predictor), state or state_folder(model)
-    asks = data is None and not (rollback or to or reset)
-    if asks and state is not None and not state.exists():
-        raise UserError(f"--state {state}: no such folder; name the one that `adapt` printed")
-    with open_journal(folder, bank, predictor.classes, read_only=asks) as journal:
-        if data is None:
-            _go_back(journal, rollback or to is not None, to, reset)
-            if send is not None:
-                _send(journal, predictor, send, json)
-                return
-            _print_history(journal, bank.names, json)
-            return
-        from hgprompt_edge.device.adapting import Request, adapt_model
-        from hgprompt_edge.device.descend import Settings
-
-        moving = head or (Moving.NONE if bank.mixer is not None else Moving.BIAS)
-        budget = steps or (30 if method is Method.GRADIENT else 12)
-        request = Request(
-            data,
-            unlabelled=unlabelled,
-            expected=None if expect_classes is None else _names(expect_classes, predictor.classes),
-            forward_only=method is Method.CMA,
-            settings=Settings(steps=budget, seconds=seconds, head=moving.value),
-            limit=images,
-            micro_batch=micro_batch,
-            threads=threads,
-            seed=seed,
-        )
+    moving = head or (Moving.NONE if bank.mixer is not None else Moving.BIAS)
+    budget = steps or (30 if method is Method.GRADIENT else 12)
+    request = Request(
+        data,
+        unlabelled=unlabelled,
+        expected=None if expect_classes is None else _names(expect_classes, predictor.classes),
+        forward_only=method is Method.CMA,
+        settings=Settings(steps=budget, seconds=seconds, head=moving.value),
+        limit=images,
+        micro_batch=micro_batch,
+        threads=threads,
+        seed=seed,
+    )
+    with open_journal(folder, bank, predictor.classes) as journal:
         try:
             with journal.exclusive(), progress_bar() as report:
                 adapted = adapt_model(predictor, journal, request, report)
@@ -194,77 +159,6 @@ def _names(text: str, classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _check_options(
-    data: Path | None, history: bool, back: bool, reset: bool, send: Path | None
-) -> None:
-    asked = {
-        "--data": data is not None,
-        "--history": history,
-        "--rollback": back,
-        "--reset": reset,
-        "--send": send is not None,
-    }
-    given = [name for name, there in asked.items() if there]
-    if not given:
-        raise UserError(
-            "--data: needs the folder of images to adapt to; or ask for --history, --rollback, "
-            "--reset or --send"
-        )
-    if len(given) > 1:
-        raise UserError(f"{given[0]} and {given[1]}: choose one of them")
-
-
-def _go_back(journal: Journal, back: bool, to: int | None, reset: bool) -> None:
-    if not (back or reset):
-        return
-    with journal.exclusive():
-        version = journal.reset() if reset else journal.rollback(to)
-    note(f"version {version.id} is in force: {version.method}")
-
-
-def _send(journal: Journal, predictor: Predictor, path: Path, json: bool) -> None:
-    from hgprompt_edge.device.adapting import bank_of
-    from hgprompt_edge.device.parcel import write_parcel
-
-    bank, version = bank_of(predictor), journal.current()
-    if bank.why_fixed:
-        raise UserError(f"--send: sends a mix, and {bank.why_fixed}; its head stays on the device")
-    data = write_parcel(
-        path,
-        version,
-        bank.sha256,
-        bank.names,
-        classes=predictor.classes,
-        device=journal.device(),
-    )
-    if not version.images:
-        note(
-            f"version {version.id} ({version.method}) was learned from no images, so "
-            "`hgedge fit --merge` will leave it out"
-        )
-    if json:
-        print_json({"file": str(path), "version": _as_dict(version, bank.names), "bytes": data})
-        return
-    out.print(f"{path}: version {version.id} in {data} bytes, no images", soft_wrap=True)
-
-
-def _print_history(journal: Journal, names: Sequence[str], json: bool) -> None:
-    current, versions = journal.current(), journal.history()
-    if json:
-        print_json([{**_as_dict(v, names), "in_force": v.id == current.id} for v in versions])
-        return
-    table = Table(box=None, pad_edge=False)
-    for title in ("version", "from", "when (UTC)", "method", "images", "mix"):
-        table.add_column(title)
-    for version in versions:
-        mark = "*" if version.id == current.id else ""
-        when = datetime.fromtimestamp(version.time, timezone.utc).strftime("%Y-%m-%d %H:%M")
-        parent = "" if version.parent is None else str(version.parent)
-        mix = _shares(version, names)
-        table.add_row(f"{version.id}{mark}", parent, when, version.method, str(version.images), mix)
-    out.print(table)
-
-
 def _print_adapted(
     adapted: Adapted, names: Sequence[str], folder: Path, json: bool, hint: str | None
 ) -> None:
@@ -276,7 +170,7 @@ def _print_adapted(
             "unreadable": as_rows(adapted.seen.unreadable),
             "files_left_out": as_rows(adapted.seen.left_out),
         }
-        version = {"version": _as_dict(adapted.after, names)}
+        version = {"version": as_dict(adapted.after, names)}
         print_json({**document, **spent, **version, **unused})
         return
     if len(names) > 1:  # else there is no mix, and the head has moved
@@ -311,21 +205,3 @@ def _mix_table(adapted: Adapted, names: Sequence[str]) -> Table:
     for name, before, learned in rows:
         table.add_row(name, f"{before:.3f}", f"{learned:.3f}")
     return table
-
-
-def _as_dict(version: Version, names: Sequence[str]) -> dict[str, object]:
-    return {
-        "id": version.id,
-        "parent": version.parent,
-        "time": version.time,
-        "method": version.method,
-        "images": version.images,
-        "weights": {n: round(float(w), 6) for n, w in zip(names, version.weights, strict=True)},
-        "figures": version.figures,
-    }
-
-
-def _shares(version: Version, names: Sequence[str]) -> str:
-    """Name the three largest shares of a mix."""
-    largest = sorted(zip(version.weights, names, strict=True), reverse=True)[:3]
-    return ", ".join(f"{name} {share:.2f}" for share, name in largest if share > 0.005)

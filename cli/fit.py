@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 
 OF_A_BANK = {"lam", "steps", "folded", "keep_sources"}
 """Parameters that only a fit with prompts looks at."""
-OF_MERGE = {"files", "merge", "bundle", "checkpoint", "output", "json"}
-"""Parameters that --merge looks at."""
 
 
 class HeadKind(str, Enum):
@@ -62,13 +60,6 @@ class HeadKind(str, Enum):
 @needs_server
 def fit(
     context: typer.Context,
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="With --merge: what `hgedge adapt --send` wrote, files or a folder of them.",
-            show_default=False,
-        ),
-    ] = None,
     sources: options.Sources = None,
     task: options.Task = None,
     data: options.Data = None,
@@ -113,17 +104,6 @@ def fit(
             show_default=False,
         ),
     ] = None,
-    merge: Annotated[
-        bool,
-        typer.Option("--merge", help="Average what devices learned, instead of fitting."),
-    ] = False,
-    bundle: Annotated[
-        Path | None,
-        typer.Option(
-            help="--merge: bundle that the devices' model came from (default: the newest here).",
-            show_default=False,
-        ),
-    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Print heads, log-loss, objective and all weights.")
     ] = False,
@@ -137,14 +117,6 @@ def fit(
     from hgprompt_edge.tasks.conditions import check_names
 
     start = time.perf_counter()
-    if merge:
-        from hgprompt_edge.cli.merge import merge_into
-
-        _check_merge(context)
-        merge_into(files or [], bundle, output, checkpoint, json)
-        return
-    if files or bundle:
-        raise UserError("FILES and --bundle: go with --merge alone; add it or leave them out")
     if tune and folded > 1:
         raise UserError(
             f"--tune: trains one prompt, and --folded {folded} may keep several; leave one of the "
@@ -259,15 +231,6 @@ def _given(context: typer.Context, chosen: Callable[[str], bool]) -> list[str]:
         for parameter in context.command.params
         if chosen(str(parameter.name)) and options.is_given(context, str(parameter.name))
     ]
-
-
-def _check_merge(context: typer.Context) -> None:
-    """Refuse options that a merge would not look at."""
-    from hgprompt_edge.errors import UserError
-
-    unused = _given(context, lambda name: name not in OF_MERGE)
-    if unused:
-        raise UserError(f"--merge: fits nothing and takes no images; leave {', '.join(unused)} out")
 
 
 def _document(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hgprompt_edge.cli import backbone, cache, prompt
+from hgprompt_edge.cli import backbone, cache, prompt, state
 from hgprompt_edge.cli.adapt import adapt
 from hgprompt_edge.cli.bench import bench
 from hgprompt_edge.cli.compare import compare
@@ -17,6 +17,7 @@ from hgprompt_edge.cli.console import prepare_output
 from hgprompt_edge.cli.doctor import doctor
 from hgprompt_edge.cli.export import export
 from hgprompt_edge.cli.fit import fit
+from hgprompt_edge.cli.merge import merge
 from hgprompt_edge.cli.predict import predict
 from hgprompt_edge.cli.tune import tune
 from hgprompt_edge.cli.verify import verify
@@ -36,6 +37,8 @@ app.command()(condition)
 app.command()(export)
 app.command()(predict)
 app.command()(adapt)
+app.add_typer(state.app, name="state")
+app.command()(merge)
 app.command()(verify)
 app.command()(bench)
 app.add_typer(prompt.app, name="prompt")

@@ -1,31 +1,51 @@
-"""`hgedge fit --merge`: what many devices learned becomes the mix of a bundle."""
+"""`hgedge merge`: what many devices learned becomes the mix of a bundle."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.table import Table
 
-from hgprompt_edge.cli.console import note, out, print_json, print_next, working
+from hgprompt_edge.cli import options
+from hgprompt_edge.cli.console import note, out, print_json, print_next, reports_errors, working
+from hgprompt_edge.cli.server import needs_server
 
 if TYPE_CHECKING:
     from hgprompt_edge.bundle import Bundle
     from hgprompt_edge.transfer.merge import Delivery, Merged
 
 
-def merge_into(
-    files: Sequence[Path],
-    path: Path | None,
-    output: Path | None,
-    checkpoint: Path | None,
-    json: bool,
+@reports_errors
+@needs_server
+def merge(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="What `hgedge state send` wrote: files, or a folder of them."),
+    ],
+    path: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundle",
+            help="Bundle that the devices' model came from (default: the newest here).",
+            show_default=False,
+        ),
+    ] = None,
+    checkpoint: options.Checkpoint = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Bundle file (default: BUNDLE.merged).", show_default=False
+        ),
+    ] = None,
+    json: options.Json = False,
 ) -> None:
-    """Average the parcels in `files` and write a bundle with that mix beside the one at `path`."""
+    """Average the mixing weights that devices learned, and write a bundle with them."""
     from hgprompt_edge.bundle import SUFFIX, newest_bundle, read_bundle, write_bundle
     from hgprompt_edge.files import check_writable
-    from hgprompt_edge.transfer.merge import merge, read_parcels, summary
+    from hgprompt_edge.transfer.merge import merge as average
+    from hgprompt_edge.transfer.merge import read_parcels, summary
     from hgprompt_edge.transfer.remix import is_folded, with_mix
     from hgprompt_edge.vit.fitted import backbone_of
 
@@ -38,7 +58,7 @@ def merge_into(
     delivery = read_parcels(files, bundle)
     for sentence in delivery.refused + delivery.idle:
         note(f"left out {sentence}")
-    merged = merge(delivery.parcels)
+    merged = average(delivery.parcels)
     about = summary(delivery, merged)
     with working("folding the mix"):
         backbone = backbone_of(bundle, checkpoint)

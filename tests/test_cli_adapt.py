@@ -56,21 +56,21 @@ def test_learn_look_back_undo_and_send(planted: Planted, seen: Path, tmp_path: P
     code, found = adapt(planted, state, "--data", str(seen), "--steps", "12")
     assert (code, found["taken"]) == (0, True)
     assert found["version"]["weights"]["dark"] > 0.5
-    model = ("adapt", "--model", str(planted.path), "--state", str(state))
-    text = run(*model, "--history").stdout
+    model = ("--model", str(planted.path), "--state", str(state))
+    text = run("state", "history", *model).stdout
     assert "factory" in text
     assert "2*" in text
     sent = tmp_path / "v.json"
-    document = json.loads(run(*model, "--send", str(sent), "--json").stdout)
+    document = json.loads(run("state", "send", str(sent), *model, "--json").stdout)
     assert (document["file"], document["bytes"]) == (str(sent), sent.stat().st_size)
     assert document["version"]["id"] == 2
     assert sent.stat().st_size <= 1000
     assert read_parcel(sent).images == len(planted.images)
-    assert run(*model, "--rollback").exit_code == 0
-    assert run(*model, "--rollback", "--to", "2").exit_code == 0
-    assert run(*model, "--reset").exit_code == 0
-    assert "learned from no images" in run(*model, "--send", str(sent)).stderr
-    history = json.loads(run(*model, "--history", "--json").stdout)
+    assert run("state", "rollback", *model).exit_code == 0
+    assert run("state", "rollback", *model, "--to", "2").exit_code == 0
+    assert run("state", "reset", *model).exit_code == 0
+    assert "learned from no images" in run("state", "send", str(sent), *model).stderr
+    history = json.loads(run("state", "history", *model, "--json").stdout)
     assert [v["method"] for v in history] == [
         "factory", "labelled", "rollback", "rollback", "reset",
     ]  # fmt: skip
@@ -109,7 +109,7 @@ def test_predict_takes_the_newest_weights(planted: Planted, seen: Path, tmp_path
     adapt(planted, state, "--data", str(seen), "--steps", "12")
     adapted = json.loads(run(*words, "--state", str(state)).stdout)
     assert adapted != factory
-    run("adapt", "--model", str(planted.path), "--state", str(state), "--reset")
+    run("state", "reset", "--model", str(planted.path), "--state", str(state))
     assert json.loads(run(*words, "--state", str(state)).stdout) == factory
 
 
@@ -207,7 +207,7 @@ def test_the_factory_weights_come_back_with_the_light(
     assert first.exit_code == 0, first.output
     assert "back to the factory weights" in first.stdout
     assert "version 3 is in force" in first.stdout
-    history = json.loads(run(*words[:3], "--history", "--json").stdout)
+    history = json.loads(run("state", "history", *words[1:3], "--json").stdout)
     assert history[-1]["weights"] == history[0]["weights"] != history[1]["weights"]
     assert [version["method"] for version in history] == ["factory", "labelled", "return"]
     assert second.exit_code == 1
@@ -343,25 +343,36 @@ def test_needs_no_torch(planted: Planted, seen: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "--data: needs the folder of images"),
-        (("--history", "--reset"), "--history and --reset: choose one of them"),
-        (("--data", "nowhere"), "no such folder"),
-        (("--data", "nowhere", "--unlabelled"), "no such file or folder"),
-        (("--rollback", "--to", "9"), "holds no version 9"),
-        (("--history",), "no such folder; name the one that `adapt` printed"),
-        (("--send", "v.json"), "no such folder; name the one that `adapt` printed"),
-        (("--data", ".", "--unlabelled", "--head", "weights"), "--head weights: needs labels"),
-        (("--data", ".", "--method", "cma", "--head", "bias"), "--head bias: needs the gradient"),
+        ("adapt", "Missing option '--data'"),
+        ("adapt --data nowhere", "no such folder"),
+        ("adapt --data nowhere --unlabelled", "no such file or folder"),
+        ("state rollback", "no such folder; name the one that `adapt` printed"),
+        ("state history", "no such folder; name the one that `adapt` printed"),
+        ("state send v.json", "no such folder; name the one that `adapt` printed"),
+        ("adapt --data . --unlabelled --head weights", "--head weights: needs labels"),
+        ("adapt --data . --method cma --head bias", "--head bias: needs the gradient"),
     ],
 )
 def test_bad_input_is_one_sentence(
-    planted: Planted, tmp_path: Path, words: tuple[str, ...], message: str
+    planted: Planted, tmp_path: Path, words: str, message: str
 ) -> None:
     state = str(tmp_path / "state")
-    result = run("adapt", "--model", str(planted.path), "--state", state, *words)
+    result = run(*words.split(), "--model", str(planted.path), "--state", state)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
+
+
+def test_there_is_no_way_back_to_what_never_was(planted: Planted, tmp_path: Path) -> None:
+    """In the folder that is there by itself, too, which `adapt` has not made yet."""
+    words = ("--model", str(planted.path), "--state", str(tmp_path))
+    for more, message in (
+        ((), "version 1 is the factory's"),
+        (("--to", "9"), "holds no version 9"),
+    ):
+        result = run("state", "rollback", *words, *more)
+        assert result.exit_code == 2
+        assert message in result.stderr
 
 
 def test_two_at_once_one_wins(planted: Planted, seen: Path, tmp_path: Path) -> None:

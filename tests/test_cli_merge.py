@@ -1,4 +1,4 @@
-"""`hgedge fit --merge`: from files that devices sent to a bundle that exports."""
+"""`hgedge merge`: from files that devices sent to a bundle that exports."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def send(path: Path, bundle: Bundle, weights: list[float], bias: list[float] | N
 
 
 def test_what_devices_sent_becomes_a_bundle_that_exports(fleet: Bundle, tmp_path: Path) -> None:
-    result = run("fit", "--merge", "sent")
+    result = run("merge", "sent")
     assert result.exit_code == 0, result.stderr
     assert "merging into pets.hgbundle, the newest bundle here" in result.stderr
     assert "left out sent/device3.json: too far from what most" in result.stderr
@@ -59,7 +59,7 @@ def test_what_devices_sent_becomes_a_bundle_that_exports(fleet: Bundle, tmp_path
 def test_json_names_each_files_share_and_merging_again_keeps_the_name(fleet: Bundle) -> None:
     (Path("sent") / "cut.json").write_text('{"format"')
     for _ in range(2):  # the second time into the bundle of the first
-        result = run("fit", "--merge", "sent", "--json")
+        result = run("merge", "sent", "--json")
         assert result.exit_code == 0, result.stderr
         document = json.loads(result.stdout)
         assert document["bundle"] == "pets.merged.hgbundle"
@@ -74,7 +74,7 @@ def test_a_bundle_without_a_prompt_says_where_the_mix_goes(fleet: Bundle, tmp_pa
     plain = replace(fleet, choice="none", prompt=None)
     write_bundle(tmp_path / "plain.hgbundle", plain)
     send(tmp_path / "one.json", plain, [0.5, 0.25, 0.25], [0.1] * len(plain.classes))
-    result = run("fit", "--merge", "one.json", "--bundle", "plain.hgbundle", "-o", "new.hgbundle")
+    result = run("merge", "one.json", "--bundle", "plain.hgbundle", "-o", "new.hgbundle")
     assert result.exit_code == 0, result.stderr
     assert "fitted to no prompt, so the mix goes to models that adapt alone" in result.stderr
     assert "next: hgedge export new.hgbundle --adapt" in result.stdout
@@ -85,16 +85,11 @@ def test_a_bundle_without_a_prompt_says_where_the_mix_goes(fleet: Bundle, tmp_pa
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("fit --merge", "--merge: name the files that devices sent, or a folder of them"),
-        ("fit --merge nowhere.json", "nowhere.json: cannot be read (no such file or directory)"),
-        ("fit --merge sent --task digits", "takes no images; leave --task out"),
-        (
-            "fit --merge sent --conditions dark --no-keep-sources --lambda 0.003",
-            "leave --lambda, --keep-sources/--no-keep-sources, --conditions out",
-        ),
-        ("fit sent --task digits", "FILES and --bundle: go with --merge alone"),
-        ("fit --merge sent --bundle no.hgbundle", "no.hgbundle: cannot be read"),
-        ("fit --merge sent -o nowhere/new.hgbundle", "--output: cannot write to the folder"),
+        ("merge", "Missing argument 'files'"),
+        ("merge nowhere.json", "nowhere.json: cannot be read (no such file or directory)"),
+        ("merge sent --task digits", "No such option: --task"),
+        ("merge sent --bundle no.hgbundle", "no.hgbundle: cannot be read"),
+        ("merge sent -o nowhere/new.hgbundle", "--output: cannot write to the folder"),
     ],
 )
 def test_bad_input_is_one_sentence(fleet: Bundle, words: str, sentence: str) -> None:

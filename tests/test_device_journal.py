@@ -135,7 +135,7 @@ def test_rolling_back_goes_further_each_time_and_adds_to_the_history(tmp_path: P
             journal.rollback()
         assert journal.rollback(4).weights.tolist() == mix(0.8).tolist()
         assert [version.id for version in journal.history()] == list(range(1, 11))
-        with pytest.raises(UserError, match=r"holds no version 99; `hgedge adapt --history`"):
+        with pytest.raises(UserError, match=r"holds no version 99; `hgedge state history`"):
             journal.rollback(99)
 
 

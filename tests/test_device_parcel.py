@@ -90,8 +90,8 @@ HALF = "AAAAPwAAAD8="  # 0.5, 0.5
 
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "newer format": ({"format": "hgprompt.version/3"}, "upgrade hgprompt-edge"),
-    "no format": ({"format": None}, "not what `hgedge adapt --send` writes"),
-    "other format": ({"format": "hgprompt.bundle/1"}, "not what `hgedge adapt --send` writes"),
+    "no format": ({"format": None}, "not what `hgedge state send` writes"),
+    "other format": ({"format": "hgprompt.bundle/1"}, "not what `hgedge state send` writes"),
     "no digest": ({"bank_sha256": "../../etc"}, "'bank_sha256' is missing or malformed"),
     "negative count": ({"images": -5}, "'images' is missing or malformed"),
     "huge count": ({"images": 10**12}, "'images' is missing or malformed"),

@@ -403,13 +403,13 @@ def test_a_device_refuses_what_another_set_of_prompts_learned(
 
 
 @pytest.mark.parametrize(
-    "words", ["--data seen --method cma", "--data seen --head none", "--send x"]
+    "words", ["adapt --data seen --method cma", "adapt --data seen --head none", "state send x"]
 )
 def test_a_mix_that_is_fixed_is_not_adapted(
     device: Device, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
     monkeypatch.chdir(device.path.parent)
-    result = run("adapt", "--model", "m.onnx", *words.split())
+    result = run(*words.split(), "--model", "m.onnx")
     assert result.exit_code == 2
     found = " ".join(result.stderr.split())
     assert (
@@ -447,7 +447,7 @@ def test_the_command_line_says_how_many_prompts_are_folded(pets: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["tune", "condition --conditions dark", "fit --merge none.json --bundle pets.hgbundle"]
+    "words", ["tune", "condition --conditions dark", "merge none.json --bundle pets.hgbundle"]
 )
 def test_what_works_on_one_prompt_refuses_several(pets: Path, words: str) -> None:
     before = sorted(pets.iterdir())

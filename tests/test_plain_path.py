@@ -142,16 +142,19 @@ def test_images_of_one_class_move_nothing_without_labels(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("--data mine --method cma", "--method cma: searches for a mix, and this model has no"),
-        ("--data mine --head none", "--head none: this model has no prompts to mix"),
-        ("--send out.json", "--send: sends a mix, and this model has no prompts"),
+        (
+            "adapt --data mine --method cma",
+            "--method cma: searches for a mix, and this model has no",
+        ),
+        ("adapt --data mine --head none", "--head none: this model has no prompts to mix"),
+        ("state send out.json", "out.json: would hold mixing weights, and this model has no"),
     ],
 )
 def test_what_needs_prompts_is_refused(
     words: str, sentence: str, adaptable: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(adaptable)
-    result = run("adapt", "--model", "mine.onnx", *words.split())
+    result = run(*words.split(), "--model", "mine.onnx")
     assert result.exit_code == 2
     assert sentence in " ".join(result.stderr.split())
 

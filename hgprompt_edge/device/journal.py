@@ -183,7 +183,7 @@ class Journal:
                 if origin.parent is None:
                     raise UserError(
                         f"{self.folder}: version {origin.id} is the factory's, nothing came "
-                        "before it; `hgedge adapt --history` lists all there is"
+                        "before it; `hgedge state history` lists all there is"
                     )
                 target = self._newest(origin.parent)
             else:
@@ -191,7 +191,7 @@ class Journal:
                 if found is None:
                     raise UserError(
                         f"{self.folder}: holds no version {to}; "
-                        "`hgedge adapt --history` lists those that it holds"
+                        "`hgedge state history` lists those that it holds"
                     )
                 target = found
             figures: Figures = {"to": target.id}

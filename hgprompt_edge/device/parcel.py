@@ -192,11 +192,11 @@ def _check_format(path: Path, data: bytes) -> None:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path}: truncated or not JSON; send it again with `hgedge adapt --send`"
+            f"{path}: truncated or not JSON; send it again with `hgedge state send`"
         ) from error
     found = document.get("format") if isinstance(document, dict) else None
     if not isinstance(found, str) or not found.startswith("hgprompt.version/"):
-        raise UserError(f"{path}: not what `hgedge adapt --send` writes; leave it out")
+        raise UserError(f"{path}: not what `hgedge state send` writes; leave it out")
     if found not in (FORMAT, OLDER):
         raise UserError(
             f"{path}: format {brief(found)} is not the one that this hgedge reads ({FORMAT}); "

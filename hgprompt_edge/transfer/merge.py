@@ -123,7 +123,7 @@ def read_parcels(paths: Sequence[Path], bundle: Bundle) -> Delivery:
     UserError
         No files, half of them or more do not belong here, or no device has learned anything.
     """
-    check_one_prompt(bundle, "--merge")
+    check_one_prompt(bundle, "hgedge merge")
     bank, classes = bank_sha256(bundle), classes_digest(bundle.classes)
     files = _find(paths)
     usable: dict[bytes, tuple[Path, Parcel]] = {}
@@ -143,7 +143,7 @@ def read_parcels(paths: Sequence[Path], bundle: Bundle) -> Delivery:
             usable[key] = path, parcel
     if 2 * len(refused) >= len(files):
         raise UserError(
-            f"--merge: {len(refused)} of {len(files)} files cannot be used; the first: {refused[0]}"
+            f"{len(refused)} of {len(files)} files cannot be used; the first: {refused[0]}"
         )
     kept, newest = [], _newest(usable.values())
     for path, parcel in usable.values():
@@ -155,7 +155,7 @@ def read_parcels(paths: Sequence[Path], bundle: Bundle) -> Delivery:
         else:
             kept.append((path, parcel))
     if not kept:
-        raise UserError(f"--merge: there is nothing to merge; {idle[0]}")
+        raise UserError(f"there is nothing to merge; {idle[0]}")
     found, parcels = zip(*kept, strict=True)
     return Delivery(found, parcels, tuple(refused), tuple(idle))
 
@@ -182,13 +182,11 @@ def summary(delivery: Delivery, merged: Merged) -> dict[str, Any]:
 
 
 def _find(paths: Sequence[Path]) -> list[Path]:
-    if not paths:
-        raise UserError("--merge: name the files that devices sent, or a folder of them")
     files: list[Path] = []
     for path in paths:
         files += files_in(path, ".json") if path.is_dir() else [path]
     if not files:
-        raise UserError(f"--merge {paths[0]}: holds no *.json; name files that devices sent")
+        raise UserError(f"{paths[0]}: holds no *.json; name files that devices sent")
     return files
 
 

@@ -48,7 +48,7 @@ def with_mix(bundle: Bundle, mix: Floats, about: dict[str, Any], backbone: Backb
     UserError
         The backbone has other weights than the bundle's.
     """
-    check_one_prompt(bundle, "--merge")
+    check_one_prompt(bundle, "hgedge merge")
     backbone = as_fitted(bundle, backbone)
     remixed = replace(bundle, factory=mix, objective={**bundle.objective, "merged": about})
     if not is_folded(bundle):
