@@ -15,6 +15,7 @@ from hgprompt_edge.cli.compare import compare
 from hgprompt_edge.cli.condition import condition
 from hgprompt_edge.cli.console import prepare_output
 from hgprompt_edge.cli.doctor import doctor
+from hgprompt_edge.cli.evaluate import evaluate
 from hgprompt_edge.cli.export import export
 from hgprompt_edge.cli.fit import fit
 from hgprompt_edge.cli.merge import merge
@@ -36,6 +37,7 @@ app.command()(compare)
 app.command()(condition)
 app.command()(export)
 app.command()(predict)
+app.command()(evaluate)
 app.command()(adapt)
 app.add_typer(state.app, name="state")
 app.command()(merge)

@@ -29,6 +29,15 @@ class PrecisionName(str, Enum):
     BFLOAT16 = "bfloat16"
 
 
+class SplitName(str, Enum):
+    """Parts of a data set."""
+
+    TEST = "test"
+    VALIDATION = "validation"
+    TRAIN = "train"
+    ALL = "all"
+
+
 Task = Annotated[
     str | None,
     typer.Option(
@@ -100,6 +109,48 @@ Precision = Annotated[
 ]
 # The search without gradients takes no larger seed.
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random choice.")]
+BatchSize = Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Images at a time.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="CPU threads (default: all that the process may use).", show_default=False
+    ),
+]
+RuntimeDevice = Annotated[
+    str, typer.Option(help="For OpenVINO models: CPU, GPU, AUTO or another of its devices.")
+]
+Bf16 = Annotated[
+    bool | None,
+    typer.Option(
+        help="For OpenVINO models: compute in bfloat16 (default: what int8 models leave in float, "
+        "on CPUs with AMX).",
+        show_default=False,
+    ),
+]
+State = Annotated[
+    Path | None,
+    typer.Option(
+        help="State folder of `hgedge adapt` (default: MODEL.state, if it is there).",
+        show_default=False,
+    ),
+]
+Split = Annotated[
+    SplitName | None,
+    typer.Option(
+        help="Which part of the data (default: the test part, or all images of class folders "
+        "without parts).",
+        show_default=False,
+    ),
+]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        help="CLASS=MODEL_CLASS: a class of the data that the model knows under another name; "
+        "repeatable.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 

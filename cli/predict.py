@@ -23,6 +23,7 @@ from hgprompt_edge.cli.console import (
     reports_errors,
 )
 from hgprompt_edge.cli.left_out import note_left_out
+from hgprompt_edge.cli.opened import note_bf16, open_model
 from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,33 +39,11 @@ def predict(
         typer.Argument(help="Image files, or folders of them.", show_default=False),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to print for each image.")] = 1,
-    batch_size: Annotated[
-        int, typer.Option(min=1, max=options.MAX_BATCH, help="Images at a time.")
-    ] = 16,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="CPU threads (default: all that the process may use).", show_default=False
-        ),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="For OpenVINO models: CPU, GPU, AUTO or another of its devices.")
-    ] = "CPU",
-    bf16: Annotated[
-        bool | None,
-        typer.Option(
-            help="For OpenVINO models: compute in bfloat16 (default: what int8 models leave in "
-            "float, on CPUs with AMX).",
-            show_default=False,
-        ),
-    ] = None,
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            help="State folder of `hgedge adapt` (default: MODEL.state, if it is there).",
-            show_default=False,
-        ),
-    ] = None,
+    batch_size: options.BatchSize = 16,
+    threads: options.Threads = None,
+    device: options.RuntimeDevice = "CPU",
+    bf16: options.Bf16 = None,
+    state: options.State = None,
     watch: Annotated[
         Path | None,
         typer.Option(
@@ -77,7 +56,6 @@ def predict(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout.")] = False,
 ) -> None:
     """Classify images: class and probability for each."""
-    from hgprompt_edge.device.predictor import Predictor, state_folder
     from hgprompt_edge.listing import list_images
 
     if json and as_csv:
@@ -87,11 +65,7 @@ def predict(
     listing = list_images(images or [] if watch is None else [watch])
     if watch is None and not listing.images:
         raise UserError(f"{listing.missing[0]}; name image files, or folders of them")
-    predictor = Predictor(model, threads=threads, device=device, bf16=bf16, state=state)
-    if state is not None and not state.exists():
-        note(f"--state {state}: not there (yet), so the factory weights are in force")
-    if state is None and predictor.bank is not None:
-        predictor.follow(state_folder(model))
+    predictor = open_model(model, threads=threads, device=device, bf16=bf16, state=state)
     if watch is not None:
         note_left_out((), listing.left_out)
         try:
@@ -104,8 +78,7 @@ def predict(
             f"{model}: not from `hgedge export`: it lacks class names and the resize rule; classes "
             "are numbers, the shorter side is resized to the model's and the centre cropped"
         )
-    if bf16:
-        note(f"bfloat16: {predictor.compare_probe()}")
+    note_bf16(predictor, bf16)
     predictions = []
     with progress_bar() as report:
         for prediction in predictor.predict_paths(listing.images, top=top, batch_size=batch_size):

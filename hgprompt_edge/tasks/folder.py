@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from os.path import relpath
@@ -51,21 +51,42 @@ def read_folder(folder: Path) -> Parts:
         with one image; folders that all hold the same folders, so that they may be parts of the
         data or classes.
     """
-    splits = _split_folders(folder)
-    if splits is None:
-        _check_not_parts(folder)
-        (found,) = _list_classes([folder], folder)
-        parts = parts_without_test(str(folder), found.entries, share=TEST_SHARE)
-        return Parts(parts.origin, parts.train, test=parts.test, left_out=tuple(found.left_out))
-    listed = dict(zip(splits, _list_classes(list(splits.values()), folder), strict=True))
-    left_out = tuple(item for found in listed.values() for item in found.left_out)
-    train = listed["train"].entries
-    validation = listed["validation"].entries if "validation" in listed else []
+    listed, left_out = list_parts(folder, ("train",))
+    train, validation = listed.get("train", listed.get("", [])), listed.get("validation", [])
     if "test" in listed:
-        test = listed["test"].entries
+        test = listed["test"]
         return Parts(str(folder), train, validation, test, official=True, left_out=left_out)
     carved = parts_without_test(str(folder), train, share=TEST_SHARE)
     return Parts(carved.origin, carved.train, validation, carved.test, left_out=left_out)
+
+
+def list_parts(
+    folder: Path, needed: Collection[str] = ()
+) -> tuple[dict[str, list[Entry]], tuple[LeftOut, ...]]:
+    """List the images of each part that a folder has, and what lies there and is not read.
+
+    Parameters
+    ----------
+    needed
+        Parts without which folders are classes, whatever they are called.
+
+    Returns
+    -------
+    Entries by part (`train`, `validation`, `test`), all under an empty name where the folder holds
+    classes; and what is left out.
+
+    Raises
+    ------
+    UserError
+        As of `read_folder`, but for what only training needs.
+    """
+    splits = _split_folders(folder, needed)
+    if splits is None:
+        _check_not_parts(folder)
+    places = {"": folder} if splits is None else splits
+    found = _list_classes(list(places.values()), folder)
+    listed = {part: each.entries for part, each in zip(places, found, strict=True)}
+    return listed, tuple(item for each in found for item in each.left_out)
 
 
 def is_class_folder(folder: Path) -> bool:
@@ -73,7 +94,7 @@ def is_class_folder(folder: Path) -> bool:
     return folder.is_dir() and any(_has_images(path) for path in subfolders(folder))
 
 
-def _split_folders(folder: Path) -> dict[str, Path] | None:
+def _split_folders(folder: Path, needed: Collection[str]) -> dict[str, Path] | None:
     """Find the folders of the splits; None where the folder holds classes."""
     found: dict[str, Path] = {}
     others: list[Path] = []
@@ -91,12 +112,16 @@ def _split_folders(folder: Path) -> dict[str, Path] | None:
             others.append(path)
     named = [path for path in others if part_of(path.name)]
     # One folder of folders, called train, may be a class among others; two splits are none.
-    if "train" not in found or (others and not named and len(found) == 1):
+    if not found or not found.keys() >= set(needed):
+        return None
+    if others and not named and len(found) == 1:
         return None
     if others:
         names = ", ".join(path.name for path in others)
+        part = "train" if "train" in found else min(found)
+        what = "training" if part == "train" else part
         warnings.warn(
-            f"{folder}: {names} not read, since {found['train'].name} is the training part; lay "
+            f"{folder}: {names} not read, since {found[part].name} is the {what} part; lay "
             "the images out as train/CLASS, val/CLASS and test/CLASS to use them",
             stacklevel=2,
         )

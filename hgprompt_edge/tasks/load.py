@@ -213,10 +213,8 @@ def find_task(
             f"--task '{name}': must be a name without folders; name the folder of the images with "
             "--data DIR"
         )
-    if data is not None and not (data.exists() or is_hub_id(data) or download):
-        raise UserError(
-            f"--data {data}: no such file or folder; name the folder that holds the images"
-        )
+    if data is not None and not download:
+        _check_there(data)
     label = _known(name if name is not None else _name_of(data))
     check_storable(label, "--task" if name is not None else "--task: the folder")
     if label in generated.KINDS:
@@ -267,11 +265,49 @@ def _known(name: str) -> str:
     return ALIASES.get(name, name)
 
 
+def read_data(data: Path) -> tuple[str, Parts | None]:
+    """Name the task of `data` as `find_task` does and list its images; no image is decoded.
+
+    None in place of them where `data` is a folder of class folders. A training part may be missing
+    where the data says which part images are of.
+
+    Raises
+    ------
+    UserError
+        It is not there, or not usable; see the readers.
+    """
+    _check_there(data)
+    name = _known(_name_of(data))
+    found = _read_known(name, data, download=False, training=False)
+    return name, None if found is None else found[0]
+
+
+def _check_there(data: Path) -> None:
+    if not (data.exists() or is_hub_id(data)):
+        raise UserError(
+            f"--data {data}: no such file or folder; name the folder that holds the images"
+        )
+
+
 def _read(name: str, data: Path | None, download: bool) -> tuple[Parts, bool]:
     """Read the files of a task, and say whether they may be anybody's rather than the known ones.
 
     A folder in a layout that known data sets also come in is taken for the one of that name.
     """
+    found = _read_known(name, data, download)
+    if found is not None:
+        return found
+    if data is not None:
+        return read_folder(data), True
+    if name == "digits":
+        return _digits(), False
+    raise UserError(_unknown(name))
+
+
+def _read_known(
+    name: str, data: Path | None, download: bool, *, training: bool = True
+) -> tuple[Parts, bool] | None:
+    """Do as `_read` but for class folders and for what is in no folder: None for these."""
     task = VTAB.get(name)
     if data is not None and is_hub_id(data):
         return read_parquet(fetch_parquet(data), task, str(data)), task is None
@@ -279,7 +315,7 @@ def _read(name: str, data: Path | None, download: bool) -> tuple[Parts, bool]:
         return parts, False
     if name in archives.LAYOUTS and (data is None or archives.find_root(name, data) is not None):
         return archives.read_torchvision(name, data, download=download), False
-    if data is not None and (parts := _read_files(data, task)) is not None:
+    if data is not None and (parts := _read_files(data, task, training)) is not None:
         return parts, task is None or is_zipped(data)
     sets = [] if data is None else _sets_in(data)
     own = data is not None and not sets and is_class_folder(data)
@@ -298,19 +334,16 @@ def _read(name: str, data: Path | None, download: bool) -> tuple[Parts, bool]:
                 f"--data {data}: holds {len(sets):,} data set(s), such as {sets[0]}, not class "
                 "folders; name one with --task, or rename the folder if it is a class of yours"
             )
-        return read_folder(data), True
-    if name == "digits":
-        return _digits(), False
-    raise UserError(_unknown(name))
+    return None
 
 
-def _read_files(data: Path, task: VtabTask | None) -> Parts | None:
+def _read_files(data: Path, task: VtabTask | None, training: bool) -> Parts | None:
     """Read `data` by the lists, zip file or parquet files in it; None where there are none."""
     if is_listed(data):
         return read_lists(data, task)
     if is_zipped(data):
         return read_zip(data)
-    return read_parquet(data, task) if parquet_files(data) else None
+    return read_parquet(data, task, training=training) if parquet_files(data) else None
 
 
 def _sets_in(data: Path) -> list[str]:

@@ -77,7 +77,9 @@ def parquet_files(folder: Path) -> list[Path]:
     )
 
 
-def read_parquet(folder: Path, task: VtabTask | None, origin: str | None = None) -> Parts:
+def read_parquet(
+    folder: Path, task: VtabTask | None, origin: str | None = None, *, training: bool = True
+) -> Parts:
     """List the images of a folder of parquet files (see `parquet_files`).
 
     The split is the first word of a file's name (`train-00000-of-00001.parquet`), else that of its
@@ -85,7 +87,8 @@ def read_parquet(folder: Path, task: VtabTask | None, origin: str | None = None)
     `val200`, else `train800val200`, serve where there is no `train`. Without a test part 20 % of
     the training part test. Labels are numbers of the classes that each file's own metadata name
     (else the benchmark's `task`), or the names themselves. Where a task of the benchmark has an
-    `Attribute` and the file a column for it, the label is made from that.
+    `Attribute` and the file a column for it, the label is made from that. Without `training` the
+    files need not have a training part, if they say which part they are.
 
     Raises
     ------
@@ -95,8 +98,9 @@ def read_parquet(folder: Path, task: VtabTask | None, origin: str | None = None)
         their classes and others do not.
     """
     files = parquet_files(folder)
-    splits = _splits(folder, files)
-    used = splits["train"] + [path for key in splits if key != "train" for path in splits[key]]
+    splits = _splits(folder, files, training)
+    order = sorted(splits, key=lambda key: key != "train")
+    used = [path for key in order for path in splits[key]]
     columns = _columns_of_all(used, task)
     images = _Images(columns[used[0]].image)
     listed = {
@@ -104,7 +108,7 @@ def read_parquet(folder: Path, task: VtabTask | None, origin: str | None = None)
         for key, paths in splits.items()
     }
     label = origin or str(folder)
-    named = (name for path in splits["train"] for name in columns[path].classes)
+    named = (name for path in splits[order[0]] for name in columns[path].classes)
     classes = tuple(dict.fromkeys(named)) or _numbers(listed)
     _check_known(listed, classes, label)
     left_out = tuple(
@@ -113,17 +117,17 @@ def read_parquet(folder: Path, task: VtabTask | None, origin: str | None = None)
         if path not in columns
     )
     if task is not None:
-        _check_count(label, classes or {entry.label for entry in listed["train"]}, task)
-    train, validation = listed["train"], listed.get("validation", [])
-    if "test" in listed:
-        test, official = listed["test"], True
+        _check_count(label, classes or {entry.label for entry in listed[order[0]]}, task)
+    train, validation = listed.get("train", []), listed.get("validation", [])
+    if "test" in listed or not train:
+        test, official = listed.get("test", []), True
     else:
         carved = parts_without_test(label, train, share=TEST_SHARE, classes=classes)
         train, test, official = list(carved.train), list(carved.test), False
     return Parts(label, train, validation, test, official, classes, left_out)
 
 
-def _splits(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+def _splits(folder: Path, files: Sequence[Path], training: bool) -> dict[str, list[Path]]:
     named: dict[str, list[Path]] = {}
     for path in files:
         words = (re.split(r"[-_.]", path.name)[0].lower(), path.parent.name.lower())
@@ -132,13 +136,16 @@ def _splits(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
             named.setdefault(word, []).append(path)
     if not named:
         return {"train": list(files)}
+    found: list[dict[str, list[Path]]] = []
     for names in SPLITS:
-        splits: dict[str, list[Path]] = {}
+        found.append({})
         # Where two words mean one part, the usual one has it: test before eval.
         for word in sorted(filter(names.get, named), key=lambda word: word not in USUAL_NAMES):
-            splits.setdefault(names[word], named[word])
-        if "train" in splits:
-            return {key: sorted(paths) for key, paths in splits.items()}
+            found[-1].setdefault(names[word], sorted(named[word]))
+        if "train" in found[-1]:
+            return found[-1]
+    if not training:
+        return next(splits for splits in found if splits)
     raise UserError(
         f"{folder}: no training part among its parquet files ({files[0].name}); add "
         "train-00000-of-00001.parquet"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -216,7 +216,7 @@ def decode_parts(
     train_images = decoder.decode([parts.train[i] for i in chosen], train[chosen])
     validation_images = decoder.decode([parts.validation[i] for i in used], validation[used])
     test_images = decoder.decode(parts.test, test)
-    decoder.check(parts.origin)
+    check_unreadable(decoder.unreadable, decoder.total, parts.origin)
     if not parts.validation:
         if decoder.unreadable:
             _check_classes(parts, train_images.labels, classes)
@@ -264,7 +264,7 @@ def images_beyond(task: Task, everything: Task) -> Images:
 
 
 class _Decoder:
-    """Decodes entries to arrays and keeps count of those that cannot be read."""
+    """Decodes entries to arrays and keeps those that cannot be read."""
 
     def __init__(self, preprocessing: Preprocessing, total: int, progress: Progress | None) -> None:
         self.preprocessing = preprocessing
@@ -289,14 +289,16 @@ class _Decoder:
         names = tuple(entries[i].name for i in good)
         return Images(pixels[: len(good)], labels[np.asarray(good, np.int64)], names)
 
-    def check(self, origin: str) -> None:
-        count = len(self.unreadable)
-        if count > max(1, UNREADABLE_SHARE * self.total):
-            some = "; ".join(map(str, self.unreadable[:3])) + ("; ..." if count > 3 else "")
-            raise UserError(
-                f"{origin}: {count:,} of {self.total:,} images cannot be read, more than "
-                f"{100 * UNREADABLE_SHARE:.0f} % ({some}); repair or remove them"
-            )
+
+def check_unreadable(unreadable: Sequence[LeftOut], total: int, origin: str) -> None:
+    """Refuse more than one image and more than `UNREADABLE_SHARE` of `total` that is unreadable."""
+    count = len(unreadable)
+    if count > max(1, UNREADABLE_SHARE * total):
+        some = "; ".join(map(str, unreadable[:3])) + ("; ..." if count > 3 else "")
+        raise UserError(
+            f"{origin}: {count:,} of {total:,} images cannot be read, more than "
+            f"{100 * UNREADABLE_SHARE:.0f} % ({some}); repair or remove them"
+        )
 
 
 def _encode(
@@ -348,12 +350,17 @@ def _check_splits(parts: Parts, classes: tuple[str, ...]) -> None:
                 f"{parts.origin}: the {key} part holds {_some(unknown)}, of which the training "
                 "part has no image; add some or remove the class"
             )
-    counts = Counter(e.name for part in (parts.train, parts.validation, parts.test) for e in part)
+    check_once((*parts.train, *parts.validation, *parts.test), parts.origin)
+
+
+def check_once(entries: Iterable[Entry], origin: str) -> None:
+    """Refuse an image that is listed twice."""
+    counts = Counter(entry.name for entry in entries)
     double = sorted(name for name, count in counts.items() if count > 1)
     if double:
         raise UserError(
-            f"{parts.origin}: {_some(double)} listed more than once; an image belongs to one split "
-            "and one class"
+            f"{origin}: {_some(double)} listed more than once; an image belongs to one split and "
+            "one class"
         )
 
 

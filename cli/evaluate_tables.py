@@ -1,0 +1,154 @@
+"""What `evaluate` prints: accuracies side by side; classes, confusions and mistakes by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from hgprompt_edge.cli.console import out
+
+if TYPE_CHECKING:
+    from hgprompt_edge.evaluation.figures import Figures
+    from hgprompt_edge.evaluation.run import Answers, Evaluation
+    from hgprompt_edge.proportions import Proportion
+
+MATRIX_CLASSES = 10
+"""Of more classes the confusions are named, the most frequent first."""
+NAMED_CLASSES = 20
+"""Of more classes those with the lowest recall are printed; `--json` has all."""
+NAMED_CONFUSIONS = 10
+
+
+def print_evaluation(found: Evaluation, worst: int) -> None:
+    """Print accuracies; classes, confusions and mistakes of one model, or recalls of several."""
+    out.print(_accuracies(found))
+    if len(found.answers) > 1:
+        out.print()
+        out.print(_recalls(found))
+        return
+    answers, figures = found.answers[0], found.figures[0]
+    out.print()
+    out.print(_classes(figures))
+    _print_confusions(figures)
+    if worst and (rows := answers.mistakes(worst)):
+        out.print()
+        out.print(_mistakes(found, answers, rows))
+
+
+def _accuracies(found: Evaluation) -> Table:
+    table = _table("model", "accuracy", "balanced accuracy", "calibration error", "confidence")
+    if len(found.answers) > 1:
+        table.add_column("change", justify="right", no_wrap=True)
+    for place, (answers, figures) in enumerate(zip(found.answers, found.figures, strict=True)):
+        calibration = figures.calibration
+        cells = [
+            str(figures.accuracy),
+            str(figures.balanced_accuracy),
+            f"{_percent(calibration.error)} (chance {_percent(calibration.by_chance)})",
+            _percent(calibration.confidence),
+        ]
+        if len(found.answers) > 1:
+            cells.append(_points(found.change(place)) if place else "")
+        table.add_row(answers.model, *cells)
+    return table
+
+
+def _classes(figures: Figures) -> Table:
+    table = _table("class", "images", "recall", "precision", "F1")
+    here = [each for each in figures.classes if each.images or each.predicted]
+    shown = sorted(here, key=lambda each: each.recall.value if each.recall else 0.0)
+    shown = here if len(here) <= NAMED_CLASSES else shown[:NAMED_CLASSES]
+    for each in shown:
+        table.add_row(
+            each.name,
+            f"{each.images:,}",
+            "" if each.recall is None else str(each.recall),
+            "" if each.precision is None else _percent(each.precision),
+            "" if each.f1 is None else _percent(each.f1),
+        )
+    if len(here) > len(shown):
+        table.add_row(f"({len(here) - len(shown):,} classes with a higher recall)")
+    return table
+
+
+def _recalls(found: Evaluation) -> Table:
+    """Put the recalls of several models side by side, by the names of the first one's classes."""
+    table = _table("class", "images", *(answers.model for answers in found.answers))
+    recalls = [{e.name: e.recall for e in figures.classes} for figures in found.figures]
+    here = [each for each in found.figures[0].classes if each.images]
+    lowest = sorted(here, key=lambda each: each.recall.value if each.recall else 0.0)
+    shown = here if len(here) <= NAMED_CLASSES else lowest[:NAMED_CLASSES]
+    for each in shown:
+        cells = (known.get(each.name) for known in recalls)
+        table.add_row(
+            each.name, f"{each.images:,}", *("" if cell is None else str(cell) for cell in cells)
+        )
+    if len(here) > len(shown):
+        table.add_row(f"({len(here) - len(shown):,} classes with a higher recall)")
+    return table
+
+
+def _print_confusions(figures: Figures) -> None:
+    found = figures.confusions()
+    if not found:
+        return
+    out.print()
+    matrix = _matrix(figures)
+    if matrix is not None and out.measure(matrix).maximum <= out.width:
+        out.print(matrix)
+        return
+    table = _table("class", "taken for", "images")
+    table.columns[1].justify = "left"
+    for each in found[:NAMED_CONFUSIONS]:
+        table.add_row(each.name, each.predicted, f"{each.images:,}")
+    if len(found) > NAMED_CONFUSIONS:
+        rest = sum(each.images for each in found[NAMED_CONFUSIONS:])
+        table.add_row(f"({len(found) - NAMED_CONFUSIONS:,} other pairs)", "", f"{rest:,}")
+    out.print(table)
+
+
+def _matrix(figures: Figures) -> Table | None:
+    """Images by class and predicted class; None where there are too many classes to read it."""
+    here = [i for i, each in enumerate(figures.classes) if each.images or each.predicted]
+    if len(here) > MATRIX_CLASSES:
+        return None
+    table = _table("class \\ taken for", *(figures.classes[i].name for i in here))
+    for row in here:
+        if figures.classes[row].images:
+            counts = (int(figures.confusion[row, column]) for column in here)
+            cells = (f"{count:,}" if count else "." for count in counts)
+            table.add_row(figures.classes[row].name, *cells)
+    return table
+
+
+def _mistakes(found: Evaluation, answers: Answers, rows: list[int]) -> Table:
+    table = _table("surest mistakes", "class", "taken for", "probability")
+    for column in table.columns[1:3]:
+        column.justify = "left"
+    for row in rows:
+        table.add_row(
+            found.images[row],
+            answers.classes[answers.labels[row]],
+            answers.classes[answers.predicted[row]],
+            _percent(float(answers.confidence[row])),
+        )
+    return table
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _points(change: Proportion) -> str:
+    """As in tables: `-0.4 (-1.1 to +0.3)`."""
+    value, low, high = (100 * each for each in (change.value, change.low, change.high))
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"

@@ -1,0 +1,1 @@
+"""How good exported models are on labelled images. Needs no PyTorch."""
