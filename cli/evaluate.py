@@ -198,7 +198,7 @@ def _as_dict(
                 zip(found.answers, found.figures, versions, strict=True)
             )
         ],
-        "notes": list(notes),
+        "notes": [images.note, *notes] if images.note else list(notes),
         "unreadable": as_rows(found.unreadable),
         "files_left_out": as_rows(images.left_out),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -9,7 +10,9 @@ from rich.table import Table
 from hgprompt_edge.cli.console import out
 
 if TYPE_CHECKING:
-    from hgprompt_edge.evaluation.figures import Figures
+    from rich.console import JustifyMethod
+
+    from hgprompt_edge.evaluation.figures import ClassFigures, Figures
     from hgprompt_edge.evaluation.run import Answers, Evaluation
     from hgprompt_edge.proportions import Proportion
 
@@ -37,29 +40,26 @@ def print_evaluation(found: Evaluation, worst: int) -> None:
 
 
 def _accuracies(found: Evaluation) -> Table:
-    table = _table("model", "accuracy", "balanced accuracy", "calibration error", "confidence")
-    if len(found.answers) > 1:
-        table.add_column("change", justify="right", no_wrap=True)
-    for place, (answers, figures) in enumerate(zip(found.answers, found.figures, strict=True)):
-        calibration = figures.calibration
-        cells = [
-            str(figures.accuracy),
-            str(figures.balanced_accuracy),
-            f"{_percent(calibration.error)} (chance {_percent(calibration.by_chance)})",
-            _percent(calibration.confidence),
-        ]
-        if len(found.answers) > 1:
-            cells.append(_points(found.change(place)) if place else "")
-        table.add_row(answers.model, *cells)
+    table = _table("", *(answers.model for answers in found.answers), justify="left")
+    figures = found.figures
+    table.add_row("accuracy", *(str(each.accuracy) for each in figures))
+    if len(figures) > 1:
+        changes = (_points(found.change(place)) for place in range(1, len(figures)))
+        table.add_row("change in points", "", *changes)
+    table.add_row("balanced accuracy", *(str(each.balanced_accuracy) for each in figures))
+    errors = ((each.calibration.error, each.calibration.by_chance) for each in figures)
+    table.add_row(
+        "calibration error",
+        *(f"{_percent(error)} ({_percent(chance)} by chance)" for error, chance in errors),
+    )
+    table.add_row("mean confidence", *(_percent(each.calibration.confidence) for each in figures))
     return table
 
 
 def _classes(figures: Figures) -> Table:
     table = _table("class", "images", "recall", "precision", "F1")
     here = [each for each in figures.classes if each.images or each.predicted]
-    shown = sorted(here, key=lambda each: each.recall.value if each.recall else 0.0)
-    shown = here if len(here) <= NAMED_CLASSES else shown[:NAMED_CLASSES]
-    for each in shown:
+    for each in _lowest(here):
         table.add_row(
             each.name,
             f"{each.images:,}",
@@ -67,8 +67,7 @@ def _classes(figures: Figures) -> Table:
             "" if each.precision is None else _percent(each.precision),
             "" if each.f1 is None else _percent(each.f1),
         )
-    if len(here) > len(shown):
-        table.add_row(f"({len(here) - len(shown):,} classes with a higher recall)")
+    _count_rest(table, here)
     return table
 
 
@@ -77,16 +76,26 @@ def _recalls(found: Evaluation) -> Table:
     table = _table("class", "images", *(answers.model for answers in found.answers))
     recalls = [{e.name: e.recall for e in figures.classes} for figures in found.figures]
     here = [each for each in found.figures[0].classes if each.images]
-    lowest = sorted(here, key=lambda each: each.recall.value if each.recall else 0.0)
-    shown = here if len(here) <= NAMED_CLASSES else lowest[:NAMED_CLASSES]
-    for each in shown:
+    for each in _lowest(here):
         cells = (known.get(each.name) for known in recalls)
         table.add_row(
             each.name, f"{each.images:,}", *("" if cell is None else str(cell) for cell in cells)
         )
-    if len(here) > len(shown):
-        table.add_row(f"({len(here) - len(shown):,} classes with a higher recall)")
+    _count_rest(table, here)
     return table
+
+
+def _lowest(classes: Sequence[ClassFigures]) -> Sequence[ClassFigures]:
+    """Return all classes, or of many those with the lowest recall."""
+    if len(classes) <= NAMED_CLASSES:
+        return classes
+    ranked = sorted(classes, key=lambda each: 0.0 if each.recall is None else each.recall.value)
+    return ranked[:NAMED_CLASSES]
+
+
+def _count_rest(table: Table, classes: Sequence[ClassFigures]) -> None:
+    if (rest := len(classes) - NAMED_CLASSES) > 0:
+        table.add_row(f"({rest:,} classes with no lower recall)")
 
 
 def _print_confusions(figures: Figures) -> None:
@@ -98,8 +107,8 @@ def _print_confusions(figures: Figures) -> None:
     if matrix is not None and out.measure(matrix).maximum <= out.width:
         out.print(matrix)
         return
-    table = _table("class", "taken for", "images")
-    table.columns[1].justify = "left"
+    table = _table("class", "taken for", justify="left")
+    table.add_column("images", justify="right")
     for each in found[:NAMED_CONFUSIONS]:
         table.add_row(each.name, each.predicted, f"{each.images:,}")
     if len(found) > NAMED_CONFUSIONS:
@@ -123,9 +132,8 @@ def _matrix(figures: Figures) -> Table | None:
 
 
 def _mistakes(found: Evaluation, answers: Answers, rows: list[int]) -> Table:
-    table = _table("surest mistakes", "class", "taken for", "probability")
-    for column in table.columns[1:3]:
-        column.justify = "left"
+    table = _table("surest mistakes", "class", "taken for", justify="left")
+    table.add_column("probability", justify="right")
     for row in rows:
         table.add_row(
             found.images[row],
@@ -136,11 +144,11 @@ def _mistakes(found: Evaluation, answers: Answers, rows: list[int]) -> Table:
     return table
 
 
-def _table(first: str, *others: str) -> Table:
+def _table(first: str, *others: str, justify: JustifyMethod = "right") -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column(first)
     for name in others:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify=justify)
     return table
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from hgprompt_edge.bundle import ROW_TITLES, TUNED
 from hgprompt_edge.cli.console import out
+from hgprompt_edge.proportions import wilson
 
 if TYPE_CHECKING:
     from hgprompt_edge.bundle import Bundle, Row
@@ -50,10 +51,7 @@ def accuracy_table(bundle: Bundle, images: Task, verbose: bool = False) -> Table
 
 def interval(accuracy: float, images: int) -> str:
     """Accuracy in [0, 1] with its 95 % interval (Wilson 1927), such as `79.3 % (76.0 to 82.2)`."""
-    from scipy.stats import binomtest
-
-    found = binomtest(round(accuracy * images), images).proportion_ci(method="wilson")
-    return f"{100 * accuracy:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f})"
+    return str(wilson(round(accuracy * images), images))
 
 
 def print_result(bundle: Bundle, images: Task, verbose: bool = False) -> None:

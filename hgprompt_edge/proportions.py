@@ -23,7 +23,7 @@ class Proportion:
         return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f})"
 
 
-def wilson(count: float, total: int) -> Proportion:
+def wilson(count: float, total: float) -> Proportion:
     """Return `count / total` with Wilson's score interval.
 
     Raises
@@ -41,18 +41,20 @@ def wilson(count: float, total: int) -> Proportion:
     share, scale = count / total, 1 + Z**2 / total
     middle = (share + Z**2 / (2 * total)) / scale
     reach = Z * math.sqrt(share * (1 - share) / total + Z**2 / (4 * total**2)) / scale
-    # Rounding must not push a bound past the proportion itself: 0 of n and n of n touch theirs.
-    return Proportion(
-        share, max(0.0, min(share, middle - reach)), min(1.0, max(share, middle + reach))
-    )
+    # Of none or all right one bound is the proportion itself, which rounding must not pass.
+    low, high = min(share, middle - reach), max(share, middle + reach)
+    return Proportion(share, max(0.0, low), min(1.0, high))
 
 
-def mean_of_proportions(parts: Sequence[tuple[float, int]]) -> Proportion:
+def mean_of_proportions(parts: Sequence[tuple[int, int]]) -> Proportion:
     """Return the mean of independent proportions `(count, total)` with its interval.
 
-    The distances from each proportion to the bounds of its Wilson interval are added in squares
-    (MOVER). A class of few images, all of them right, so keeps its share of the doubt; a resampling
-    of its images would give it none. Of one part it is `wilson`.
+    Wilson's interval for the effective number of images: as many as would give a single proportion
+    of this size the variance of the mean, `K^2 / sum(1 / total)` of K parts, where all have the
+    same. Where they differ and the totals are equal, the variance is smaller, and the interval too
+    wide rather than too narrow. It can be too narrow where a part with a handful of images is much
+    worse than the others. A bootstrap within each part would call parts of few images, all of them
+    right, certain.
 
     Raises
     ------
@@ -61,13 +63,12 @@ def mean_of_proportions(parts: Sequence[tuple[float, int]]) -> Proportion:
 
     References
     ----------
-    G. Y. Zou, W. Huang and X. Zhang (2009), A note on confidence interval estimation for a linear
-    function of binomial proportions, Computational Statistics and Data Analysis 53, 1080-1085.
+    For effective numbers: E. L. Korn and B. I. Graubard (1998), Confidence intervals for
+    proportions with small expected number of positive counts estimated from survey data, Survey
+    Methodology 24, 193-201.
     """
     if not parts:
         raise ValueError("'parts' must not be empty.")
-    found = [wilson(count, total) for count, total in parts]
-    mean = sum(part.value for part in found) / len(found)
-    below = math.sqrt(sum((part.value - part.low) ** 2 for part in found)) / len(found)
-    above = math.sqrt(sum((part.high - part.value) ** 2 for part in found)) / len(found)
-    return Proportion(mean, max(0.0, mean - below), min(1.0, mean + above))
+    mean = sum(wilson(count, total).value for count, total in parts) / len(parts)
+    effective = len(parts) ** 2 / sum(1 / total for _, total in parts)
+    return wilson(min(1.0, mean) * effective, effective)

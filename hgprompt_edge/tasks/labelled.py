@@ -138,7 +138,9 @@ def _choose(found: _Found, fitted_on: Collection[str]) -> tuple[str, str]:
         held = VALIDATION if VALIDATION in found.parts else ALL
         return held, ""
     if found.name in fitted_on:
-        return TEST, f"{KEPT_APART}, since the model was fitted on a task of this name"
+        why = "the model was fitted on a task of this name"
+        return TEST, f"{why}, so these are {KEPT_APART}; `--split all` takes all"
     if VALIDATION in found.parts:
-        return TEST, f"{KEPT_APART}; its validation part has helped to choose the model"
-    return ALL, "if the model was fitted on some of them, `--split test` takes those that were not"
+        why = "a validation part helps to choose the model"
+        return TEST, f"{why}, so these are {KEPT_APART}; `--split validation` takes that part"
+    return ALL, "if the model was fitted on some of them, `--split test` takes others"
