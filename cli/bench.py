@@ -72,7 +72,7 @@ def bench(
     for name in ("p50 ms", "p90", "p99", "img/s", "ratio", "load ms", "start", "peak MB", "file"):
         table.add_column(name, justify="right", no_wrap=True)
     if judged is not None:
-        table.add_column("accuracy", justify="right", no_wrap=True)
+        table.add_column("accuracy", justify="right")
     for place, row in enumerate(rows):
         latency = (f"{value:.2f}" for value in (row.p50_ms, row.p90_ms, row.p99_ms))
         figures = (row.load_ms, row.cold_start_ms, row.peak_mb)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hgprompt_edge.cli import options
-from hgprompt_edge.cli.console import note, out, print_json, progress_bar, reports_errors
+from hgprompt_edge.cli.console import note, out, print_json, progress_bar, reports_errors, working
 from hgprompt_edge.cli.left_out import as_rows, note_left_out
 from hgprompt_edge.cli.opened import note_bf16, open_model
 from hgprompt_edge.errors import UserError
@@ -99,11 +99,11 @@ def evaluate_on(
     from hgprompt_edge.evaluation.run import evaluate as run
     from hgprompt_edge.tasks.labelled import find_labelled
 
-    with progress_bar() as report:
-        report("looking for images", 0, 0)
-        tasks = {predictor.metadata.task for predictor in predictors}
+    tasks = {predictor.metadata.task for predictor in predictors}
+    with working("looking for images"):
         images = find_labelled(data, None if split is None else split.value, tasks)
-        mapping = parse_map(class_map or (), images.classes)
+    mapping = parse_map(class_map or (), images.classes)
+    with progress_bar() as report:
         found = run(
             predictors,
             images,
