@@ -117,9 +117,14 @@ def evaluate_on(
 def describe(images: Labelled, found: Evaluation) -> str:
     """Say which images were used."""
     which = "all" if images.part == "all" else f"the {images.part} part,"
-    count, classes = len(found.images), len(images.classes)
+    count, classes = _count(len(found.images), "image"), _count(len(images.classes), "class")
     why = f"; {images.note}" if images.note else ""
-    return f"{images.data}: {which} {count:,} images of {classes:,} classes{why}"
+    return f"{images.data}: {which} {count} of {classes}{why}"
+
+
+def _count(number: int, what: str) -> str:
+    many = f"{what}es" if what.endswith("s") else f"{what}s"
+    return f"{number:,} {what if number == 1 else many}"
 
 
 def notes_on_data(images: Labelled, found: Evaluation) -> list[str]:

@@ -26,13 +26,12 @@ NAMED_CONFUSIONS = 10
 def print_evaluation(found: Evaluation, worst: int) -> None:
     """Print accuracies; classes, confusions and mistakes of one model, or recalls of several."""
     out.print(_accuracies(found))
+    out.print()
     if len(found.answers) > 1:
-        out.print()
-        out.print(_recalls(found))
+        _print_recalls(found)
         return
     answers, figures = found.answers[0], found.figures[0]
-    out.print()
-    out.print(_classes(figures))
+    _print_classes(figures)
     _print_confusions(figures)
     if worst and (rows := answers.mistakes(worst)):
         out.print()
@@ -56,7 +55,7 @@ def _accuracies(found: Evaluation) -> Table:
     return table
 
 
-def _classes(figures: Figures) -> Table:
+def _print_classes(figures: Figures) -> None:
     table = _table("class", "images", "recall", "precision", "F1")
     here = [each for each in figures.classes if each.images or each.predicted]
     for each in _lowest(here):
@@ -67,11 +66,11 @@ def _classes(figures: Figures) -> Table:
             "" if each.precision is None else _percent(each.precision),
             "" if each.f1 is None else _percent(each.f1),
         )
-    _count_rest(table, here)
-    return table
+    out.print(table)
+    _print_rest(here)
 
 
-def _recalls(found: Evaluation) -> Table:
+def _print_recalls(found: Evaluation) -> None:
     """Put the recalls of several models side by side, by the names of the first one's classes."""
     table = _table("class", "images", *(answers.model for answers in found.answers))
     recalls = [{e.name: e.recall for e in figures.classes} for figures in found.figures]
@@ -81,8 +80,8 @@ def _recalls(found: Evaluation) -> Table:
         table.add_row(
             each.name, f"{each.images:,}", *("" if cell is None else str(cell) for cell in cells)
         )
-    _count_rest(table, here)
-    return table
+    out.print(table)
+    _print_rest(here)
 
 
 def _lowest(classes: Sequence[ClassFigures]) -> Sequence[ClassFigures]:
@@ -93,9 +92,9 @@ def _lowest(classes: Sequence[ClassFigures]) -> Sequence[ClassFigures]:
     return ranked[:NAMED_CLASSES]
 
 
-def _count_rest(table: Table, classes: Sequence[ClassFigures]) -> None:
+def _print_rest(classes: Sequence[ClassFigures]) -> None:
     if (rest := len(classes) - NAMED_CLASSES) > 0:
-        table.add_row(f"({rest:,} classes with no lower recall)")
+        out.print(f"{rest:,} classes with no lower recall are left out here; --json has them")
 
 
 def _print_confusions(figures: Figures) -> None:
@@ -132,7 +131,7 @@ def _matrix(figures: Figures) -> Table | None:
 
 
 def _mistakes(found: Evaluation, answers: Answers, rows: list[int]) -> Table:
-    table = _table("surest mistakes", "class", "taken for", justify="left")
+    table = _table("worst mistakes", "class", "taken for", justify="left")
     table.add_column("probability", justify="right")
     for row in rows:
         table.add_row(

@@ -199,6 +199,7 @@ def test_a_step_of_fewer_images_than_classes(
 
 BAD_CALLS = {
     "predict without a model": "predict --model none.onnx a.jpg",
+    "evaluate without images": "evaluate none.onnx",
     "export without a bundle": "export",
     "export of a foreign file": "export foreign.hgbundle",
     "show of nothing": "prompt show nowhere",
@@ -230,6 +231,7 @@ def test_bad_calls_exit_with_two(
         ("adapt --model x.hgbundle --data .", "x.hgbundle: a bundle, not a model"),
         ("verify x.hgbundle", "x.hgbundle: a bundle, not a model"),
         ("bench x.hgbundle", "x.hgbundle: a bundle, not a model"),
+        ("evaluate x.hgbundle --data .", "x.hgbundle: a bundle, not a model"),
         ("export x.onnx", "x.onnx: a model, not a bundle"),
         ("tune x.xml", "x.xml: a model, not a bundle"),
         ("condition x.onnx", "x.onnx: a model, not a bundle"),

@@ -139,7 +139,7 @@ def test_what_is_printed(case: Case) -> None:
     assert titles[1:5] == ["accuracy", "balanced accuracy", "calibration error", "mean confidence"]
     assert titles[5:10] == ["class", *case.classes]
     assert titles[10:15] == ["class \\ taken for", *case.classes]
-    assert titles[15] == "surest mistakes"
+    assert titles[15] == "worst mistakes"
     assert len(titles) == 17
     right = sum(label == truth(name) for name, (label, _) in case.said.items())
     assert f"{100 * right / 90:.1f} % (" in lines[1]
@@ -162,7 +162,7 @@ def test_models_side_by_side(case: Case) -> None:
     assert same["low"] < 0 < same["high"]
     printed = run("evaluate", str(case.model), str(case.other), *words).stdout
     assert re.search(rf"change in points +{100 * difference:+.1f} \(", printed)
-    assert "surest mistakes" not in printed
+    assert "worst mistakes" not in printed
 
 
 def test_bench_puts_accuracy_beside_latency(case: Case, tmp_path: Path) -> None:
@@ -382,3 +382,31 @@ def test_parquet_without_the_server_install(case: Case, tmp_path: Path) -> None:
     )
     assert result.returncode == 2
     assert "parquet files need pyarrow; install hgprompt-edge[server]" in result.stderr
+
+
+def test_of_many_classes_the_worst_are_printed(tmp_path: Path) -> None:
+    backbone = make_backbone()
+    export_onnx(make_bundle(backbone, classes=30), backbone, tmp_path / "many.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (60, 24, 24, 3), np.uint8)
+    data = folder_of(tmp_path / "d", images, [f"class {index % 30}, ä" for index in range(60)])
+    words = ("evaluate", str(tmp_path / "many.onnx"), "--data", str(data))
+    document = json.loads(run(*words, "--json").stdout)["models"][0]
+    result = hgedge(tmp_path, *words)
+    assert result.returncode == 0, result.stderr
+    blocks = [block.splitlines() for block in result.stdout.split("\n\n")]
+    recall = {each["class"]: each["recall"]["value"] for each in document["classes"]}
+    shown = [re.split(r"  +", line)[0] for line in blocks[1][1:21]]
+    assert [recall[name] for name in shown] == sorted(recall.values())[:20]
+    assert blocks[1][21] == "10 classes with no lower recall are left out here; --json has them"
+    pairs = [re.split(r"  +", line.strip()) for line in blocks[2][1:11]]
+    for name, predicted, images_ in pairs:
+        assert document["confusion"][name][predicted] == int(images_)
+    counts = [
+        count
+        for name, row in document["confusion"].items()
+        for predicted, count in row.items()
+        if predicted != name
+    ]
+    assert [int(pair[2]) for pair in pairs] == sorted(counts, reverse=True)[:10]
+    rest, total = re.split(r"  +", blocks[2][11].strip())
+    assert (rest, int(total)) == (f"({len(counts) - 10} other pairs)", sum(sorted(counts)[:-10]))

@@ -143,4 +143,4 @@ def _choose(found: _Found, fitted_on: Collection[str]) -> tuple[str, str]:
     if VALIDATION in found.parts:
         why = "a validation part helps to choose the model"
         return TEST, f"{why}, so these are {KEPT_APART}; `--split validation` takes that part"
-    return ALL, "if the model was fitted on some of them, `--split test` takes others"
+    return ALL, f"if the model was fitted on these, `--split test` takes {KEPT_APART}"
