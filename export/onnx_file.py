@@ -29,7 +29,7 @@ from hgprompt_edge.export.rewrites import Attention, Rewrites
 from hgprompt_edge.export.verify import Verification, at_factory, verify_onnx
 from hgprompt_edge.files import atomic_paths
 from hgprompt_edge.folded import MAX_FOLDED
-from hgprompt_edge.preprocess import Preprocessing
+from hgprompt_edge.preprocess import CROP, LETTERBOX, SQUASH, Preprocessing
 from hgprompt_edge.prompts import source_shares
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.fitted import as_fitted
@@ -180,11 +180,14 @@ def describe(bundle: Bundle, bundle_sha256: str = "", bank: Bank | None = None) 
 def resize_rule(preprocessing: Preprocessing) -> str:
     """Put the resize rule in words, for whoever feeds the model without this package."""
     resize, size = preprocessing.resize, preprocessing.image_size
-    what = "both sides" if preprocessing.crop_mode == "squash" else "the shorter side"
-    crop = (
-        "" if resize == size and what == "both sides" else f", then crop {size} x {size} centrally"
-    )
-    return f"RGB; resize {what} to {resize} px ({preprocessing.interpolation}, antialiased){crop}"
+    sides = {CROP: "the shorter side", SQUASH: "both sides", LETTERBOX: "the longer side"}
+    what, then = sides[preprocessing.crop_mode], f", then crop {size} x {size} centrally"
+    if preprocessing.fill is not None:
+        colour = " ".join(map(str, preprocessing.fill))
+        then = f", then centre it on {size} x {size} of the colour {colour}"
+    elif preprocessing.crop_mode == SQUASH and resize == size:
+        then = ""
+    return f"RGB; resize {what} to {resize} px ({preprocessing.interpolation}, antialiased){then}"
 
 
 def check_fits(bundle: Bundle, backbone: Backbone, images: Pixels) -> None:

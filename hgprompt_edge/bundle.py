@@ -28,7 +28,7 @@ from hgprompt_edge.files import DAMAGE, read_safetensors, sha256_arrays, write_s
 from hgprompt_edge.folded import FoldedPrompt as FoldedPrompt
 from hgprompt_edge.folded import pack_more, read_more
 from hgprompt_edge.listing import files_in
-from hgprompt_edge.preprocess import Preprocessing
+from hgprompt_edge.preprocess import Preprocessing, UnknownRuleError
 from hgprompt_edge.prompts import mix
 
 FORMAT = "hgprompt.bundle/1"
@@ -274,6 +274,10 @@ def read_bundle(path: Path) -> Bundle:
         )
         _check_factory(bundle)
         return bundle
+    except UnknownRuleError as error:
+        raise UserError(
+            f"{path}: {error}; upgrade hgprompt-edge or run `hgedge fit` again"
+        ) from error
     except DAMAGE as error:
         raise UserError(
             f"{path}: damaged bundle ({brief(error)}); run `hgedge fit` again"

@@ -321,6 +321,11 @@ def test_equal_is_what_method_8_says() -> None:
             Preprocessing(64, 64, "squash", "bilinear"),
             "RGB; resize both sides to 64 px (bilinear, antialiased)",
         ),
+        (
+            Preprocessing(64, 73).with_rule("letterbox"),
+            "RGB; resize the longer side to 64 px (bicubic, antialiased), "
+            "then centre it on 64 x 64 of the colour 128 128 128",
+        ),
     ],
 )
 def test_resize_rule_in_words(preprocessing: Preprocessing, words: str) -> None:

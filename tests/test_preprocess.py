@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import struct
@@ -15,13 +16,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hgprompt_edge.decode import MAX_PIXELS
 from hgprompt_edge.preprocess import (
     RESAMPLING,
+    RULES,
     Preprocessing,
+    UnknownRuleError,
     UnreadableImageError,
+    cut_away,
     open_image,
     read_image,
     to_array,
@@ -81,9 +85,103 @@ def test_equals_timm_at_224(size: tuple[int, int]) -> None:
     np.testing.assert_array_equal(to_array(noise(*size), Preprocessing(224, 248)), expected)
 
 
-def test_preprocessing_survives_json() -> None:
-    rule = Preprocessing(224, 248, "squash", "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+MEAN = (0.485, 0.456, 0.406)
+
+
+def boxed(size: int, interpolation: str = "bicubic") -> Preprocessing:
+    own = Preprocessing(size, size + 5, "center", interpolation, MEAN)
+    return own.with_rule("letterbox")
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    width=st.integers(1, 150),
+    height=st.integers(1, 150),
+    size=st.integers(2, 80),
+    interpolation=st.sampled_from(sorted(RESAMPLING)),
+)
+def test_a_letterbox_equals_timms_border(
+    width: int, height: int, size: int, interpolation: str
+) -> None:
+    data = pytest.importorskip("timm.data")
+    transforms = data.create_transform(
+        (3, size, size),
+        is_training=False,
+        interpolation=interpolation,
+        mean=MEAN,
+        std=(1.0, 1.0, 1.0),
+        crop_pct=1.0,
+        crop_mode="border",
+    ).transforms[:2]
+    image = expected = noise(width, height, seed=width * 1000 + height)
+    found = to_array(image, boxed(size, interpolation))
+    if round(min(width, height) / (max(width, height) / size)) > 0:  # else timm's has no pixels
+        for transform in transforms:
+            expected = transform(expected)
+        np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+@pytest.mark.parametrize("size", [(210, 90), (90, 210), (353, 1000), (112, 112), (7, 3)])
+def test_a_letterbox_equals_pillows_pad(size: tuple[int, int]) -> None:
+    image = noise(*size)  # of an odd remainder Pillow puts the larger half on either side
+    expected = ImageOps.pad(image, (112, 112), Image.Resampling.BICUBIC, color=(124, 116, 104))
+    np.testing.assert_array_equal(to_array(image, boxed(112)), np.asarray(expected))
+
+
+@pytest.mark.parametrize("size", [(10_000, 20), (20, 10_000), (200_000, 1)])
+def test_a_letterbox_of_a_very_thin_picture_shows_some_of_it(size: tuple[int, int]) -> None:
+    pixels = to_array(Image.new("RGB", size, (255, 0, 0)), boxed(64))
+    red = (pixels == (255, 0, 0)).all(-1)
+    long, short = red.any(np.argmax(size)), red.any(np.argmin(size))
+    assert (red.sum(), long.sum(), short.sum()) == (64, 64, 1)
+
+
+def test_a_letterbox_of_an_upright_photograph_is_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise(20, 10).save(tmp_path / "turned.png", exif=exif)
+    noise(20, 10).transpose(Image.Transpose.ROTATE_270).save(tmp_path / "upright.png")
+    turned, upright = (read_image(tmp_path / f"{n}.png", boxed(16)) for n in ("turned", "upright"))
+    np.testing.assert_array_equal(turned, upright)
+    border = (upright == (124, 116, 104)).all((0, 2))
+    np.testing.assert_array_equal(np.flatnonzero(border), [0, 1, 2, 3, 12, 13, 14, 15])
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_preprocessing_survives_json(name: str) -> None:
+    own = Preprocessing(224, 248, "center", "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    rule = own.with_rule(name)
     assert Preprocessing.from_json(rule.to_json()) == rule
+    assert rule.with_rule(name) == rule
+    assert (rule == own) == (name == "crop")
+    assert ("fill" in json.loads(rule.to_json())) == (name == "letterbox")
+
+
+def test_a_rule_of_a_newer_version_is_refused_by_name() -> None:
+    fields = {**json.loads(boxed(64).to_json()), "crop_mode": "seam", "energy": 1}
+    with pytest.raises(UnknownRuleError, match="unknown resize rule 'seam', none of center, "):
+        Preprocessing.from_json(json.dumps(fields))
+    with pytest.raises(UnknownRuleError, match="'seam'"):
+        Preprocessing(64, 64, "seam")
+    del fields["energy"], fields["crop_mode"]
+    with pytest.raises(ValueError, match="fill colour"):
+        Preprocessing.from_json(json.dumps(fields))
+
+
+@given(
+    width=st.integers(1, 400),
+    height=st.integers(1, 400),
+    resize=st.integers(64, 80),
+    name=st.sampled_from(sorted(RULES)),
+)
+def test_what_is_cut_away(width: int, height: int, resize: int, name: str) -> None:
+    rule = Preprocessing(64, resize).with_rule(name)
+    found = cut_away(width, height, rule)
+    if name != "crop":
+        assert found == 0
+        return
+    side = min(width, height) * 64 / resize  # of the square that is seen, in the picture's pixels
+    assert found == pytest.approx(1 - side**2 / (width * height), abs=1 / 64)
 
 
 TURNS = {

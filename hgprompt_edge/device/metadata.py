@@ -105,8 +105,8 @@ class Metadata(BaseModel):
     def _known_rule(cls, value: Preprocessing) -> Preprocessing:
         if not (0 < value.image_size <= MAX_SIDE and 0 < value.resize <= MAX_SIDE):
             raise ValueError(f"sides must be 1 to {MAX_SIDE} pixels")
-        if value.crop_mode not in ("center", "squash") or value.interpolation not in RESAMPLING:
-            raise ValueError(f"unknown rule '{value.crop_mode}', '{value.interpolation}'")
+        if value.interpolation not in RESAMPLING:
+            raise ValueError(f"unknown interpolation '{value.interpolation}'")
         return value
 
     @field_validator("precision")

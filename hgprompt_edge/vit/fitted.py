@@ -12,7 +12,7 @@ from hgprompt_edge.vit.load import load_backbone
 
 
 def backbone_of(bundle: Bundle, checkpoint: Path | None = None) -> Backbone:
-    """Load the backbone that a bundle was fitted on, which it remembers.
+    """Load the backbone that a bundle was fitted on, which it remembers, and its preprocessing.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def backbone_of(bundle: Bundle, checkpoint: Path | None = None) -> Backbone:
         bundle.backbone, checkpoint=checkpoint, image_size=bundle.preprocessing.image_size
     )
     _check_same(bundle, backbone)
-    return backbone
+    return replace(backbone, preprocessing=bundle.preprocessing)
 
 
 def as_fitted(bundle: Bundle, backbone: Backbone) -> Backbone:
