@@ -60,6 +60,32 @@ class TestCorruptions:
         for severity in SEVERITIES:
             assert not (drawn == corrupt(pixels, name, severity)).all(axis=(1, 2, 3)).any()
 
+    @pytest.mark.parametrize("name", SHIFTS)
+    @pytest.mark.parametrize("turned", [False, True])
+    def test_leave_the_border_of_a_letterbox_and_do_not_let_it_in(
+        self, name: str, turned: bool
+    ) -> None:
+        fill, picture = (124, 116, 104), photographs(3)[:, 16:41]  # 25 rows: 19 above, 20 below
+        boxed = np.full((3, 64, 64, 3), fill, np.uint8)
+        boxed[:, 19:44] = picture
+        mirrored = np.pad(picture, ((0, 0), (19, 20), (0, 0), (0, 0)), mode="symmetric")
+        if turned:
+            boxed, mirrored = boxed.swapaxes(1, 2), mirrored.swapaxes(1, 2)
+        found = corrupt(boxed, name, 2, fill=fill)
+        expected = corrupt(mirrored, name, 2)  # as a square camera would have seen it
+        if turned:
+            found, expected = found.swapaxes(1, 2), expected.swapaxes(1, 2)
+        np.testing.assert_array_equal(found[:, 19:44], expected[:, 19:44])
+        assert (found[:, 19:44] != picture).any()
+        assert (found[:, :19] == fill).all()
+        assert (found[:, 44:] == fill).all()
+        if name in CONDITIONS:
+            drawn = training_corruption(boxed, name, np.random.default_rng(0), fill)
+            drawn = drawn.swapaxes(1, 2) if turned else drawn
+            assert (drawn[:, 19:44] != picture).any()
+            assert (drawn[:, :19] == fill).all()
+            assert (drawn[:, 44:] == fill).all()
+
     def test_unknown_ones(self) -> None:
         with pytest.raises(ValueError, match="must be one of"):
             corrupt(photographs(), "sandstorm", 1)

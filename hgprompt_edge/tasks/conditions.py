@@ -16,7 +16,8 @@ exist there alone. A small set of our own, not ImageNet-C.
 | rotation | - | about the centre, edges mirrored |
 | fog | - | blended with pale grey, thicker in places |
 
-Lengths are in pixels of a 64-pixel image and grow with its side.
+Lengths are in pixels of a 64-pixel image and grow with its side. The border of a letterbox stays as
+it is, since a device adds it to what its camera saw; the picture within is mirrored at its edges.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from hgprompt_edge.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+Colour = tuple[int, int, int]
 Operation = Callable[[Pixels, np.random.Generator], Pixels | Floats]
 """One image `[S, S, 3]` to its corrupted version; floats are in [0, 255]."""
 
@@ -67,11 +69,14 @@ TINTS = ((255, 150, 40), (60, 200, 120), (120, 90, 255))
 FOG = np.array([214, 220, 226], np.float32)
 
 
-def corrupt(pixels: Pixels, name: str, severity: int, seed: int = 0) -> Pixels:
+def corrupt(
+    pixels: Pixels, name: str, severity: int, seed: int = 0, fill: Colour | None = None
+) -> Pixels:
     """Pixels `[n, S, S, 3]` under a shift of the study, one of `SHIFTS`, at severity 1 to 3.
 
     The same seed gives the same pixels; an image's do not depend on those behind it. The sign of
-    the rotation and the tint are the seed's and alike for all images, as of one camera.
+    the rotation and the tint are the seed's and alike for all images, as of one camera. `fill` is
+    the border's colour where images are letterboxed.
     """
     if name not in SHIFTS:
         raise ValueError(f"The 'name' must be one of {', '.join(SHIFTS)}. Got '{name}' instead.")
@@ -83,11 +88,16 @@ def corrupt(pixels: Pixels, name: str, severity: int, seed: int = 0) -> Pixels:
     elif name == "cast":
         values = (*values, *TINTS[seed % len(TINTS)])
     rng = np.random.default_rng([seed, SHIFTS.index(name), severity])
-    return _each(pixels, partial(_STUDY_OPERATIONS[name], values=values), rng)
+    return _each(pixels, partial(_STUDY_OPERATIONS[name], values=values), rng, fill)
 
 
-def training_corruption(pixels: Pixels, name: str, rng: np.random.Generator) -> Pixels:
-    """Pixels `[n, S, S, 3]` under one of `CONDITIONS`, each image at a strength of its own."""
+def training_corruption(
+    pixels: Pixels, name: str, rng: np.random.Generator, fill: Colour | None = None
+) -> Pixels:
+    """Pixels `[n, S, S, 3]` under one of `CONDITIONS`, each image at a strength of its own.
+
+    `fill` is the border's colour where images are letterboxed.
+    """
     if name not in CONDITIONS:
         known = ", ".join(CONDITIONS)
         raise ValueError(f"The 'name' must be one of {known}. Got '{name}' instead.")
@@ -96,15 +106,39 @@ def training_corruption(pixels: Pixels, name: str, rng: np.random.Generator) -> 
     def operation(image: Pixels, rng: np.random.Generator) -> Pixels | Floats:
         return _TRAINING_OPERATIONS[name](image, rng, float(np.exp(rng.uniform(low, high))))
 
-    return _each(pixels, operation, rng)
+    return _each(pixels, operation, rng, fill)
 
 
-def _each(pixels: Pixels, operation: Operation, rng: np.random.Generator) -> Pixels:
-    result = np.empty_like(pixels)
-    for index, image in enumerate(pixels):
-        changed = operation(image, rng)
-        result[index] = np.clip(np.rint(changed), 0, 255) if changed.dtype.kind == "f" else changed
+def _each(
+    pixels: Pixels, operation: Operation, rng: np.random.Generator, fill: Colour | None
+) -> Pixels:
+    result: Pixels = pixels.copy()
+    for image, place in zip(pixels, result, strict=True):
+        seen, around = _inside(image, fill)
+        changed = operation(np.pad(image[seen], around, mode="symmetric"), rng)[seen]
+        place[seen] = np.clip(np.rint(changed), 0, 255) if changed.dtype.kind == "f" else changed
     return result
+
+
+def _inside(
+    image: Pixels, fill: Colour | None
+) -> tuple[tuple[slice, slice], tuple[tuple[int, int], ...]]:
+    """Rows and columns of the picture in a letterbox, and the widths of the border around it.
+
+    The border is centred, on two opposite sides. A picture whose own rim has that colour is taken
+    for smaller than it is, which leaves that rim as it is.
+    """
+    side, widths = len(image), [(0, 0), (0, 0)]
+    if fill is not None:
+        same = (image == np.array(fill, np.uint8)).all(-1)
+        for axis, lines in enumerate((same.all(1), same.all(0))):
+            if lines.all():  # nothing but the border's colour: the picture has it, too
+                break
+            first, last = int(lines.argmin()), int(lines[::-1].argmin())
+            before = min(first, last)
+            widths[axis] = (before, min(last, before + 1))
+    rows, columns = (slice(before, side - after) for before, after in widths)
+    return (rows, columns), (*widths, (0, 0))
 
 
 def _darken(image: Pixels, _: np.random.Generator, values: tuple[float, ...]) -> Floats:

@@ -260,12 +260,13 @@ class _Judge:
         return replace(worth, kept=bool(worth.helps) or unknown)
 
     def _measure(self, images: Images, name: str, prompt: Floats, head: Head) -> Measured:
+        fill = self.bundle.preprocessing.fill
         looks = [
             (
                 self._right(images, pixels, self.bundle.prompt, head),
                 self._right(images, pixels, prompt, head),
             )
-            for pixels in (corrupt(images.pixels, name, severity) for severity in SEVERITIES)
+            for pixels in (corrupt(images.pixels, name, each, fill=fill) for each in SEVERITIES)
         ]
         before, after = np.mean(looks, axis=0)
         found = paired(before, after)

@@ -160,7 +160,7 @@ class ConditionTrainer:
 
     def corrupted(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         """Pixels `[n, S, S, 3]` as the condition would make them."""
-        return training_corruption(pixels, self.condition, rng)
+        return training_corruption(pixels, self.condition, rng, self.backbone.preprocessing.fill)
 
     def _train_epoch(self) -> float:
         # All randomness comes from (seed, condition, epoch): a resumed run equals another.
