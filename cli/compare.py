@@ -23,6 +23,7 @@ from hgprompt_edge.cli.console import (
 from hgprompt_edge.cli.image_sizes import IGNORED, compare_sizes, load_sizes, parse_sizes
 from hgprompt_edge.cli.inputs import bank_and_backbone, find_images, needs_bank
 from hgprompt_edge.cli.left_out import note_left_out, of_task
+from hgprompt_edge.cli.resize import check_resize
 from hgprompt_edge.cli.server import load_pytorch, needs_server
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def compare(
     backbone: options.BackboneName = None,
     checkpoint: options.Checkpoint = None,
     image_size: options.ImageSize = None,
+    resize: options.Resize = None,
     image_sizes: Annotated[
         list[str] | None,
         typer.Option(
@@ -83,6 +85,7 @@ def compare(
     sizes = parse_sizes(image_sizes, more_sizes, given)
     check_writable(output.parent if output else Path(), "--output")
     task_found = find_images(task, data, seed=seed, download=download)
+    check_resize(resize, task_found)
     load_pytorch()
 
     from hgprompt_edge.transfer.baselines import METHODS, Budget, learn
@@ -95,10 +98,10 @@ def compare(
     check_device(device.value)
     chosen = _chosen(methods, tuple(METHODS))
     found, vit = bank_and_backbone(sources, backbone, checkpoint, image_size)
-    bank = needs_bank(found, vit)
+    bank, vit = needs_bank(found, vit), vit.with_rule(resize and resize.value)
     if sizes:
         name = backbone if sources is None else backbone or bank.backbone
-        backbones = load_sizes(sizes, vit, name, checkpoint)
+        backbones = load_sizes(sizes, vit, name, checkpoint, resize and resize.value)
         compute = fastest(vit, device, precision).compute
         compare_sizes(bank, backbones, compute, task_found.load, output, seed, json)
         return

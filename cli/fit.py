@@ -32,6 +32,13 @@ from hgprompt_edge.cli.console import (
 from hgprompt_edge.cli.fit_table import print_result
 from hgprompt_edge.cli.inputs import bank_and_backbone, find_images
 from hgprompt_edge.cli.left_out import note_left_out, of_task, write_left_out
+from hgprompt_edge.cli.resize import (
+    check_resize,
+    note_cut_away,
+    print_resize,
+    resize_document,
+    resized,
+)
 from hgprompt_edge.cli.server import load_pytorch, needs_server
 from hgprompt_edge.cli.tuning import train_further, tuning_document, tuning_state
 
@@ -67,6 +74,8 @@ def fit(
     backbone: options.BackboneName = None,
     checkpoint: options.Checkpoint = None,
     image_size: options.ImageSize = None,
+    resize: options.ResizeAuto = None,
+    preprocessing: options.Preprocessing = None,
     folded: Annotated[
         int,
         typer.Option(min=1, max=3, help="Most prompts that may run per image, averaged."),
@@ -127,6 +136,7 @@ def fit(
     if conditions is not None:
         check_names(wanted)
     found = find_images(task, data, seed=seed, download=download)
+    check_resize(resize, found)
     load_pytorch()
 
     from hgprompt_edge.transfer.checks import leave_out_family
@@ -140,7 +150,7 @@ def fit(
     from hgprompt_edge.vit.fastest import check_device
 
     check_device(device.value)
-    bank, vit = bank_and_backbone(sources, backbone, checkpoint, image_size)
+    bank, vit = bank_and_backbone(sources, backbone, checkpoint, image_size, preprocessing)
     if bank is None:
         _check_plain(context, sources, vit)
     if wanted and bank is not None and (not keep_sources or bank.mode == SHALLOW):
@@ -150,8 +160,11 @@ def fit(
             f"{why} there are none; leave one of the two out"
         )
     with progress_bar() as report:
+        vit, rules = resized(vit, resize, found, device, precision, head.value, seed, report)
         images = found.load(vit.preprocessing, progress=partial(report, "reading images"))
         note_left_out(images.unreadable, images.left_out)
+        if resize is None:
+            note_cut_away(images)
         recipe = tuning_recipe(images, seed) if tune else None
         usable = bank and leave_out_family(bank, images)[0]
         passes = fit_passes(images, usable, steps)
@@ -204,10 +217,13 @@ def fit(
     if json:
         document = _document(fitted, left_out, images, path, figure, seconds)
         document["pooling"] = {**vars(pooling), "cost": round(cost, 3)}
+        document["resize"] = resize_document(fitted.preprocessing, images, rules)
         if tuning:
             document["tuning"] = tuning_document(tuning)
         print_json({**document, "conditions": [asdict(worth) for worth in worths]})
     else:
+        if rules is not None:
+            print_resize(rules)
         _print_result(
             fitted, left_out, pooling, images, path, figure, worths, cost, seconds, verbose
         )

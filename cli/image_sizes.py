@@ -79,9 +79,16 @@ def check_sizes(sizes: Sequence[int], backbone: Backbone) -> None:
 
 
 def load_sizes(
-    sizes: Sequence[int], home: Backbone, name: str | None, checkpoint: Path | None
+    sizes: Sequence[int],
+    home: Backbone,
+    name: str | None,
+    checkpoint: Path | None,
+    rule: str | None = None,
 ) -> dict[int, Backbone]:
     """Load the backbone for each size; that of the bank, `home`, is there already.
+
+    Images of all sizes are normalised as those of `home` and, where a `rule` is given, made square
+    by it.
 
     Raises
     ------
@@ -94,7 +101,8 @@ def load_sizes(
     found = {home.image_size: home}
     for size in sizes:
         if size not in found:
-            found[size] = load_backbone(name, checkpoint=checkpoint, image_size=size)
+            other = load_backbone(name, checkpoint=checkpoint, image_size=size)
+            found[size] = other.normalized(home.normalization).with_rule(rule)
     own = home.image_size
     note(
         f"the mix is learned at {own} px, the size of the prompts; at other sizes the same mix is "

@@ -11,7 +11,8 @@ from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:
     from hgprompt_edge.bundle import Bundle
-    from hgprompt_edge.prompts import PromptBank
+    from hgprompt_edge.cli.options import Pixels
+    from hgprompt_edge.prompts import Normalization, PromptBank
     from hgprompt_edge.tasks import FoundTask
     from hgprompt_edge.vit.backbone import Backbone
 
@@ -66,15 +67,48 @@ def find_images_of(bundle: Bundle, task: str | None, data: Path | None) -> Found
 
 
 def bank_and_backbone(
-    sources: str | None, backbone: str | None, checkpoint: Path | None, image_size: int | None
+    sources: str | None,
+    backbone: str | None,
+    checkpoint: Path | None,
+    image_size: int | None,
+    pixels: Pixels | None = None,
 ) -> tuple[PromptBank | None, Backbone]:
-    """Do as `_read_both`, show on a terminal that it goes on, and say what was found."""
+    """Do as `_read_both`, show on a terminal that it goes on, and say what was found.
+
+    The backbone's input is normalised as that of the prompts was, or without prompts as `pixels`
+    say.
+
+    Raises
+    ------
+    UserError
+        As of `_read_both`, or the prompts were trained on other pixels than these.
+    """
     with working("loading the backbone"):
         bank, vit = _read_both(sources, backbone, checkpoint, image_size)
     note_backbone(vit)
-    if bank is not None:
-        note_bank(bank)
-    return bank, vit
+    if bank is None:
+        return None, normalized_as(vit, pixels)[0]
+    wanted, own = normalized_as(vit, pixels)[0], vit.normalized(bank.normalization)
+    if pixels is not None and wanted.normalization != own.normalization:
+        raise UserError(
+            f"--preprocessing {pixels.value}: the prompts were trained on pixels normalised by "
+            f"{own.normalization}, not by {wanted.normalization}; leave it out, or use no prompts "
+            f"with --sources {NO_BANK}"
+        )
+    note_bank(bank)
+    return bank, own
+
+
+def normalized_as(
+    backbone: Backbone, pixels: Pixels | None
+) -> tuple[Backbone, Normalization | None]:
+    """Return the backbone for pixels normalised like that, and how, where it is not its own."""
+    from hgprompt_edge.vit.imported import NORMALIZATIONS
+
+    wanted = None if pixels is None else NORMALIZATIONS.get(pixels.value)
+    if wanted == backbone.normalization:
+        wanted = None
+    return backbone.normalized(wanted), wanted
 
 
 def _read_both(

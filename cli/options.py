@@ -38,6 +38,32 @@ class SplitName(str, Enum):
     ALL = "all"
 
 
+class ResizeName(str, Enum):
+    """Ways to make pictures square."""
+
+    CROP = "crop"
+    SQUASH = "squash"
+    LETTERBOX = "letterbox"
+
+
+class ResizeOrAuto(str, Enum):
+    """The same, or whichever holds out best."""
+
+    CROP = "crop"
+    SQUASH = "squash"
+    LETTERBOX = "letterbox"
+    AUTO = "auto"
+
+
+class Pixels(str, Enum):
+    """Normalisation of the pixels that a prompt or a backbone was trained on."""
+
+    IMAGENET = "imagenet"
+    INCEPTION = "inception"
+    NONE = "none"
+    BACKBONE = "backbone"
+
+
 Task = Annotated[
     str | None,
     typer.Option(
@@ -90,6 +116,31 @@ ImageSize = Annotated[
     int | None,
     typer.Option(
         help="Side of the images in pixels, a multiple of the patch (default: the backbone's).",
+        show_default=False,
+    ),
+]
+_HOW = (
+    "How pictures become square: crop shows the middle, squash distorts, letterbox adds a border "
+    "in the mean colour"
+)
+Resize = Annotated[
+    ResizeName | None,
+    typer.Option(help=f"{_HOW} (default: as the backbone, mostly crop).", show_default=False),
+]
+ResizeAuto = Annotated[
+    ResizeOrAuto | None,
+    typer.Option(
+        "--resize",
+        help=f"{_HOW}, auto takes what held-out images prove better (default: as the backbone, "
+        "mostly crop).",
+        show_default=False,
+    ),
+]
+Preprocessing = Annotated[
+    Pixels | None,
+    typer.Option(
+        help="Pixels that the backbone was trained on: `imagenet` has mean 0.485 0.456 0.406, "
+        "`inception` 0.5, `none` is pixels in [0, 1] (default: as its files or its prompts say).",
         show_default=False,
     ),
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,22 +25,15 @@ from hgprompt_edge.cli.console import (
     resumes,
     working,
 )
-from hgprompt_edge.cli.inputs import find_images
+from hgprompt_edge.cli.inputs import find_images, normalized_as
 from hgprompt_edge.cli.left_out import note_left_out, of_task
+from hgprompt_edge.cli.resize import check_resize
 from hgprompt_edge.cli.server import load_pytorch, needs_server
 
 if TYPE_CHECKING:
     from hgprompt_edge.prompts import Prompt
 
 app = typer.Typer(help="Train, import and show source prompts.", no_args_is_help=True)
-
-
-class Pixels(str, Enum):
-    """Normalisation of the pixels that a prompt was trained on."""
-
-    IMAGENET = "imagenet"
-    INCEPTION = "inception"
-    BACKBONE = "backbone"
 
 
 @app.command()
@@ -57,6 +50,8 @@ def train(
     backbone: options.BackboneName = None,
     checkpoint: options.Checkpoint = None,
     image_size: options.ImageSize = None,
+    resize: options.Resize = None,
+    preprocessing: options.Preprocessing = None,
     shallow: Annotated[
         bool, typer.Option("--shallow", help="Prompt the first block only (default: deep).")
     ] = False,
@@ -93,6 +88,7 @@ def train(
     from hgprompt_edge.prompts import check_joins, write_prompt, write_start
 
     found = find_images(task, data, seed=seed, download=download)
+    check_resize(resize, found)
     _make_folder(output)
     check_writable(output, "--output")
     load_pytorch()
@@ -109,6 +105,8 @@ def train(
     with working("loading the backbone"):
         vit = load_backbone(backbone, checkpoint=checkpoint, image_size=image_size)
     note_backbone(vit)
+    vit, normalization = normalized_as(vit, preprocessing)
+    vit = vit.with_rule(resize and resize.value)
     recipe = Recipe(
         tokens=tokens,
         mode="shallow" if shallow else "deep",
@@ -124,7 +122,8 @@ def train(
         images = load()
         note_left_out(images.unreadable, images.left_out)
         check_batch(images, batch_size)  # before minutes of work
-        check_joins(output, blank_prompt(vit, images, recipe))
+        blank = replace(blank_prompt(vit, images, recipe), normalization=normalization)
+        check_joins(output, blank)
         vit = fastest(vit, device, precision)
         more = images_beyond(images, load(limit=None)) if all_images else None
         # Minutes on a large backbone, once a bank: the training finds it in the cache.
@@ -140,6 +139,7 @@ def train(
             report=lambda done, total: report("epochs", done, total),
             resumed=lambda: note(f"resuming from {state}"),
         )
+    prompt = replace(prompt, normalization=normalization)
     write_prompt(path, prompt)
     write_start(output, prompt, trained.start)
     state.unlink(missing_ok=True)
@@ -170,10 +170,11 @@ def import_(
         ),
     ],
     preprocessing: Annotated[
-        Pixels,
+        options.Pixels,
         typer.Option(
             help="Pixels that the prompt was trained on: `imagenet` has mean 0.485 0.456 0.406 (as "
-            "the VPT code), `inception` 0.5 (as most ViTs of timm), `backbone` its own.",
+            "the VPT code), `inception` 0.5 (as most ViTs of timm), `none` is pixels in [0, 1], "
+            "`backbone` its own.",
             show_default=False,
         ),
     ],

@@ -63,11 +63,16 @@ def test_everything_that_features_depend_on_is_in_the_key(passes: list[int]) -> 
     brighter = replace(backbone.preprocessing, mean=(0.4, 0.4, 0.4))
     FeatureStore(replace(backbone, preprocessing=brighter)).features(images(), tokens())
     assert len(passes) == 7
+    rules = ("squash", "letterbox")  # of pictures that are square all have the same pixels
+    for _ in range(2):
+        for rule in rules:
+            FeatureStore(backbone.with_rule(rule)).features(images(), tokens())
+    assert len(passes) == 7 + len(rules)
     other = make_backbone()  # the same weights with another activation
     for block in other.model.blocks:
         block.mlp.act = torch.nn.ReLU()
     FeatureStore(other).features(images(), tokens())
-    assert len(passes) == 8
+    assert len(passes) == 8 + len(rules)
 
 
 def test_pixels_changed_in_place_between_stores_are_noticed(passes: list[int]) -> None:

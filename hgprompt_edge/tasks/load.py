@@ -113,6 +113,12 @@ class FoundTask:
     own: bool
     seed: int
 
+    def without_test(self) -> FoundTask:
+        """Return the same task with an empty test part, for choices that are made before it."""
+        if self.parts is None:
+            return self
+        return replace(self, parts=replace(self.parts, test=()))
+
     def load(
         self,
         preprocessing: Preprocessing,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from PIL import Image
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import Array, check_storable, sha256_arrays
 from hgprompt_edge.listing import LeftOut
-from hgprompt_edge.preprocess import Preprocessing, UnreadableImageError, to_array
+from hgprompt_edge.preprocess import Preprocessing, UnreadableImageError, cut_away, to_array
 from hgprompt_edge.tasks.split import VALIDATION_SHARE, Indices, carve_test, sample, split
 
 Progress = Callable[[int, int], None]
@@ -75,6 +75,9 @@ class Task:
         Files that lie with the images and are not read.
     data
         Absolute path of the folder or file that the images lie in, or `hf:ORG/NAME`; empty: none.
+    cut_away
+        Median over training and validation images of the share of the area that the resize rule
+        cuts off, in [0, 1).
     """
 
     name: str
@@ -88,6 +91,7 @@ class Task:
     digest: str
     left_out: tuple[LeftOut, ...] = ()
     data: str = ""
+    cut_away: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -215,6 +219,7 @@ def decode_parts(
     decoder = _Decoder(preprocessing, len(chosen) + len(used) + len(test), progress)
     train_images = decoder.decode([parts.train[i] for i in chosen], train[chosen])
     validation_images = decoder.decode([parts.validation[i] for i in used], validation[used])
+    cut = float(np.median(decoder.cut_away)) if decoder.cut_away else 0.0
     test_images = decoder.decode(parts.test, test)
     check_unreadable(decoder.unreadable, decoder.total, parts.origin)
     if not parts.validation:
@@ -222,7 +227,7 @@ def decode_parts(
             _check_classes(parts, train_images.labels, classes)
         kept, held_out = split(train_images.labels, seed)
         train_images, validation_images = train_images.subset(kept), train_images.subset(held_out)
-    return make_task(
+    task = make_task(
         name=name,
         family=family,
         classes=classes,
@@ -231,6 +236,7 @@ def decode_parts(
         unreadable=tuple(decoder.unreadable),
         left_out=parts.left_out,
     )
+    return replace(task, cut_away=cut)
 
 
 def make_task(
@@ -272,6 +278,7 @@ class _Decoder:
         self.progress = progress
         self.done = 0
         self.unreadable: list[LeftOut] = []
+        self.cut_away: list[float] = []
 
     def decode(self, entries: Sequence[Entry], labels: Indices) -> Images:
         size = self.preprocessing.image_size
@@ -279,7 +286,9 @@ class _Decoder:
         good: list[int] = []
         for index, entry in enumerate(entries):
             try:
-                pixels[len(good)] = to_array(entry.open(), self.preprocessing, entry.name)
+                image = entry.open()
+                pixels[len(good)] = to_array(image, self.preprocessing, entry.name)
+                self.cut_away.append(cut_away(*image.size, self.preprocessing))
                 good.append(index)
             except UnreadableImageError as error:
                 self.unreadable.append(LeftOut(entry.name, error.reason))

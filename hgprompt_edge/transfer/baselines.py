@@ -173,7 +173,8 @@ class Contest:
         state = None
         if self.store.enabled:
             backbone = self.store.backbone
-            of = (backbone.sha256, backbone.pooling, self.task.digest, recipe, digest(start))
+            rule = backbone.preprocessing.to_json()
+            of = (backbone.sha256, backbone.pooling, rule, self.task.digest, recipe, digest(start))
             name = hashlib.sha256(repr(of).encode()).hexdigest()
             state = cache_folder() / "trainings" / f"{name}.state"
             state.parent.mkdir(parents=True, exist_ok=True)

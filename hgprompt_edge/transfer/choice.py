@@ -200,9 +200,13 @@ class Proof:
     @property
     def holds(self) -> bool:
         """Whether log-loss falls beyond chance, by Student's t, and accuracy does not fall."""
+        return self.exceeds(CONFIDENCE)
+
+    def exceeds(self, confidence: float) -> bool:
+        """Whether it holds at another one-sided confidence."""
         if self.images < 2 or self.accuracy_gain < 0:
             return False
-        return self.gain > float(student.ppf(CONFIDENCE, self.images - 1)) * self.error
+        return self.gain > float(student.ppf(confidence, self.images - 1)) * self.error
 
 
 def prove(judge: Judge, works: Candidate, instead: Candidate) -> Proof:

@@ -79,6 +79,7 @@ def train_source(
     details = {
         **asdict(recipe),
         "precision": backbone.compute.precision,
+        "resize": backbone.preprocessing.crop_mode,
         "epoch": trained.epoch,
         "seconds": round(trained.seconds),
         "images": None if task.name in KINDS else len(task.train) + (len(more) if more else 0),

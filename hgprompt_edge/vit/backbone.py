@@ -121,6 +121,15 @@ class Backbone:
         mean, std = normalization
         return replace(self, preprocessing=replace(self.preprocessing, mean=mean, std=std))
 
+    def with_rule(self, name: str | None) -> Backbone:
+        """Return the same backbone for pictures made square in another way; None: as it is.
+
+        `name` is a key of `preprocess.RULES`.
+        """
+        if name is None:
+            return self
+        return replace(self, preprocessing=self.preprocessing.with_rule(name))
+
     def with_pooling(self, name: str) -> Backbone:
         """Return the same backbone with other features, one of `poolings`; its fingerprint stays.
 

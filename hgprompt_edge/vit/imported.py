@@ -37,8 +37,10 @@ from hgprompt_edge.vit.vpt_checkpoint import prompt_of_checkpoint
 NORMALIZATIONS = {
     "imagenet": Normalization(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
     "inception": Normalization(IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD),
+    "none": Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-"""The two that nearly everybody uses: torchvision's and the VPT code's; most ViTs' of timm."""
+"""The two that nearly everybody uses (torchvision's and the VPT code's; most ViTs' of timm), and
+pixels in [0, 1] as they are."""
 
 VPT_SHALLOW, VPT_DEEP = "shallow_prompt", "deep_prompt"
 SHOWN_NAMES = 5

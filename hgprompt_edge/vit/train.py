@@ -313,6 +313,7 @@ class PromptTrainer:
             "precision": self.backbone.compute.precision,
             "backbone": self.backbone.sha256,
             "pooling": self.backbone.pooling,
+            "preprocessing": self.backbone.preprocessing.to_json(),
             "images": self.images,
         }
 

@@ -1,0 +1,156 @@
+"""`--resize` and `--preprocessing`: what a fit is told about pixels, all that follows obeys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import class_folders, run, small_bank
+from PIL import Image, ImageDraw
+
+from hgprompt_edge.bundle import read_bundle
+from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.preprocess import read_image
+from hgprompt_edge.prompts import read_bank
+
+FIT = "fit --data banners --backbone tiny"
+CUT = "half of the pictures lose 60 % of their area or more to the central crop"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Banners of 200 x 80 pixels, whose class is a disc at one of their ends."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for index in range(40):
+        name = ("red", "blue")[index % 2]
+        grey = rng.integers(90, 160, (80, 200, 1)).repeat(3, axis=2).astype(np.uint8)
+        image = Image.fromarray(grey)
+        left = int(rng.choice([4, 156]))
+        ImageDraw.Draw(image).ellipse((left, 20, left + 40, 60), fill=name)
+        path = tmp_path / "banners" / name / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    return tmp_path
+
+
+def test_what_stands_at_the_edge_is_seen_and_all_follow_the_bundle(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    fit = run(*FIT.split(), *"--sources none --resize letterbox --json".split())
+    assert fit.exit_code == 0, fit.stderr
+    document = json.loads(fit.stdout)
+    assert document["table"][0]["test_accuracy"] == 1
+    assert document["resize"] == {"rule": "letterbox", "cut_away": 0, "tried": []}
+    rule = read_bundle(Path("banners.hgbundle")).preprocessing
+    assert rule.fill == (128, 128, 128)
+
+    for words in ("export banners.hgbundle", "verify banners.onnx --bundle banners.hgbundle"):
+        result = run(*words.split())
+        assert result.exit_code == 0, result.output
+    assert Predictor(Path("banners.onnx")).preprocessing == rule
+    paths = sorted(Path("banners").rglob("*.png"))
+    shown = read_image(paths[0], rule)
+    assert (shown[:19] == 128).all()
+    assert (shown[19:45] != 128).any()
+    rows = json.loads(run("predict", "--model", "banners.onnx", "banners", "--json").stdout)
+    assert all(Path(row["image"]).parent.name == row["classes"][0]["label"] for row in rows)
+    assert len(rows) == len(paths)
+
+    for words in (
+        "tune banners.hgbundle --steps 1 --batch-size 16",
+        "condition banners.hgbundle --conditions dark --epochs 1 --accept-unproven -o c.hgbundle",
+    ):
+        result = run(*words.split())
+        assert "not the images on which" not in result.stderr, "these have other pixels"
+        assert result.exit_code in (0, 1), result.output
+    assert read_bundle(Path("banners.tuned.hgbundle")).preprocessing == rule
+
+
+def test_auto_takes_what_held_out_images_prove(here: Path) -> None:
+    plain = run(*FIT.split(), "--sources", "none")
+    assert f"{CUT}; `--resize auto` tries what shows all of them" in " ".join(plain.stderr.split())
+    assert "log-loss" not in plain.stdout
+    result = run(*FIT.split(), *"--sources none --resize auto".split())
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].split()[:4] == ["resize", "32", "held-out", "images"]
+    assert [line.split()[0] for line in lines[1:4]] == ["crop", "squash", "letterbox"]
+    kept = read_bundle(Path("banners.hgbundle")).preprocessing.crop_mode
+    assert lines[4].startswith(f"resize: {kept}, +")
+    assert lines[4].endswith(" points over crop on held-out images")
+    assert kept in ("squash", "letterbox")
+    assert "100.0 %" in lines[2]
+
+
+def test_auto_keeps_the_crop_where_nothing_is_cut_off(here: Path) -> None:
+    class_folders(here / "photos")  # 56 x 48
+    for path in (here / "photos").rglob("*.jpg"):
+        Image.open(path).crop((4, 0, 52, 48)).save(path)
+    words = "fit --data photos --backbone tiny --sources none --resize auto --json"
+    document = json.loads(run(*words.split()).stdout)["resize"]
+    assert (document["rule"], document["cut_away"]) == ("crop", 0)
+    own, *others = document["tried"]
+    for each in others:
+        assert (each["change"], each["gain"], each["error"]) == (0, 0, 0)
+        assert each["low"] < 0 < each["high"]
+        assert each["accuracy"] == own["accuracy"]
+
+
+def test_compare_reads_pictures_by_the_rule(here: Path) -> None:
+    small_bank(here / "bank", 1)
+    words = "compare --data banners --sources bank --methods none --json --resize"
+    found = [json.loads(run(*words.split(), rule).stdout)["rows"][0] for rule in ("crop", "squash")]
+    assert found[0]["accuracy"] < 0.9
+    assert found[1]["accuracy"] == 1
+
+
+@pytest.mark.parametrize("command", ["fit", "compare", "prompt train"])
+def test_drawn_images_have_no_rule(command: str, here: Path) -> None:
+    result = run(*f"{command} --task generated-count --backbone tiny --resize squash".split())
+    assert result.exit_code == 2
+    assert "--resize squash: the images of generated-count are drawn square" in result.stderr
+    assert not list(here.glob("*.hgbundle"))
+
+
+def test_prompts_of_other_pixels_than_asked_for_are_refused(here: Path) -> None:
+    small_bank(here / "bank", 1)
+    for sources in ("--sources bank", ""):
+        result = run(*f"{FIT} {sources} --preprocessing none".split())
+        assert result.exit_code == 2, result.output
+        assert (
+            "--preprocessing none: the prompts were trained on pixels normalised by mean 0.5 0.5 "
+            "0.5, std 0.5 0.5 0.5, not by mean 0 0 0, std 1 1 1; leave it out, or use no prompts "
+            "with --sources none"
+        ) in " ".join(result.stderr.split())
+    words = f"{FIT} --sources bank --steps 0 --preprocessing inception --json"
+    assert run(*words.split()).exit_code == 0, "the same as the prompts'"
+
+
+def test_pixels_that_are_not_normalised(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    words = f"{FIT} --sources none --preprocessing none --resize letterbox -o raw.hgbundle"
+    assert run(*words.split()).exit_code == 0
+    rule = read_bundle(Path("raw.hgbundle")).preprocessing
+    assert (rule.mean, rule.std, rule.fill) == ((0, 0, 0), (1, 1, 1), (0, 0, 0))
+
+    train = "prompt train --data banners --backbone tiny --epochs 1 --batch-size 16 -o bank"
+    for pixels in ("none", "backbone"):
+        trained = run(*train.split(), "--preprocessing", pixels, "--task", pixels)
+        if pixels == "none":
+            assert trained.exit_code == 0, trained.stderr
+    assert trained.exit_code == 2
+    assert "trained on pixels normalised by the backbone's own, none.safetensors by mean 0 0 0" in (
+        " ".join(trained.stderr.split())
+    )
+    bank = read_bank("bank")
+    assert bank.start is not None
+    assert bank.normalization == bank.start.normalization == ((0, 0, 0), (1, 1, 1))
+    fit = run(*"fit --data banners --sources bank --steps 0 --resize letterbox".split())
+    assert fit.exit_code == 0, fit.stderr
+    assert "pixels are normalised as for these prompts: mean 0 0 0, std 1 1 1" in fit.stderr
+    followed = read_bundle(Path("banners.hgbundle")).preprocessing
+    assert followed == rule, "the border is filled with the mean of these pixels"
