@@ -131,7 +131,8 @@ def adapt(
         threads=threads,
         seed=seed,
     )
-    with open_journal(folder, bank, predictor.classes) as journal:
+    rule = predictor.preprocessing.crop_mode
+    with open_journal(folder, bank, predictor.classes, resize=rule) as journal:
         try:
             with journal.exclusive(), progress_bar() as report:
                 adapted = adapt_model(predictor, journal, request, report)

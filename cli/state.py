@@ -90,7 +90,8 @@ def _opened(
     if state is not None and not state.exists():
         raise UserError(f"--state {state}: no such folder; name the one that `adapt` printed")
     folder = state or state_folder(model)
-    with open_journal(folder, bank, predictor.classes, read_only=read_only) as journal:
+    rule = predictor.preprocessing.crop_mode
+    with open_journal(folder, bank, predictor.classes, resize=rule, read_only=read_only) as journal:
         yield predictor, journal, bank.names
 
 
@@ -110,6 +111,7 @@ def _send(journal: Journal, predictor: Predictor, path: Path, json: bool) -> Non
         bank.names,
         classes=predictor.classes,
         device=journal.device(),
+        resize=predictor.preprocessing.crop_mode,
     )
     if not version.images:
         note(

@@ -174,10 +174,25 @@ def test_journals_of_others_are_refused(tmp_path: Path, read_only: bool) -> None
         open_journal(tmp_path, classes=("dog", "cat"), read_only=read_only)
     open_journal(tmp_path, read_only=read_only).close()
     open_journal(tmp_path, classes=("cat", "dog"), read_only=read_only).close()
+    for rule in ("center", "squash"):  # the file does not say, as those of before
+        open_journal(tmp_path, resize=rule, read_only=read_only).close()
+    with pytest.raises(UserError, match="with another resize rule than 'letterbox'; name another"):
+        open_journal(tmp_path, resize="letterbox", read_only=read_only)
     assert (state / FILE).read_bytes() == before
     change(tmp_path, "PRAGMA user_version = 2")
     with pytest.raises(UserError, match=r"format 2 is newer .*\(1\); upgrade hgprompt-edge"):
         open_journal(tmp_path, read_only=read_only)
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_what_was_learned_from_pictures_of_another_rule_is_refused(
+    tmp_path: Path, read_only: bool
+) -> None:
+    with open_journal(tmp_path, resize="center") as journal:
+        learn(journal, 0.6)
+    open_journal(tmp_path, resize="center", read_only=read_only).close()
+    with pytest.raises(UserError, match="a model with another resize rule than 'squash'"):
+        open_journal(tmp_path, resize="squash", read_only=read_only)
 
 
 @pytest.mark.parametrize("read_only", [True, False])

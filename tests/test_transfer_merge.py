@@ -109,8 +109,30 @@ def send(
 ) -> Path:
     mix = np.array(weights, np.float32)
     version = Version(number, 1, time, "labelled", mix, None, None, images, {})
-    write_parcel(path, version, bank_sha256(bundle), classes=bundle.classes, device=device)
+    rule = bundle.preprocessing.crop_mode
+    write_parcel(
+        path, version, bank_sha256(bundle), classes=bundle.classes, device=device, resize=rule
+    )
     return path
+
+
+def test_what_was_learned_with_another_resize_rule_is_left_out(
+    tmp_path: Path, bundle: Bundle
+) -> None:
+    boxed = replace(bundle, preprocessing=bundle.preprocessing.with_rule("letterbox"))
+    cropped = [send(tmp_path / f"{name}.json", bundle, [0.5, 0.5]) for name in "abc"]
+    letterbox = send(tmp_path / "d.json", boxed, [0.5, 0.5])
+    delivery = read_parcels(
+        [*cropped[:1], send(tmp_path / "e.json", bundle, [1, 0]), letterbox], bundle
+    )
+    assert len(delivery.parcels) == 2
+    (refused,) = delivery.refused
+    assert f"{letterbox}: learned with another resize rule (letterbox) than that of" in refused
+    with pytest.raises(
+        UserError, match=r"a.json: .*resize rule \(center\) than that of .*letterbox"
+    ):
+        read_parcels(cropped, boxed)
+    assert len(read_parcels([letterbox], boxed).parcels) == 1
 
 
 def test_the_bank_is_what_was_chosen_then_sources_then_conditions(bundle: Bundle) -> None:

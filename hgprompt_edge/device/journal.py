@@ -52,6 +52,9 @@ class Journal:
         somebody else makes it; so does one that is deleted, and another in its place is taken over.
     classes
         Of the model. A bank may serve several tasks, a state only one: other classes are refused.
+    resize
+        The model's `crop_mode`: what was learned from pictures that were made square in another way
+        is refused. Empty: not known.
     clock
         Gives Unix seconds.
 
@@ -70,13 +73,14 @@ class Journal:
         *,
         read_only: bool = False,
         classes: Sequence[str] = (),
+        resize: str = "",
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.folder, self.path, self.read_only = folder, folder / FILE, read_only
         weights = np.array(factory, np.float32)
         self._first = Version(1, None, clock(), FACTORY, weights, None, None, 0, {})
         self._clock = clock
-        self._ledger = Ledger(self.path, bank_sha256, classes_digest(classes))
+        self._ledger = Ledger(self.path, bank_sha256, classes_digest(classes), resize)
         self._seen: object = None
         with explained(self.path):
             try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from hgprompt_edge.device.sqlite import connect, is_damage, keep_log, log_of, make_folder
 from hgprompt_edge.device.version import COLUMNS, Version, seal, unseal
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.preprocess import LETTERBOX
 
 FORMAT = 1
 APPLICATION = 0x68676A31
@@ -35,13 +36,13 @@ class Ledger:
     ----------
     path
         The file.
-    bank_sha256, classes
-        What its versions are for; a file for something else is refused. `classes` is a digest,
-        empty where it is not known.
+    bank_sha256, classes, resize
+        What its versions are for; a file for something else is refused. `classes` is a digest and
+        `resize` a `crop_mode`, each empty where it is not known.
     """
 
-    def __init__(self, path: Path, bank_sha256: str, classes: str) -> None:
-        self.path, self._bank, self._classes = path, bank_sha256, classes
+    def __init__(self, path: Path, bank_sha256: str, classes: str, resize: str = "") -> None:
+        self.path, self._bank, self._classes, self._resize = path, bank_sha256, classes, resize
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self.immutable = False
@@ -191,15 +192,21 @@ class Ledger:
                 "upgrade hgprompt-edge or name another state folder"
             )
         find = "SELECT value FROM meta WHERE key = ?"
-        bank, classes = (
+        bank, classes, resize = (
             connection.execute(find, (key,)).fetchone() or (None,)
-            for key in ("bank_sha256", "classes_sha256")
+            for key in ("bank_sha256", "classes_sha256", "resize")
         )
         if None in (*bank, *classes):
             raise sqlite3.DatabaseError("malformed")
         other = "another bank" if bank != (self._bank.encode(),) else ""
         if not other and self._classes and classes not in ((b"",), (self._classes.encode(),)):
             other = "other classes"
+        # Files of before do not say how pictures became square; letterboxed they were not.
+        fits = (
+            resize == (self._resize.encode(),) if resize != (None,) else self._resize != LETTERBOX
+        )
+        if not other and self._resize and not fits:
+            other = f"another resize rule than '{self._resize}'"
         if other:
             raise UserError(
                 f"{self.path.parent}: holds what was learned for a model with {other}; name "
@@ -211,6 +218,8 @@ class Ledger:
         for statement in TABLES:
             connection.execute(statement)
         meta = {"bank_sha256": self._bank, "classes_sha256": self._classes}
+        if self._resize:
+            meta["resize"] = self._resize
         connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
         _number(connection)
         self.append(first)

@@ -21,6 +21,7 @@ from hgprompt_edge.device.journal import classes_digest
 from hgprompt_edge.device.version import Figures, Floats, Version
 from hgprompt_edge.errors import UserError, brief
 from hgprompt_edge.files import write_bytes
+from hgprompt_edge.preprocess import CROP
 
 FORMAT, OLDER = "hgprompt.version/2", "hgprompt.version/1"
 """The older one does not say which device it is from."""
@@ -52,6 +53,8 @@ class Parcel:
         Version of hgprompt-edge on the device.
     device
         The number of its journal, 16 random hexadecimal digits; empty: not known.
+    resize
+        How its model makes pictures square, a `crop_mode`.
     """
 
     bank_sha256: str
@@ -66,6 +69,7 @@ class Parcel:
     names: tuple[str, ...]
     product: str
     device: str = ""
+    resize: str = CROP
 
 
 class _File(BaseModel):
@@ -83,6 +87,7 @@ class _File(BaseModel):
     weights: str
     product: str = Field(max_length=40)
     device: str = Field(default="", pattern="^([0-9a-f]{16})?$")
+    resize: str = Field(default=CROP, max_length=24)
     figures: dict[str, float | int | None] = {}
     head_bias: str | None = None
     names: tuple[str, ...] = ()
@@ -111,6 +116,7 @@ def write_parcel(
     *,
     classes: Sequence[str] = (),
     device: str = "",
+    resize: str = CROP,
 ) -> int:
     """Write a version for the server and return the number of bytes, `LIMIT` at most.
 
@@ -136,6 +142,8 @@ def write_parcel(
         "product": installed_version("hgprompt-edge"),
         "device": device,
     }
+    if resize != CROP:  # as it is where nothing is said
+        document["resize"] = resize
     if len(_encode(document)) > LIMIT:
         raise UserError(
             f"{path}: a mix of {len(version.weights)} entries does not fit into {LIMIT:,} bytes; "

@@ -144,7 +144,8 @@ class Predictor:
                 f"--state {state}: the weights of {self.path} are folded into it; "
                 "export it with `--weights runtime` to change them later"
             )
-        journal = open_journal(state, self.bank, self.classes, read_only=True)
+        mode = self.preprocessing.crop_mode
+        journal = open_journal(state, self.bank, self.classes, resize=mode, read_only=True)
         with self._changing:
             self._journal = journal
         self.refresh(force=True)
@@ -381,10 +382,15 @@ def state_folder(model: Path) -> Path:
 
 
 def open_journal(
-    state: Path, bank: Bank, classes: Sequence[str], *, read_only: bool = False
+    state: Path, bank: Bank, classes: Sequence[str], *, resize: str = "", read_only: bool = False
 ) -> Journal:
-    """Open what a device has learned for a model with this bank and these classes."""
-    return Journal(state, bank.sha256, bank.factory, read_only=read_only, classes=classes)
+    """Open what a device has learned for a model with this bank and these classes.
+
+    `resize` is the model's `crop_mode`.
+    """
+    return Journal(
+        state, bank.sha256, bank.factory, read_only=read_only, classes=classes, resize=resize
+    )
 
 
 def _check_contract(path: Path, engine: Engine, metadata: Metadata, bank: Bank | None) -> None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from hgprompt_edge.bundle import Bundle, Floats, bank_entries, bank_sha256, check_one_prompt
 from hgprompt_edge.device.journal import classes_digest
 from hgprompt_edge.device.parcel import Parcel, read_parcel
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import UserError, brief
 from hgprompt_edge.listing import files_in
 
 CAP = 4.0
@@ -115,8 +115,9 @@ def _distance(mixes: Doubles, one: Doubles) -> Doubles:
 def read_parcels(paths: Sequence[Path], bundle: Bundle) -> Delivery:
     """Read what devices sent for a bundle; a folder stands for the `*.json` files in it.
 
-    Left out, with a sentence: files that are no parcels, of another bank or other classes, sent
-    twice, of a device that sent a newer one, or of devices that have learned nothing.
+    Left out, with a sentence: files that are no parcels, of another bank, other classes or another
+    resize rule, sent twice, of a device that sent a newer one, or of devices that have learned
+    nothing.
 
     Raises
     ------
@@ -202,6 +203,11 @@ def _check(path: Path, parcel: Parcel, bundle: Bundle, bank: str, classes: str) 
         )
     if parcel.classes_sha256 != classes:
         raise UserError(f"{path}: learned for other classes than those of {bundle.task}")
+    if parcel.resize != (mode := bundle.preprocessing.crop_mode):
+        raise UserError(
+            f"{path}: learned with another resize rule ({brief(parcel.resize)}) than that of "
+            f"{bundle.task} ({mode}); name the bundle that its model came from with --bundle"
+        )
     if len(parcel.weights) != len(bank_entries(bundle)):
         raise UserError(
             f"{path}: weighs {len(parcel.weights)} entries of {len(bank_entries(bundle))}; "
