@@ -64,6 +64,9 @@ def test_an_imported_prompt_does_not_fit_a_bank_of_other_pixels(
     assert refused.exit_code == 2
     assert "z.safetensors: trained on pixels normalised by mean 0.485" in refused.stderr
     assert "keep one bank a normalisation; name another folder with --output" in refused.stderr
+    raw = run(*words.split(), "none")
+    assert raw.exit_code == 2
+    assert "z.safetensors: trained on pixels normalised by mean 0 0 0, std 1 1 1" in raw.stderr
     assert not Path("prompts", "z.safetensors").exists()
     for pixels in ("inception", "backbone"):
         assert run(*words.split(), pixels).exit_code == 0

@@ -27,7 +27,7 @@ from hgprompt_edge.tasks.conditions import (
 from hgprompt_edge.transfer import condition
 from hgprompt_edge.transfer.condition import Worth, starting_tokens, tune_conditions
 from hgprompt_edge.transfer.condition_trainer import ConditionRecipe, ConditionTrainer
-from hgprompt_edge.vit.forward import extract_features
+from hgprompt_edge.vit.forward import extract_features, model_input
 
 
 def photographs(count: int = 6, side: int = 64) -> np.ndarray:
@@ -132,6 +132,26 @@ class TestTuning:
         assert test is not None
         assert (found.images, test.images) == (45, 60)
         assert found.low <= 100 * (found.prompted - found.corrupted) <= found.high
+
+    def test_of_letterboxed_images_the_border_stays(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        rule = self.bundle.preprocessing.with_rule("letterbox")
+        fill = rule.fill or (0, 0, 0)
+        splits = [self.task.train, self.task.validation, self.task.test]
+        for images in splits:
+            images.pixels[:, :4] = images.pixels[:, -4:] = fill
+        seen: list[np.ndarray] = []
+
+        def spy(model: Any, pixels: np.ndarray, preprocessing: Any) -> torch.Tensor:
+            seen.append(pixels)
+            return model_input(model, pixels, preprocessing)
+
+        for module in ("transfer.condition_trainer", "vit.forward"):
+            monkeypatch.setattr(f"hgprompt_edge.{module}.model_input", spy)
+        self.tuned(replace(self.bundle, preprocessing=rule), ["noise"])
+        shown = np.concatenate(seen)
+        assert len(shown) > 500
+        assert (shown[:, :4] == fill).all()
+        assert (shown[:, -4:] == fill).all()
 
     @pytest.mark.parametrize(("gain", "helps"), [(1, True), (-1, False)])
     def test_what_validation_images_say_decides(
