@@ -75,7 +75,7 @@ def note_cut_away(images: Task) -> None:
     if images.cut_away > MUCH:
         note(
             f"half of the pictures lose {100 * images.cut_away:.0f} % of their area or more to the "
-            "central crop; `--resize auto` tries what shows all of them"
+            "central crop; `--resize auto` tests on held-out images whether to show all of them"
         )
 
 
@@ -83,7 +83,11 @@ def print_resize(choice: ResizeChoice) -> None:
     """Print what held-out images say of each rule, which one is kept, and why."""
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     table.add_column("resize", no_wrap=True)
-    for title in (f"{choice.images:,} held-out images", "change (90 % interval)", "log-loss"):
+    for title in (
+        f"{choice.images:,} images held out in turn",
+        "change (90 % interval)",
+        "log-loss",
+    ):
         table.add_column(title, justify="right", no_wrap=True)
     for each in choice.tried:
         table.add_row(
@@ -100,7 +104,7 @@ def print_resize(choice: ResizeChoice) -> None:
 def _why(choice: ResizeChoice) -> str:
     own, kept = choice.tried[0], choice.kept
     if kept is not own and kept.change is not None:
-        return f"{kept.rule}, {kept.change.change:+.1f} points over {own.rule} on held-out images"
+        return f"{kept.rule}, {kept.change.change:+.1f} points over {own.rule}"
     others = [each for each in choice.tried[1:] if each.proof and each.proof.gain > 0]
     if not others:
         return f"{own.rule}, as nothing holds out better"

@@ -66,16 +66,18 @@ def test_what_stands_at_the_edge_is_seen_and_all_follow_the_bundle(here: Path) -
 
 def test_auto_takes_what_held_out_images_prove(here: Path) -> None:
     plain = run(*FIT.split(), "--sources", "none")
-    assert f"{CUT}; `--resize auto` tries what shows all of them" in " ".join(plain.stderr.split())
+    assert f"{CUT}; `--resize auto` tests on held-out images whether" in " ".join(
+        plain.stderr.split()
+    )
     assert "log-loss" not in plain.stdout
     result = run(*FIT.split(), *"--sources none --resize auto".split())
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0].split()[:4] == ["resize", "32", "held-out", "images"]
+    assert lines[0].startswith("resize    32 images held out in turn change (90 % interval)")
     assert [line.split()[0] for line in lines[1:4]] == ["crop", "squash", "letterbox"]
     kept = read_bundle(Path("banners.hgbundle")).preprocessing.crop_mode
     assert lines[4].startswith(f"resize: {kept}, +")
-    assert lines[4].endswith(" points over crop on held-out images")
+    assert lines[4].endswith(" points over crop")
     assert kept in ("squash", "letterbox")
     assert "100.0 %" in lines[2]
 
