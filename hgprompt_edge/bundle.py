@@ -123,6 +123,8 @@ class Bundle:
         Absolute path of the file with the backbone's weights; empty: bundled, or the hub's.
     data, split_digest
         Of the images that it was fitted on, see `Task`.
+    group_by_hash
+        Their copies were kept on one side of the split.
     more
         Further deep folded prompts, two at most. The bundle's probabilities are the mean of those
         of the first, `prompt` with `head_weight` and `head_bias`, and of these; `probe_logits` are
@@ -158,6 +160,7 @@ class Bundle:
     clean: Clean | None = None
     checkpoint: str = ""
     data: str = ""
+    group_by_hash: bool = False
     more: tuple[FoldedPrompt, ...] = ()
 
     @property
@@ -209,6 +212,8 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
         "seed": str(bundle.seed),
         "versions": json.dumps(bundle.versions, sort_keys=True),
     }
+    if bundle.group_by_hash:
+        metadata["group_by_hash"] = "true"
     if bundle.conditions:
         metadata["conditions"] = json.dumps(bundle.conditions)
     if bundle.more:
@@ -248,6 +253,7 @@ def read_bundle(path: Path) -> Bundle:
             backbone_sha256=metadata["backbone_sha256"],
             checkpoint=json.loads(metadata["checkpoint"]),
             data=json.loads(metadata["data"]),
+            group_by_hash=metadata.get("group_by_hash") == "true",
             preprocessing=Preprocessing.from_json(metadata["preprocessing"]),
             mode=metadata["mode"],
             pooling=_known_pooling(metadata["pooling"]),

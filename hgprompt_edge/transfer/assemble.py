@@ -78,6 +78,7 @@ def make_bundle(
         source_tokens=bank.basis_tokens.astype(np.float16) if bank and keep_sources else None,
         clean=clean,
         data=task.data,
+        group_by_hash=task.grouped,
         split_digest=task.digest,
         seed=seed,
         versions={name: _version(name) for name in PACKAGES},

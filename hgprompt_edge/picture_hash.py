@@ -1,0 +1,149 @@
+"""Hashes by which copies of a picture are found: of its pixels, and of what it looks like.
+
+The first is equal for equal pixels, whatever file they came from. The second (ImageHash's pHash,
+256 bits) differs in few bits for a picture that was re-encoded, resized or made brighter; that of
+the mirrored picture is taken, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+SIDE = 64
+"""A picture is looked at as a grey one of this side, four pixels for the shortest wave."""
+
+HASH_SIDE = 16
+"""The hash says of 16 x 16 frequencies whether they are above the median: 256 bits."""
+
+HASH_BYTES = HASH_SIDE * HASH_SIDE // 8
+
+LEAST_SIDE = 32
+"""A smaller picture lacks the frequencies that are hashed; all drawings of a digit look alike."""
+
+LEAST_CONTRAST = 2.0
+"""Grey levels by which the pixels of the small grey picture deviate from its row and column means.
+With less, the hash is that of noise, and equal for many pictures: flat ones, stripes, gradients."""
+
+FLAT = 0
+"""The digest of a picture of one colour, which is a copy of nothing."""
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class PictureHash(NamedTuple):
+    """The hashes of one picture.
+
+    Attributes
+    ----------
+    digest
+        Of the decoded pixels and their size, 64 bits; `FLAT` for a picture of one colour.
+    look, mirrored
+        `HASH_BYTES` bytes; empty where the picture has too little to look at (`LEAST_SIDE`,
+        `LEAST_CONTRAST`), or ImageHash is not installed.
+    """
+
+    digest: int
+    look: bytes = b""
+    mirrored: bytes = b""
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """The hashes of many pictures.
+
+    Attributes
+    ----------
+    digests
+        `[n]` uint64.
+    looks, mirrored
+        `[n, HASH_BYTES]` uint8, zero where a picture has none.
+    """
+
+    digests: npt.NDArray[np.uint64]
+    looks: Bytes
+    mirrored: Bytes
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def subset(self, indices: npt.ArrayLike) -> Hashes:
+        """Those hashes, in the order of `indices [m]` (int64)."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return Hashes(self.digests[chosen], self.looks[chosen], self.mirrored[chosen])
+
+
+def sees_near_copies() -> bool:
+    """Whether ImageHash is installed; else only equal pixels are found."""
+    return _library() is not None
+
+
+def hash_picture(image: Image.Image) -> PictureHash:
+    """Hash a decoded RGB picture, as `open_image` returns it."""
+    small = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    if _one_colour(small) and _one_colour(image):
+        return PictureHash(FLAT)
+    digest = hashlib.blake2b(repr(image.size).encode(), digest_size=8)
+    digest.update(image.tobytes())
+    number = int.from_bytes(digest.digest(), "little") or 1  # not FLAT
+    grey = small.convert("L")
+    if min(image.size) < LEAST_SIDE or _contrast(grey) < LEAST_CONTRAST:
+        return PictureHash(number)
+    library = _library()
+    if library is None:
+        return PictureHash(number)
+    return PictureHash(number, _look(library, grey), _look(library, ImageOps.mirror(grey)))
+
+
+def stack(hashes: Sequence[PictureHash]) -> Hashes:
+    """Put the hashes of pictures into arrays."""
+    empty = bytes(HASH_BYTES)
+    looks, mirrored = (
+        np.frombuffer(b"".join(look or empty for look in found), np.uint8).reshape(-1, HASH_BYTES)
+        for found in ([one.look for one in hashes], [one.mirrored for one in hashes])
+    )
+    return Hashes(np.array([one.digest for one in hashes], np.uint64), looks, mirrored)
+
+
+def join(parts: Sequence[Hashes]) -> Hashes:
+    """Put the hashes of several parts behind each other."""
+    return Hashes(
+        np.concatenate([part.digests for part in parts]),
+        np.concatenate([part.looks for part in parts]),
+        np.concatenate([part.mirrored for part in parts]),
+    )
+
+
+@lru_cache(maxsize=1)
+def _library() -> Any:
+    if find_spec("scipy") is None:  # ImageHash imports it when it hashes
+        return None
+    try:
+        import imagehash
+    except ImportError:
+        return None
+    return imagehash
+
+
+def _look(library: Any, grey: Image.Image) -> bytes:
+    return np.packbits(library.phash(grey, hash_size=HASH_SIDE).hash).tobytes()
+
+
+def _contrast(grey: Image.Image) -> float:
+    """Return the standard deviation from row and column means, in grey levels."""
+    pixels = np.asarray(grey, np.float32)
+    rows, columns = pixels.mean(1, keepdims=True), pixels.mean(0, keepdims=True)
+    return float((pixels - rows - columns + pixels.mean()).std())
+
+
+def _one_colour(image: Image.Image) -> bool:
+    bands = cast("tuple[tuple[int, int], ...]", image.getextrema())
+    return all(low == high for low, high in bands)
