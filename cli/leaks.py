@@ -26,8 +26,8 @@ TILE, GAP, CAPTION = 96, 4, 14
 """Sides of the contact sheet, in pixels."""
 COLUMNS, MOST_PAIRS = 6, 60
 NO_LIBRARY = (
-    "near-copies (re-encoded, resized, mirrored) were not looked for; install "
-    "hgprompt-edge[server], which has ImageHash"
+    "near-copies (re-encoded, resized, mirrored) were not looked for; that needs ImageHash: "
+    "install hgprompt-edge[leaks]"
 )
 
 

@@ -1,4 +1,4 @@
-"""Which pictures look like each other: pairs whose hashes differ in few bits, a block at a time."""
+"""Which pictures are copies: equal pixels, or hashes that differ in few bits, a block at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.picture_hash import HASH_BYTES, Bytes, Hashes
+from hgprompt_edge.picture_hash import FLAT, HASH_BYTES, Bytes, Hashes
 
 NEAR_BITS = 56
 """Pictures whose hashes differ in at most as many of the 256 bits are near-copies. Unrelated
@@ -78,3 +78,15 @@ def _signs(looks: Bytes) -> npt.NDArray[np.float32]:
 
 def _with_look(hashes: Hashes) -> Indices:
     return np.flatnonzero(hashes.looks.any(axis=1))
+
+
+def same_pixels(hashes: Hashes, kind: Indices) -> tuple[Indices, Indices]:
+    """Find pictures of equal pixels and different `kind [n]`: places of the first and the later.
+
+    Of a picture that is there many times the first one is paired with each later one.
+    """
+    real = np.flatnonzero(hashes.digests != FLAT)
+    _, first, group = np.unique(hashes.digests[real], return_index=True, return_inverse=True)
+    earlier = real[first][group.reshape(-1)]
+    other = kind[earlier] != kind[real]
+    return earlier[other], real[other]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.near_pairs import near_pairs_within
-from hgprompt_edge.picture_hash import FLAT, Hashes, join, sees_near_copies
+from hgprompt_edge.near_pairs import near_pairs_within, same_pixels
+from hgprompt_edge.picture_hash import join, sees_near_copies
 from hgprompt_edge.tasks.split import Indices
 from hgprompt_edge.tasks.task import Task
 
@@ -84,10 +84,9 @@ def find_leaks(task: Task) -> Leaks | None:
     part = np.repeat(np.arange(3), [len(images) for images in splits])
     labels = np.concatenate([images.labels for images in splits])
     across, classes = _Nearest(len(part)), _Nearest(len(part))
-    for earlier, later in _same_pixels(together, part):
-        across.take(earlier, later, np.full(len(later), -1))
-    for earlier, later in _same_pixels(together, labels):
-        classes.take(earlier, later, np.full(len(later), -1))
+    for nearest, kind in ((across, part), (classes, labels)):
+        earlier, later = same_pixels(together, kind)
+        nearest.take(earlier, later, np.full(len(later), -1))
     for earlier, later, bits in near_pairs_within(together):
         across.take_where(part[earlier] != part[later], earlier, later, bits)
         classes.take_where(labels[earlier] != labels[later], earlier, later, bits)
@@ -139,15 +138,3 @@ class _Nearest:
         self, chosen: npt.NDArray[np.bool_], earlier: Indices, later: Indices, bits: Indices
     ) -> None:
         self.take(earlier[chosen], later[chosen], bits[chosen])
-
-
-def _same_pixels(hashes: Hashes, kind: Indices) -> list[tuple[Indices, Indices]]:
-    """Pairs of equal pixels and different `kind [n]`: the first such image, and each later one.
-
-    Of a picture that is there many times that is one pair a copy, not all pairs.
-    """
-    real = np.flatnonzero(hashes.digests != FLAT)
-    _, first, group = np.unique(hashes.digests[real], return_index=True, return_inverse=True)
-    earlier = real[first][group.reshape(-1)]
-    other = kind[earlier] != kind[real]
-    return [(earlier[other], real[other])]

@@ -249,7 +249,7 @@ def find_task(
         return FoundTask(label, None, FAMILIES[label], label not in NO_FLIPS, "", False, seed)
     if group_by_hash and not sees_near_copies():
         raise UserError(
-            "--group-by-hash: needs ImageHash to find near-copies; install hgprompt-edge[server]"
+            "--group-by-hash: needs ImageHash to find near-copies; install hgprompt-edge[leaks]"
         )
     known = label if label in FAMILIES or data is None else _known(_name_of(data))
     parts, own = _read(label, data, download)
