@@ -91,9 +91,7 @@ def hash_picture(image: Image.Image) -> PictureHash:
     small = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
     if _one_colour(small) and _one_colour(image):
         return PictureHash(FLAT)
-    digest = hashlib.blake2b(repr(image.size).encode(), digest_size=8)
-    digest.update(image.tobytes())
-    number = int.from_bytes(digest.digest(), "little") or 1  # not FLAT
+    number = _digest(image.size, image.tobytes())
     grey = small.convert("L")
     if min(image.size) < LEAST_SIDE or _contrast(grey) < LEAST_CONTRAST:
         return PictureHash(number)
@@ -101,6 +99,13 @@ def hash_picture(image: Image.Image) -> PictureHash:
     if library is None:
         return PictureHash(number)
     return PictureHash(number, _look(library, grey), _look(library, ImageOps.mirror(grey)))
+
+
+def hash_pixels(pixels: Bytes) -> PictureHash:
+    """Hash pixels `[H, W, 3]` as a model takes them, by equality alone."""
+    if (pixels == pixels[0, 0]).all():
+        return PictureHash(FLAT)
+    return PictureHash(_digest(pixels.shape[1::-1], pixels.tobytes()))
 
 
 def stack(hashes: Sequence[PictureHash]) -> Hashes:
@@ -120,6 +125,12 @@ def join(parts: Sequence[Hashes]) -> Hashes:
         np.concatenate([part.looks for part in parts]),
         np.concatenate([part.mirrored for part in parts]),
     )
+
+
+def _digest(size: tuple[int, ...], data: bytes) -> int:
+    digest = hashlib.blake2b(repr(size).encode(), digest_size=8)
+    digest.update(data)
+    return int.from_bytes(digest.digest(), "little") or 1  # not FLAT
 
 
 @lru_cache(maxsize=1)
