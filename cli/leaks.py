@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from hgprompt_edge.tasks.leaks import Copy, Leaks
 
 SUFFIX = ".copies.png"
+SAID_FROM = 0.1
+"""From this part of the images on it is said that they have no near-copies."""
 SHOWN = 3
 """So many copies of a kind are named on the terminal."""
 TILE, GAP, CAPTION = 96, 4, 14
@@ -38,8 +40,15 @@ def note_leaks(images: Task) -> Leaks | None:
     leaks = find_leaks(images)
     if leaks is None:
         return None
+    total = len(images.train) + len(images.validation) + len(images.test)
     if not leaks.near:
         note(f"{images.name}: {NO_LIBRARY}")
+    elif leaks.lookless > SAID_FROM * total:
+        note(
+            f"{images.name}: {leaks.lookless:,} of the {total:,} images show too little to tell "
+            "near-copies (small, flat, striped, or a spot on a plain ground); of these only equal "
+            "pixels were looked for"
+        )
     crossing = (
         (leaks.test, len(images.test), "test", "training or validation"),
         (leaks.validation, len(images.validation), "validation", "training"),
@@ -71,6 +80,7 @@ def leaks_document(leaks: Leaks | None) -> dict[str, Any]:
     return {
         "leaks": {
             "near_copies": leaks.near,
+            "images_that_show_too_little": leaks.lookless if leaks.near else None,
             "near_bits": NEAR_BITS,
             "test": [_row(copy) for copy in leaks.test],
             "validation": [_row(copy) for copy in leaks.validation],

@@ -73,13 +73,16 @@ def test_copies_look_alike_and_other_scenes_do_not() -> None:
         assert pairs == [(i, i) for i in range(20)], kind
 
 
-def test_flat_striped_and_tiny_pictures_have_no_look() -> None:
+def test_flat_striped_spotted_and_tiny_pictures_have_no_look() -> None:
     pytest.importorskip("imagehash")
     stripes = np.zeros((90, 90, 3), np.uint8)
     stripes[:, ::9] = 200
     noise = np.random.default_rng(0).integers(100, 102, (90, 90, 3), dtype=np.uint8)
     gradient = Image.linear_gradient("L").convert("RGB")
+    spot = Image.new("RGB", (90, 90), "white")
+    spot.paste((0, 0, 0), (42, 41, 48, 47))
     for image in (
+        spot,
         Image.fromarray(stripes),
         Image.fromarray(noise),
         gradient,

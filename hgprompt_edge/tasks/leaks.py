@@ -58,12 +58,15 @@ class Leaks:
         Images that are copies of one in another class.
     near
         Whether near-copies were looked for: ImageHash is installed.
+    lookless
+        How many images show too little to have near-copies.
     """
 
     test: tuple[Copy, ...]
     validation: tuple[Copy, ...]
     classes: tuple[Copy, ...]
     near: bool
+    lookless: int
 
     def __bool__(self) -> bool:
         return bool(self.test or self.validation or self.classes)
@@ -115,6 +118,7 @@ def find_leaks(task: Task) -> Leaks | None:
         validation=copies(across, part == 1),
         classes=copies(classes, np.ones(len(part), bool)),
         near=sees_near_copies(),
+        lookless=int((~together.looks.any(axis=1)).sum()),
     )
 
 
