@@ -32,7 +32,7 @@ from hgprompt_edge.preprocess import Preprocessing, open_image, to_array
 RESULTS = Path(__file__).parent / "results" / "leaks.json"
 CHOSEN_ON = (
     "pacs-photo", "flowers17", "dtd10", "neu-cls", "gtsrb", "chars34-scene", "magnetic-tile",
-    "cifar10", "chars34-font", "deeppcb", "pacs-sketch",
+    "cifar10", "chars34-font", "sign-language-digits", "deeppcb", "pacs-sketch",
 )  # fmt: skip
 """And scikit-learn's digits. The last two are reported, too, and marked."""
 REPORTED = (
@@ -175,7 +175,7 @@ def across(known: dict[str, Hashes]) -> Iterator[dict[str, Any]]:
     least = np.concatenate(bits)
     sizes = np.array([int(hashes.looks.any(1).sum()) for hashes in known.values()])
     possible = (int(sizes.sum()) ** 2 - int((sizes**2).sum())) // 2
-    for limit in (40, 48, NEAR_BITS, 64, 72, 80, 88):
+    for limit in (NEAR_BITS, 48, 56, 64, 72, 80, 88):
         count = int((least <= limit).sum())
         yield {"what": "across sets", "bits": limit, "pairs": count, "possible": possible}
 

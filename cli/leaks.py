@@ -62,13 +62,13 @@ def note_leaks(images: Task) -> Leaks | None:
                 f"{_named(some)}"
             )
     if (leaks.test or leaks.validation) and not images.grouped:
-        note("--group-by-hash keeps copies on one side of the split")
+        note("`hgedge fit --group-by-hash` keeps copies on one side of the split")
     for some in _by_kind(leaks.classes):
-        verb = "is a copy" if len(some) == 1 else "are copies"
-        what = "pixel for pixel" if some[0].same else "nearly"
+        are = "is a" if len(some) == 1 else "are"
+        advice = "give each picture one class" if some[0].same else "are they one picture?"
         note(
-            f"{images.name}: {len(some):,} {_images(some)} {verb}, {what}, of images of another "
-            f"class: {_named(some)}; give each picture one class"
+            f"{images.name}: {len(some):,} {_images(some)} {are} {_kind(some)} of images of "
+            f"another class: {_named(some)}; {advice}"
         )
     return leaks
 

@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from hgprompt_edge.picture_hash import FLAT, HASH_BYTES, Bytes, Hashes
 
-NEAR_BITS = 56
+NEAR_BITS = 40
 """Pictures whose hashes differ in at most as many of the 256 bits are near-copies. Unrelated
-photographs differ in 88 or more; docs/LEAKS.md has what this finds and what it takes for a copy."""
+photographs differ in 80 or more, but signs and hands, all alike, in 46 and more. docs/LEAKS.md has
+what this finds and what it takes for a copy."""
 
 ROWS, COLUMNS = 512, 4096
 """Distances of a block are 8 MB of float32."""

@@ -47,7 +47,7 @@ def test_fit_names_the_test_images_that_train(here: Path) -> None:
         "so that the accuracy on them says little about new images: test/dots/copy-1.png of "
         "train/dots/000.png; test/dots/copy-2.bmp of train/dots/001.png; test/lines/copy-1.png of "
         "train/lines/000.png; and 3 more, which --json names "
-        "--group-by-hash keeps copies on one side of the split"
+        "`hgedge fit --group-by-hash` keeps copies on one side of the split"
     ) in said(fit.stderr)
     assert "d.copies.png: 6 of the 6 copies, each beside its original" in said(fit.stderr)
     with Image.open(here / "d.copies.png") as sheet:

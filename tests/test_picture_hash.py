@@ -99,7 +99,7 @@ def random_hashes(count: int, seed: int, lookless: bool = False) -> Hashes:
     looks = rng.integers(1, 256, (count, HASH_BYTES), dtype=np.uint8)
     for i in range(1, count, 3):
         flips = np.zeros(8 * HASH_BYTES, np.uint8)
-        flips[rng.permutation(len(flips))[: rng.integers(40, 70)]] = 1
+        flips[rng.permutation(len(flips))[: rng.integers(25, 55)]] = 1
         looks[i] = looks[i - 1] ^ np.packbits(flips)
     mirrored = np.roll(looks, 1, axis=0)
     if lookless:
