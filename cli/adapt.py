@@ -140,6 +140,12 @@ def adapt(
             number = journal.current().id
             fail(f"interrupted; version {number} is in force ({folder})", EXIT_INTERRUPTED)
     note_left_out(adapted.seen.unreadable, adapted.seen.left_out)
+    if twice := adapted.seen.twice:
+        first, second = twice[0]
+        note(
+            f"{len(twice):,} image(s) are copies, pixel for pixel, of images of another class, "
+            f"such as {second} of {first}; give each picture one class"
+        )
     if absent := adapted.seen.absent(predictor.classes):
         note(f"no images of some classes, for which the new weights were not judged: {absent}")
     tries_more = (
@@ -170,6 +176,7 @@ def _print_adapted(
         unused = {
             "unreadable": as_rows(adapted.seen.unreadable),
             "files_left_out": as_rows(adapted.seen.left_out),
+            "two_classes": [list(pair) for pair in adapted.seen.twice],
         }
         version = {"version": as_dict(adapted.after, names)}
         print_json({**document, **spent, **version, **unused})

@@ -22,6 +22,7 @@ from hgprompt_edge.cli.console import (
 )
 from hgprompt_edge.cli.image_sizes import IGNORED, compare_sizes, load_sizes, parse_sizes
 from hgprompt_edge.cli.inputs import bank_and_backbone, find_images, needs_bank
+from hgprompt_edge.cli.leaks import leaks_document, note_leaks
 from hgprompt_edge.cli.left_out import note_left_out, of_task
 from hgprompt_edge.cli.resize import check_resize
 from hgprompt_edge.cli.server import load_pytorch, needs_server
@@ -40,6 +41,7 @@ def compare(
     task: options.Task = None,
     data: options.Data = None,
     download: options.Download = False,
+    group_by_hash: options.GroupByHash = False,
     backbone: options.BackboneName = None,
     checkpoint: options.Checkpoint = None,
     image_size: options.ImageSize = None,
@@ -84,7 +86,7 @@ def compare(
     given = [option for name, option in IGNORED.items() if options.is_given(context, name)]
     sizes = parse_sizes(image_sizes, more_sizes, given)
     check_writable(output.parent if output else Path(), "--output")
-    task_found = find_images(task, data, seed=seed, download=download)
+    task_found = find_images(task, data, seed=seed, download=download, group_by_hash=group_by_hash)
     check_resize(resize, task_found)
     load_pytorch()
 
@@ -108,6 +110,7 @@ def compare(
     with progress_bar() as report:
         images = task_found.load(vit.preprocessing, progress=partial(report, "reading images"))
         note_left_out(images.unreadable, images.left_out)
+        leaks = note_leaks(images)
         budget = Budget(tune_steps=tune_steps)
         usable, _ = leave_out_family(bank, images)
         passes = compare_passes(images, usable, chosen, budget)
@@ -135,7 +138,7 @@ def compare(
     with working("drawing"):
         draw_comparison(images.name, names, results, history, figure)
     if json:
-        print_json({**document, **of_task(images), "figure": str(figure)})
+        print_json({**document, **of_task(images), **leaks_document(leaks), "figure": str(figure)})
         return
     out.print(_table(results))
     out.print(f"{path}, {figure} ({time.perf_counter() - began:.0f} s)", soft_wrap=True)

@@ -13,6 +13,7 @@ import typer
 
 from hgprompt_edge.cli import options
 from hgprompt_edge.cli.console import note, out, print_json, progress_bar, reports_errors, working
+from hgprompt_edge.cli.known import known_document, notes_on_copies
 from hgprompt_edge.cli.left_out import as_rows, note_left_out
 from hgprompt_edge.cli.opened import note_bf16, open_model
 from hgprompt_edge.errors import UserError
@@ -144,7 +145,7 @@ def notes_on_data(images: Labelled, found: Evaluation) -> list[str]:
                 f"classes of {answers.model} ({some(absent)}); the balanced accuracy is over the "
                 "others"
             )
-    return notes
+    return [*notes, *notes_on_copies(images, found)]
 
 
 def _write_csv(path: Path, images: Labelled, found: Evaluation) -> None:
@@ -189,6 +190,7 @@ def _as_dict(
                 "version": None if version is None else version.id,
                 **figures_as_dict(figures),
                 "change": as_interval(found.change(place)) if place else None,
+                "training_images": known_document(found, place),
                 "mistakes": [
                     {
                         "image": found.images[row],
@@ -203,6 +205,7 @@ def _as_dict(
                 zip(found.answers, found.figures, versions, strict=True)
             )
         ],
+        "two_classes": [[found.images[i] for i in pair] for pair in found.copies.twice.tolist()],
         "notes": [images.note, *notes] if images.note else list(notes),
         "unreadable": as_rows(found.unreadable),
         "files_left_out": as_rows(images.left_out),

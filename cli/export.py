@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -119,6 +120,13 @@ def export(
             help="int8 for OpenVINO: search which layers must stay in float (minutes).",
         ),
     ] = False,
+    training_hashes: Annotated[
+        bool,
+        typer.Option(
+            help="Keep 40 bytes of each training image in the model, by which `hgedge evaluate` "
+            "finds it among others; no pixels."
+        ),
+    ] = True,
     checkpoint: options.Checkpoint = None,
     sign: Annotated[
         Path | None,
@@ -156,6 +164,8 @@ def export(
         bundle = newest_bundle(Path())
         note(f"exporting {bundle}, the newest bundle here")
     content, digest = read_bundle(bundle), sha256_file(bundle)
+    if not training_hashes:
+        content = replace(content, trained=None)
     path = output or bundle.with_suffix(SUFFIXES[file_format])
     if (adapt or weights is Weights.RUNTIME) and content.clean is None:
         note(

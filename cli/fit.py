@@ -31,6 +31,7 @@ from hgprompt_edge.cli.console import (
 )
 from hgprompt_edge.cli.fit_table import print_result
 from hgprompt_edge.cli.inputs import bank_and_backbone, find_images
+from hgprompt_edge.cli.leaks import leaks_document, note_leaks, write_sheet
 from hgprompt_edge.cli.left_out import note_left_out, of_task, write_left_out
 from hgprompt_edge.cli.resize import (
     check_resize,
@@ -71,6 +72,7 @@ def fit(
     task: options.Task = None,
     data: options.Data = None,
     download: options.Download = False,
+    group_by_hash: options.GroupByHash = False,
     backbone: options.BackboneName = None,
     checkpoint: options.Checkpoint = None,
     image_size: options.ImageSize = None,
@@ -135,7 +137,7 @@ def fit(
     wanted = [] if conditions is None else condition_names(conditions)
     if conditions is not None:
         check_names(wanted)
-    found = find_images(task, data, seed=seed, download=download)
+    found = find_images(task, data, seed=seed, download=download, group_by_hash=group_by_hash)
     check_resize(resize, found)
     load_pytorch()
 
@@ -165,6 +167,7 @@ def fit(
         note_left_out(images.unreadable, images.left_out)
         if resize is None:
             note_cut_away(images)
+        leaks = note_leaks(images)
         recipe = tuning_recipe(images, seed) if tune else None
         usable = bank and leave_out_family(bank, images)[0]
         passes = fit_passes(images, usable, steps)
@@ -201,6 +204,7 @@ def fit(
         note(f"left out: {sentence}")
     write_bundle(path, fitted)
     write_left_out(images, path)
+    write_sheet(images, leaks, path)
     if tuning:
         tuning_state(path, fitted).unlink(missing_ok=True)
     if wanted:
@@ -216,6 +220,7 @@ def fit(
     seconds = time.perf_counter() - start
     if json:
         document = _document(fitted, left_out, images, path, figure, seconds)
+        document |= leaks_document(leaks)
         document["pooling"] = {**vars(pooling), "cost": round(cost, 3)}
         document["resize"] = resize_document(fitted.preprocessing, images, rules)
         if tuning:

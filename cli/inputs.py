@@ -21,7 +21,12 @@ NO_BANK = "none"
 
 
 def find_images(
-    task: str | None, data: Path | None, *, seed: int, download: bool = False
+    task: str | None,
+    data: Path | None,
+    *,
+    seed: int,
+    download: bool = False,
+    group_by_hash: bool = False,
 ) -> FoundTask:
     """Find what `--task` and `--data` name, before a backbone is loaded; no image is decoded.
 
@@ -35,7 +40,9 @@ def find_images(
     if task is None and data is None:
         raise UserError("--task: name a data set, or give your own images with --data FOLDER")
     with working("looking for images"):
-        found = find_task(task, data=data, seed=seed, download=download)
+        found = find_task(
+            task, data=data, seed=seed, download=download, group_by_hash=group_by_hash
+        )
     if found.own:
         note(
             f"{found.name} is a local task: the images in {found.data}, not the built-in task of "
@@ -63,7 +70,12 @@ def find_images_of(bundle: Bundle, task: str | None, data: Path | None) -> Found
                 "gone; name their folder with --data"
             )
     with working("looking for images"):
-        return find_task(task or bundle.task, data=data, seed=bundle.seed)
+        return find_task(
+            task or bundle.task,
+            data=data,
+            seed=bundle.seed,
+            group_by_hash=bundle.group_by_hash and task in (None, bundle.task),
+        )
 
 
 def bank_and_backbone(

@@ -95,6 +95,14 @@ Data = Annotated[
     ),
 ]
 Download = Annotated[bool, typer.Option("--download", help="Fetch a known data set if missing.")]
+GroupByHash = Annotated[
+    bool,
+    typer.Option(
+        "--group-by-hash",
+        help="Keep copies of a picture, re-encoded, resized or mirrored ones among them, on one "
+        "side of the split.",
+    ),
+]
 BackboneName = Annotated[
     str | None,
     typer.Option(

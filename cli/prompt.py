@@ -26,6 +26,7 @@ from hgprompt_edge.cli.console import (
     working,
 )
 from hgprompt_edge.cli.inputs import find_images, normalized_as
+from hgprompt_edge.cli.leaks import note_leaks
 from hgprompt_edge.cli.left_out import note_left_out, of_task
 from hgprompt_edge.cli.resize import check_resize
 from hgprompt_edge.cli.server import load_pytorch, needs_server
@@ -121,6 +122,7 @@ def train(
         load = partial(found.load, vit.preprocessing, progress=partial(report, "reading images"))
         images = load()
         note_left_out(images.unreadable, images.left_out)
+        note_leaks(images)
         check_batch(images, batch_size)  # before minutes of work
         blank = replace(blank_prompt(vit, images, recipe), normalization=normalization)
         check_joins(output, blank)

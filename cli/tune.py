@@ -23,6 +23,7 @@ from hgprompt_edge.cli.console import (
 )
 from hgprompt_edge.cli.fit_table import print_result
 from hgprompt_edge.cli.inputs import find_images_of
+from hgprompt_edge.cli.leaks import leaks_document, note_leaks
 from hgprompt_edge.cli.left_out import note_left_out, of_task, write_left_out
 from hgprompt_edge.cli.server import load_pytorch, needs_server
 from hgprompt_edge.cli.tuning import train_further, tuning_document, tuning_state
@@ -97,6 +98,7 @@ def tune(
     with progress_bar() as report:
         images = found.load(backbone.preprocessing, progress=partial(report, "reading images"))
         note_left_out(images.unreadable, images.left_out)
+        leaks = note_leaks(images)
         recipe = tuning_recipe(
             images, fitted.seed, steps=steps, batch_size=batch_size, learning_rate=learning_rate
         )
@@ -114,6 +116,7 @@ def tune(
                 "table": [vars(row) for row in tuning.bundle.table],
                 "tuning": tuning_document(tuning),
                 **of_task(images),
+                **leaks_document(leaks),
                 "seconds": round(seconds, 2),
             }
         )

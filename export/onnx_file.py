@@ -167,6 +167,8 @@ def describe(bundle: Bundle, bundle_sha256: str = "", bank: Bank | None = None) 
         "probe_logits": json.dumps(bundle.probe_logits[:count].tolist()),
         "probe_images": pack_images(bundle.probe_images[:count]),
     }
+    if bundle.trained is not None:
+        fields["training_images"] = bundle.trained.to_json()
     if bundle.more:
         fields["more"] = json.dumps(
             [

@@ -4,7 +4,8 @@ Tensors: the folded `prompt [L, T, D]` (absent where no prompt was the best choi
 `weights` and `learned_weights` (`[N]`, or `[N, L]` where each layer has its own), `head.weight [K,
 D]`, `head.bias [K]`, `probe.images`, `probe.logits`, and with kept sources `sources [N, L, T, D]`
 float16. The statistics of clean features are `clean.mean`, `clean.var` `[D]` and, for each class,
-`clean.class_mean [K, D]`, `clean.class_count [K]`. Where it was prepared for adapting on a device:
+`clean.class_mean [K, D]`, `clean.class_count [K]`; hashes of the training images are
+`training.digests [m]`, `training.looks [m, 32]`. Where it was prepared for adapting on a device:
 `conditions [C, L, T, D]` float16; where devices were merged `factory [M]`. Where the pooling is
 `both`, features, and so head and statistics, have `2 D` numbers. Further folded prompts, whose
 probabilities are averaged with those of the first: for each `more.I.prompt` (absent where it is no
@@ -30,6 +31,7 @@ from hgprompt_edge.folded import pack_more, read_more
 from hgprompt_edge.listing import files_in
 from hgprompt_edge.preprocess import Preprocessing, UnknownRuleError
 from hgprompt_edge.prompts import mix
+from hgprompt_edge.training_images import TrainingImages, read_training_images
 
 FORMAT = "hgprompt.bundle/1"
 SUFFIX = ".hgbundle"
@@ -123,6 +125,10 @@ class Bundle:
         Absolute path of the file with the backbone's weights; empty: bundled, or the hub's.
     data, split_digest
         Of the images that it was fitted on, see `Task`.
+    group_by_hash
+        Their copies were kept on one side of the split.
+    trained
+        Hashes of its training and validation images; None: drawn, or of an earlier version.
     more
         Further deep folded prompts, two at most. The bundle's probabilities are the mean of those
         of the first, `prompt` with `head_weight` and `head_bias`, and of these; `probe_logits` are
@@ -158,6 +164,8 @@ class Bundle:
     clean: Clean | None = None
     checkpoint: str = ""
     data: str = ""
+    group_by_hash: bool = False
+    trained: TrainingImages | None = None
     more: tuple[FoldedPrompt, ...] = ()
 
     @property
@@ -189,6 +197,8 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
         tensors["conditions"] = bundle.condition_tokens.astype(np.float16)
     if bundle.clean is not None:
         tensors |= bundle.clean.tensors()
+    if bundle.trained is not None:
+        tensors |= bundle.trained.tensors()
     tensors |= pack_more(bundle.more)
     metadata = {
         "format": FORMAT,
@@ -209,6 +219,10 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
         "seed": str(bundle.seed),
         "versions": json.dumps(bundle.versions, sort_keys=True),
     }
+    if bundle.trained is not None:
+        metadata["training_images"] = json.dumps(bundle.trained.facts)
+    if bundle.group_by_hash:
+        metadata["group_by_hash"] = "true"
     if bundle.conditions:
         metadata["conditions"] = json.dumps(bundle.conditions)
     if bundle.more:
@@ -248,6 +262,8 @@ def read_bundle(path: Path) -> Bundle:
             backbone_sha256=metadata["backbone_sha256"],
             checkpoint=json.loads(metadata["checkpoint"]),
             data=json.loads(metadata["data"]),
+            group_by_hash=metadata.get("group_by_hash") == "true",
+            trained=read_training_images(tensors, metadata.get("training_images", "")),
             preprocessing=Preprocessing.from_json(metadata["preprocessing"]),
             mode=metadata["mode"],
             pooling=_known_pooling(metadata["pooling"]),

@@ -101,6 +101,20 @@ def test_classes_without_images_are_named(planted: Planted, seen: Path, tmp_path
     assert second not in text
 
 
+def test_a_picture_in_two_classes_is_said(planted: Planted, seen: Path, tmp_path: Path) -> None:
+    first, second = sorted(path for path in seen.iterdir())[:2]
+    original = min(first.iterdir())
+    shutil.copy(original, second / "again.png")
+    words = ("adapt", "--model", str(planted.path), "--state", str(tmp_path / "state"))
+    asked = run(*words, "--data", str(seen), "--steps", "1", "--json")
+    assert "1 image(s) are copies, pixel for pixel, of images of another class" in " ".join(
+        asked.stderr.split()
+    )
+    assert [sorted(pair) for pair in json.loads(asked.stdout)["two_classes"]] == [
+        sorted([str(original), str(second / "again.png")])
+    ]
+
+
 def test_predict_takes_the_newest_weights(planted: Planted, seen: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
     images = [str(p) for p in sorted(seen.rglob("*.png"))[:4]]

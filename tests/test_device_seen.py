@@ -44,6 +44,17 @@ class TestSeen:
         assert len(seen.unreadable) == 1
         assert len(self.read(folder, planted, limit=3).pixels) in (2, 3)
 
+    def test_a_picture_in_two_classes_is_named(self, tmp_path: Path, planted: Planted) -> None:
+        first, second = planted.predictor.classes[:2]
+        folder = self.folder(tmp_path / "seen", {first: 4, second: 3})
+        assert self.read(folder, planted).twice == ()
+        with Image.open(folder / first / "2.png") as image:
+            image.save(folder / second / "also.bmp")
+        for name in (first, second):  # flat: a copy of nothing
+            Image.new("RGB", (30, 30)).save(folder / name / "black.png")
+        pair = (folder / first / "2.png", folder / second / "also.bmp")
+        assert self.read(folder, planted).twice == (tuple(map(str, pair)),)
+
     @pytest.mark.parametrize("seed", range(5))
     def test_a_limit_takes_of_all_classes_alike(
         self, tmp_path: Path, planted: Planted, seed: int

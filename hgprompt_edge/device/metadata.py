@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, field_
 from hgprompt_edge.device.parity import TOLERANCES
 from hgprompt_edge.errors import UserError, brief
 from hgprompt_edge.preprocess import RESAMPLING, Preprocessing
+from hgprompt_edge.training_images import TrainingImages
 
 FORMAT = "hgprompt.model/1"
 PREFIX = "hgprompt."
@@ -61,6 +62,8 @@ class Metadata(BaseModel):
         on which it was measured, and the model's own logits there on the probe images, `[p][K]`.
     probe_logits
         PyTorch's logits on the probe images, `[p][K]`.
+    training_images
+        Hashes of the images that it was trained on, see `trained`; empty: not recorded.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -93,6 +96,7 @@ class Metadata(BaseModel):
     file_sha256: str = ""
     bf16: Json[bool] = Field(default="false", validate_default=True)
     quantization: Json[dict[str, Any]] = Field(default="{}", validate_default=True)
+    training_images: str = ""
     more: Json[tuple[dict[str, Any], ...]] = Field(default="[]", validate_default=True)
 
     @property
@@ -122,6 +126,16 @@ class Metadata(BaseModel):
         if not all({"name", "sha256"} <= set(source) for source in value):
             raise ValueError("a source lacks its name or sha256")
         return value
+
+    def trained(self) -> TrainingImages | None:
+        """Hashes of the images that it was trained on; None: not recorded.
+
+        Raises
+        ------
+        ValueError, TypeError, LookupError
+            They are damaged.
+        """
+        return TrainingImages.from_json(self.training_images) if self.training_images else None
 
     def probe(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
         """Images `[p, S, S, 3]` and the logits `[p, K]` that PyTorch gives for them.

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.listing import LeftOut, beside, list_folders, list_images, subfolders
+from hgprompt_edge.near_pairs import same_pixels
+from hgprompt_edge.picture_hash import hash_pixels, stack
 from hgprompt_edge.preprocess import Preprocessing, UnreadableImageError, read_image
 
 Pixels = npt.NDArray[np.uint8]
@@ -31,12 +33,15 @@ class Seen:
         Images that cannot be read, and why.
     left_out
         Other files in the folder, and why they are not used.
+    twice
+        Pairs of paths that are one picture, pixel for pixel as the model takes it, in two classes.
     """
 
     pixels: Pixels
     labels: Labels | None
     unreadable: tuple[LeftOut, ...]
     left_out: tuple[LeftOut, ...] = ()
+    twice: tuple[tuple[str, str], ...] = ()
 
     def absent(self, classes: Sequence[str]) -> str:
         """Classes of the model without a labelled image, the first few by name; empty: none."""
@@ -90,7 +95,8 @@ def read_labelled(
     ]
     places = np.array([place for _, place in found], np.int64)
     rows = _draw_alike(places, limit, seed)
-    pixels, read, bad = _read([found[row][0] for row in rows], preprocessing)
+    paths = [found[row][0] for row in rows]
+    pixels, read, bad = _read(paths, preprocessing)
     labels = places[rows][read]
     if len(np.unique(labels)) < 2:
         raise UserError(
@@ -98,7 +104,13 @@ def read_labelled(
             "weights learned from one class alone would predict nothing else: add another class, "
             "or use --unlabelled"
         )
-    return Seen(pixels, labels, bad, tuple(left_out))
+    twice = tuple(
+        (str(paths[read[first]]), str(paths[read[second]]))
+        for first, second in zip(
+            *same_pixels(stack([hash_pixels(image) for image in pixels]), labels), strict=True
+        )
+    )
+    return Seen(pixels, labels, bad, tuple(left_out), twice)
 
 
 def read_unlabelled(

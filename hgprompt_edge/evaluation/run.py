@@ -12,9 +12,11 @@ import numpy.typing as npt
 from hgprompt_edge.device.predictor import Predictor
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.evaluation.classes import match_classes
+from hgprompt_edge.evaluation.copies import Copies, find_copies
 from hgprompt_edge.evaluation.figures import Figures, measure
 from hgprompt_edge.listing import LeftOut
 from hgprompt_edge.paired import score_interval
+from hgprompt_edge.picture_hash import PictureHash, hash_picture, stack
 from hgprompt_edge.preprocess import Preprocessing, UnreadableImageError, to_array
 from hgprompt_edge.proportions import Proportion, Z
 from hgprompt_edge.tasks.labelled import Labelled
@@ -71,12 +73,15 @@ class Evaluation:
         One for each model.
     unreadable
         Images that could not be read.
+    copies
+        Those that a model was trained on, and those in two classes.
     """
 
     images: tuple[str, ...]
     answers: tuple[Answers, ...]
     figures: tuple[Figures, ...]
     unreadable: tuple[LeftOut, ...]
+    copies: Copies
 
     def change(self, place: int) -> Proportion:
         """Accuracy of a model less the first one's, with Tango's 95 % interval, in -1 .. 1."""
@@ -125,7 +130,8 @@ def evaluate(
         )
         for predictor in predictors
     ]
-    rows, unreadable, said = _ask(predictors, images.entries, batch_size, report)
+    hashes: list[PictureHash] = []
+    rows, unreadable, said = _ask(predictors, images.entries, batch_size, hashes, report)
     check_unreadable(unreadable, len(images.entries), images.data)
     if not rows:
         raise UserError(f"{images.data}: no image can be read ({unreadable[0]}); name other images")
@@ -143,20 +149,29 @@ def evaluate(
     for each in answers:
         _check_finite(each, read)
     figures = tuple(measure(a.labels, a.predicted, a.confidence, a.classes) for a in answers)
-    return Evaluation(tuple(entry.name for entry in read), answers, figures, tuple(unreadable))
+    order = {name: place for place, name in enumerate(names)}
+    labels = np.array([order[entry.label] for entry in read], np.int64)
+    models = [(predictor.path, predictor.metadata) for predictor in predictors]
+    copies = find_copies(stack(hashes), labels, models)
+    images_read = tuple(entry.name for entry in read)
+    return Evaluation(images_read, answers, figures, tuple(unreadable), copies)
 
 
 def _ask(
     predictors: Sequence[Predictor],
     entries: Sequence[Entry],
     batch_size: int,
+    hashes: list[PictureHash],
     report: Report | None,
 ) -> tuple[
     list[int],
     list[LeftOut],
     list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]],
 ]:
-    """Return rows that can be read, what cannot, and the class and probability by each model."""
+    """Return rows that can be read, what cannot, and the class and probability by each model.
+
+    The hashes of those that can be read are appended to `hashes`.
+    """
     rules = list(dict.fromkeys(predictor.preprocessing for predictor in predictors))
     predicted = [np.empty(len(entries), np.int64) for _ in predictors]
     confidence = [np.empty(len(entries), np.float32) for _ in predictors]
@@ -165,7 +180,7 @@ def _ask(
     remaining = enumerate(entries)
     while batch := list(islice(remaining, batch_size)):
         try:
-            good, pixels = _decode(batch, rules, unreadable)
+            good, pixels = _decode(batch, rules, unreadable, hashes)
             for place, predictor in enumerate(predictors if good else ()):
                 probabilities = predictor.probabilities(pixels[predictor.preprocessing])
                 here = slice(len(rows), len(rows) + len(good))
@@ -191,13 +206,16 @@ def _decode(
     batch: Sequence[tuple[int, Entry]],
     rules: Sequence[Preprocessing],
     unreadable: list[LeftOut],
+    hashes: list[PictureHash],
 ) -> tuple[list[int], dict[Preprocessing, Pixels]]:
     """Decode each image once; return the rows of the readable ones and their pixels by rule."""
     rows: list[int] = []
     images: list[list[Pixels]] = []
     for row, entry in batch:
         try:
-            images.append(_arrays(entry, rules))
+            arrays, hashed = _read(entry, rules)
+            images.append(arrays)
+            hashes.append(hashed)
             rows.append(row)
         except UnreadableImageError as error:
             unreadable.append(LeftOut(entry.name, error.reason))
@@ -205,10 +223,11 @@ def _decode(
     return rows, {rule: np.stack(arrays) for rule, arrays in zip(rules, stacked, strict=False)}
 
 
-def _arrays(entry: Entry, rules: Sequence[Preprocessing]) -> list[Pixels]:
+def _read(entry: Entry, rules: Sequence[Preprocessing]) -> tuple[list[Pixels], PictureHash]:
     try:
         image = entry.open()
-        return [to_array(image, rule, entry.name) for rule in rules]
+        arrays = [to_array(image, rule, entry.name) for rule in rules]
+        return arrays, hash_picture(image)
     except MemoryError as error:
         reason = "needs more memory than there is here; scale it down first"
         raise UnreadableImageError(entry.name, reason) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from os.path import relpath
 from pathlib import Path
@@ -57,7 +57,7 @@ def read_folder(folder: Path) -> Parts:
         test = listed["test"]
         return Parts(str(folder), train, validation, test, official=True, left_out=left_out)
     carved = parts_without_test(str(folder), train, share=TEST_SHARE)
-    return Parts(carved.origin, carved.train, validation, carved.test, left_out=left_out)
+    return replace(carved, validation=validation, left_out=left_out)
 
 
 def list_parts(

@@ -14,6 +14,7 @@ from PIL import Image
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import check_storable
 from hgprompt_edge.listing import holds_images, subfolders
+from hgprompt_edge.picture_hash import sees_near_copies
 from hgprompt_edge.preprocess import Preprocessing
 from hgprompt_edge.tasks import archives, generated
 from hgprompt_edge.tasks.folder import is_class_folder, read_folder
@@ -103,6 +104,8 @@ class FoundTask:
         As of `Task`.
     own
         It has the name of a built-in task and other images, from `data`.
+    group_by_hash
+        Copies are kept on one side of the split.
     """
 
     name: str
@@ -112,6 +115,7 @@ class FoundTask:
     data: str
     own: bool
     seed: int
+    group_by_hash: bool = False
 
     def without_test(self) -> FoundTask:
         """Return the same task with an empty test part, for choices that are made before it."""
@@ -131,8 +135,14 @@ class FoundTask:
             raise UserError(f"limit must be at least 1, or None for all images, got {limit}")
         if self.parts is None:
             return _generated(self.name, preprocessing, self.seed, limit)
+        parts = self.parts
+        if self.group_by_hash:
+            from hgprompt_edge.tasks.grouping import group_by_hash
+
+            parts = group_by_hash(parts, progress)
+            check_parts(parts)
         task = decode_parts(
-            self.parts,
+            parts,
             preprocessing,
             name=self.name,
             family=self.family,
@@ -141,7 +151,7 @@ class FoundTask:
             limit=limit,
             progress=progress,
         )
-        return replace(task, data=self.data)
+        return replace(task, data=self.data, grouped=self.group_by_hash)
 
 
 def load_task(
@@ -151,6 +161,7 @@ def load_task(
     data: Path | None = None,
     seed: int = 0,
     download: bool = False,
+    group_by_hash: bool = False,
     limit: int | None = 1000,
     progress: Progress | None = None,
 ) -> Task:
@@ -160,7 +171,7 @@ def load_task(
 
     Parameters
     ----------
-    name, data, seed, download
+    name, data, seed, download, group_by_hash
         As of `find_task`.
     limit
         Most images for training and validation together; None: all.
@@ -172,12 +183,17 @@ def load_task(
     UserError
         As of `find_task`, or more images are unreadable than `build_task` takes.
     """
-    found = find_task(name, data=data, seed=seed, download=download)
+    found = find_task(name, data=data, seed=seed, download=download, group_by_hash=group_by_hash)
     return found.load(preprocessing, limit=limit, progress=progress)
 
 
 def find_task(
-    name: str | None, *, data: Path | None = None, seed: int = 0, download: bool = False
+    name: str | None,
+    *,
+    data: Path | None = None,
+    seed: int = 0,
+    download: bool = False,
+    group_by_hash: bool = False,
 ) -> FoundTask:
     """Find the files of a task and check its classes and splits, without decoding an image.
 
@@ -207,6 +223,8 @@ def find_task(
         depend on it.
     download
         Fetch a data set of torchvision's into `data` if it is not there.
+    group_by_hash
+        Keep copies on one side of the split, as `grouping.group_by_hash` says.
 
     Raises
     ------
@@ -229,7 +247,16 @@ def find_task(
                 f"--data {data}: {label} is generated and reads no files; leave --data out or "
                 "choose another name for the task"
             )
+        if group_by_hash:
+            raise UserError(
+                f"--group-by-hash: {label} is generated, so that there are no files to group; "
+                "leave it out"
+            )
         return FoundTask(label, None, FAMILIES[label], label not in NO_FLIPS, "", False, seed)
+    if group_by_hash and not sees_near_copies():
+        raise UserError(
+            "--group-by-hash: needs ImageHash to find near-copies; install hgprompt-edge[leaks]"
+        )
     known = label if label in FAMILIES or data is None else _known(_name_of(data))
     parts, own = _read(label, data, download)
     check_parts(parts)
@@ -241,6 +268,7 @@ def find_task(
         data=_place(label, data),
         own=own and label in BUILT_IN,
         seed=seed,
+        group_by_hash=group_by_hash,
     )
 
 

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -120,11 +120,10 @@ def read_parquet(
         _check_count(label, classes or {entry.label for entry in listed[order[0]]}, task)
     train, validation = listed.get("train", []), listed.get("validation", [])
     if "test" in listed or not train:
-        test, official = listed.get("test", []), True
-    else:
-        carved = parts_without_test(label, train, share=TEST_SHARE, classes=classes)
-        train, test, official = list(carved.train), list(carved.test), False
-    return Parts(label, train, validation, test, official, classes, left_out)
+        test = listed.get("test", [])
+        return Parts(label, train, validation, test, True, classes, left_out)
+    carved = parts_without_test(label, train, share=TEST_SHARE, classes=classes)
+    return replace(carved, validation=validation, left_out=left_out)
 
 
 def _splits(folder: Path, files: Sequence[Path], training: bool) -> dict[str, list[Path]]:

@@ -83,3 +83,80 @@ def _draw(labels: Indices, quota: Indices, seed: int) -> Indices:
         rng.permutation(np.flatnonzero(labels == label))[:size] for label, size in enumerate(quota)
     ]
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
+
+
+def split_groups(
+    labels: Indices, groups: Indices, seed: int, share: float = VALIDATION_SHARE
+) -> tuple[Indices, Indices]:
+    """Do as `split`, with all members of a group on one side.
+
+    Parameters
+    ----------
+    groups
+        `[n]`, the number of each member's group. A group may have members of several classes.
+
+    Returns
+    -------
+    `(train, validation)`. Sizes are as near to those of `split` as groups allow; each class of two
+    groups gives one and keeps one, unless a group that it shares with another class is needed
+    there. With groups of one member the sizes are those of `split`.
+    """
+    counts = np.bincount(labels)
+    _, held = split(labels, seed, share)
+    quota = np.bincount(labels[held], minlength=len(counts))
+    held = _draw_groups(labels, groups, quota, seed, keep=1)
+    return np.setdiff1d(np.arange(len(labels)), held), held
+
+
+def carve_test_groups(
+    labels: Indices,
+    groups: Indices,
+    *,
+    share: float | None = None,
+    train_per_class: int | None = None,
+) -> tuple[Indices, Indices]:
+    """Do as `carve_test`, with all members of a group on one side: `(rest, test)`.
+
+    Each class keeps at least two groups outside of the test part where it has them, one to train
+    and one to validate.
+    """
+    counts = np.bincount(labels)
+    _, test = carve_test(labels, share=share, train_per_class=train_per_class)
+    quota = np.bincount(labels[test], minlength=len(counts))
+    held = _draw_groups(labels, groups, quota, seed=0, keep=2)
+    return np.setdiff1d(np.arange(len(labels)), held), held
+
+
+def _draw_groups(labels: Indices, groups: Indices, quota: Indices, seed: int, keep: int) -> Indices:
+    """Sorted members of groups that fill the `quota [K]`; each class keeps `keep` groups.
+
+    In random order each group is taken that fits into what is left of the quotas. A class that
+    nothing was taken of then gives its smallest group, though that be larger than its quota.
+    """
+    order = np.argsort(groups, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    classes = [np.unique(labels[rows], return_counts=True) for rows in members]
+    left = quota.copy()
+    outside = np.bincount(np.concatenate([kinds for kinds, _ in classes]), minlength=len(quota))
+    taken: set[int] = set()
+
+    def take(index: int) -> None:
+        kinds, sizes = classes[index]
+        left[kinds] -= sizes
+        outside[kinds] -= 1
+        taken.add(index)
+
+    shuffled = np.random.default_rng(seed).permutation(len(members))
+    for index in shuffled:
+        kinds, sizes = classes[index]
+        if (sizes <= left[kinds]).all() and (outside[kinds] > keep).all():
+            take(int(index))
+    small_first = sorted(shuffled, key=lambda index: len(members[index]))
+    for label in np.flatnonzero((quota > 0) & (left == quota)):
+        for index in small_first:
+            kinds = classes[index][0]
+            if index not in taken and label in kinds and (outside[kinds] > keep).all():
+                take(int(index))
+                break
+    chosen = [members[index] for index in sorted(taken)]
+    return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)

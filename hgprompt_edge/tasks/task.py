@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,16 @@ from PIL import Image
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import Array, check_storable, sha256_arrays
 from hgprompt_edge.listing import LeftOut
+from hgprompt_edge.picture_hash import Hashes, PictureHash, hash_picture, stack
 from hgprompt_edge.preprocess import Preprocessing, UnreadableImageError, cut_away, to_array
-from hgprompt_edge.tasks.split import VALIDATION_SHARE, Indices, carve_test, sample, split
+from hgprompt_edge.tasks.split import (
+    VALIDATION_SHARE,
+    Indices,
+    carve_test,
+    sample,
+    split,
+    split_groups,
+)
 
 Progress = Callable[[int, int], None]
 """Called with (images decoded, images in all)."""
@@ -36,11 +45,14 @@ class Images:
         `[n]` int64, indices into the task's classes.
     names
         Where each came from: a path below the data folder, or a split name and a number.
+    hashes
+        Of the pictures as they were decoded, by which copies are found; None: drawn, not read.
     """
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
     names: tuple[str, ...]
+    hashes: Hashes | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,7 +61,10 @@ class Images:
         """Those images, in the order of `indices [m]` (int64)."""
         chosen = np.asarray(indices, dtype=np.int64)
         return Images(
-            self.pixels[chosen], self.labels[chosen], tuple(self.names[i] for i in chosen)
+            self.pixels[chosen],
+            self.labels[chosen],
+            tuple(self.names[i] for i in chosen),
+            None if self.hashes is None else self.hashes.subset(chosen),
         )
 
 
@@ -78,6 +93,8 @@ class Task:
     cut_away
         Median over training and validation images of the share of the area that the resize rule
         cuts off, in [0, 1).
+    grouped
+        Copies were kept on one side of the split (`--group-by-hash`).
     """
 
     name: str
@@ -92,15 +109,27 @@ class Task:
     left_out: tuple[LeftOut, ...] = ()
     data: str = ""
     cut_away: float = 0.0
+    grouped: bool = False
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image that is not decoded yet: `open` returns it upright in RGB or raises."""
+    """One image that is not decoded yet: `open` returns it upright in RGB or raises.
+
+    Images of one `group` stay in one part; empty: it is by itself.
+    """
 
     name: str
     label: str
     open: Callable[[], Image.Image]
+    group: str = ""
+
+
+class Carve(NamedTuple):
+    """How a test part was drawn, as `split.carve_test` takes it."""
+
+    share: float | None
+    train_per_class: int | None
 
 
 @dataclass(frozen=True)
@@ -120,6 +149,8 @@ class Parts:
         training image. Empty: the sorted labels of the training part.
     left_out
         Files that lie there and are not read.
+    carve
+        How the test part was drawn; None: the data came with it, or has none.
     """
 
     origin: str
@@ -129,6 +160,7 @@ class Parts:
     official: bool = False
     classes: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    carve: Carve | None = None
 
 
 def parts_without_test(
@@ -151,8 +183,13 @@ def parts_without_test(
     labels, found = _encode(entries, classes)
     _check_classes(Parts(origin, entries, classes=classes), labels, found)
     rest, test = carve_test(labels, share=share, train_per_class=train_per_class)
-    train = [entries[i] for i in rest]
-    return Parts(origin, train, test=[entries[i] for i in test], classes=classes)
+    return Parts(
+        origin,
+        train=[entries[i] for i in rest],
+        test=[entries[i] for i in test],
+        classes=classes,
+        carve=Carve(share, train_per_class),
+    )
 
 
 def build_task(
@@ -225,7 +262,7 @@ def decode_parts(
     if not parts.validation:
         if decoder.unreadable:
             _check_classes(parts, train_images.labels, classes)
-        kept, held_out = split(train_images.labels, seed)
+        kept, held_out = _hold_out(parts, train_images, classes, seed)
         train_images, validation_images = train_images.subset(kept), train_images.subset(held_out)
     task = make_task(
         name=name,
@@ -237,6 +274,39 @@ def decode_parts(
         left_out=parts.left_out,
     )
     return replace(task, cut_away=cut)
+
+
+def _hold_out(
+    parts: Parts, images: Images, classes: tuple[str, ...], seed: int
+) -> tuple[Indices, Indices]:
+    """Draw the validation part, group by group where images have groups: `(train, validation)`."""
+    group_of = {entry.name: entry.group for entry in parts.train}
+    groups = [group_of[name] for name in images.names]
+    if not any(groups):
+        return split(images.labels, seed)
+    kept, held = split_groups(images.labels, numbers_of(groups), seed)
+    for label in np.flatnonzero(np.bincount(images.labels) > 1):
+        rows = np.flatnonzero(images.labels == label)
+        if np.isin(rows, held).any() and np.isin(rows, kept).any():
+            continue
+        mine = {groups[i] or images.names[i] for i in rows}
+        how = "one group" if len(mine) == 1 else "groups that hold other classes, too"
+        raise UserError(
+            f"{parts.origin}: the {len(rows):,} training images of the class {classes[label]} are "
+            f"{how} (such as {images.names[rows[0]]} and {images.names[rows[1]]}), so that it "
+            "cannot both train and validate; add images of other groups, or leave the groups out "
+            "(--group-by-hash, the column group)"
+        )
+    return kept, held
+
+
+def numbers_of(groups: Sequence[str]) -> Indices:
+    """Give each group, by its name, a number; an image without a group is one by itself."""
+    known: dict[str, int] = {}
+    return np.array(
+        [known.setdefault(group or f"\0{i}", len(known)) for i, group in enumerate(groups)],
+        np.int64,
+    )
 
 
 def make_task(
@@ -284,11 +354,13 @@ class _Decoder:
         size = self.preprocessing.image_size
         pixels = np.empty((len(entries), size, size, 3), np.uint8)
         good: list[int] = []
+        hashes: list[PictureHash] = []
         for index, entry in enumerate(entries):
             try:
                 image = entry.open()
                 pixels[len(good)] = to_array(image, self.preprocessing, entry.name)
                 self.cut_away.append(cut_away(*image.size, self.preprocessing))
+                hashes.append(hash_picture(image))
                 good.append(index)
             except UnreadableImageError as error:
                 self.unreadable.append(LeftOut(entry.name, error.reason))
@@ -296,7 +368,8 @@ class _Decoder:
             if self.progress is not None:
                 self.progress(self.done, self.total)
         names = tuple(entries[i].name for i in good)
-        return Images(pixels[: len(good)], labels[np.asarray(good, np.int64)], names)
+        kept = labels[np.asarray(good, np.int64)]
+        return Images(pixels[: len(good)], kept, names, stack(hashes))
 
 
 def check_unreadable(unreadable: Sequence[LeftOut], total: int, origin: str) -> None:

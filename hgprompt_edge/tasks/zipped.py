@@ -6,8 +6,10 @@ import csv
 import io
 import zipfile
 import zlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -19,8 +21,19 @@ from hgprompt_edge.tasks.task import Entry, Parts
 
 IMAGES, LABELS = "images.zip", "labels.csv"
 COLUMNS = ("file", "label", "split")
+GROUP = "group"
+"""A further column: images of one group stay in one part."""
 MAX_MEMBER_BYTES = 256 << 20
 """No photograph is larger when packed; a member that claims more is a zip bomb."""
+
+
+class Row(NamedTuple):
+    """A line of the table; `part` is a key of `Parts`."""
+
+    file: str
+    label: str
+    part: str
+    group: str
 
 
 def is_zipped(data: Path) -> bool:
@@ -32,14 +45,15 @@ def read_zip(data: Path) -> Parts:
     """List the images of a folder that holds `images.zip` and `labels.csv`, or of a zip file.
 
     `labels.csv` (columns `file,label,split`; splits `train`, `val`, `test`) lies in the zip file,
-    else beside it. Images that it does not name are
+    else beside it. With a column `group` images of one group (one object, one video) stay together
+    where training images are divided into training and validation. Images that it does not name are
     left out.
 
     Raises
     ------
     UserError
-        Not a zip file; no `labels.csv`; a missing column; an empty label, an unknown split; a file
-        that the zip file lacks.
+        Not a zip file; no `labels.csv`; a missing column; an empty label or group, an unknown
+        split; a group in two splits; a file that the zip file lacks.
     """
     path = data / IMAGES if data.is_dir() else data
     try:
@@ -51,19 +65,20 @@ def read_zip(data: Path) -> Parts:
     listed: dict[str, list[Entry]] = {"train": [], "validation": [], "test": []}
     missing: list[str] = []
     rows = _rows(source, text)
-    for file, label, key in rows:
-        if file not in members:
-            missing.append(file)
+    _check_groups(source, rows)
+    for row in rows:
+        if row.file not in members:
+            missing.append(row.file)
         else:
-            opener = partial(_open_member, archive, members[file])
-            listed[key].append(Entry(file, label, opener))
+            opener = partial(_open_member, archive, members[row.file])
+            listed[row.part].append(Entry(row.file, row.label, opener, row.group))
     if missing:
         raise UserError(
             f"{source}: names {len(missing):,} file(s) that {path.name} lacks, such as "
             f"{missing[0]}; correct the table or pack the images again"
         )
     train, validation, test = listed.values()
-    named = {file for file, _, _ in rows}
+    named = {row.file for row in rows}
     unnamed = tuple(
         LeftOut(file, f"not in {LABELS}")
         for file in members
@@ -90,8 +105,18 @@ def _labels_text(archive: zipfile.ZipFile, path: Path) -> tuple[str, str]:
         ) from error
 
 
-def _rows(source: str, text: str) -> list[tuple[str, str, str]]:
-    """(file, label, split) of each row, checked."""
+def _check_groups(source: str, rows: Sequence[Row]) -> None:
+    first: dict[str, Row] = {}
+    for row in rows:
+        other = first.setdefault(row.group, row)
+        if row.group and row.part != other.part:
+            raise UserError(
+                f"{source}: the group {row.group} is in two splits ({other.file} in {other.part}, "
+                f"{row.file} in {row.part}); give all images of a group one split"
+            )
+
+
+def _rows(source: str, text: str) -> list[Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
         header = [(name or "").strip() for name in reader.fieldnames or []]
@@ -116,7 +141,13 @@ def _rows(source: str, text: str) -> list[tuple[str, str, str]]:
                     f"{source}, line {reader.line_num}: no {'label' if file else 'file'}; fill it "
                     "in or remove the line"
                 )
-            rows.append((file, label, key))
+            group = (row[GROUP] or "").strip() if GROUP in header else ""
+            if GROUP in header and not group:
+                raise UserError(
+                    f"{source}, line {reader.line_num}: no group; fill it in, with a name of its "
+                    "own for an image that belongs to none, or remove the column"
+                )
+            rows.append(Row(file, label, key, group))
         return rows
     except csv.Error as error:
         raise UserError(f"{source}: not a CSV table ({error}); save it again as CSV") from error

@@ -16,6 +16,7 @@ from hgprompt_edge.clean import Clean
 from hgprompt_edge.device.softmax import log_mean_softmax
 from hgprompt_edge.prompts import DEEP, SOURCE, Floats, Prompt, PromptBank
 from hgprompt_edge.tasks import Task
+from hgprompt_edge.training_images import remember
 from hgprompt_edge.transfer.judge import Candidate
 from hgprompt_edge.vit.backbone import Backbone
 from hgprompt_edge.vit.forward import features_token, normalize
@@ -78,6 +79,8 @@ def make_bundle(
         source_tokens=bank.basis_tokens.astype(np.float16) if bank and keep_sources else None,
         clean=clean,
         data=task.data,
+        group_by_hash=task.grouped,
+        trained=remember(task.train.hashes, task.validation.hashes),
         split_digest=task.digest,
         seed=seed,
         versions={name: _version(name) for name in PACKAGES},
