@@ -140,13 +140,13 @@ def _digest(size: tuple[int, ...], data: bytes) -> int:
 
 @lru_cache(maxsize=1)
 def _library() -> Any:
-    if find_spec("scipy") is None:  # ImageHash imports it when it hashes
-        return None
     try:
         import imagehash
+
+        found = find_spec("scipy") is not None  # which ImageHash imports when it hashes
     except ImportError:
         return None
-    return imagehash
+    return imagehash if found else None
 
 
 def _look(library: Any, grey: Image.Image) -> bytes:
