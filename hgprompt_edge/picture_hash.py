@@ -144,9 +144,11 @@ def _library() -> Any:
         if find_spec("scipy") is None:  # ImageHash imports it when it hashes
             return None
         import imagehash
+
+        found = find_spec("scipy") is not None  # which ImageHash imports when it hashes
     except ImportError:
         return None
-    return imagehash
+    return imagehash if found else None
 
 
 def _look(library: Any, grey: Image.Image) -> bytes:
