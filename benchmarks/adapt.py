@@ -37,22 +37,17 @@ from targets import load_target
 from torch import nn
 
 from hgprompt_edge import export_onnx, load_backbone
-from hgprompt_edge.bundle import Bundle, read_bundle
-from hgprompt_edge.device.adapt import Proposal, Weights, adapt_labelled, adapt_unlabelled
-from hgprompt_edge.device.bank import Bank, adapt_path
-from hgprompt_edge.device.descend import Descent, Point, Settings, descend
-from hgprompt_edge.device.guard import accuracy, mean_entropy
-from hgprompt_edge.device.learner import GradientLearner
-from hgprompt_edge.device.losses import Slope, statistics_distance
-from hgprompt_edge.device.predictor import Predictor
-from hgprompt_edge.device.softmax import log_softmax
-from hgprompt_edge.device.step import AdaptGraph, Head
-from hgprompt_edge.files import write_bytes
-from hgprompt_edge.tasks.conditions import CONDITIONS, SHIFTS, corrupt
-from hgprompt_edge.transfer.condition import starting_tokens
-from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.fastest import choose_compute
-from hgprompt_edge.vit.forward import (
+from hgprompt_edge.adapt.gradient import AdaptGraph, Head
+from hgprompt_edge.adapt.guard import accuracy, mean_entropy
+from hgprompt_edge.adapt.learner import GradientLearner
+from hgprompt_edge.adapt.loop import Proposal, Weights, adapt_labelled, adapt_unlabelled
+from hgprompt_edge.adapt.losses import Slope, statistics_distance
+from hgprompt_edge.adapt.optimizer import Descent, Point, Settings, descend
+from hgprompt_edge.artifacts.bundle import Bundle, read_bundle
+from hgprompt_edge.artifacts.device_bank import Bank, adapt_path
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.backbones.fastest import choose_compute
+from hgprompt_edge.backbones.forward import (
     features_prefix,
     normalize,
     pool,
@@ -60,7 +55,12 @@ from hgprompt_edge.vit.forward import (
     project_prefix,
     run_blocks,
 )
-from hgprompt_edge.vit.passes import model_of
+from hgprompt_edge.backbones.passes import model_of
+from hgprompt_edge.data.conditions import CONDITIONS, SHIFTS, corrupt
+from hgprompt_edge.files import write_bytes
+from hgprompt_edge.maths.softmax import log_softmax
+from hgprompt_edge.runtime.predictor import Predictor
+from hgprompt_edge.training.condition_prompts import starting_tokens
 
 KEYS = ("task", "shift", "severity", "images_per_class", "method", "seed")
 """Rows of the same values of these are of the same run."""

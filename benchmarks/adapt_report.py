@@ -13,7 +13,7 @@ from limits_report import EXACT, LIMITS, OWN, limits_section, usual_rows
 from rows import read_rows
 from shares import percent, recovered, with_interval
 
-from hgprompt_edge.tasks.conditions import CONDITIONS, SHIFTS
+from hgprompt_edge.data.conditions import CONDITIONS, SHIFTS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -59,7 +59,7 @@ run; `peak_rss_mb` is of the ways that `hgedge adapt` offers, each in a process 
 {worst}
 
 Condition prompts were trained with other operations and parameters than the shifts have
-([the module](../hgprompt_edge/tasks/conditions.py) lists both); none are for rotation and fog.
+([the module](../hgprompt_edge/data/conditions.py) lists both); none are for rotation and fog.
 
 **Against the goals.** Half of the loss was to come back with labels where there is a condition
 prompt. In the mean case {mix_mean} does, pooled {mix}, where digits under noise and casts weigh

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hgprompt_edge import load_backbone, load_task, models
 from hgprompt_edge.files import write_bytes
-from hgprompt_edge.transfer.plain import fit_head
+from hgprompt_edge.fit.plain import fit_head
 
 SETS = ("flowers17", "dtd10", "weather4", "trashnet")
 

@@ -31,12 +31,12 @@ from hgprompt_edge import (
     train_source,
     write_prompt,
 )
-from hgprompt_edge.prompts import write_start
-from hgprompt_edge.tasks import Images, Task, images_beyond
-from hgprompt_edge.tasks.generated import KINDS
-from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.fastest import choose_compute
-from hgprompt_edge.vit.train import Recipe
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.backbones.fastest import choose_compute
+from hgprompt_edge.data import Images, Task, images_beyond
+from hgprompt_edge.data.generated import KINDS
+from hgprompt_edge.prompts.bank import write_start
+from hgprompt_edge.training.prompt_tuning import Recipe
 
 GENERATED = {"epochs": 400, "learning_rate": 3e-2, "validate_every": 20}
 
@@ -93,7 +93,7 @@ with 10 tokens: 28.1 %.
 
 Data: CIFAR-10 (Krizhevsky 2009), Fashion-MNIST (Xiao et al. 2017), GTSRB (Stallkamp et al. 2012),
 RSSCN7 (Zou et al. 2015), Sign Language Digits (Mavi 2017); the generated ones are drawn by
-`hgprompt_edge.tasks.generated`. The images are not part of the package.
+`hgprompt_edge.data.generated`. The images are not part of the package.
 """
 
 

@@ -34,13 +34,13 @@ from hgprompt_edge import (
     read_bank,
     write_prompt,
 )
-from hgprompt_edge.preprocess import Preprocessing, to_array
-from hgprompt_edge.prompts import write_start
-from hgprompt_edge.tasks import Images, Task
-from hgprompt_edge.tasks.generated import KINDS
-from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.fastest import choose_compute
-from hgprompt_edge.vit.train import Recipe
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.backbones.fastest import choose_compute
+from hgprompt_edge.data import Images, Task
+from hgprompt_edge.data.generated import KINDS
+from hgprompt_edge.images.preprocess import Preprocessing, to_array
+from hgprompt_edge.prompts.bank import write_start
+from hgprompt_edge.training.prompt_tuning import Recipe
 
 BACKBONE = "dinov2-small"
 COMMON = Recipe(tokens=10, epochs=12, batch_size=200, learning_rate=1e-2, keep_last=True)
@@ -68,7 +68,7 @@ class Source:
 
 
 GENERATED = Source(
-    "fresh images in each epoch from hgprompt_edge.tasks.generated",
+    "fresh images in each epoch from hgprompt_edge.data.generated",
     "Apache-2.0, as this project",
     True,
     {"learning_rate": 2e-2},
@@ -222,7 +222,7 @@ def page(gained: list[Prompt], others: list[Prompt]) -> str:
     text += "\nData: " + "; ".join(
         f"{p.name}: {p.recipe['data']}" for p in gained if p.name not in KINDS
     )
-    text += "; the others are drawn by `hgprompt_edge.tasks.generated`, fresh in each epoch. "
+    text += "; the others are drawn by `hgprompt_edge.data.generated`, fresh in each epoch. "
     return text + "The images are not part of the package.\n"
 
 

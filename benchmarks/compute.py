@@ -26,14 +26,15 @@ import numpy as np
 import torch
 
 from hgprompt_edge import HGPrompt, load_backbone, load_task, read_bank
-from hgprompt_edge.prompts import PromptBank
-from hgprompt_edge.tasks import Task
-from hgprompt_edge.vit import forward, linearize, start
-from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.fastest import choose_compute
-from hgprompt_edge.vit.forward import extract_features
-from hgprompt_edge.vit.linearize import Linearized, pixel_inputs
-from hgprompt_edge.vit.train import PromptTrainer, Recipe
+from hgprompt_edge.backbones import forward, linearize
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.backbones.fastest import choose_compute
+from hgprompt_edge.backbones.forward import extract_features
+from hgprompt_edge.backbones.linearize import Linearized, pixel_inputs
+from hgprompt_edge.data import Task
+from hgprompt_edge.prompts.bank import PromptBank
+from hgprompt_edge.training import neutral_prompt as start
+from hgprompt_edge.training.prompt_tuning import PromptTrainer, Recipe
 
 Kind = tuple[str, str]
 """Precision, and `forward` or `forward and back`."""

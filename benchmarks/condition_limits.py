@@ -24,22 +24,22 @@ from rows import read_rows, write_rows
 from targets import load_target
 
 from hgprompt_edge import load_backbone
-from hgprompt_edge.bundle import Bundle, read_bundle
-from hgprompt_edge.tasks import Task
-from hgprompt_edge.tasks.conditions import CONDITIONS, TINTS, Pixels, corrupt
-from hgprompt_edge.transfer.condition import starting_tokens
-from hgprompt_edge.transfer.condition_trainer import (
+from hgprompt_edge.artifacts.bundle import Bundle, read_bundle
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.backbones.fastest import choose_compute
+from hgprompt_edge.backbones.forward import extract_features
+from hgprompt_edge.data import Task
+from hgprompt_edge.data.conditions import CONDITIONS, TINTS, Pixels, corrupt
+from hgprompt_edge.features.cached import FeatureStore
+from hgprompt_edge.fit.judge import Judge
+from hgprompt_edge.heads.heads import Head, accuracy
+from hgprompt_edge.training.condition_prompts import starting_tokens
+from hgprompt_edge.training.condition_trainer import (
     ConditionRecipe,
     ConditionTrainer,
     Tokens,
     seen_under,
 )
-from hgprompt_edge.transfer.features import FeatureStore
-from hgprompt_edge.transfer.judge import Judge
-from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.fastest import choose_compute
-from hgprompt_edge.vit.forward import extract_features
-from hgprompt_edge.vit.heads import Head, accuracy
 
 SEVERITY = 3
 

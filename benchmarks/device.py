@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hgprompt_edge.device.cpu import cpu_features
+from hgprompt_edge.runtime.cpu import cpu_features
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "device.json"
@@ -89,9 +89,9 @@ def make_site(name: str, folder: Path) -> Site:
     import torch
 
     from hgprompt_edge import export_onnx, load_backbone, read_bank
-    from hgprompt_edge.bundle import Bundle
+    from hgprompt_edge.artifacts.bundle import Bundle
+    from hgprompt_edge.backbones.backbone import wrap_backbone
     from hgprompt_edge.export.verify import reference_logits
-    from hgprompt_edge.vit.backbone import wrap_backbone
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -212,8 +212,8 @@ def import_seconds() -> dict[str, float]:
     found = {}
     for module in (
         "hgprompt_edge.device",
-        "hgprompt_edge.device.predictor",
-        "hgprompt_edge.device.adapting",
+        "hgprompt_edge.runtime.predictor",
+        "hgprompt_edge.adapt.command",
     ):
         runs = [
             float(subprocess.check_output([sys.executable, "-c", code.format(module)]))
@@ -225,9 +225,9 @@ def import_seconds() -> dict[str, float]:
 
 def step_ratio(site: Site, batch: int, rounds: int) -> dict[str, float]:
     """Time a step, and a pass forwards alone, beside an inference of the folded model, in turns."""
-    from hgprompt_edge.device.bank import adapt_path, bank_path, read_bank
-    from hgprompt_edge.device.onnx_engine import OnnxEngine
-    from hgprompt_edge.device.step import AdaptGraph
+    from hgprompt_edge.adapt.gradient import AdaptGraph
+    from hgprompt_edge.artifacts.device_bank import adapt_path, bank_path, read_bank
+    from hgprompt_edge.runtime.engines.onnx_engine import OnnxEngine
 
     bank = read_bank(bank_path(site.model))
     graph = AdaptGraph(adapt_path(site.model), bank, threads=1, micro_batch=batch)
@@ -258,7 +258,7 @@ def step_ratio(site: Site, batch: int, rounds: int) -> dict[str, float]:
 
 def mixing_ms(site: Site) -> float:
     """Median milliseconds from new weights to the keys and values of a running predictor."""
-    from hgprompt_edge.device.predictor import Predictor
+    from hgprompt_edge.runtime.predictor import Predictor
 
     predictor = Predictor(site.model, threads=1)
     rng, runs = np.random.default_rng(0), []

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 from rows import write_rows
 
-from hgprompt_edge.device.cpu import cpu_features
+from hgprompt_edge.runtime.cpu import cpu_features
 
 RESULTS = Path(__file__).parent / "results" / "evaluate.json"
 CLASSES, DIFFERENT, SIDE = 10, 40, 96

@@ -32,8 +32,8 @@ import numpy as np
 from export_models import NAMES, make_backbone, make_bundle, products, steps, token_module, trace
 from export_runtimes import Run, in_onnxruntime, in_openvino, in_pytorch, quantize
 
-from hgprompt_edge.device.cpu import cpu_features
 from hgprompt_edge.files import write_bytes
+from hgprompt_edge.runtime.cpu import cpu_features
 
 RESULTS = Path(__file__).parent / "results" / "export.json"
 GROUPS = (
@@ -93,7 +93,7 @@ class Models:
         """Write our graph with some rewrites on."""
         import onnx_ir as ir
 
-        from hgprompt_edge.export.graph import build_graph
+        from hgprompt_edge.export.graph.inference import build_graph
 
         path = self.folder / f"{form}-{on.attention.value}.onnx"
         if not path.exists():
@@ -290,7 +290,7 @@ def pytorch_entries(models: Models, runtime: str, precision: str) -> Iterator[En
     """`hgedge` is the prefix form there."""
     import torch
 
-    from hgprompt_edge.vit.forward import features_prefix, normalize
+    from hgprompt_edge.backbones.forward import features_prefix, normalize
 
     prompt = torch.tensor(models.prompted.prompt)
     head = torch.tensor(models.prompted.head_weight).T.contiguous()

@@ -24,18 +24,18 @@ from rows import read_rows, write_rows
 from targets import load_target
 
 from hgprompt_edge import HGPrompt, load_backbone, read_bank
-from hgprompt_edge.device.cpu import cpu_features
-from hgprompt_edge.device.engine import Engine
-from hgprompt_edge.device.onnx_engine import OnnxEngine
-from hgprompt_edge.device.openvino_engine import OpenVinoEngine
-from hgprompt_edge.export.int8 import BATCHES, export_int8
+from hgprompt_edge.export.int8.quantize import BATCHES, export_int8
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.export.openvino_file import export_openvino
-from hgprompt_edge.prompts import mix
-from hgprompt_edge.transfer.assemble import token_logits
-from hgprompt_edge.transfer.features import FeatureStore
-from hgprompt_edge.transfer.judge import Candidate, Judge
-from hgprompt_edge.transfer.learn import uniform_weights
+from hgprompt_edge.features.cached import FeatureStore
+from hgprompt_edge.fit.algorithm import uniform_weights
+from hgprompt_edge.fit.assemble import token_logits
+from hgprompt_edge.fit.judge import Candidate, Judge
+from hgprompt_edge.prompts.bank import mix
+from hgprompt_edge.runtime.cpu import cpu_features
+from hgprompt_edge.runtime.engines.engine import Engine
+from hgprompt_edge.runtime.engines.onnx_engine import OnnxEngine
+from hgprompt_edge.runtime.engines.openvino_engine import OpenVinoEngine
 
 RESULTS = Path(__file__).parent / "results" / "export_accuracy.json"
 TASKS = ("flowers17", "dtd10", "weather4")

@@ -18,10 +18,10 @@ from export_runtimes import Run, in_onnxruntime, in_openvino
 from rows import write_rows
 
 from export import Models, files, time_in_turns
-from hgprompt_edge.device.cpu import cpu_features
-from hgprompt_edge.device.openvino_engine import computes_bf16
-from hgprompt_edge.export.body import split_head
-from hgprompt_edge.export.schemes import openvino_schemes
+from hgprompt_edge.export.graph.body import split_head
+from hgprompt_edge.export.int8.schemes import openvino_schemes
+from hgprompt_edge.runtime.cpu import cpu_features
+from hgprompt_edge.runtime.engines.openvino_engine import computes_bf16
 
 RESULTS = Path(__file__).parent / "results" / "export_int8.json"
 ROUNDS = 40

@@ -27,8 +27,8 @@ from export_runtimes import quantize
 from rows import write_rows
 
 from hgprompt_edge import load_backbone
-from hgprompt_edge.device.bench import bench
-from hgprompt_edge.device.cpu import cpu_features
+from hgprompt_edge.runtime.bench import bench
+from hgprompt_edge.runtime.cpu import cpu_features
 
 RESULTS = Path(__file__).parent / "results" / "export_memory.json"
 REPEATS = 5
@@ -112,7 +112,7 @@ def files(backbone: Any, folder: Path) -> Iterator[tuple[str, str, str, Path]]:
     import onnx_ir as ir
     import openvino as ov
 
-    from hgprompt_edge.export.graph import build_graph
+    from hgprompt_edge.export.graph.inference import build_graph
 
     plain, prompted = (make_bundle(backbone, mode) for mode in ("none", "deep"))
     traced = {"unprompted": plain, "naive": prompted}

@@ -20,7 +20,7 @@ def make_backbone(name: str) -> Any:
     import timm
     import torch
 
-    from hgprompt_edge.vit.backbone import wrap_backbone
+    from hgprompt_edge.backbones.backbone import wrap_backbone
 
     torch.manual_seed(0)
     vit = timm.create_model(name, img_size=224)
@@ -33,7 +33,7 @@ def make_backbone(name: str) -> Any:
 
 def make_bundle(backbone: Any, mode: str) -> Any:
     """Random prompt and head for a backbone; `mode` is `deep`, `shallow` or `none`."""
-    from hgprompt_edge.bundle import Bundle
+    from hgprompt_edge.artifacts.bundle import Bundle
 
     rng = np.random.default_rng(0)
     layers = {"deep": backbone.depth, "shallow": 1, "none": 0}[mode]
@@ -67,7 +67,7 @@ def steps(full: bool) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
 
     With each the runtimes that it is for. Not `full`: the first and the last alone.
     """
-    from hgprompt_edge.export.rewrites import NO_REWRITES, Attention, Rewrites
+    from hgprompt_edge.export.graph.rewrites import NO_REWRITES, Attention, Rewrites
 
     both = ("onnxruntime", "openvino")
     on = NO_REWRITES
@@ -104,7 +104,7 @@ def token_module(backbone: Any, bundle: Any) -> Any:
     """Make the token form a module, written so that tracing keeps the batch dynamic."""
     import torch
 
-    from hgprompt_edge.vit.forward import normalize, prepare_tokens
+    from hgprompt_edge.backbones.forward import normalize, prepare_tokens
 
     model, start = backbone.model, int(backbone.model.num_prefix_tokens)
     prompt = None if bundle.prompt is None else torch.tensor(bundle.prompt)
@@ -139,7 +139,7 @@ def products(backbone: Any, prompt: str, path: Path) -> float:
     """
     import onnx_ir as ir
 
-    from hgprompt_edge.export.writer import Writer
+    from hgprompt_edge.export.graph.writer import Writer
 
     width, depth = backbone.embed_dim, backbone.depth
     patch = backbone.model.patch_embed.patch_size[0]

@@ -59,8 +59,8 @@ def quantize(graph: Path, backbone: Any, runtime: str) -> Path:
     """Quantize as export tries first, calibrated on noise: for speed, not for accuracy."""
     import onnx_ir as ir
 
-    from hgprompt_edge.export.body import attach_head, split_head
-    from hgprompt_edge.export.schemes import onnx_schemes, openvino_schemes
+    from hgprompt_edge.export.graph.body import attach_head, split_head
+    from hgprompt_edge.export.int8.schemes import onnx_schemes, openvino_schemes
 
     size = backbone.image_size
     noise = np.random.default_rng(2).integers(0, 256, (4, size, size, 3), dtype=np.uint8)

@@ -59,7 +59,7 @@ def measure(count: int) -> dict[str, Any]:
         os.environ["HGEDGE_CACHE"] = folder
         began = time.perf_counter()
         from hgprompt_edge import HGPrompt, export_onnx, load_backbone, load_task, read_bank
-        from hgprompt_edge.tasks.task import Task
+        from hgprompt_edge.data.task import Task
 
         backbone = load_backbone("tiny")
         bank = enlarge(read_bank("tiny"), count)
@@ -115,7 +115,7 @@ def enlarge(bank: Any, count: int) -> Any:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    from hgprompt_edge.device.cpu import cpu_features
+    from hgprompt_edge.runtime.cpu import cpu_features
 
     print(f"cpu: {' '.join(cpu_features())}")
     print("sources  fit, empty cache  a source  fit, warm  optimisation  export  peak memory")

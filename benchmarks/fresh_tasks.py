@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hgprompt_edge.preprocess import Preprocessing
-from hgprompt_edge.tasks import Images, Task
-from hgprompt_edge.tasks.generated import Kind, paint
-from hgprompt_edge.tasks.generated.canvas import Colour, Paint, Point, Scene, smooth_noise
-from hgprompt_edge.tasks.split import split
-from hgprompt_edge.tasks.task import make_task
+from hgprompt_edge.data import Images, Task
+from hgprompt_edge.data.generated import Kind, paint
+from hgprompt_edge.data.generated.canvas import Colour, Paint, Point, Scene, smooth_noise
+from hgprompt_edge.data.split import split
+from hgprompt_edge.data.task import make_task
+from hgprompt_edge.images.preprocess import Preprocessing
 
 TRAINING_IMAGES = 400
 TEST_IMAGES = 400

@@ -19,11 +19,11 @@ import torch
 from adapt import TASKS, Device
 
 from hgprompt_edge import load_backbone
-from hgprompt_edge.device import step
-from hgprompt_edge.device.learner import CHECKED_IMAGES
+from hgprompt_edge.adapt import gradient as step
+from hgprompt_edge.adapt.learner import CHECKED_IMAGES
+from hgprompt_edge.data.conditions import SHIFTS, corrupt
 from hgprompt_edge.errors import CheckError
 from hgprompt_edge.files import write_bytes
-from hgprompt_edge.tasks.conditions import SHIFTS, corrupt
 
 RESULTS = Path(__file__).parent / "results" / "gradient_check.json"
 

@@ -31,21 +31,21 @@ from rows import read_rows, write_rows
 from targets import load_target
 
 from hgprompt_edge import export_onnx, load_backbone
-from hgprompt_edge.bundle import Bundle, read_bundle
-from hgprompt_edge.device.adapt import Weights, learn_unlabelled
-from hgprompt_edge.device.bank import adapt_path
-from hgprompt_edge.device.descend import Descent, Point, Settings
-from hgprompt_edge.device.guard import accuracy, judge_unlabelled
-from hgprompt_edge.device.learner import GradientLearner
-from hgprompt_edge.device.losses import statistics_distance
-from hgprompt_edge.device.predictor import Predictor
-from hgprompt_edge.device.step import AdaptGraph, Floats, Pixels
+from hgprompt_edge.adapt.gradient import AdaptGraph, Floats, Pixels
+from hgprompt_edge.adapt.guard import accuracy, judge_unlabelled
+from hgprompt_edge.adapt.learner import GradientLearner
+from hgprompt_edge.adapt.loop import Weights, learn_unlabelled
+from hgprompt_edge.adapt.losses import statistics_distance
+from hgprompt_edge.adapt.optimizer import Descent, Point, Settings
+from hgprompt_edge.artifacts.bundle import Bundle, read_bundle
+from hgprompt_edge.artifacts.device_bank import adapt_path
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.data import Task
+from hgprompt_edge.data.conditions import SHIFTS, corrupt
 from hgprompt_edge.export.verify import reference_logits
-from hgprompt_edge.tasks import Task
-from hgprompt_edge.tasks.conditions import SHIFTS, corrupt
-from hgprompt_edge.transfer.features import FeatureStore
-from hgprompt_edge.transfer.judge import Judge
-from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.features.cached import FeatureStore
+from hgprompt_edge.fit.judge import Judge
+from hgprompt_edge.runtime.predictor import Predictor
 
 CLEAN = "none"
 """The shift of severity 0."""

@@ -24,12 +24,12 @@ from rows import read_rows, write_rows
 from targets import load_target
 
 from hgprompt_edge import load_backbone
-from hgprompt_edge.bundle import Bundle, read_bundle
-from hgprompt_edge.device.adapt import Weights, adapt_labelled
-from hgprompt_edge.device.guard import accuracy, log_loss, standard_error
-from hgprompt_edge.tasks import Task
-from hgprompt_edge.tasks.conditions import SHIFTS, corrupt
-from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.adapt.guard import accuracy, log_loss, standard_error
+from hgprompt_edge.adapt.loop import Weights, adapt_labelled
+from hgprompt_edge.artifacts.bundle import Bundle, read_bundle
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.data import Task
+from hgprompt_edge.data.conditions import SHIFTS, corrupt
 
 CELL = ("shift", "severity", "images_per_class", "seed")
 HELD_OUT = (

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from rows import read_rows
 
-from hgprompt_edge.device.evidence import least_shown
-from hgprompt_edge.device.guard import (
+from hgprompt_edge.adapt.evidence import least_shown
+from hgprompt_edge.adapt.guard import (
     MAX_RISE,
     MIN_AGREEMENT,
     MIN_CLASSES,

@@ -24,12 +24,12 @@ from rows import read_rows, write_rows
 from targets import load_target
 
 from hgprompt_edge import load_backbone
-from hgprompt_edge.bundle import read_bundle
-from hgprompt_edge.device.adapt import TOWARDS
-from hgprompt_edge.device.guard import accuracy
-from hgprompt_edge.device.losses import statistics_distance
-from hgprompt_edge.tasks import Task
-from hgprompt_edge.tasks.conditions import CONDITIONS, SEVERITIES, corrupt
+from hgprompt_edge.adapt.guard import accuracy
+from hgprompt_edge.adapt.loop import TOWARDS
+from hgprompt_edge.adapt.losses import statistics_distance
+from hgprompt_edge.artifacts.bundle import read_bundle
+from hgprompt_edge.data import Task
+from hgprompt_edge.data.conditions import CONDITIONS, SEVERITIES, corrupt
 
 
 def main() -> None:

@@ -22,13 +22,13 @@ import numpy as np
 from rows import read_rows, write_rows
 
 from hgprompt_edge import load_backbone, load_task
-from hgprompt_edge.tasks import Images, Task
-from hgprompt_edge.tasks.split import split
-from hgprompt_edge.transfer.features import FeatureStore
-from hgprompt_edge.transfer.pooling import best_pooling
-from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.best_head import HeadKind, choose_head
-from hgprompt_edge.vit.heads import Head, accuracy, fit_lda, log_loss
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.data import Images, Task
+from hgprompt_edge.data.split import split
+from hgprompt_edge.features.cached import FeatureStore
+from hgprompt_edge.features.pooling import best_pooling
+from hgprompt_edge.heads.best_head import HeadKind, choose_head
+from hgprompt_edge.heads.heads import Head, accuracy, fit_lda, log_loss
 
 RESULTS = Path(__file__).parent / "results" / "heads.json"
 CHOICES = ("rsscn7", "caltech101", "houses4", "pacs-sketch")

@@ -23,14 +23,14 @@ from study import Rows, cells_of, known_rows, run_study, study_parser
 from transfer import BACKBONE, GROUPS, TEST, TRAIN, load_target
 
 from hgprompt_edge import load_backbone, read_bank
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.backbones.fastest import choose_compute
 from hgprompt_edge.cli.image_sizes import way
-from hgprompt_edge.device.cpu import cpu_name
+from hgprompt_edge.compare.image_sizes import Load, measure_sizes
+from hgprompt_edge.compare.image_sizes_figure import Spot, draw_curves, save
 from hgprompt_edge.files import write_bytes
-from hgprompt_edge.prompts import PromptBank
-from hgprompt_edge.transfer.image_sizes import Load, measure_sizes
-from hgprompt_edge.transfer.image_sizes_figure import Spot, draw_curves, save
-from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.fastest import choose_compute
+from hgprompt_edge.prompts.bank import PromptBank
+from hgprompt_edge.runtime.cpu import cpu_name
 
 SIZES = (112, 168, 224)
 TARGETS = ("chars34-scene", "grocery81", "deeppcb", "flowers17", "neu-cls", "fresh-rings")

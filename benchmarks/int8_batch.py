@@ -22,13 +22,13 @@ from export_models import make_bundle
 from export_runtimes import in_onnxruntime
 from rows import write_rows
 
-from hgprompt_edge.device.cpu import cpu_features
-from hgprompt_edge.device.onnx_engine import OnnxEngine
-from hgprompt_edge.export.body import attach_head, split_head
-from hgprompt_edge.export.graph import build_graph
-from hgprompt_edge.export.rewrites import Attention, Rewrites
-from hgprompt_edge.export.schemes import onnx_schemes
-from hgprompt_edge.vit.load import load_backbone
+from hgprompt_edge.backbones.load import load_backbone
+from hgprompt_edge.export.graph.body import attach_head, split_head
+from hgprompt_edge.export.graph.inference import build_graph
+from hgprompt_edge.export.graph.rewrites import Attention, Rewrites
+from hgprompt_edge.export.int8.schemes import onnx_schemes
+from hgprompt_edge.runtime.cpu import cpu_features
+from hgprompt_edge.runtime.engines.onnx_engine import OnnxEngine
 
 RESULTS = Path(__file__).parent / "results" / "int8_batch.json"
 BACKBONES = ("tiny", "dinov2-small")

@@ -28,8 +28,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hgprompt_edge.device.journal import FILE, Journal, Version
 from hgprompt_edge.files import write_bytes
+from hgprompt_edge.state.history import FILE, Journal, Version
 
 BANK, ENTRIES, HEAD = "0" * 64, 12, (20, 64)
 FACTORY = np.full(ENTRIES, 1 / ENTRIES, np.float32)

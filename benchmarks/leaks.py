@@ -24,10 +24,10 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 from rows import write_rows
 
-from hgprompt_edge.device.cpu import cpu_features
-from hgprompt_edge.near_pairs import NEAR_BITS, near_pairs, near_pairs_within
-from hgprompt_edge.picture_hash import HASH_BYTES, Hashes, hash_picture, stack
-from hgprompt_edge.preprocess import Preprocessing, open_image, to_array
+from hgprompt_edge.images.near_pairs import NEAR_BITS, near_pairs, near_pairs_within
+from hgprompt_edge.images.picture_hash import HASH_BYTES, Hashes, hash_picture, stack
+from hgprompt_edge.images.preprocess import Preprocessing, open_image, to_array
+from hgprompt_edge.runtime.cpu import cpu_features
 
 RESULTS = Path(__file__).parent / "results" / "leaks.json"
 CHOSEN_ON = (

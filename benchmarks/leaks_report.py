@@ -12,7 +12,7 @@ from typing import Any
 from leaks import CHOSEN_ON, LARGER
 from rows import read_rows
 
-from hgprompt_edge.near_pairs import NEAR_BITS
+from hgprompt_edge.images.near_pairs import NEAR_BITS
 
 ROWS = Path(__file__).parent / "results" / "leaks.json"
 PAGE = Path(__file__).parents[1] / "docs" / "LEAKS.md"

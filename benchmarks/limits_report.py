@@ -9,7 +9,7 @@ from typing import Any
 from rows import read_rows
 from shares import percent, recovered, with_interval
 
-from hgprompt_edge.tasks.conditions import CONDITIONS
+from hgprompt_edge.data.conditions import CONDITIONS
 
 LIMITS = Path(__file__).parent / "results" / "condition_limits.json"
 OWN, EXACT = "condition_prompt", "exact_prompt"

@@ -24,8 +24,8 @@ import onnxruntime as ort
 from device import CLASSES, MODELS, make_site
 from rows import write_rows
 
-from hgprompt_edge.device.bank import adapt_path, bank_path, read_bank
-from hgprompt_edge.device.onnx_engine import OnnxEngine
+from hgprompt_edge.artifacts.device_bank import adapt_path, bank_path, read_bank
+from hgprompt_edge.runtime.engines.onnx_engine import OnnxEngine
 
 RESULTS = Path(__file__).parent / "results" / "packed_step.json"
 BATCHES, ROUNDS, WARM = (1, 4), 21, 2

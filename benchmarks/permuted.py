@@ -20,12 +20,12 @@ from rows import read_rows, write_rows
 from transfer import BACKBONE, load_target
 
 from hgprompt_edge import load_backbone, read_bank
-from hgprompt_edge.transfer.checks import leave_out_family
-from hgprompt_edge.transfer.choice import decide
-from hgprompt_edge.transfer.features import FeatureStore
-from hgprompt_edge.transfer.judge import Judge
-from hgprompt_edge.transfer.learn import LAMBDA, learn_weights, uniform_weights
-from hgprompt_edge.vit.fastest import choose_compute
+from hgprompt_edge.backbones.fastest import choose_compute
+from hgprompt_edge.features.cached import FeatureStore
+from hgprompt_edge.fit.algorithm import LAMBDA, learn_weights, uniform_weights
+from hgprompt_edge.fit.checks import leave_out_family
+from hgprompt_edge.fit.choice import decide
+from hgprompt_edge.fit.judge import Judge
 
 RESULTS = Path(__file__).parent / "results" / "permuted.json"
 SETS = ("sign-language-digits", "rsscn7")

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hgprompt_edge.transfer.features import FeatureStore
-from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.forward import normalize, pool, prepare_tokens, project_prefix
-from hgprompt_edge.vit.passes import model_of
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.backbones.forward import normalize, pool, prepare_tokens, project_prefix
+from hgprompt_edge.backbones.passes import model_of
+from hgprompt_edge.features.cached import FeatureStore
 
 MICRO_BATCH = 32
 

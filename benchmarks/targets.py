@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from hgprompt_edge import load_task
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.data import Images, Task
+from hgprompt_edge.data.generated import KINDS
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.tasks import Images, Task
-from hgprompt_edge.tasks.generated import KINDS
-from hgprompt_edge.vit.backbone import Backbone
 
 TARGETS = (
     "flowers17",

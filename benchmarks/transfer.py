@@ -26,13 +26,13 @@ from study import cells_of, known_rows, run_study, study_parser
 from targets import joined
 
 from hgprompt_edge import load_backbone, load_task, read_bank
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.backbones.fastest import choose_compute
+from hgprompt_edge.compare.run import compare
+from hgprompt_edge.data import Images, Task
 from hgprompt_edge.files import write_bytes
-from hgprompt_edge.preprocess import Preprocessing
-from hgprompt_edge.prompts import PromptBank
-from hgprompt_edge.tasks import Images, Task
-from hgprompt_edge.transfer.compare import compare
-from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.fastest import choose_compute
+from hgprompt_edge.images.preprocess import Preprocessing
+from hgprompt_edge.prompts.bank import PromptBank
 
 BACKBONE = "dinov2-small"
 RESULTS = Path(__file__).parent / "results" / "transfer.json"

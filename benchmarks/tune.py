@@ -25,15 +25,15 @@ from study import cells_of, run_study, study_parser
 from transfer import BACKBONE, GROUPS, difference, load_target, mean
 
 from hgprompt_edge import load_backbone, read_bank
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.backbones.fastest import choose_compute
+from hgprompt_edge.compare.baselines import Contest
+from hgprompt_edge.compare.run import Result, compare
+from hgprompt_edge.data import Task
 from hgprompt_edge.files import write_bytes
-from hgprompt_edge.prompts import Floats, PromptBank
-from hgprompt_edge.tasks import Task
-from hgprompt_edge.transfer.baselines import Contest
-from hgprompt_edge.transfer.compare import Result, compare
-from hgprompt_edge.transfer.judge import Candidate
-from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.fastest import choose_compute
-from hgprompt_edge.vit.train import PromptTrainer
+from hgprompt_edge.fit.judge import Candidate
+from hgprompt_edge.prompts.bank import Floats, PromptBank
+from hgprompt_edge.training.prompt_tuning import PromptTrainer
 
 RESULTS = Path(__file__).parent / "results" / "tune.json"
 PAGE = Path(__file__).parent.parent / "docs" / "TUNE.md"

@@ -24,11 +24,11 @@ from hgprompt_edge import (
     read_bank,
     write_bundle,
 )
-from hgprompt_edge.bundle import ROW_TITLES
-from hgprompt_edge.cli.console import out, prepare_output, print_next, progress_bar
-from hgprompt_edge.transfer.figure import draw_fit
-from hgprompt_edge.vit.fastest import choose_compute
-from hgprompt_edge.vit.forward import features_token, normalize
+from hgprompt_edge.artifacts.bundle import ROW_TITLES
+from hgprompt_edge.backbones.fastest import choose_compute
+from hgprompt_edge.backbones.forward import features_token, normalize
+from hgprompt_edge.cli.shared.console import out, prepare_output, print_next, progress_bar
+from hgprompt_edge.fit.figure import draw_fit
 
 OUT = Path("demo")
 SOURCES = (

@@ -9,43 +9,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hgprompt_edge.bundle import Bundle, read_bundle, write_bundle
-    from hgprompt_edge.device.classifier import Classification, Classifier, load
-    from hgprompt_edge.device.predictor import Predictor
+    from hgprompt_edge.artifacts.bundle import Bundle, read_bundle, write_bundle
+    from hgprompt_edge.backbones.compute import Compute
+    from hgprompt_edge.backbones.fastest import choose_compute
+    from hgprompt_edge.backbones.load import load_backbone
+    from hgprompt_edge.data import load_task
     from hgprompt_edge.errors import CheckError, UserError
     from hgprompt_edge.export.onnx_file import export_onnx
-    from hgprompt_edge.prompts import Prompt, PromptBank, read_bank, read_prompt, write_prompt
-    from hgprompt_edge.tasks import load_task
-    from hgprompt_edge.transfer.fit import HGPrompt
-    from hgprompt_edge.transfer.source import train_source
-    from hgprompt_edge.transfer.tune import tune
-    from hgprompt_edge.vit.compute import Compute
-    from hgprompt_edge.vit.fastest import choose_compute
-    from hgprompt_edge.vit.load import load_backbone
+    from hgprompt_edge.fit.estimator import HGPrompt
+    from hgprompt_edge.prompts.bank import Prompt, PromptBank, read_bank, read_prompt, write_prompt
+    from hgprompt_edge.runtime.classifier import Classification, Classifier, load
+    from hgprompt_edge.runtime.predictor import Predictor
+    from hgprompt_edge.training.source_prompt import train_source
+    from hgprompt_edge.training.tune import tune
 
 _HOMES = {
-    "Bundle": "bundle",
+    "Bundle": "artifacts.bundle",
     "CheckError": "errors",
-    "Classification": "device.classifier",
-    "Classifier": "device.classifier",
-    "Compute": "vit.compute",
-    "HGPrompt": "transfer.fit",
-    "Predictor": "device.predictor",
-    "Prompt": "prompts",
-    "PromptBank": "prompts",
+    "Classification": "runtime.classifier",
+    "Classifier": "runtime.classifier",
+    "Compute": "backbones.compute",
+    "HGPrompt": "fit.estimator",
+    "Predictor": "runtime.predictor",
+    "Prompt": "prompts.bank",
+    "PromptBank": "prompts.bank",
     "UserError": "errors",
-    "choose_compute": "vit.fastest",
+    "choose_compute": "backbones.fastest",
     "export_onnx": "export.onnx_file",
-    "load": "device.classifier",
-    "load_backbone": "vit.load",
-    "load_task": "tasks",
-    "read_bank": "prompts",
-    "read_bundle": "bundle",
-    "read_prompt": "prompts",
-    "train_source": "transfer.source",
-    "tune": "transfer.tune",
-    "write_bundle": "bundle",
-    "write_prompt": "prompts",
+    "load": "runtime.classifier",
+    "load_backbone": "backbones.load",
+    "load_task": "data",
+    "read_bank": "prompts.bank",
+    "read_bundle": "artifacts.bundle",
+    "read_prompt": "prompts.bank",
+    "train_source": "training.source_prompt",
+    "tune": "training.tune",
+    "write_bundle": "artifacts.bundle",
+    "write_prompt": "prompts.bank",
 }
 
 __all__ = [

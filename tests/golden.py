@@ -11,7 +11,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from hgprompt_edge.vit.checkpoint import read_checkpoint
+from hgprompt_edge.backbones.checkpoints.checkpoint import read_checkpoint
 
 GOLDEN = Path(__file__).parent / "data" / "checkpoints"
 CASES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())

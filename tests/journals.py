@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.device.journal import Journal, Version
+from hgprompt_edge.state.history import Journal, Version
 
 ROOT = Path(__file__).resolve().parents[1]
 BANK = "ab" * 32
@@ -34,7 +34,7 @@ def learn(journal: Journal, first: float, **options: Any) -> Version:
 def in_child(code: str, folder: Path, **options: Any) -> subprocess.Popen[str]:
     start = (
         "import sys, numpy as np; from pathlib import Path\n"
-        "from hgprompt_edge.device.journal import Journal\n"
+        "from hgprompt_edge.state.history import Journal\n"
         "from hgprompt_edge.errors import UserError\n"
         f"state, BANK = Path({str(folder / 'state')!r}), {BANK!r}\n"
         "FACTORY = np.array([0.5, 0.25, 0.25], np.float32)\n"

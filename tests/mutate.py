@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from hgprompt_edge.bundle import read_bundle
-from hgprompt_edge.device.bank import bank_path, read_bank
-from hgprompt_edge.device.keys import check_public_key
-from hgprompt_edge.device.parcel import read_parcel
-from hgprompt_edge.device.predictor import open_journal
-from hgprompt_edge.device.step import AdaptGraph
-from hgprompt_edge.device.verify import describe_signature, verify_model
+from hgprompt_edge.adapt.gradient import AdaptGraph
+from hgprompt_edge.artifacts.bundle import read_bundle
+from hgprompt_edge.artifacts.device_bank import bank_path, read_bank
+from hgprompt_edge.artifacts.keys import check_public_key
 from hgprompt_edge.errors import CheckError, UserError
-from hgprompt_edge.prompts import read_prompt
+from hgprompt_edge.prompts.bank import read_prompt
+from hgprompt_edge.runtime.predictor import open_journal
+from hgprompt_edge.runtime.verify import describe_signature, verify_model
+from hgprompt_edge.state.update_file import read_parcel
 
 INSERTS = (b"9", b"[", b"x", b"\xff", b"\x00")
 

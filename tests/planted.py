@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from small_vits import make_backbone, make_mixable, token_logits
 
-from hgprompt_edge.bundle import bank_tokens
-from hgprompt_edge.device.adapt import Weights
-from hgprompt_edge.device.bank import adapt_path
-from hgprompt_edge.device.predictor import Predictor
-from hgprompt_edge.device.step import AdaptGraph, Head
+from hgprompt_edge.adapt.gradient import AdaptGraph, Head
+from hgprompt_edge.adapt.loop import Weights
+from hgprompt_edge.artifacts.bundle import bank_tokens
+from hgprompt_edge.artifacts.device_bank import adapt_path
 from hgprompt_edge.export.onnx_file import export_onnx
+from hgprompt_edge.runtime.predictor import Predictor
 
 
 class Planted:

@@ -12,10 +12,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from hgprompt_edge.bundle import Bundle, Row
-from hgprompt_edge.prompts import mix
-from hgprompt_edge.vit.backbone import Backbone, wrap_backbone
-from hgprompt_edge.vit.forward import features_token, normalize
+from hgprompt_edge.artifacts.bundle import Bundle, Row
+from hgprompt_edge.backbones.backbone import Backbone, wrap_backbone
+from hgprompt_edge.backbones.forward import features_token, normalize
+from hgprompt_edge.prompts.bank import mix
 
 # timm's own architectures, cut to two blocks and a small input.
 TIMM: dict[str, tuple[str, dict[str, Any]]] = {

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from hgprompt_edge import UserError, load_backbone, models, read_bundle
-from hgprompt_edge.cli.inputs import bundled_bank_of
-from hgprompt_edge.vit.backbone import fingerprint
-from hgprompt_edge.vit.forward import extract_features
+from hgprompt_edge.backbones.backbone import fingerprint
+from hgprompt_edge.backbones.forward import extract_features
+from hgprompt_edge.cli.shared.inputs import bundled_bank_of
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)).astype(np.uint8)
 

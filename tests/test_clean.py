@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hgprompt_edge.clean import Clean, clean_of, places_of, read_clean
-from hgprompt_edge.device.evidence import (
+from hgprompt_edge.adapt.evidence import (
     expect,
     judge_known,
     judge_labels,
@@ -16,6 +15,7 @@ from hgprompt_edge.device.evidence import (
     least_shown,
 )
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.maths.feature_statistics import Clean, clean_of, places_of, read_clean
 
 
 def drawn(counts: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from command_line import class_folders, hgedge, pets_archive, photo, run, small_bank
 
-from hgprompt_edge.bundle import ROW_TITLES, read_bundle, write_bundle
-from hgprompt_edge.prompts import read_bank, write_prompt, write_start
-from hgprompt_edge.transfer.tune import tuning_recipe
+from hgprompt_edge.artifacts.bundle import ROW_TITLES, read_bundle, write_bundle
+from hgprompt_edge.prompts.bank import read_bank, write_prompt, write_start
+from hgprompt_edge.training.tune import tuning_recipe
 
 Command = CompletedProcess[str]
 
@@ -169,7 +169,7 @@ def test_prompt_show_of_several_init_seeds_needs_no_scipy(
 def test_prompt_train_writes_a_prompt_that_fit_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
     monkeypatch.chdir(tmp_path)
     data = class_folders(tmp_path / "mine", 20)
     options = "--tokens 2 --epochs 1 --batch-size 16 --all-images"
@@ -193,7 +193,9 @@ def test_a_prompt_that_would_not_fit_its_bank_is_not_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hgprompt_edge.vit.train.PromptTrainer.run", lambda *_: pytest.fail("ran"))
+    monkeypatch.setattr(
+        "hgprompt_edge.training.prompt_tuning.PromptTrainer.run", lambda *_: pytest.fail("ran")
+    )
     data, bank = class_folders(tmp_path / "mine", 3), small_bank(tmp_path / "prompts", 1)
     before = sorted(bank.iterdir())
     result = run("prompt", "train", "--backbone", "tiny", "--data", str(data), "--tokens", "10")
@@ -217,7 +219,7 @@ def test_a_start_of_other_prompts_is_told_of(
 
 
 def test_compare_and_tune(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HGEDGE_CACHE", str(workplace / "cache"))
     data = class_folders(tmp_path / "mine", 20)
@@ -244,7 +246,7 @@ def test_compare_and_tune(workplace: Path, tmp_path: Path, monkeypatch: pytest.M
     prepare(tmp_path / "mine.hgbundle")
     words = ("tune", "mine.hgbundle", "--data", str(data), "--steps", "1", "--batch-size", "16")
     for holds in (False, True):
-        monkeypatch.setattr("hgprompt_edge.transfer.choice.Proof.holds", holds)
+        monkeypatch.setattr("hgprompt_edge.fit.choice.Proof.holds", holds)
         again = run(*words)
         assert again.exit_code == 0, again.stderr
         table, *_ = again.stdout.partition("kept: ")
@@ -257,7 +259,7 @@ def test_compare_and_tune(workplace: Path, tmp_path: Path, monkeypatch: pytest.M
         assert "next: hgedge export mine.tuned.hgbundle" in again.stdout
         left_out = "before: the condition prompts; run `hgedge condition mine.tuned.hg"
         assert (left_out in again.stderr) == holds
-    monkeypatch.setattr("hgprompt_edge.transfer.choice.Proof.holds", False)
+    monkeypatch.setattr("hgprompt_edge.fit.choice.Proof.holds", False)
     further = run("tune", "mine.tuned.hgbundle", *words[2:])
     assert "as before: 10 held-out images do not show that the one trained" in further.stderr
     assert "kept: tuned, " in further.stdout
@@ -285,7 +287,7 @@ def test_fit_and_tune_in_one_command_goes_on_after_an_interruption(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HGEDGE_CACHE", str(workplace / "cache"))
     short = partial(tuning_recipe, steps=7)
-    monkeypatch.setattr("hgprompt_edge.transfer.tune.tuning_recipe", short)
+    monkeypatch.setattr("hgprompt_edge.training.tune.tuning_recipe", short)
     data = class_folders(tmp_path / "mine", 12)
     words = f"fit --tune --sources {workplace / 'prompts'} --data {data} --steps 0 --json".split()
     words.append("--no-keep-sources")
@@ -328,7 +330,7 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hgprompt_edge.transfer.fit.HGPrompt.fit", interrupt)
+    monkeypatch.setattr("hgprompt_edge.fit.estimator.HGPrompt.fit", interrupt)
     data = str(class_folders(tmp_path / "mine"))
     result = run("fit", "--backbone", "tiny", "--data", data)
     assert result.exit_code == 130
@@ -342,7 +344,7 @@ def test_a_bug_shows_its_traceback_and_the_version(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("hgprompt_edge.prompts.read_bank", broken)
+    monkeypatch.setattr("hgprompt_edge.prompts.bank.read_bank", broken)
     monkeypatch.chdir(tmp_path)
     result = run("fit", "--sources", "tiny", "--task", "digits")
     assert isinstance(result.exception, ZeroDivisionError)

@@ -21,13 +21,13 @@ from PIL import Image
 from planted import Planted
 from small_vits import token_features
 
-from hgprompt_edge.bundle import bank_tokens
-from hgprompt_edge.clean import Clean, clean_of
-from hgprompt_edge.device.parcel import read_parcel
-from hgprompt_edge.device.predictor import Predictor, open_journal, state_folder
-from hgprompt_edge.device.seen import read_unlabelled
-from hgprompt_edge.device.watch import watch
+from hgprompt_edge.adapt.images import read_unlabelled
+from hgprompt_edge.artifacts.bundle import bank_tokens
 from hgprompt_edge.export.onnx_file import export_onnx
+from hgprompt_edge.maths.feature_statistics import Clean, clean_of
+from hgprompt_edge.runtime.predictor import Predictor, open_journal, state_folder
+from hgprompt_edge.runtime.watch import watch
+from hgprompt_edge.state.update_file import read_parcel
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_ctrl_c_says_what_is_in_force(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hgprompt_edge.device.adapting.adapt_model", interrupted)
+    monkeypatch.setattr("hgprompt_edge.adapt.command.adapt_model", interrupted)
     words = ("adapt", "--model", str(planted.path), "--state", str(state), "--data", str(seen))
     result = run(*words)
     assert result.exit_code == 130
@@ -153,7 +153,7 @@ def test_watch_prints_csv(
 
     looks: list[int] = []
     served = functools.partial(watch, sleep=two_looks)
-    monkeypatch.setattr("hgprompt_edge.device.watch.watch", served)
+    monkeypatch.setattr("hgprompt_edge.runtime.watch.watch", served)
     folder = next(seen.iterdir())
     result = run("predict", "--model", str(planted.path), "--watch", str(folder), "--csv")
     assert result.exit_code == 130
@@ -402,7 +402,7 @@ def test_two_at_once_one_wins(planted: Planted, seen: Path, tmp_path: Path) -> N
 def planted_lock(planted: Planted, state: Path) -> object:
     from contextlib import contextmanager
 
-    from hgprompt_edge.device.predictor import open_journal
+    from hgprompt_edge.runtime.predictor import open_journal
 
     @contextmanager
     def held():  # type: ignore[no-untyped-def]

@@ -14,8 +14,8 @@ from pyarrow.parquet import write_table
 from typer.main import get_command
 
 from hgprompt_edge.cli.main import app
+from hgprompt_edge.compare.baselines import METHODS
 from hgprompt_edge.files import write_safetensors
-from hgprompt_edge.transfer.baselines import METHODS
 
 
 def empty(tmp_path: Path) -> str:

@@ -12,8 +12,8 @@ from command_line import class_folders, run
 from golden import DESCRIBED, GOLDEN, checkpoint_of, copied
 from safetensors.torch import load_file
 
+from hgprompt_edge.backbones.load import load_backbone
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.vit.load import load_backbone
 
 
 @pytest.mark.parametrize("case", DESCRIBED)

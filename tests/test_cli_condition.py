@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from command_line import class_folders, run, small_bank
 
-from hgprompt_edge.bundle import read_bundle
+from hgprompt_edge.artifacts.bundle import read_bundle
 from hgprompt_edge.cli.condition import condition
-from hgprompt_edge.transfer.condition_trainer import ConditionRecipe, ConditionTrainer
+from hgprompt_edge.training.condition_trainer import ConditionRecipe, ConditionTrainer
 
 
 @pytest.fixture
 def fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with images in `mine` and their bundle."""
-    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
     monkeypatch.chdir(tmp_path)
     bank, data = small_bank(tmp_path / "bank"), class_folders(tmp_path / "mine")
     result = run(*f"fit --sources {bank} --data {data} --steps 0".split())
@@ -102,7 +102,7 @@ def test_fit_refuses_before_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_fit_trains_them_and_names_the_next_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
     monkeypatch.setattr(ConditionRecipe, "__init__", one_epoch(ConditionRecipe.__init__))
     monkeypatch.chdir(tmp_path)
     bank, data = small_bank(tmp_path / "bank"), class_folders(tmp_path / "mine")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from command_line import class_folders, hgedge, photo, run, small_bank
 
-from hgprompt_edge.bundle import read_bundle, write_bundle
+from hgprompt_edge.artifacts.bundle import read_bundle, write_bundle
 
 FIT = "fit --sources bank --steps 0"
 
@@ -42,7 +42,7 @@ def test_data_and_options_are_checked_before_the_backbone_is_loaded(
     command: str, options: str, words: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for part in ("_bundled", "_from_hub", "read_checkpoint"):
-        monkeypatch.setattr(f"hgprompt_edge.vit.load.{part}", no_backbone)
+        monkeypatch.setattr(f"hgprompt_edge.backbones.load.{part}", no_backbone)
     result = run(*command.split(), *options.split(), "--backbone", "vit_tiny_patch16_224")
     assert result.exit_code == 2, result.output
     assert words in result.stderr
@@ -56,7 +56,7 @@ def test_data_and_options_are_checked_before_the_backbone_is_loaded(
 def test_a_bundle_finds_its_images_again_and_notices_what_changed(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
     fit = run(*FIT.split(), "--data", "mine", "--task", "pets")
     assert fit.exit_code == 0, fit.stderr
     assert "pets is a local task: the images in" in fit.stderr

@@ -23,14 +23,14 @@ from planted import Planted
 from small_vits import make_backbone, make_bundle
 from test_layers import BLOCK, SERVER_ONLY
 
-from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.data.labelled import Labelled, find_labelled
+from hgprompt_edge.data.task import Entry
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.evaluation.classes import match_classes, parse_map
-from hgprompt_edge.evaluation.run import evaluate
+from hgprompt_edge.evaluate.classes import match_classes, parse_map
+from hgprompt_edge.evaluate.run import evaluate
 from hgprompt_edge.export.onnx_file import export_onnx
-from hgprompt_edge.listing import list_images
-from hgprompt_edge.tasks.labelled import Labelled, find_labelled
-from hgprompt_edge.tasks.task import Entry
+from hgprompt_edge.images.listing import list_images
+from hgprompt_edge.runtime.predictor import Predictor
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from command_line import PETS, class_folders, photo, run
 from PIL import Image
 from planted import Planted
 
-from hgprompt_edge.cli.left_out import write_left_out
-from hgprompt_edge.device.predictor import Predictor
-from hgprompt_edge.device.watch import watch
-from hgprompt_edge.preprocess import Preprocessing
-from hgprompt_edge.tasks import load_task
+from hgprompt_edge.cli.shared.left_out import write_left_out
+from hgprompt_edge.data import load_task
+from hgprompt_edge.images.preprocess import Preprocessing
+from hgprompt_edge.runtime.predictor import Predictor
+from hgprompt_edge.runtime.watch import watch
 
 
 @pytest.fixture(scope="module")

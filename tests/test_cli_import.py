@@ -12,8 +12,8 @@ import torch
 from command_line import class_folders, run, small_bank
 from safetensors.numpy import save_file as save_safetensors
 
-from hgprompt_edge.device.predictor import Predictor
-from hgprompt_edge.prompts import read_bank
+from hgprompt_edge.prompts.bank import read_bank
+from hgprompt_edge.runtime.predictor import Predictor
 
 
 def vpt_file(path: Path, tokens: np.ndarray) -> None:

@@ -10,9 +10,9 @@ from command_line import run, small_bank
 from pictures import scene
 from PIL import Image, ImageOps
 
-from hgprompt_edge.bundle import read_bundle
-from hgprompt_edge.cli.inputs import find_images_of
-from hgprompt_edge.preprocess import Preprocessing
+from hgprompt_edge.artifacts.bundle import read_bundle
+from hgprompt_edge.cli.shared.inputs import find_images_of
+from hgprompt_edge.images.preprocess import Preprocessing
 
 FIT = ("fit", "--sources", "bank", "--steps", "0")
 
@@ -21,7 +21,7 @@ FIT = ("fit", "--sources", "bank", "--steps", "0")
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a test part of which two pictures a class are in the training part, too."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
     small_bank(tmp_path / "bank")
     for k, label in enumerate(("dots", "lines", "ring")):
         for part, count in (("train", 8), ("test", 3)):

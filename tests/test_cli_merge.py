@@ -11,10 +11,10 @@ import pytest
 from command_line import run
 from small_vits import make_bundle
 
-from hgprompt_edge.bundle import Bundle, bank_sha256, read_bundle, write_bundle
-from hgprompt_edge.device.journal import Version
-from hgprompt_edge.device.parcel import write_parcel
-from hgprompt_edge.vit.load import load_backbone
+from hgprompt_edge.artifacts.bundle import Bundle, bank_sha256, read_bundle, write_bundle
+from hgprompt_edge.backbones.load import load_backbone
+from hgprompt_edge.state.history import Version
+from hgprompt_edge.state.update_file import write_parcel
 
 
 @pytest.fixture

@@ -17,17 +17,17 @@ from rich.progress import Progress
 from small_vits import make_backbone
 from toys import make_bank, make_task, noise_tokens
 
-from hgprompt_edge.cli import console
-from hgprompt_edge.cli.console import Stages
-from hgprompt_edge.prompts import DEEP
-from hgprompt_edge.transfer.baselines import METHODS, Budget
-from hgprompt_edge.transfer.compare import compare
-from hgprompt_edge.transfer.estimate import compare_passes, fit_passes, tune_passes
-from hgprompt_edge.transfer.fit import HGPrompt
-from hgprompt_edge.transfer.tune import train_from
-from hgprompt_edge.vit import start
-from hgprompt_edge.vit.train import PromptTrainer, Recipe
-from hgprompt_edge.watch_images import watch_images
+from hgprompt_edge.backbones.image_count import watch_images
+from hgprompt_edge.cli.shared import console
+from hgprompt_edge.cli.shared.console import Stages
+from hgprompt_edge.compare.baselines import METHODS, Budget
+from hgprompt_edge.compare.estimate import compare_passes, fit_passes, tune_passes
+from hgprompt_edge.compare.run import compare
+from hgprompt_edge.fit.estimator import HGPrompt
+from hgprompt_edge.prompts.bank import DEEP
+from hgprompt_edge.training import neutral_prompt as start
+from hgprompt_edge.training.prompt_tuning import PromptTrainer, Recipe
+from hgprompt_edge.training.tune import train_from
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_the_estimates_are_what_passes() -> None:
 
     budget = Budget(steps=2, evaluations=9, spot_steps=2, tune_steps=3, batch_size=75)
     with pytest.MonkeyPatch.context() as patch, counted() as passed:
-        patch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+        patch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
         compare(bank, backbone, task, budget=budget, cache=False)
     estimate = compare_passes(task, bank, tuple(METHODS), budget)
     assert 0.5 * estimate < sum(passed) < 1.2 * estimate
@@ -178,7 +178,7 @@ def test_only_what_resumes_says_so(
     monkeypatch.chdir(tmp_path)
     class_folders(tmp_path / "mine", 5)
     monkeypatch.setattr(f"hgprompt_edge.{broken}", interrupted)
-    monkeypatch.setattr("hgprompt_edge.transfer.estimate.compare_passes", lambda *_: 1)
+    monkeypatch.setattr("hgprompt_edge.compare.estimate.compare_passes", lambda *_: 1)
     result = run(*words.split())
     assert result.exit_code == 130
     last = result.stderr.strip().splitlines()[-1]

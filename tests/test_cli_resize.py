@@ -10,10 +10,10 @@ import pytest
 from command_line import class_folders, run, small_bank
 from PIL import Image, ImageDraw
 
-from hgprompt_edge.bundle import read_bundle
-from hgprompt_edge.device.predictor import Predictor
-from hgprompt_edge.preprocess import read_image
-from hgprompt_edge.prompts import read_bank
+from hgprompt_edge.artifacts.bundle import read_bundle
+from hgprompt_edge.images.preprocess import read_image
+from hgprompt_edge.prompts.bank import read_bank
+from hgprompt_edge.runtime.predictor import Predictor
 
 FIT = "fit --data banners --backbone tiny"
 CUT = "half of the pictures lose 60 % of their area or more to the central crop"
@@ -127,7 +127,7 @@ def test_prompts_of_other_pixels_than_asked_for_are_refused(here: Path) -> None:
 
 
 def test_pixels_that_are_not_normalised(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
     words = f"{FIT} --sources none --preprocessing none --resize letterbox -o raw.hgbundle"
     assert run(*words.split()).exit_code == 0
     rule = read_bundle(Path("raw.hgbundle")).preprocessing

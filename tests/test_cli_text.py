@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
-from hgprompt_edge.cli import console
-from hgprompt_edge.cli.text import AS_GIVEN
-from hgprompt_edge.transfer.compare import Result
-from hgprompt_edge.transfer.compare_figure import draw_comparison
+from hgprompt_edge.cli.shared import console
+from hgprompt_edge.cli.shared.text import AS_GIVEN
+from hgprompt_edge.compare.compare_figure import draw_comparison
+from hgprompt_edge.compare.run import Result
 
 LATIN_1 = os.fsdecode(b"stra\xdfe.jpg")
 NASTY = ("street[night].jpg", "set [/2024].jpg", "week\\[b].jpg", ":smile: [bold]x[/bold].jpg")

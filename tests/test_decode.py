@@ -21,8 +21,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hgprompt_edge import decode
-from hgprompt_edge.decode import UnreadableImageError, open_image
+from hgprompt_edge.images import decode
+from hgprompt_edge.images.decode import UnreadableImageError, open_image
 
 ROOT = Path(__file__).resolve().parents[1]
 Array = npt.NDArray[np.integer]
@@ -210,7 +210,7 @@ def test_large_images_are_read_at_half_their_side(
 BOUND = """
 import json, multiprocessing, sys
 from pathlib import Path
-from hgprompt_edge import decode
+from hgprompt_edge.images import decode
 
 def memory(key):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -266,7 +266,7 @@ PHOTO = """
 import resource, sys
 from pathlib import Path
 from PIL import Image
-from hgprompt_edge.preprocess import Preprocessing, read_image
+from hgprompt_edge.images.preprocess import Preprocessing, read_image
 
 path, width, height = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 Image.new("RGB", (width, height), (128, 128, 128)).save(path)

@@ -12,28 +12,28 @@ import pytest
 from planted import Planted
 from small_vits import token_features
 
-from hgprompt_edge.bundle import bank_tokens
-from hgprompt_edge.clean import Clean
-from hgprompt_edge.device.adapt import (
+from hgprompt_edge.adapt.gradient import AdaptGraph, check_gradient, smoothed
+from hgprompt_edge.adapt.learner import ForwardLearner, GradientLearner, Learner
+from hgprompt_edge.adapt.loop import (
     Proposal,
     Weights,
     adapt_labelled,
     adapt_unlabelled,
     learn_unlabelled,
 )
-from hgprompt_edge.device.bank import adapt_path
-from hgprompt_edge.device.descend import Descent, Settings, start_at
-from hgprompt_edge.device.learner import ForwardLearner, GradientLearner, Learner
-from hgprompt_edge.device.losses import (
+from hgprompt_edge.adapt.losses import (
     anchored_judge,
     statistics_distance,
     statistics_judge,
 )
-from hgprompt_edge.device.predictor import Predictor
-from hgprompt_edge.device.softmax import log_softmax
-from hgprompt_edge.device.step import AdaptGraph, check_gradient, smoothed
+from hgprompt_edge.adapt.optimizer import Descent, Settings, start_at
+from hgprompt_edge.artifacts.bundle import bank_tokens
+from hgprompt_edge.artifacts.device_bank import adapt_path
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export.onnx_file import export_onnx
+from hgprompt_edge.maths.feature_statistics import Clean
+from hgprompt_edge.maths.softmax import log_softmax
+from hgprompt_edge.runtime.predictor import Predictor
 
 
 @pytest.fixture(scope="module", params=["learned", "none"])

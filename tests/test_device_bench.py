@@ -12,9 +12,9 @@ from small_vits import make_backbone, make_bundle
 from typer.testing import CliRunner
 
 from hgprompt_edge.cli.main import app
-from hgprompt_edge.device.bench import bench, peak_bytes
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.onnx_file import export_onnx
+from hgprompt_edge.runtime.bench import bench, peak_bytes
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from small_vits import make_backbone, make_bundle
 
 import hgprompt_edge
 from hgprompt_edge import Classification, Classifier, Predictor, UserError
-from hgprompt_edge.decode import UnreadableImageError
-from hgprompt_edge.device.predictor import open_journal, state_folder
 from hgprompt_edge.export.onnx_file import export_onnx
+from hgprompt_edge.images.decode import UnreadableImageError
+from hgprompt_edge.runtime.predictor import open_journal, state_folder
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hgprompt_edge.device.guard import (
+from hgprompt_edge.adapt.guard import (
     MIN_ERRORS,
     errors_asked,
     fold_of,
@@ -15,7 +15,7 @@ from hgprompt_edge.device.guard import (
     judge_labelled,
     judge_unlabelled,
 )
-from hgprompt_edge.paired import score_interval
+from hgprompt_edge.maths.paired import score_interval
 
 
 class TestGuard:

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from journals import BANK, FACTORY, in_child, learn, mix, open_journal
 
-from hgprompt_edge.device import ledger
-from hgprompt_edge.device.journal import LOCK, RETURN, Journal, Version
-from hgprompt_edge.device.version import seal, unseal
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.state import database as ledger
+from hgprompt_edge.state.history import LOCK, RETURN, Journal, Version
+from hgprompt_edge.state.version import seal, unseal
 
 
 def test_a_new_journal_holds_the_factory_mix(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from journals import AS_ROOT, BANK, FACTORY, ROOT, in_child, learn, mix, open_journal
 
-from hgprompt_edge.device.journal import FILE, Journal
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.state.history import FILE, Journal
 
 
 def kill(tmp_path: Path, kills: int) -> None:

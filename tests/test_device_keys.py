@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from hgprompt_edge.device.keys import PASSPHRASE
-from hgprompt_edge.device.signature import check_signature, sign
+from hgprompt_edge.artifacts.keys import PASSPHRASE
+from hgprompt_edge.artifacts.signature import check_signature, sign
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export.onnx_file import export_onnx
 
@@ -200,7 +200,7 @@ def test_a_folder_that_cannot_be_written_verifies(
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return honest(**options)
 
-    monkeypatch.setattr("hgprompt_edge.device.signature.tempfile.TemporaryDirectory", refuse)
+    monkeypatch.setattr("hgprompt_edge.artifacts.signature.tempfile.TemporaryDirectory", refuse)
     assert check_signature(model, key) == "m.onnx.sig"
 
 

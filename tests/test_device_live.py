@@ -14,10 +14,10 @@ from PIL import Image
 from planted import Planted
 from small_vits import make_backbone, make_mixable
 
-from hgprompt_edge.device.predictor import Predictor, open_journal
-from hgprompt_edge.device.watch import watch
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.onnx_file import export_onnx
+from hgprompt_edge.runtime.predictor import Predictor, open_journal
+from hgprompt_edge.runtime.watch import watch
 
 
 @pytest.fixture(scope="module", params=["learned", "none"])

@@ -17,13 +17,13 @@ from PIL import Image
 from small_vits import make_backbone, make_bundle, make_mixable
 from test_device_predictor import edited, foreign
 
-from hgprompt_edge.bundle import Bundle, read_bundle, write_bundle
-from hgprompt_edge.device.bank import bank_path, read_bank
-from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.artifacts.bundle import Bundle, read_bundle, write_bundle
+from hgprompt_edge.artifacts.device_bank import bank_path, read_bank
 from hgprompt_edge.errors import UserError, brief
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.files import read_safetensors, write_safetensors
-from hgprompt_edge.prompts import read_prompt
+from hgprompt_edge.prompts.bank import read_prompt
+from hgprompt_edge.runtime.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parents[1]
 LONG = "x" * 5000
@@ -162,7 +162,7 @@ OUT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.runtime.predictor import Predictor
 
 predictor = Predictor(Path(sys.argv[1]), threads=1)
 predictor.logits(np.zeros((1, 24, 24, 3), np.uint8))
@@ -251,7 +251,7 @@ def test_a_cache_that_was_half_written_is_made_anew(
 @pytest.mark.slow
 def test_processes_that_start_together_share_the_cache(ir_model: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from hgprompt_edge.device.predictor import "
+        "import sys; from pathlib import Path; from hgprompt_edge.runtime.predictor import "
         "Predictor; assert Predictor(Path(sys.argv[1])).compare_probe().ok"
     )
     for turn in range(5):

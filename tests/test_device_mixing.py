@@ -11,10 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_vits import make_backbone
 
-from hgprompt_edge.device.mixing import BlockWeights, Norm, project_bank
-from hgprompt_edge.prompts import mix
-from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.forward import project_prefix
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.backbones.forward import project_prefix
+from hgprompt_edge.maths.mixing import BlockWeights, Norm, project_bank
+from hgprompt_edge.prompts.bank import mix
 
 SOURCES, TOKENS = 4, 3
 

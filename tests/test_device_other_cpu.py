@@ -16,13 +16,13 @@ from small_vits import make_backbone, make_bundle
 from toys import make_task
 from typer.testing import CliRunner, Result
 
+from hgprompt_edge.artifacts.model_digest import BLANK, FILE_SHA256, seal
 from hgprompt_edge.cli.main import app
-from hgprompt_edge.device import other_cpu
-from hgprompt_edge.device.cpu import cpu_features, cpu_name
-from hgprompt_edge.device.onnx_engine import OnnxEngine
-from hgprompt_edge.device.predictor import Predictor
-from hgprompt_edge.device.seal import BLANK, FILE_SHA256, seal
-from hgprompt_edge.export.int8 import export_int8
+from hgprompt_edge.export.int8.quantize import export_int8
+from hgprompt_edge.runtime import other_cpu
+from hgprompt_edge.runtime.cpu import cpu_features, cpu_name
+from hgprompt_edge.runtime.engines.onnx_engine import OnnxEngine
+from hgprompt_edge.runtime.predictor import Predictor
 
 OTHER = "Old CPU avx2"
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hgprompt_edge.device.journal import Version
-from hgprompt_edge.device.parcel import LIMIT, read_parcel, write_parcel
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.state.history import Version
+from hgprompt_edge.state.update_file import LIMIT, read_parcel, write_parcel
 
 BANK = "ab" * 32
 NAMES = ("no prompt", "cifar10", "gtsrb", "dark")

@@ -16,14 +16,14 @@ from onnx import TensorProto, helper
 from PIL import Image
 from small_vits import make_backbone, make_bundle, token_logits
 
-from hgprompt_edge.bundle import Bundle
-from hgprompt_edge.device.onnx_engine import explain
-from hgprompt_edge.device.predictor import Prediction, Predictor
-from hgprompt_edge.device.softmax import softmax
+from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.onnx_file import export_onnx
-from hgprompt_edge.listing import list_images
-from hgprompt_edge.preprocess import read_image
+from hgprompt_edge.images.listing import list_images
+from hgprompt_edge.images.preprocess import read_image
+from hgprompt_edge.maths.softmax import softmax
+from hgprompt_edge.runtime.engines.onnx_engine import explain
+from hgprompt_edge.runtime.predictor import Prediction, Predictor
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -274,9 +274,9 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 from pathlib import Path
-from hgprompt_edge.device import mixing
-from hgprompt_edge.device.predictor import Predictor
-from hgprompt_edge.listing import list_images
+from hgprompt_edge.maths import mixing
+from hgprompt_edge.runtime.predictor import Predictor
+from hgprompt_edge.images.listing import list_images
 
 predictor = Predictor(Path(sys.argv[1]), threads=1)
 images, logits = predictor.metadata.probe()

@@ -14,10 +14,10 @@ from onnx import helper
 from small_vits import make_backbone, make_bundle, make_mixable
 from typer.testing import Result
 
-from hgprompt_edge.device.bank import adapt_path
-from hgprompt_edge.device.onnx_bytes import read_facts
-from hgprompt_edge.device.seal import FILE_SHA256, is_whole
-from hgprompt_edge.device.signature import sign
+from hgprompt_edge.artifacts.device_bank import adapt_path
+from hgprompt_edge.artifacts.model_digest import FILE_SHA256, is_whole
+from hgprompt_edge.artifacts.onnx_bytes import read_facts
+from hgprompt_edge.artifacts.signature import sign
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.onnx_file import append_metadata, export_onnx
 

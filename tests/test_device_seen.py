@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from planted import Planted
 
-from hgprompt_edge.device.seen import read_labelled, read_unlabelled
+from hgprompt_edge.adapt.images import read_labelled, read_unlabelled
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.preprocess import read_image
+from hgprompt_edge.images.preprocess import read_image
 
 
 @pytest.fixture(scope="module")

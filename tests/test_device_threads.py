@@ -16,9 +16,9 @@ from planted import Planted
 from small_vits import make_backbone, make_bundle
 from toys import pixels_of
 
-from hgprompt_edge.bundle import Bundle
-from hgprompt_edge.device.predictor import Predictor, open_journal
+from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.export.onnx_file import export_onnx
+from hgprompt_edge.runtime.predictor import Predictor, open_journal
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,7 +39,7 @@ COUNT = """
 import os, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 from pathlib import Path
-from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.runtime.predictor import Predictor
 
 def started(threads):
     before = len(os.listdir("/proc/self/task"))

@@ -19,19 +19,19 @@ from small_vits import make_backbone, make_bundle, make_mixable
 from typer.testing import CliRunner, Result
 
 from hgprompt_edge import load_backbone
-from hgprompt_edge.bundle import Bundle, write_bundle
+from hgprompt_edge.adapt.gradient import AdaptGraph
+from hgprompt_edge.artifacts.bundle import Bundle, write_bundle
+from hgprompt_edge.artifacts.device_bank import adapt_path, bank_path, read_bank, write_bank
+from hgprompt_edge.artifacts.external_weights import check_external_data
+from hgprompt_edge.artifacts.onnx_bytes import read_facts
+from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.cli.main import app
-from hgprompt_edge.device.bank import adapt_path, bank_path, read_bank, write_bank
-from hgprompt_edge.device.external import check_external_data
-from hgprompt_edge.device.onnx_bytes import read_facts
-from hgprompt_edge.device.predictor import Predictor
-from hgprompt_edge.device.step import AdaptGraph
-from hgprompt_edge.device.verify import verify_model
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.export.recheck import recheck
 from hgprompt_edge.files import sha256_file
-from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.runtime.predictor import Predictor
+from hgprompt_edge.runtime.verify import verify_model
 
 
 def run(*words: str) -> Result:
@@ -156,7 +156,7 @@ class Blocker:
             raise ImportError(f"{name} is not on a device")
 sys.meta_path.insert(0, Blocker())
 from pathlib import Path
-from hgprompt_edge.device.verify import verify_model
+from hgprompt_edge.runtime.verify import verify_model
 print([check.ok for check in verify_model(Path(sys.argv[1]))])
 """
 
@@ -448,7 +448,7 @@ def test_bad_keys_are_named_before_anything_is_written(
 def test_without_the_library_the_extra_is_named(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgprompt_edge.device.signature.find_spec", lambda name: None)
+    monkeypatch.setattr("hgprompt_edge.artifacts.signature.find_spec", lambda name: None)
     key = tmp_path / "key.pem"
     key.write_text("")
     for words in (["--sign", str(key)], []):

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hgprompt_edge.evaluation.calibration import calibration
-from hgprompt_edge.evaluation.figures import measure
+from hgprompt_edge.evaluate.calibration import calibration
+from hgprompt_edge.evaluate.figures import measure
 
 metrics = pytest.importorskip("sklearn.metrics")
 CLASSES = tuple("abcdef")

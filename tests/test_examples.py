@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from hgprompt_edge import load_backbone
-from hgprompt_edge.vit.forward import extract_features
+from hgprompt_edge.backbones.forward import extract_features
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -13,9 +13,9 @@ import onnxruntime as ort
 import pytest
 from small_vits import FAMILIES, make_backbone, make_mixable
 
-from hgprompt_edge.bundle import LEARNED, NO_PROMPT, Bundle
-from hgprompt_edge.clean import Clean
-from hgprompt_edge.device.bank import (
+from hgprompt_edge.adapt.gradient import AdaptGraph
+from hgprompt_edge.artifacts.bundle import LEARNED, NO_PROMPT, Bundle
+from hgprompt_edge.artifacts.device_bank import (
     Bank,
     adapt_path,
     bank_path,
@@ -23,19 +23,20 @@ from hgprompt_edge.device.bank import (
     read_bank,
     write_bank,
 )
-from hgprompt_edge.device.predictor import Predictor
-from hgprompt_edge.device.step import AdaptGraph
+from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.errors import CheckError, UserError
-from hgprompt_edge.export import adapt_file, adjoint
-from hgprompt_edge.export.adapt_file import adapt_inputs, reference_gradients
-from hgprompt_edge.export.adapt_graph import build_adapt_graph
 from hgprompt_edge.export.bank_file import make_bank
-from hgprompt_edge.export.graph import build_graph
+from hgprompt_edge.export.gradient import adjoint
+from hgprompt_edge.export.gradient import file as adapt_file
+from hgprompt_edge.export.gradient.file import adapt_inputs, reference_gradients
+from hgprompt_edge.export.gradient.graph import build_adapt_graph
+from hgprompt_edge.export.graph.inference import build_graph
+from hgprompt_edge.export.graph.rewrites import Attention, Rewrites
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.export.openvino_file import export_openvino
-from hgprompt_edge.export.rewrites import Attention, Rewrites
 from hgprompt_edge.files import read_safetensors, write_safetensors
-from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.maths.feature_statistics import Clean
+from hgprompt_edge.runtime.predictor import Predictor
 
 CHOICES = ("learned", "none", "tuned", "layered")
 
@@ -265,7 +266,7 @@ def test_wrong_gradient_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monke
         w = args[0]
         return y, lambda dy: w.op("Mul", f"{dy.name}.half", back(dy), adjoint.scalar(w, 0.5))  # type: ignore[attr-defined]
 
-    monkeypatch.setattr("hgprompt_edge.export.adapt_block.norm", wrong)
+    monkeypatch.setattr("hgprompt_edge.export.gradient.block.norm", wrong)
     with pytest.raises(CheckError, match="'d_mix' of the adapt graph is not that of PyTorch"):
         export_onnx(
             case.bundle, case.backbone, tmp_path / "p.onnx", runtime_weights=True, adapt=True

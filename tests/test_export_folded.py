@@ -17,23 +17,23 @@ from small_vits import make_backbone, make_bundle
 from toys import make_task
 
 from hgprompt_edge import load_backbone
-from hgprompt_edge.bundle import FOLDED, Bundle, FoldedPrompt, read_bundle, write_bundle
-from hgprompt_edge.clean import Clean
-from hgprompt_edge.device.bank import adapt_path, read_bank
-from hgprompt_edge.device.bench import bench
-from hgprompt_edge.device.predictor import Predictor
-from hgprompt_edge.device.seen import read_unlabelled
-from hgprompt_edge.device.softmax import log_mean_softmax, log_softmax, softmax
+from hgprompt_edge.adapt.images import read_unlabelled
+from hgprompt_edge.artifacts.bundle import FOLDED, Bundle, FoldedPrompt, read_bundle, write_bundle
+from hgprompt_edge.artifacts.device_bank import adapt_path, read_bank
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.backbones.forward import extract_features
+from hgprompt_edge.data import Task
 from hgprompt_edge.errors import CheckError, UserError
-from hgprompt_edge.export.int8 import export_int8
+from hgprompt_edge.export.int8.quantize import export_int8
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.export.openvino_file import Precision, export_openvino
-from hgprompt_edge.tasks import Task
-from hgprompt_edge.transfer.assemble import bundle_logits
-from hgprompt_edge.transfer.remix import with_mix
-from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.best_head import choose_head, fit_head
-from hgprompt_edge.vit.forward import extract_features
+from hgprompt_edge.fit.assemble import bundle_logits
+from hgprompt_edge.fit.merged_bundle import with_mix
+from hgprompt_edge.heads.best_head import choose_head, fit_head
+from hgprompt_edge.maths.feature_statistics import Clean
+from hgprompt_edge.maths.softmax import log_mean_softmax, log_softmax, softmax
+from hgprompt_edge.runtime.bench import bench
+from hgprompt_edge.runtime.predictor import Predictor
 
 TWO, THREE = ("deep", "none"), ("none", "deep", "short")
 """Which prompts a bundle folds: random ones, none, and one of fewer tokens."""

@@ -12,8 +12,8 @@ import pytest
 from small_vits import FAMILIES, make_backbone, make_bundle, token_logits
 
 from hgprompt_edge import load_backbone
-from hgprompt_edge.export.graph import IR_VERSIONS, OPSET, PLAIN_OPSET, build_graph
-from hgprompt_edge.export.rewrites import NO_REWRITES, Attention, Rewrites
+from hgprompt_edge.export.graph.inference import IR_VERSIONS, OPSET, PLAIN_OPSET, build_graph
+from hgprompt_edge.export.graph.rewrites import NO_REWRITES, Attention, Rewrites
 
 
 def relative(a: np.ndarray, b: np.ndarray) -> float:
@@ -136,7 +136,7 @@ def test_graph_equals_the_token_form_at_full_depth_and_size(name: str) -> None:
     import timm
     from small_vits import randomize
 
-    from hgprompt_edge.vit.backbone import wrap_backbone
+    from hgprompt_edge.backbones.backbone import wrap_backbone
 
     backbone = wrap_backbone(name, randomize(timm.create_model(name, img_size=224), 0))
     bundle = make_bundle(backbone)

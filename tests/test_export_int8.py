@@ -16,32 +16,32 @@ from small_vits import make_backbone, make_bundle
 from toys import make_task, pixels_of
 from typer.testing import CliRunner, Result
 
-from hgprompt_edge.bundle import Bundle, write_bundle
-from hgprompt_edge.device.adapt import Weights, adapt_labelled
-from hgprompt_edge.device.bank import adapt_path, bank_path
-from hgprompt_edge.device.cpu import cpu_name
-from hgprompt_edge.device.descend import Settings
-from hgprompt_edge.device.learner import ForwardLearner
-from hgprompt_edge.device.onnx_engine import OnnxEngine
-from hgprompt_edge.device.openvino_engine import computes_bf16
-from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.adapt.learner import ForwardLearner
+from hgprompt_edge.adapt.loop import Weights, adapt_labelled
+from hgprompt_edge.adapt.optimizer import Settings
+from hgprompt_edge.artifacts.bundle import Bundle, write_bundle
+from hgprompt_edge.artifacts.device_bank import adapt_path, bank_path
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.backbones.forward import extract_features
+from hgprompt_edge.data import Images, Task
 from hgprompt_edge.errors import CheckError, UserError
-from hgprompt_edge.export import int8
 from hgprompt_edge.export.bank_file import make_bank
-from hgprompt_edge.export.body import attach_head, split_head
-from hgprompt_edge.export.graph import build_graph
-from hgprompt_edge.export.int8 import export_int8
+from hgprompt_edge.export.graph.body import attach_head, split_head
+from hgprompt_edge.export.graph.inference import build_graph
+from hgprompt_edge.export.graph.rewrites import Attention, Rewrites
+from hgprompt_edge.export.int8 import quantize as int8
+from hgprompt_edge.export.int8.quantize import export_int8
+from hgprompt_edge.export.int8.schemes import Scheme, onnx_schemes
 from hgprompt_edge.export.onnx_file import export_onnx
-from hgprompt_edge.export.rewrites import Attention, Rewrites
-from hgprompt_edge.export.schemes import Scheme, onnx_schemes
-from hgprompt_edge.paired import Paired
-from hgprompt_edge.tasks import Images, Task
-from hgprompt_edge.transfer.features import FeatureStore
-from hgprompt_edge.transfer.judge import Candidate, Judge
-from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.best_head import choose_head, fit_head
-from hgprompt_edge.vit.forward import extract_features
-from hgprompt_edge.vit.heads import accuracy
+from hgprompt_edge.features.cached import FeatureStore
+from hgprompt_edge.fit.judge import Candidate, Judge
+from hgprompt_edge.heads.best_head import choose_head, fit_head
+from hgprompt_edge.heads.heads import accuracy
+from hgprompt_edge.maths.paired import Paired
+from hgprompt_edge.runtime.cpu import cpu_name
+from hgprompt_edge.runtime.engines.onnx_engine import OnnxEngine
+from hgprompt_edge.runtime.engines.openvino_engine import computes_bf16
+from hgprompt_edge.runtime.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
@@ -567,6 +567,6 @@ def test_nncf_that_is_not_installed_names_the_extra(
     fitted: tuple[Bundle, Task],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("hgprompt_edge.export.schemes.find_spec", lambda name: None)
+    monkeypatch.setattr("hgprompt_edge.export.int8.schemes.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"nncf, which is not installed; .*hgprompt-edge\[int8\]"):
         export_int8(fitted[0], backbone, tmp_path / "m.xml", fitted[1])

@@ -15,15 +15,15 @@ import onnx_ir as ir
 import pytest
 from small_vits import make_backbone, make_bundle
 
-from hgprompt_edge.bundle import Bundle, read_bundle, write_bundle
-from hgprompt_edge.device.parity import compare
-from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.artifacts.bundle import Bundle, read_bundle, write_bundle
+from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export import onnx_file, verify
 from hgprompt_edge.export.onnx_file import export_onnx, resize_rule
 from hgprompt_edge.export.verify import verify_onnx
-from hgprompt_edge.preprocess import Preprocessing
-from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.images.preprocess import Preprocessing
+from hgprompt_edge.maths.parity import compare
+from hgprompt_edge.runtime.predictor import Predictor
 
 
 @pytest.fixture(scope="module")

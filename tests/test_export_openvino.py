@@ -18,17 +18,17 @@ from PIL import Image
 from small_vits import FAMILIES, make_backbone, make_bundle
 from typer.testing import CliRunner, Result
 
-from hgprompt_edge.bundle import Bundle
-from hgprompt_edge.device.bench import file_bytes
-from hgprompt_edge.device.openvino_engine import computes_bf16
-from hgprompt_edge.device.parity import compare
-from hgprompt_edge.device.predictor import Predictor
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export import openvino_file
-from hgprompt_edge.export.body import attach_head
+from hgprompt_edge.export.graph.body import attach_head
 from hgprompt_edge.export.openvino_file import Precision, add_metadata, export_openvino
-from hgprompt_edge.transfer.cache import cache_size, clear_cache
-from hgprompt_edge.vit.backbone import Backbone
+from hgprompt_edge.features.cache import cache_size, clear_cache
+from hgprompt_edge.maths.parity import compare
+from hgprompt_edge.runtime.bench import file_bytes
+from hgprompt_edge.runtime.engines.openvino_engine import computes_bf16
+from hgprompt_edge.runtime.predictor import Predictor
 
 ov = pytest.importorskip("openvino")
 
@@ -271,7 +271,7 @@ def test_the_other_runtime_is_not_loaded(model: Path) -> None:
     """It would take 20 MB of the device's memory."""
     code = (
         "import sys; from pathlib import Path; "
-        "from hgprompt_edge.device.predictor import Predictor; "
+        "from hgprompt_edge.runtime.predictor import Predictor; "
         "predictor = Predictor(Path(sys.argv[1])); predictor.compare_probe(); "
         "print('openvino' in sys.modules, 'onnxruntime' in sys.modules)"
     )
@@ -291,7 +291,9 @@ def test_bfloat16_is_the_default_where_the_file_and_the_cpu_agree(
         shutil.copy(model.with_suffix(suffix), path.with_suffix(suffix))
     add_metadata(path, {"hgprompt.bf16": json.dumps(held)})
     features = ["avx512f", *(["amx_bf16"] if amx else [])]
-    monkeypatch.setattr("hgprompt_edge.device.openvino_engine.cpu_features", lambda: features)
+    monkeypatch.setattr(
+        "hgprompt_edge.runtime.engines.openvino_engine.cpu_features", lambda: features
+    )
     assert Predictor(path).metadata.bf16 is held
     exact, rounded = (
         Predictor(path, bf16=choice).logits(bundle.probe_images) for choice in (False, True)
@@ -313,7 +315,7 @@ def test_a_device_that_is_not_there_is_named(model: Path, tmp_path: Path) -> Non
 def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a bundle of the backbone tiny."""
     from hgprompt_edge import load_backbone
-    from hgprompt_edge.bundle import write_bundle
+    from hgprompt_edge.artifacts.bundle import write_bundle
 
     backbone = load_backbone("tiny")
     write_bundle(tmp_path / "pets.hgbundle", make_bundle(backbone))
@@ -392,7 +394,9 @@ def test_openvino_that_is_not_installed_names_the_extra(
 ) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.setattr("hgprompt_edge.device.openvino_engine.find_spec", lambda name: None)
+    monkeypatch.setattr(
+        "hgprompt_edge.runtime.engines.openvino_engine.find_spec", lambda name: None
+    )
     for words in (
         ["export", "--format", "openvino"],
         ["predict", "--model", str(model), str(tmp_path)],

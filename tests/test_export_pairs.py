@@ -16,13 +16,13 @@ from saturating import saturating_product as saturating
 from small_vits import make_bundle, randomize
 from timm.models.vision_transformer import VisionTransformer
 
-from hgprompt_edge.device.onnx_engine import OnnxEngine
-from hgprompt_edge.export import schemes
-from hgprompt_edge.export.graph import build_graph
-from hgprompt_edge.export.pairs import quantize_in_pairs
-from hgprompt_edge.export.rewrites import Rewrites
-from hgprompt_edge.export.schemes import onnx_schemes
-from hgprompt_edge.vit.backbone import wrap_backbone
+from hgprompt_edge.backbones.backbone import wrap_backbone
+from hgprompt_edge.export.graph.inference import build_graph
+from hgprompt_edge.export.graph.rewrites import Rewrites
+from hgprompt_edge.export.int8 import schemes
+from hgprompt_edge.export.int8.pairs import quantize_in_pairs
+from hgprompt_edge.export.int8.schemes import onnx_schemes
+from hgprompt_edge.runtime.engines.onnx_engine import OnnxEngine
 
 DEPTH = 4  # so that there are blocks between the outer ones
 NAMES = [scheme.name for scheme in onnx_schemes(DEPTH)]

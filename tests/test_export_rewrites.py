@@ -12,9 +12,9 @@ from timm.layers import LayerScale
 from torch import nn
 from torch.nn import functional
 
-from hgprompt_edge.export import rewrites
-from hgprompt_edge.export.rewrites import Linear
-from hgprompt_edge.export.writer import to_array
+from hgprompt_edge.export.graph import rewrites
+from hgprompt_edge.export.graph.rewrites import Linear
+from hgprompt_edge.export.graph.writer import to_array
 
 WIDTH, HEADS, TOKENS, PROMPT = 12, 3, 7, 4
 

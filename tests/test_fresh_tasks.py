@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hgprompt_edge.preprocess import Preprocessing
-from hgprompt_edge.tasks.load import FAMILIES
+from hgprompt_edge.data.load import FAMILIES
+from hgprompt_edge.images.preprocess import Preprocessing
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 fresh = pytest.importorskip("fresh_tasks", exc_type=ImportError)

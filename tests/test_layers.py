@@ -1,4 +1,4 @@
-"""The house: who may import whom, and what an import costs."""
+"""The house: who may import whom, how large rooms and files may be, and what an import costs."""
 
 from __future__ import annotations
 
@@ -11,120 +11,91 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hgprompt_edge"
-LEVELS = {
-    "cores": 0,
-    "errors": 0,
-    "listing": 1,
-    "depth": 0,
-    "exif": 0,
-    "decode": 1,
-    "watch_images": 0,
-    "files": 1,
-    "models": 1,
-    "preprocess": 2,
-    "picture_hash": 0,
-    "near_pairs": 1,
-    "training_images": 2,
-    "prompts": 2,
-    "clean": 2,
-    "paired": 0,
-    "proportions": 0,
-    "folded": 2,
-    "bundle": 3,
-    "device": 4,
-    "vit": 4,
-    "tasks": 4,
-    "transfer": 5,
-    "evaluation": 5,
-    "export": 6,
-    "cli": 7,
-}
-SERVER_ONLY = {
-    "torch",
-    "torchvision",
-    "timm",
-    "onnx",
-    "onnx_ir",
-    "onnxscript",
-    "sklearn",
-    "pyarrow",
-}
-DEVICE_SIDE = (
-    "device",
-    "prompts",
-    "bundle",
-    "clean",
-    "paired",
-    "proportions",
-    "folded",
-    "preprocess",
-    "files",
-    "listing",
-    "depth",
-    "exif",
-    "decode",
-    "picture_hash",
-    "near_pairs",
-    "training_images",
-    "models",
-    "errors",
-    "cores",
+FLOORS = (
+    ("errors", "cores"),
+    ("files", "models"),
+    ("images", "maths"),
+    ("prompts",),
+    ("artifacts",),
+    ("state", "data", "backbones", "heads"),
+    ("runtime", "features"),
+    ("adapt", "evaluate", "fit"),
+    ("training", "export"),
+    ("compare",),
+    ("cli",),
 )
+"""From the ground up; a room may import from the floors below its own, and from itself."""
+LEVELS = {room: level for level, floor in enumerate(FLOORS) for room in floor}
+DEVICE = (
+    *("errors", "cores", "files", "models", "images", "maths", "prompts", "artifacts", "state"),
+    *("runtime", "adapt"),
+)
+"""What runs on a device; imports from nowhere else."""
+SERVER_ONLY = {
+    *("torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxscript", "sklearn", "pyarrow"),
+}
 
 
-def modules() -> list[Path]:
-    parts = [
-        PACKAGE / name for name in LEVELS if (PACKAGE / name).is_dir()
-    ]  # by name: rglob does not follow links
-    return sorted(path for part in parts for path in part.rglob("*.py")) + [
-        path for path in PACKAGE.glob("*.py") if path.name != "__init__.py"
-    ]
+def modules() -> dict[str, Path]:
+    """All modules by their dotted names inside the package."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = path
+    del found["__init__"]
+    return found
 
 
-def part_of(module: str) -> str:
-    return module.split(".")[1]
-
-
-def name_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
-
-
-def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
-    tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level else list(ast.walk(tree))
+def imports_of(path: Path) -> set[str]:
+    """Dotted names of what a module imports, wherever in it."""
     found: set[str] = set()
-    for node in nodes:
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
     return found
 
 
-def test_every_part_has_a_level() -> None:
-    assert {part_of(name_of(path)) for path in modules()} <= set(LEVELS)
+def own_imports(path: Path) -> set[str]:
+    """Modules of the package that a module imports."""
+    known = modules()
+    inside = {name.removeprefix("hgprompt_edge.") for name in imports_of(path)}
+    # `from x import y`: the module x.y where there is one, else x.
+    deepest = {name for name in inside if name in known}
+    return {name for name in deepest if not any(other.startswith(f"{name}.") for other in deepest)}
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_run_downwards(path: Path) -> None:
-    mine = part_of(name_of(path))
-    for imported in imports_of(path):
-        if not imported.startswith("hgprompt_edge."):
-            continue
-        theirs = part_of(imported)
-        if theirs == mine:
-            continue
-        assert LEVELS[theirs] < LEVELS[mine], f"{mine} imports {imported}"
-        if mine == "device":
-            assert theirs in DEVICE_SIDE, f"device imports {imported}"
+def room(module: str) -> str:
+    return module.split(".")[0]
 
 
-@pytest.mark.parametrize("part", DEVICE_SIDE)
-def test_the_device_side_imports_no_server_library(part: str) -> None:
-    for path in modules():
-        if part_of(name_of(path)) == part:
-            roots = {name.split(".")[0] for name in imports_of(path)}
-            assert not roots & SERVER_ONLY, path
+def test_every_room_has_a_floor() -> None:
+    assert {room(name) for name in modules()} == set(LEVELS)
+
+
+@pytest.mark.parametrize("name", modules())
+def test_imports_run_downwards(name: str) -> None:
+    mine = room(name)
+    for imported in own_imports(modules()[name]):
+        theirs = room(imported)
+        assert theirs == mine or LEVELS[theirs] < LEVELS[mine], f"{name} imports {imported}"
+        assert mine not in DEVICE or theirs in DEVICE, f"{name} imports {imported}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {name: own_imports(path) - {name} for name, path in modules().items()}
+    while graph:
+        leaves = {name for name, needs in graph.items() if not needs & graph.keys()}
+        assert leaves, f"a circle among {sorted(graph)}"
+        graph = {name: needs for name, needs in graph.items() if name not in leaves}
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if room(name) in DEVICE])
+def test_a_device_imports_no_server_library(name: str) -> None:
+    roots = {imported.split(".")[0] for imported in imports_of(modules()[name])}
+    assert not roots & SERVER_ONLY
 
 
 BLOCK = """
@@ -140,10 +111,11 @@ sys.meta_path.insert(0, Block())
 @pytest.mark.parametrize(
     "code",
     [
-        "import hgprompt_edge, hgprompt_edge.tasks, hgprompt_edge.prompts, hgprompt_edge.bundle",
-        "import hgprompt_edge.device.predictor, hgprompt_edge.device.mixing",
-        "import hgprompt_edge.evaluation.run, hgprompt_edge.tasks.labelled",
-        "import hgprompt_edge.device.journal, hgprompt_edge.device.parcel",
+        "import hgprompt_edge, hgprompt_edge.data, hgprompt_edge.prompts.bank",
+        "import hgprompt_edge.artifacts.bundle, hgprompt_edge.evaluate.run",
+        "import hgprompt_edge.runtime.predictor, hgprompt_edge.maths.mixing",
+        "import hgprompt_edge.evaluate.run, hgprompt_edge.data.labelled",
+        "import hgprompt_edge.state.history, hgprompt_edge.state.update_file",
         "from hgprompt_edge.cli.main import app",
         "from hgprompt_edge.cli.main import app; app(['cache', 'show'])",
         "from hgprompt_edge.cli.main import app; app(['cache', 'clear'])",

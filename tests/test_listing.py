@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hgprompt_edge import listing
-from hgprompt_edge.listing import (
+from hgprompt_edge.images import listing
+from hgprompt_edge.images.listing import (
     IMAGE_SUFFIXES,
     files_in,
     is_image_name,

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from small_vits import make_backbone, make_mixable
 
-from hgprompt_edge.bundle import write_bundle
-from hgprompt_edge.device.bank import adapt_path, bank_path, read_bank
-from hgprompt_edge.device.journal import Journal
-from hgprompt_edge.device.parcel import write_parcel
+from hgprompt_edge.artifacts.bundle import write_bundle
+from hgprompt_edge.artifacts.device_bank import adapt_path, bank_path, read_bank
 from hgprompt_edge.export.onnx_file import export_onnx
-from hgprompt_edge.prompts import Prompt, write_prompt
+from hgprompt_edge.prompts.bank import Prompt, write_prompt
+from hgprompt_edge.state.history import Journal
+from hgprompt_edge.state.update_file import write_parcel
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]

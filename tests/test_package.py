@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.slow
 def test_the_wheels_hold_code_without_weights_and_weights_without_code(tmp_path: Path) -> None:
     code = built(ROOT, tmp_path / "code")
-    for name in ("cli/main.py", "export/graph.py", "py.typed"):
+    for name in ("cli/main.py", "export/graph/inference.py", "py.typed"):
         assert f"hgprompt_edge/{name}" in names_in(code)
     assert code.stat().st_size < 1_000_000
     assert not [name for name in names_in(code) if name.endswith(".safetensors")]

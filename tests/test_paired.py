@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hgprompt_edge.paired import Paired, Z, paired, score_interval
+from hgprompt_edge.maths.paired import Paired, Z, paired, score_interval
 
 
 def test_published_figures() -> None:

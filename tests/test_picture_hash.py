@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pictures import scene
 from PIL import Image, ImageEnhance, ImageOps
 
-from hgprompt_edge.decode import open_image
-from hgprompt_edge.near_pairs import NEAR_BITS, near_pairs, near_pairs_within
-from hgprompt_edge.picture_hash import FLAT, HASH_BYTES, Hashes, hash_picture, join, stack
+from hgprompt_edge.images.decode import open_image
+from hgprompt_edge.images.near_pairs import NEAR_BITS, near_pairs, near_pairs_within
+from hgprompt_edge.images.picture_hash import FLAT, HASH_BYTES, Hashes, hash_picture, join, stack
 
 
 def saved(image: Image.Image, kind: str, **options: object) -> Image.Image:
@@ -140,8 +140,8 @@ def test_pairs_are_those_of_a_count_bit_by_bit(
 def test_blocks_leave_no_pair_out(monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = random_hashes(60, 1)
     whole = [pair for block in near_pairs_within(hashes) for pair in zip(*block, strict=True)]
-    monkeypatch.setattr("hgprompt_edge.near_pairs.ROWS", 7)
-    monkeypatch.setattr("hgprompt_edge.near_pairs.COLUMNS", 11)
+    monkeypatch.setattr("hgprompt_edge.images.near_pairs.ROWS", 7)
+    monkeypatch.setattr("hgprompt_edge.images.near_pairs.COLUMNS", 11)
     blocks = [pair for block in near_pairs_within(hashes) for pair in zip(*block, strict=True)]
     assert sorted(blocks) == sorted(whole)
     assert len(set(blocks)) == len(blocks)

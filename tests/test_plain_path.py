@@ -16,14 +16,14 @@ from sklearn.linear_model import LogisticRegression
 from test_cli_condition import one_epoch
 
 from hgprompt_edge import read_bundle
-from hgprompt_edge.device.bank import read_bank
-from hgprompt_edge.device.descend import Settings, start_at
-from hgprompt_edge.device.guard import judge_bias
-from hgprompt_edge.device.head_learner import HeadLearner
-from hgprompt_edge.device.predictor import Predictor
-from hgprompt_edge.device.softmax import log_softmax
-from hgprompt_edge.device.step import Head
-from hgprompt_edge.transfer.condition_trainer import ConditionRecipe
+from hgprompt_edge.adapt.gradient import Head
+from hgprompt_edge.adapt.guard import judge_bias
+from hgprompt_edge.adapt.head_learner import HeadLearner
+from hgprompt_edge.adapt.optimizer import Settings, start_at
+from hgprompt_edge.artifacts.device_bank import read_bank
+from hgprompt_edge.maths.softmax import log_softmax
+from hgprompt_edge.runtime.predictor import Predictor
+from hgprompt_edge.training.condition_trainer import ConditionRecipe
 
 FOREIGN = "vit_tiny_patch16_224"
 
@@ -206,7 +206,7 @@ def test_the_bias_follows_a_large_shift_of_images_of_all_classes_only() -> None:
 def test_condition_prompts_and_tune_start_from_scratch_without_prompts(
     adaptable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
     monkeypatch.setattr(ConditionRecipe, "__init__", one_epoch(ConditionRecipe.__init__))
     monkeypatch.chdir(tmp_path)
     shutil.copy(adaptable / "mine.hgbundle", tmp_path)

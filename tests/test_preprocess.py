@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from hgprompt_edge.decode import MAX_PIXELS
-from hgprompt_edge.preprocess import (
+from hgprompt_edge.images.decode import MAX_PIXELS
+from hgprompt_edge.images.preprocess import (
     RESAMPLING,
     RULES,
     Preprocessing,
@@ -271,7 +271,7 @@ def test_thin_image_that_resizing_would_blow_up_is_refused(tmp_path: Path) -> No
 SMALL_DEVICE = """
 import resource, sys
 from pathlib import Path
-from hgprompt_edge.preprocess import Preprocessing, UnreadableImageError, read_image
+from hgprompt_edge.images.preprocess import Preprocessing, UnreadableImageError, read_image
 
 path, room = Path(sys.argv[1]), int(sys.argv[2])
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

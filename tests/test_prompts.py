@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import read_safetensors, write_safetensors
-from hgprompt_edge.prompts import (
+from hgprompt_edge.prompts.bank import (
     Normalization,
     Prompt,
     PromptBank,

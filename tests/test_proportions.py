@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hgprompt_edge.proportions import mean_of_proportions, wilson
+from hgprompt_edge.maths.proportions import mean_of_proportions, wilson
 
 COUNTS = st.integers(1, 10**9).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 

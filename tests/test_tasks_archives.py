@@ -16,12 +16,12 @@ import pytest
 from layouts import listed
 from PIL import Image
 
+from hgprompt_edge.data import Task, load_task
+from hgprompt_edge.data.layouts.archives import LAYOUTS, find_root
+from hgprompt_edge.data.layouts.clevr import count_label, distance_label
+from hgprompt_edge.data.vtab import VTAB
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.preprocess import Preprocessing
-from hgprompt_edge.tasks import Task, load_task
-from hgprompt_edge.tasks.archives import LAYOUTS, find_root
-from hgprompt_edge.tasks.clevr import count_label, distance_label
-from hgprompt_edge.tasks.vtab import VTAB
+from hgprompt_edge.images.preprocess import Preprocessing
 
 datasets = pytest.importorskip("torchvision.datasets")
 RULE = Preprocessing(8, 8)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hgprompt_edge.data import Task, load_task
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.preprocess import Preprocessing, read_image
-from hgprompt_edge.tasks import Task, load_task
+from hgprompt_edge.images.preprocess import Preprocessing, read_image
 
 RULE = Preprocessing(8, 8)
 

@@ -7,13 +7,13 @@ import time
 import numpy as np
 import pytest
 
+from hgprompt_edge.data import load_task
+from hgprompt_edge.data.generated import KINDS, generate
+from hgprompt_edge.data.generated.characters import _folder, _glyph
+from hgprompt_edge.data.load import FAMILIES, NO_FLIPS
+from hgprompt_edge.data.vtab import VTAB
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.preprocess import Preprocessing
-from hgprompt_edge.tasks import load_task
-from hgprompt_edge.tasks.generated import KINDS, generate
-from hgprompt_edge.tasks.generated.characters import _folder, _glyph
-from hgprompt_edge.tasks.load import FAMILIES, NO_FLIPS
-from hgprompt_edge.tasks.vtab import VTAB
+from hgprompt_edge.images.preprocess import Preprocessing
 
 kinds = pytest.mark.parametrize("kind", sorted(KINDS))
 
@@ -195,7 +195,7 @@ def test_textures_have_the_spectra_of_their_names() -> None:
 
 
 def test_letters_need_the_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hgprompt_edge.tasks.generated.characters.find_spec", lambda _: None)
+    monkeypatch.setattr("hgprompt_edge.data.generated.characters.find_spec", lambda _: None)
     _folder.cache_clear()
     _glyph.cache_clear()
     with pytest.raises(UserError, match="needs the fonts of matplotlib; install"):

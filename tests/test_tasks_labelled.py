@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from layouts import listed, picture, png, write_parquet
 
+from hgprompt_edge.data import load_task
+from hgprompt_edge.data.labelled import Labelled, find_labelled
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.preprocess import Preprocessing
-from hgprompt_edge.tasks import load_task
-from hgprompt_edge.tasks.labelled import Labelled, find_labelled
+from hgprompt_edge.images.preprocess import Preprocessing
 
 COUNTS = {"ant": 10, "bee": 7, "cat": 5}
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from pictures import scene
 from PIL import Image, ImageOps
 
+from hgprompt_edge.data import Task, find_task, load_task
+from hgprompt_edge.data.leaks import Leaks, find_leaks
+from hgprompt_edge.data.split import carve_test_groups, split, split_groups
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.preprocess import Preprocessing
-from hgprompt_edge.tasks import Task, find_task, load_task
-from hgprompt_edge.tasks.leaks import Leaks, find_leaks
-from hgprompt_edge.tasks.split import carve_test_groups, split, split_groups
+from hgprompt_edge.images.preprocess import Preprocessing
 
 RULE = Preprocessing(8, 8)
 CLASSES = ("cat", "dog")
@@ -113,7 +113,7 @@ def test_near_copies_are_told_from_equal_pixels(tmp_path: Path) -> None:
 def test_without_the_library_equal_pixels_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgprompt_edge.picture_hash._library", lambda: None)
+    monkeypatch.setattr("hgprompt_edge.images.picture_hash._library", lambda: None)
     folder = parts(tmp_path)
     save(folder / "test/cat/half.png", scene(4).resize((80, 60)))
     save(folder / "test/cat/same.bmp", scene(5))

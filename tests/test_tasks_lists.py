@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from layouts import listed, write_list
 
+from hgprompt_edge.data import load_task
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.preprocess import Preprocessing
-from hgprompt_edge.tasks import load_task
+from hgprompt_edge.images.preprocess import Preprocessing
 
 RULE = Preprocessing(8, 8)
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import hgprompt_edge.tasks as tasks
+import hgprompt_edge.data as tasks
+from hgprompt_edge.data.layouts.archives import LAYOUTS
+from hgprompt_edge.data.load import FAMILIES, NO_FLIPS
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.preprocess import Preprocessing
-from hgprompt_edge.tasks.archives import LAYOUTS
-from hgprompt_edge.tasks.load import FAMILIES, NO_FLIPS
+from hgprompt_edge.images.preprocess import Preprocessing
 
 RULE = Preprocessing(8, 8)
 
@@ -121,12 +121,12 @@ def imported(code: str) -> set[str]:
 
 def test_import_is_lazy(tmp_path: Path) -> None:
     heavy = {"torch", "torchvision", "sklearn", "scipy"}
-    bare = imported("import hgprompt_edge.tasks")
+    bare = imported("import hgprompt_edge.data")
     assert not bare & {*heavy, "numpy", "PIL"}
     used = imported(
         "from pathlib import Path\n"
-        "from hgprompt_edge.preprocess import Preprocessing\n"
-        "from hgprompt_edge.tasks import Images, Task, load_task\n"
+        "from hgprompt_edge.images.preprocess import Preprocessing\n"
+        "from hgprompt_edge.data import Images, Task, load_task\n"
         f"load_task(None, Preprocessing(8, 8), data=Path({str(fill(tmp_path / 'x'))!r}))\n"
         "load_task('generated-count', Preprocessing(8, 8))"
     )

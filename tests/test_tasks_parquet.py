@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from layouts import picture, write_parquet
 
+from hgprompt_edge.data import load_task
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.preprocess import Preprocessing
-from hgprompt_edge.tasks import load_task
+from hgprompt_edge.images.preprocess import Preprocessing
 
 pyarrow = pytest.importorskip("pyarrow")
 huggingface_hub = pytest.importorskip("huggingface_hub")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hgprompt_edge.tasks.split import carve_test, sample, split
+from hgprompt_edge.data.split import carve_test, sample, split
 
 labels = st.lists(st.integers(1, 60), min_size=1, max_size=12).flatmap(
     lambda counts: st.permutations(list(np.repeat(np.arange(len(counts)), counts)))

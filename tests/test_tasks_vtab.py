@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from layouts import listed, write_list
 
+from hgprompt_edge.data import load_task
+from hgprompt_edge.data.generated import KINDS
+from hgprompt_edge.data.layouts.archives import LAYOUTS
+from hgprompt_edge.data.load import FAMILIES
+from hgprompt_edge.data.vtab import ALIASES, VTAB
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.preprocess import Preprocessing
-from hgprompt_edge.tasks import load_task
-from hgprompt_edge.tasks.archives import LAYOUTS
-from hgprompt_edge.tasks.generated import KINDS
-from hgprompt_edge.tasks.load import FAMILIES
-from hgprompt_edge.tasks.vtab import ALIASES, VTAB
+from hgprompt_edge.images.preprocess import Preprocessing
 
 RULE = Preprocessing(8, 8)
 # Zhai et al. 2019, table 1 of the appendix; the counts of the archive's list readers.

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hgprompt_edge.data import load_task
+from hgprompt_edge.data.layouts import zipped as zipped_module
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.preprocess import Preprocessing
-from hgprompt_edge.tasks import load_task
-from hgprompt_edge.tasks import zipped as zipped_module
+from hgprompt_edge.images.preprocess import Preprocessing
 
 RULE = Preprocessing(8, 8)
 ROWS = [

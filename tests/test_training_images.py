@@ -14,12 +14,12 @@ from pictures import scene
 from PIL import ImageOps
 from small_vits import make_backbone, make_bundle
 
-from hgprompt_edge.bundle import Bundle, read_bundle, write_bundle
+from hgprompt_edge.artifacts.bundle import Bundle, read_bundle, write_bundle
+from hgprompt_edge.artifacts.training_images import MOST, TrainingImages, find_known, remember
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.onnx_file import describe
 from hgprompt_edge.files import read_safetensors, write_safetensors
-from hgprompt_edge.picture_hash import HASH_BYTES, Hashes, hash_picture, stack
-from hgprompt_edge.training_images import MOST, TrainingImages, find_known, remember
+from hgprompt_edge.images.picture_hash import HASH_BYTES, Hashes, hash_picture, stack
 
 
 def hashes_of(count: int) -> Hashes:
@@ -119,7 +119,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fitted")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+        patch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
         small_bank(folder / "bank")
         for k, label in enumerate(("dots", "ring")):
             for part, count in (("train", 6), ("test", 3)):

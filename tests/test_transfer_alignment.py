@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from hgprompt_edge.transfer.alignment import (
+from hgprompt_edge.fit.alignment import (
     common_head,
     head_alignment,
     head_gradient_moments,
     variance_alignment,
 )
-from hgprompt_edge.vit.heads import Head
+from hgprompt_edge.heads.heads import Head
 
 VARIANCES = hnp.arrays(
     np.float64,

@@ -12,7 +12,7 @@ from scipy.stats import ttest_1samp
 from small_vits import make_backbone
 from toys import make_bank, make_task, noise_tokens
 
-from hgprompt_edge.bundle import (
+from hgprompt_edge.artifacts.bundle import (
     TUNED,
     Bundle,
     bank_entries,
@@ -20,22 +20,22 @@ from hgprompt_edge.bundle import (
     read_bundle,
     write_bundle,
 )
-from hgprompt_edge.clean import Clean
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.backbones.forward import extract_features
+from hgprompt_edge.compare.baselines import METHODS, Budget, Contest
+from hgprompt_edge.compare.compare_figure import TITLES, draw_comparison
+from hgprompt_edge.compare.run import Result, bootstrap, compare
+from hgprompt_edge.data import Task
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.prompts import PromptBank, mix
-from hgprompt_edge.tasks import Task
-from hgprompt_edge.transfer.baselines import METHODS, Budget, Contest
-from hgprompt_edge.transfer.choice import Proof
-from hgprompt_edge.transfer.compare import Result, bootstrap, compare
-from hgprompt_edge.transfer.compare_figure import TITLES, draw_comparison
-from hgprompt_edge.transfer.features import FeatureStore
-from hgprompt_edge.transfer.fit import HGPrompt
-from hgprompt_edge.transfer.judge import Candidate, Judge
-from hgprompt_edge.transfer.learn import uniform_weights
-from hgprompt_edge.transfer.tune import epochs_for, starting_prompt, tune, tuning_recipe
-from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.forward import extract_features
-from hgprompt_edge.vit.train import Recipe
+from hgprompt_edge.features.cached import FeatureStore
+from hgprompt_edge.fit.algorithm import uniform_weights
+from hgprompt_edge.fit.choice import Proof
+from hgprompt_edge.fit.estimator import HGPrompt
+from hgprompt_edge.fit.judge import Candidate, Judge
+from hgprompt_edge.maths.feature_statistics import Clean
+from hgprompt_edge.prompts.bank import PromptBank, mix
+from hgprompt_edge.training.prompt_tuning import Recipe
+from hgprompt_edge.training.tune import epochs_for, starting_prompt, tune, tuning_recipe
 
 SOURCES = 4
 BUDGET = Budget(steps=2, evaluations=9, spot_steps=2, tune_steps=3, batch_size=75)
@@ -60,7 +60,7 @@ def task(backbone: Backbone, bank: PromptBank) -> Task:
 @pytest.fixture(scope="module")
 def compared(backbone: Backbone, bank: PromptBank, task: Task) -> tuple[Contest, dict[str, Result]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+        patch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
         contest, results = compare(bank, backbone, task, budget=BUDGET, cache=False)
     return contest, {result.method: result for result in results}
 

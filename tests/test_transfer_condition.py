@@ -12,22 +12,28 @@ import torch
 from small_vits import make_backbone, make_mixable
 from toys import make_task, noise_tokens
 
-from hgprompt_edge.bundle import Bundle, bank_sha256, factory_mix, read_bundle, write_bundle
-from hgprompt_edge.clean import Clean
+from hgprompt_edge.artifacts.bundle import (
+    Bundle,
+    bank_sha256,
+    factory_mix,
+    read_bundle,
+    write_bundle,
+)
+from hgprompt_edge.backbones.forward import extract_features, model_input
 from hgprompt_edge.cli.condition import why_left_out
-from hgprompt_edge.errors import UserError
-from hgprompt_edge.tasks import Images
-from hgprompt_edge.tasks.conditions import (
+from hgprompt_edge.data import Images
+from hgprompt_edge.data.conditions import (
     CONDITIONS,
     SEVERITIES,
     SHIFTS,
     corrupt,
     training_corruption,
 )
-from hgprompt_edge.transfer import condition
-from hgprompt_edge.transfer.condition import Worth, starting_tokens, tune_conditions
-from hgprompt_edge.transfer.condition_trainer import ConditionRecipe, ConditionTrainer
-from hgprompt_edge.vit.forward import extract_features, model_input
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.maths.feature_statistics import Clean
+from hgprompt_edge.training import condition_prompts as condition
+from hgprompt_edge.training.condition_prompts import Worth, starting_tokens, tune_conditions
+from hgprompt_edge.training.condition_trainer import ConditionRecipe, ConditionTrainer
 
 
 def photographs(count: int = 6, side: int = 64) -> np.ndarray:

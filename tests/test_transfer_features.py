@@ -10,12 +10,12 @@ import pytest
 import torch
 from small_vits import TOKENS, make_backbone
 
-import hgprompt_edge.transfer.features as module
+import hgprompt_edge.features.cached as module
+from hgprompt_edge.backbones.forward import extract_features, features_token, normalize
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.transfer.cache import cache_size, clear_cache, evict
-from hgprompt_edge.transfer.features import FeatureStore, pull_back
-from hgprompt_edge.vit.forward import extract_features, features_token, normalize
-from hgprompt_edge.vit.start import neutral_tokens
+from hgprompt_edge.features.cache import cache_size, clear_cache, evict
+from hgprompt_edge.features.cached import FeatureStore, pull_back
+from hgprompt_edge.training.neutral_prompt import neutral_tokens
 
 
 def images(count: int = 5, seed: int = 0) -> np.ndarray:
@@ -135,7 +135,7 @@ def test_clear_and_size() -> None:
 def test_starts_and_what_a_kill_left_are_counted_evicted_and_cleared(
     private_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
     backbone = make_backbone()
     used, unused = (neutral_tokens(backbone, count, "deep", 0) for count in (2, 3))
     left = private_cache / "features" / ".half.safetensors.tmp"

@@ -10,15 +10,18 @@ import torch
 from small_vits import make_backbone, token_logits
 from toys import CLASSES, make_bank, make_task, noise_tokens
 
-import hgprompt_edge.transfer.features as features_module
-import hgprompt_edge.vit.linearize as linearize_module
-from hgprompt_edge.bundle import Row, read_bundle, write_bundle
-from hgprompt_edge.cli.fit_table import kept_line
+import hgprompt_edge.backbones.linearize as linearize_module
+import hgprompt_edge.features.cached as features_module
+from hgprompt_edge.artifacts.bundle import Row, read_bundle, write_bundle
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.backbones.forward import extract_features, features_token, normalize
+from hgprompt_edge.cli.shared.fit_table import kept_line
+from hgprompt_edge.data import Task
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.prompts import START, Normalization, PromptBank, mix, source_shares
-from hgprompt_edge.tasks import Task
-from hgprompt_edge.transfer.alignment import variance_alignment
-from hgprompt_edge.transfer.choice import (
+from hgprompt_edge.features.cached import FeatureStore
+from hgprompt_edge.fit.algorithm import ascend, learn_weights, starting_weights
+from hgprompt_edge.fit.alignment import variance_alignment
+from hgprompt_edge.fit.choice import (
     choose,
     decide,
     fold_more,
@@ -26,20 +29,17 @@ from hgprompt_edge.transfer.choice import (
     never_worse,
     source_candidates,
 )
-from hgprompt_edge.transfer.features import FeatureStore
-from hgprompt_edge.transfer.fit import HGPrompt
-from hgprompt_edge.transfer.hscore import debiased_h_score, h_score
-from hgprompt_edge.transfer.judge import Candidate, Judge
-from hgprompt_edge.transfer.learn import ascend, learn_weights, starting_weights
-from hgprompt_edge.transfer.objective import make_objective
-from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.best_head import SHRINKAGES
-from hgprompt_edge.vit.forward import extract_features, features_token, normalize
-from hgprompt_edge.vit.heads import (
+from hgprompt_edge.fit.estimator import HGPrompt
+from hgprompt_edge.fit.hscore import debiased_h_score, h_score
+from hgprompt_edge.fit.judge import Candidate, Judge
+from hgprompt_edge.fit.objective import make_objective
+from hgprompt_edge.heads.best_head import SHRINKAGES
+from hgprompt_edge.heads.heads import (
     calibration_scale,
     cross_fitted_logits,
     log_loss,
 )
+from hgprompt_edge.prompts.bank import START, Normalization, PromptBank, mix, source_shares
 
 
 @pytest.fixture(scope="module")

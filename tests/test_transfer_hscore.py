@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from hgprompt_edge.transfer.hscore import (
+from hgprompt_edge.fit.hscore import (
     debiased_h_score,
     h_score,
     noise_floor,

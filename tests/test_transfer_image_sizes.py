@@ -17,23 +17,23 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from toys import make_bank, make_task, noise_tokens
 
-from hgprompt_edge.errors import UserError
-from hgprompt_edge.preprocess import Preprocessing
-from hgprompt_edge.prompts import PromptBank
-from hgprompt_edge.tasks import Images, Task
-from hgprompt_edge.transfer.baselines import Budget
-from hgprompt_edge.transfer.compare import compare
-from hgprompt_edge.transfer.image_sizes import Point, measure_sizes
-from hgprompt_edge.transfer.image_sizes_figure import draw_image_sizes
-from hgprompt_edge.transfer.latency import (
+from hgprompt_edge.backbones.backbone import Backbone, wrap_backbone
+from hgprompt_edge.backbones.forward import features_token, normalize
+from hgprompt_edge.compare.baselines import Budget
+from hgprompt_edge.compare.image_sizes import Point, measure_sizes
+from hgprompt_edge.compare.image_sizes_figure import draw_image_sizes
+from hgprompt_edge.compare.latency import (
     Deployed,
     features_together,
     milliseconds,
     stack_prefixes,
 )
-from hgprompt_edge.vit.backbone import Backbone, wrap_backbone
-from hgprompt_edge.vit.best_head import fit_head
-from hgprompt_edge.vit.forward import features_token, normalize
+from hgprompt_edge.compare.run import compare
+from hgprompt_edge.data import Images, Task
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.heads.best_head import fit_head
+from hgprompt_edge.images.preprocess import Preprocessing
+from hgprompt_edge.prompts.bank import PromptBank
 
 HOME, LARGE = 24, 40
 BUDGET = Budget(steps=2)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_vits import make_bundle, with_layers
 
-from hgprompt_edge.bundle import (
+from hgprompt_edge.artifacts.bundle import (
     Bundle,
     bank_entries,
     bank_sha256,
@@ -20,15 +20,15 @@ from hgprompt_edge.bundle import (
     read_bundle,
     write_bundle,
 )
-from hgprompt_edge.device.journal import Version
-from hgprompt_edge.device.parcel import Parcel, read_parcel, write_parcel
+from hgprompt_edge.backbones.forward import features_token, normalize
+from hgprompt_edge.backbones.load import load_backbone
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import read_safetensors, write_safetensors
-from hgprompt_edge.prompts import mix as fold
-from hgprompt_edge.transfer.merge import CAP, NEAR, REACH, merge, read_parcels, robust_mean
-from hgprompt_edge.transfer.remix import with_mix
-from hgprompt_edge.vit.forward import features_token, normalize
-from hgprompt_edge.vit.load import load_backbone
+from hgprompt_edge.fit.merged_bundle import with_mix
+from hgprompt_edge.prompts.bank import mix as fold
+from hgprompt_edge.state.history import Version
+from hgprompt_edge.state.merge import CAP, NEAR, REACH, merge, read_parcels, robust_mean
+from hgprompt_edge.state.update_file import Parcel, read_parcel, write_parcel
 
 Doubles = npt.NDArray[np.float64]
 

@@ -18,11 +18,11 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models import vision_transformer as vit
 from torch import nn
 
+from hgprompt_edge.backbones.backbone import wrap_backbone
+from hgprompt_edge.backbones.load import load_backbone
+from hgprompt_edge.backbones.support import check_supported
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.preprocess import RESAMPLING, to_array
-from hgprompt_edge.vit.backbone import wrap_backbone
-from hgprompt_edge.vit.load import load_backbone
-from hgprompt_edge.vit.support import check_supported
+from hgprompt_edge.images.preprocess import RESAMPLING, to_array
 
 TINY = "vit_tiny_patch16_224"
 SMALL: dict[str, Any] = {

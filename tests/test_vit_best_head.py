@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from hgprompt_edge.vit.best_head import (
+from hgprompt_edge.heads.best_head import (
     SHRINKAGES,
     STRENGTHS,
     averaged_losses,
@@ -20,9 +20,9 @@ from hgprompt_edge.vit.best_head import (
     fit_head,
     lda_choices,
 )
-from hgprompt_edge.vit.heads import accuracy, cross_fitted_log_loss, fit_lda, lda, log_loss
-from hgprompt_edge.vit.lda_path import LdaPath
-from hgprompt_edge.vit.logistic import logistic_path
+from hgprompt_edge.heads.heads import accuracy, cross_fitted_log_loss, fit_lda, lda, log_loss
+from hgprompt_edge.heads.lda_path import LdaPath
+from hgprompt_edge.heads.logistic import logistic_path
 
 
 def rows(n: int, width: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -28,12 +28,12 @@ from timm.models.vision_transformer import (  # type: ignore[attr-defined]
 )
 from torch import Tensor, nn
 
+from hgprompt_edge.backbones.checkpoints.architecture import UnknownError, derive, vision_config
+from hgprompt_edge.backbones.checkpoints.beside import read_config
+from hgprompt_edge.backbones.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from hgprompt_edge.backbones.checkpoints.checkpoint_file import read_tensors
+from hgprompt_edge.backbones.checkpoints.translate import translate
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.vit.architecture import UnknownError, derive, vision_config
-from hgprompt_edge.vit.beside import read_config
-from hgprompt_edge.vit.checkpoint import Checkpoint, read_checkpoint
-from hgprompt_edge.vit.checkpoint_file import read_tensors
-from hgprompt_edge.vit.translate import translate
 
 # Parts that no backbone needs; everything else in a file is a weight of the backbone.
 BESIDE = r"classifier|pooler|decoder|text_|visual_proj|logit_scale|mask_token|(^|\.)(dino_)?head\."

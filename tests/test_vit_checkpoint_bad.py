@@ -15,8 +15,8 @@ from golden import (
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hgprompt_edge.backbones.checkpoints.checkpoint import read_checkpoint
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.vit.checkpoint import read_checkpoint
 
 
 class NotAllowed:

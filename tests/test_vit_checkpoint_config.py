@@ -17,8 +17,8 @@ from golden import (
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
+from hgprompt_edge.backbones.checkpoints.checkpoint import read_checkpoint
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.vit.checkpoint import read_checkpoint
 
 # Architecture
 

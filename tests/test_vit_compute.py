@@ -16,26 +16,26 @@ from hypothesis import strategies as st
 from small_vits import TOKENS, make_backbone
 from toys import make_bank, make_task, noise_tokens, pixels_of
 
-import hgprompt_edge.vit.fastest as fastest_module
+import hgprompt_edge.backbones.fastest as fastest_module
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.backbones.compute import Compute, usable_threads
+from hgprompt_edge.backbones.fastest import choose_compute
+from hgprompt_edge.backbones.forward import extract_features
+from hgprompt_edge.backbones.linearize import Linearized, pixel_inputs
+from hgprompt_edge.backbones.passes import model_of
 from hgprompt_edge.cores import usable_cores
+from hgprompt_edge.data.conditions import CONDITIONS
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.tasks.conditions import CONDITIONS
-from hgprompt_edge.transfer.condition_trainer import (
+from hgprompt_edge.features.cached import FeatureStore, pull_back
+from hgprompt_edge.fit.estimator import HGPrompt
+from hgprompt_edge.fit.judge import Candidate, Judge
+from hgprompt_edge.heads.heads import Head, accuracy
+from hgprompt_edge.training.condition_trainer import (
     ConditionRecipe,
     ConditionTrainer,
     seen_under,
 )
-from hgprompt_edge.transfer.features import FeatureStore, pull_back
-from hgprompt_edge.transfer.fit import HGPrompt
-from hgprompt_edge.transfer.judge import Candidate, Judge
-from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.compute import Compute, usable_threads
-from hgprompt_edge.vit.fastest import choose_compute
-from hgprompt_edge.vit.forward import extract_features
-from hgprompt_edge.vit.heads import Head, accuracy
-from hgprompt_edge.vit.linearize import Linearized, pixel_inputs
-from hgprompt_edge.vit.passes import model_of
-from hgprompt_edge.vit.train import PromptTrainer, Recipe
+from hgprompt_edge.training.prompt_tuning import PromptTrainer, Recipe
 
 ROUNDING = 1e-5
 """Largest relative difference of float32 results by one worker and by several."""
@@ -161,7 +161,7 @@ class Memory:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, module: str, fits: int) -> None:
         self.fits, self.seen = fits, []
-        import hgprompt_edge.vit.forward as forward
+        import hgprompt_edge.backbones.forward as forward
 
         honest = forward.features_prefix
 
@@ -200,7 +200,7 @@ def test_a_pull_back_survives_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> 
         return Linearized(backbone, pixel_inputs(backbone, pixels), 20, prompt)
 
     before = linearized()
-    monkeypatch.setattr("hgprompt_edge.vit.linearize.MEMORY_SHARE", 0)
+    monkeypatch.setattr("hgprompt_edge.backbones.linearize.MEMORY_SHARE", 0)
     without = linearized()  # its forward pass fits, the activations of its way back do not
     Memory(monkeypatch, "linearize", fits=6)
     for batch in (before, without, linearized()):
@@ -223,7 +223,7 @@ def test_other_errors_are_not_taken_for_it(
     def broken(*_: Any) -> None:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr("hgprompt_edge.vit.forward.features_prefix", broken)
+    monkeypatch.setattr("hgprompt_edge.backbones.forward.features_prefix", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         extract_features(backbone.with_compute(TWO), pixels_of(40), None)
 
@@ -270,7 +270,7 @@ def test_cores_are_bounded_by_the_quota(
 
 
 def test_threads_are_no_more_than_pytorch_was_told_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hgprompt_edge.vit.compute.usable_cores", lambda: 64)
+    monkeypatch.setattr("hgprompt_edge.backbones.compute.usable_cores", lambda: 64)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

@@ -9,9 +9,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from hgprompt_edge.vit.backbone import wrap_backbone
-from hgprompt_edge.vit.compute import Compute
-from hgprompt_edge.vit.forward import (
+from hgprompt_edge.backbones.backbone import wrap_backbone
+from hgprompt_edge.backbones.compute import Compute
+from hgprompt_edge.backbones.forward import (
     attention,
     block_rows,
     extract_features,
@@ -22,7 +22,7 @@ from hgprompt_edge.vit.forward import (
     prepare_tokens,
     project_prefix,
 )
-from hgprompt_edge.vit.load import load_backbone
+from hgprompt_edge.backbones.load import load_backbone
 
 FAMILIES = {
     "plain": ("vit_tiny_patch16_224", {"img_size": 64}),

@@ -17,8 +17,8 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 from torch import Tensor
 from torch.nn import functional
 
-from hgprompt_edge.vit.best_head import fit_head
-from hgprompt_edge.vit.heads import (
+from hgprompt_edge.heads.best_head import fit_head
+from hgprompt_edge.heads.heads import (
     Head,
     accuracy,
     calibration_scale,

@@ -11,23 +11,23 @@ from small_vits import make_backbone, make_bundle, make_mixable
 from torch import Tensor
 from toys import make_bank, make_task, noise_tokens, pixels_of
 
-from hgprompt_edge.bundle import read_bundle, write_bundle
-from hgprompt_edge.device.predictor import Predictor
-from hgprompt_edge.errors import UserError
-from hgprompt_edge.export.onnx_file import export_onnx
-from hgprompt_edge.export.verify import reference_logits
-from hgprompt_edge.transfer.features import FeatureStore
-from hgprompt_edge.transfer.fit import HGPrompt
-from hgprompt_edge.transfer.pooling import choose_pooling, extra_cost
-from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.fitted import as_fitted
-from hgprompt_edge.vit.forward import (
+from hgprompt_edge.artifacts.bundle import read_bundle, write_bundle
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.backbones.fitted import as_fitted
+from hgprompt_edge.backbones.forward import (
     block_rows,
     extract_features,
     features_prefix,
     features_token,
     prepare_tokens,
 )
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.export.onnx_file import export_onnx
+from hgprompt_edge.export.verify import reference_logits
+from hgprompt_edge.features.cached import FeatureStore
+from hgprompt_edge.features.pooling import choose_pooling, extra_cost
+from hgprompt_edge.fit.estimator import HGPrompt
+from hgprompt_edge.runtime.predictor import Predictor
 
 FAMILIES = ["tanh gelu", "registers", "class token, fc_norm"]
 

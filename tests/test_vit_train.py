@@ -10,17 +10,17 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from hgprompt_edge.backbones.backbone import Backbone, wrap_backbone
+from hgprompt_edge.backbones.compute import Compute
+from hgprompt_edge.backbones.forward import extract_features
+from hgprompt_edge.backbones.load import load_backbone
+from hgprompt_edge.data import Images, Task, images_beyond, load_task
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.prompts import read_bank
-from hgprompt_edge.tasks import Images, Task, images_beyond, load_task
-from hgprompt_edge.transfer.source import draw_from, paired_standard_error, train_source
-from hgprompt_edge.vit.augment import Augmentation, change_colours, crop, draw_crops
-from hgprompt_edge.vit.backbone import Backbone, wrap_backbone
-from hgprompt_edge.vit.compute import Compute
-from hgprompt_edge.vit.forward import extract_features
-from hgprompt_edge.vit.load import load_backbone
-from hgprompt_edge.vit.start import initial_tokens, neutral_tokens, noise_images
-from hgprompt_edge.vit.train import PromptTrainer, Recipe
+from hgprompt_edge.prompts.bank import read_bank
+from hgprompt_edge.training.augment import Augmentation, change_colours, crop, draw_crops
+from hgprompt_edge.training.neutral_prompt import initial_tokens, neutral_tokens, noise_images
+from hgprompt_edge.training.prompt_tuning import PromptTrainer, Recipe
+from hgprompt_edge.training.source_prompt import draw_from, paired_standard_error, train_source
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tiny: Backbone, tmp_path
 def test_a_training_on_other_images_starts_over(
     tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
     task, everything = (load_task("digits", tiny.preprocessing, limit=n) for n in (60, 120))
     more = images_beyond(task, everything)
     resumed: list[str] = []
@@ -152,7 +152,7 @@ def test_recomputed_activations_give_the_same_prompt(
     tiny: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = make_trainer(tiny, None, epochs=1).run()
-    monkeypatch.setattr("hgprompt_edge.vit.linearize.MEMORY_SHARE", 0)
+    monkeypatch.setattr("hgprompt_edge.backbones.linearize.MEMORY_SHARE", 0)
     recomputed = make_trainer(tiny.with_compute(Compute(micro_batch=7)), None, epochs=1).run()
     np.testing.assert_allclose(recomputed.tokens, kept.tokens, atol=2e-3)
 
@@ -206,7 +206,7 @@ def test_many_images_come_in_passes_and_again_in_another_order() -> None:
 def test_all_images_train_the_prompt_and_none_of_the_test(
     tiny: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
     task, everything = (load_task("digits", tiny.preprocessing, limit=n) for n in (100, None))
     more = images_beyond(task, everything)
     assert len(more) == 900
@@ -218,7 +218,7 @@ def test_all_images_train_the_prompt_and_none_of_the_test(
 def test_without_validation_images_the_last_epoch_alone_can_be_kept(
     tiny: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgprompt_edge.vit.start.NEUTRAL_STEPS", 2)
+    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
     task = load_task("digits", tiny.preprocessing, limit=60)
     task = replace(task, validation=task.validation.subset([]))
     recipe = Recipe(tokens=2, epochs=1, batch_size=40)

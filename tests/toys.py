@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 from small_vits import TOKENS
 
-from hgprompt_edge.prompts import Prompt, PromptBank
-from hgprompt_edge.tasks import Images, Task
-from hgprompt_edge.vit.backbone import Backbone
-from hgprompt_edge.vit.forward import extract_features
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.backbones.forward import extract_features
+from hgprompt_edge.data import Images, Task
+from hgprompt_edge.prompts.bank import Prompt, PromptBank
 
 CLASSES = 3
 

@@ -1,0 +1,1 @@
+"""Re-learn the mixing weights on a device."""

@@ -1,0 +1,202 @@
+"""The whole of `hgedge adapt`: model, images and state in; the version in force out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from hgprompt_edge.adapt.evidence import Expected, expect
+from hgprompt_edge.adapt.gradient import AdaptGraph, Head
+from hgprompt_edge.adapt.head_learner import HeadLearner
+from hgprompt_edge.adapt.images import Seen, read_labelled, read_unlabelled
+from hgprompt_edge.adapt.learner import ForwardLearner, GradientLearner, Learner
+from hgprompt_edge.adapt.loop import Proposal, Report, Weights, adapt_labelled, adapt_unlabelled
+from hgprompt_edge.adapt.optimizer import Settings
+from hgprompt_edge.artifacts.device_bank import Bank, adapt_path
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.maths.feature_statistics import places_of
+from hgprompt_edge.runtime.predictor import Predictor, head_of
+from hgprompt_edge.state.history import RETURN, Journal, Version
+from hgprompt_edge.state.version import Figures
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to adapt to, and how.
+
+    Attributes
+    ----------
+    data
+        Folder of images: one folder a class with labels, any folder without.
+    expected
+        Names of the classes that the images may show; None: all.
+    forward_only
+        CMA-ES with the model alone in place of the gradient's graph.
+    limit
+        Images to use at most.
+    micro_batch
+        Images in memory at a time; None: by their size.
+    """
+
+    data: Path
+    unlabelled: bool = False
+    expected: tuple[str, ...] | None = None
+    forward_only: bool = False
+    settings: Settings = field(default_factory=Settings)
+    limit: int | None = None
+    micro_batch: int | None = None
+    threads: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What `adapt_model` came to: the versions in force before and after, and the proposal."""
+
+    before: Version
+    after: Version
+    proposal: Proposal
+    seen: Seen
+
+
+def bank_of(predictor: Predictor) -> Bank:
+    """Return the bank of a model whose weights can change.
+
+    Raises
+    ------
+    UserError
+        They are folded into it.
+    """
+    if predictor.bank is None:
+        raise UserError(
+            f"{predictor.path}: its weights are folded into it; export it with `--adapt` to change "
+            "them on a device"
+        )
+    return predictor.bank
+
+
+def adapt_model(
+    predictor: Predictor, journal: Journal, request: Request, report: Report | None = None
+) -> Adapted:
+    """Learn from the version in force; commit what the guard takes over, else change nothing.
+
+    The caller holds `journal.exclusive()`.
+
+    Raises
+    ------
+    UserError
+        Bad images or labels, a missing graph, or a loss that is no number.
+    CheckError
+        The runtime's gradient is wrong.
+    """
+    bank = bank_of(predictor)
+    _check_head(request, bank)
+    classes = predictor.classes
+    places = None if request.expected is None else places_of(request.expected, classes)
+    expected = expect(bank.clean, len(classes), places)
+    seen = _read(request, predictor)
+    _check_labels(seen, expected, classes)
+    learner = _learner(request, predictor, bank)
+    learner.clean = expected.statistics
+    before = journal.current()
+    current = weights_of(before, bank)
+    if seen.labels is None:
+        proposal = adapt_unlabelled(
+            learner, seen.pixels, current, expected=expected, seed=request.seed, report=report
+        )
+    else:
+        proposal = adapt_labelled(
+            learner,
+            seen.pixels,
+            seen.labels,
+            current,
+            expected=expected,
+            seed=request.seed,
+            report=report,
+        )
+    after = before
+    if proposal.verdict.taken:
+        after = _commit(journal, request, learner, proposal)
+    return Adapted(before, after, proposal, seen)
+
+
+def _check_head(request: Request, bank: Bank) -> None:
+    """Refuse heads that nothing would move."""
+    head = request.settings.head
+    if bank.why_fixed and request.forward_only:
+        raise UserError(f"--method cma: searches for a mix, and {bank.why_fixed}")
+    if bank.why_fixed and head == "none":
+        raise UserError(f"--head none: {bank.why_fixed}, so only its head can move")
+    if request.unlabelled and head == "weights":
+        raise UserError(
+            "--head weights: needs labels; without them the bias alone can follow (--head bias)"
+        )
+    if request.forward_only and head != "none" and not request.unlabelled:
+        raise UserError(f"--head {head}: needs the gradient; leave out --method cma")
+
+
+def _check_labels(seen: Seen, expected: Expected, classes: Sequence[str]) -> None:
+    """Refuse labelled images of a class that is said not to occur."""
+    if seen.labels is None:
+        return
+    other = sorted(set(seen.labels.tolist()) - set(expected.places))
+    if other:
+        raise UserError(
+            f"--expect-classes: there are images of '{classes[other[0]]}', which is not named; "
+            "name it or leave its folder out"
+        )
+
+
+def weights_of(version: Version, bank: Bank) -> Weights:
+    """Mix and head of a version; the model's own head where it has none."""
+    head = Head(*(head_of(version, bank) or (bank.head_weight, bank.head_bias)))
+    return Weights(version.weights.astype(np.float64), head)
+
+
+def _read(request: Request, predictor: Predictor) -> Seen:
+    rule, limit, seed = predictor.preprocessing, request.limit, request.seed
+    if request.unlabelled:
+        return read_unlabelled(request.data, rule, limit=limit, seed=seed)
+    return read_labelled(request.data, predictor.classes, rule, limit=limit, seed=seed)
+
+
+def _learner(request: Request, predictor: Predictor, bank: Bank) -> Learner:
+    if bank.mixer is None:
+        return HeadLearner(predictor, bank, request.settings)
+    if request.forward_only:
+        return ForwardLearner(predictor, request.settings, request.seed)
+    predictor.release()  # two graphs in memory are one too many for a small device
+    graph = AdaptGraph(
+        adapt_path(predictor.path),
+        bank,
+        threads=request.threads,
+        micro_batch=request.micro_batch,
+    )
+    return GradientLearner(graph, request.settings)
+
+
+def _commit(journal: Journal, request: Request, learner: Learner, proposal: Proposal) -> Version:
+    method = "unlabelled" if request.unlabelled else "labelled"
+    if learner.method != "gradient":
+        method = f"{method}, {learner.method}"
+    figures = {"steps": proposal.steps, "seconds": round(proposal.seconds, 2)}
+    rounded = {name: round(value, 6) for name, value in proposal.verdict.figures.items()}
+    head = proposal.weights.head
+    moved = (
+        not np.array_equal(head.weight, learner.head.weight),
+        not np.array_equal(head.bias, learner.head.bias),
+    )
+    if np.array_equal(proposal.weights.mix, learner.factory) and not any(moved):
+        method = RETURN
+    return journal.commit(
+        proposal.weights.mix.astype(np.float32),
+        method=method,
+        images=proposal.images,
+        figures=cast("Figures", figures | rounded),
+        head_weight=head.weight if moved[0] else None,
+        head_bias=head.bias if any(moved) else None,
+    )

@@ -1,0 +1,147 @@
+"""Whether a device has seen enough to judge by: before anything is learned (METHOD 7).
+
+Evidence that is missing is no good evidence: where these refuse, the weights in force stay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hgprompt_edge.adapt.gradient import Floats
+from hgprompt_edge.adapt.guard import (
+    MIN_DISTANCE,
+    NO_STATISTICS,
+    Labels,
+    Verdict,
+    effective_classes,
+)
+from hgprompt_edge.maths.feature_statistics import Clean, Statistics
+
+MIN_SHOWN, LEAST_SHOWN = 0.5, 1.5
+"""The images must show so much of the effective number of classes that clean images show, and of
+two classes more than one."""
+CHANCE = 1.5
+"""Distance of the statistics of `m` clean images from those of `n` others, by chance, is some
+`CHANCE (1 / m + 1 / n)`: 1 for the mean, a half for the deviation of normal features. It must be
+less than `MIN_DISTANCE`, and the images' own part of it half of that at most."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Which classes the images may show, and what the model knows of clean images of those.
+
+    Attributes
+    ----------
+    places
+        Of these classes among the model's.
+    all
+        Whether they are all that the model has.
+    statistics
+        Of the features of clean images of these classes; None: not known.
+    images
+        How many clean images these are of; None: not known.
+    shown
+        Effective number of classes among them, at most the number of places.
+    """
+
+    places: tuple[int, ...]
+    all: bool
+    statistics: Statistics | None
+    images: int | None
+    shown: float
+
+
+def expect(clean: Clean | None, classes: int, places: Sequence[int] | None = None) -> Expected:
+    """Restrict what is known of clean images to the classes that are expected; None: all."""
+    chosen = tuple(range(classes)) if places is None else tuple(places)
+    complete = len(chosen) == classes
+    if clean is None:
+        return Expected(chosen, complete, None, None, float(len(chosen)))
+    statistics = clean.statistics if complete else clean.of(chosen)
+    counts = clean.counts(chosen)
+    if counts is None or not counts.sum():
+        return Expected(chosen, complete, statistics, None, float(len(chosen)))
+    shares = counts[counts > 0] / counts.sum()
+    shown = float(np.exp(-np.sum(shares * np.log(shares))))
+    return Expected(chosen, complete, statistics, int(counts.sum()), shown)
+
+
+def least_shown(shown: float) -> float:
+    """Effective number of predicted classes asked for where clean images show so many."""
+    return max(MIN_SHOWN * shown, min(LEAST_SHOWN, (1 + shown) / 2))
+
+
+def judge_known(expected: Expected, images: int) -> Verdict | None:
+    """Refuse where clean images are not known, or those or these are too few.
+
+    Returns
+    -------
+    None where nothing speaks against learning from so many images without labels.
+    """
+    if expected.statistics is None:
+        why = NO_STATISTICS
+        if not expected.all:
+            why = (
+                "the model does not know the statistics of clean images of each class that is "
+                "expected; run `hgedge fit` and `hgedge export --adapt` again, leave out "
+                "--expect-classes, or give labels"
+            )
+        return Verdict(False, why, {})
+    left = MIN_DISTANCE - (CHANCE / expected.images if expected.images else 0)
+    if left <= 0:
+        why = (
+            f"the model knows only {expected.images} clean images of the classes that are "
+            f"expected, and it takes more than {CHANCE / MIN_DISTANCE:.0f} to tell a change "
+            "from chance; fit on more, or give labels"
+        )
+        return Verdict(False, why, {})
+    needed = math.ceil(CHANCE / min(left, MIN_DISTANCE / 2) - 1e-9)
+    if images >= needed:
+        return None
+    why = (
+        f"{images} images are too few to tell a change from chance, {needed} are needed; give "
+        "more, or labels"
+    )
+    return Verdict(False, why, {})
+
+
+def judge_shown(factory: Floats, expected: Expected) -> Verdict | None:
+    """Refuse images that show too few of the classes: their statistics are off for that alone.
+
+    Parameters
+    ----------
+    factory
+        Logits `[n, K]` under the factory weights.
+
+    Returns
+    -------
+    None where they show enough.
+    """
+    found, needed = effective_classes(factory, expected.places), least_shown(expected.shown)
+    if found >= needed:
+        return None
+    among = "" if expected.all else " expected"
+    why = (
+        f"under the factory weights the images show {found:.1f} of {len(expected.places)}{among} "
+        f"classes in effect, and {needed:.1f} are needed to tell a change from images of a few "
+        "classes; give images of all, name the classes that they show with --expect-classes, or "
+        "give labels"
+    )
+    return Verdict(False, why, {"classes_before": found})
+
+
+def judge_labels(labels: Labels, expected: Expected) -> Verdict | None:
+    """Refuse labelled images of fewer than half of the classes: nothing judges the others."""
+    found, needed = len(np.unique(labels)), MIN_SHOWN * len(expected.places)
+    if found >= needed:
+        return None
+    why = (
+        f"the images are of {found} of {len(expected.places)} classes, and those of half are "
+        "needed, since nothing judges what becomes of the others; add images, or name the classes "
+        "that matter here with --expect-classes"
+    )
+    return Verdict(False, why, {"classes_labelled": float(found)})

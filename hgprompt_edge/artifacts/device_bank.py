@@ -1,0 +1,298 @@
+"""The prompts that a device can mix, `NAME.bank.safetensors`: small, checked, ready to be used.
+
+Tensors: `factory [M]`, `head.weight [K, D]`, `head.bias [K]`; optionally `clean.mean`, `clean.var`,
+and for each class `clean.class_mean [K, D]`, `clean.class_count [K]`.
+Where there are prompts `keys`, `values [P, L, T, E]`, `gram [L, T, P, P]`, `key_bias`, `value_bias
+[L, E]`, `eps [L]` (METHOD eq. 2); with qk-norm `key_norm.weight`, `key_norm.bias [L, d]`,
+`key_norm.eps [L]`. Where there are none, only the head can move.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from hgprompt_edge.artifacts.bundle import FOLDED, NO_PROMPT
+from hgprompt_edge.errors import UserError, brief
+from hgprompt_edge.files import DAMAGE, Array, read_safetensors, sha256_arrays, write_safetensors
+from hgprompt_edge.maths.feature_statistics import Clean, read_clean
+from hgprompt_edge.maths.mixing import BankKeysValues
+
+FORMAT = "hgprompt.bank/1"
+SUFFIX = ".bank.safetensors"
+TINY = 1e-30
+"""Smallest share of the prompts: its logarithm is finite, and no score notices it."""
+TOLERANCE = 1e-3
+"""How far from 1 the sum of a mix may be."""
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bank:
+    """What a device mixes, and where it starts.
+
+    Attributes
+    ----------
+    names
+        Of the `M` entries. Where the first is `NO_PROMPT`, there are tokens for `P = M - 1`. Of
+        several folded prompts there is the one entry `FOLDED`.
+    mixer
+        Keys and values of the entries that have tokens; None where no entry has any, so that only
+        the head can move.
+    factory
+        The mix `[M]` that the model left the factory with.
+    head_weight, head_bias
+        `[K, D]`, `[K]`: the head as the model applies it to its `features`. Of several folded
+        prompts these are the logarithm of the averaged probabilities, `[K]`, and the head changes
+        nothing yet: `[K, K]`, the identity.
+    sha256
+        Digest of names and tokens, see `bundle.bank_sha256`.
+    clean
+        Statistics of the model's `features` on clean images, or None.
+    """
+
+    names: tuple[str, ...]
+    mixer: BankKeysValues | None
+    factory: Floats
+    head_weight: Floats
+    head_bias: Floats
+    sha256: str
+    clean: Clean | None = None
+
+    @property
+    def gated(self) -> bool:
+        """Whether the first entry is the model alone: it has no tokens, its weight is a share."""
+        return self.names[0] == NO_PROMPT
+
+    @property
+    def why_fixed(self) -> str:
+        """Why there is no mix to move, for messages; empty where there is one."""
+        if self.mixer is not None:
+            return ""
+        if self.names == (FOLDED,):
+            return (
+                "this model averages folded prompts whose mixing weights are fixed (run `hgedge "
+                "fit` with `--folded 1` and export that to adapt them)"
+            )
+        return "this model has no prompts to mix"
+
+    def share(self, weights: npt.ArrayLike) -> float:
+        """Share in `(0, 1]` that the prompts have of a mix `[M]`, beside the model alone."""
+        a = np.asarray(weights, dtype=np.float64)
+        return max(float(a[1:].sum()), TINY) if self.gated else 1.0
+
+    def inputs(self, weights: npt.ArrayLike) -> dict[str, Floats]:
+        """Return what a model with `--weights runtime` takes beside the image, for a mix `[M]`.
+
+        Nothing where there are no prompts.
+
+        `prefix_k`, `prefix_v` `[L, H, T, d]`, and where the model alone is an entry `prefix_bias
+        [1]`, the logarithm of the share that the prompts have: it is added to their scores.
+        """
+        if self.mixer is None:
+            return {}
+        a = np.asarray(weights, dtype=np.float64)
+        if not self.gated:
+            keys, values = self.mixer.keys_values(a)
+            return {"prefix_k": keys, "prefix_v": values}
+        share = self.share(a)
+        keys, values = self.mixer.keys_values(a[1:] / share)
+        bias = np.log([share]).astype(np.float32)
+        return {"prefix_k": keys, "prefix_v": values, "prefix_bias": bias}
+
+
+def bank_path(model: Path) -> Path:
+    """Where the bank of a model file lies: beside it."""
+    return model.with_name(f"{model.stem}{SUFFIX}")
+
+
+def adapt_path(model: Path) -> Path:
+    """Where the graph of a model's gradient lies: beside it."""
+    return model.with_name(f"{model.stem}.adapt.onnx")
+
+
+def write_bank(path: Path, bank: Bank) -> None:
+    """Write a bank, whole or not at all. Same bank, same bytes."""
+    write_safetensors(path, *_pack(bank))
+
+
+def content_sha256(bank: Bank) -> str:
+    """Hexadecimal sha256 over all that the file of a bank holds.
+
+    `Bank.sha256` is over the prompts alone, so that what was learned over them outlives another
+    factory mix. Of banks with the same prompts, this one tells which a model was exported with.
+    """
+    tensors, metadata = _pack(bank)
+    text = json.dumps(metadata, sort_keys=True)
+    return hashlib.sha256(f"{text}{sha256_arrays(tensors)}".encode()).hexdigest()
+
+
+def difference(bank: Bank, sha256: str, content: str, classes: int) -> str:
+    """Say what a bank has that the one of a file's export had not; empty: it is that one.
+
+    Parameters
+    ----------
+    sha256, content
+        Of the bank at the export; no content: not known, exported before it was recorded.
+    classes
+        Of the file.
+    """
+    if bank.sha256 != sha256:
+        return f"other prompts, sha256 {bank.sha256[:12]}... and not {sha256[:12]}..."
+    if len(bank.head_bias) != classes:
+        return f"a head of {len(bank.head_bias)} classes and not {classes}"
+    if content and content_sha256(bank) != content:
+        return "the same prompts, but another factory mix, head or statistics"
+    return ""
+
+
+def _pack(bank: Bank) -> tuple[dict[str, Array], dict[str, str]]:
+    """Tensors and metadata of a bank's file."""
+    tensors: dict[str, Array] = {
+        "factory": bank.factory,
+        "head.weight": bank.head_weight,
+        "head.bias": bank.head_bias,
+    }
+    metadata = {"format": FORMAT, "names": json.dumps(bank.names), "sha256": bank.sha256}
+    if bank.clean is not None:
+        tensors |= bank.clean.tensors()
+    if bank.mixer is not None:
+        tensors |= _pack_mixer(bank.mixer)
+        metadata |= {"heads": str(bank.mixer.heads), "width": str(bank.mixer.width)}
+    return tensors, metadata
+
+
+def _pack_mixer(mixer: BankKeysValues) -> dict[str, Array]:
+    tensors: dict[str, Array] = {
+        "keys": mixer.keys,
+        "values": mixer.values,
+        "gram": mixer.gram.astype(np.float32),
+        "key_bias": mixer.key_bias,
+        "value_bias": mixer.value_bias,
+        "eps": mixer.eps,
+    }
+    if mixer.key_norm is not None:
+        names = ("key_norm.weight", "key_norm.bias", "key_norm.eps")
+        tensors |= dict(zip(names, mixer.key_norm, strict=True))
+    return tensors
+
+
+def read_bank(path: Path) -> Bank:
+    """Read and check a bank that may come from anywhere.
+
+    Raises
+    ------
+    UserError
+        Missing, damaged, another format, or shapes, dtypes or numbers that cannot be a bank's.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; a model with `--weights runtime` needs its bank beside it, "
+            "copy both"
+        )
+    tensors, metadata = read_safetensors(path)
+    if metadata.get("format") != FORMAT:
+        found = metadata.get("format", "missing")
+        raise UserError(
+            f"{path}: not a bank of this version (format '{brief(found)}', not '{FORMAT}')"
+        )
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise UserError(f"{path}: '{brief(name)}' holds NaN or inf; copy or export it again")
+    try:
+        bank = _parse(tensors, metadata)
+        _check(bank)
+    except DAMAGE as error:
+        raise UserError(
+            f"{path}: damaged bank ({brief(error)}); copy or export it again"
+        ) from error
+    return bank
+
+
+def _parse(tensors: dict[str, Array], metadata: dict[str, str]) -> Bank:
+    floats = cast("dict[str, Floats]", tensors)
+    for name, tensor in floats.items():
+        dtype = np.dtype(np.float64 if name.endswith("eps") else np.float32)
+        if tensor.dtype != dtype and not name.startswith("clean."):  # those are checked below
+            raise ValueError(f"'{name}' is {tensor.dtype}, not {dtype}")
+        if name.endswith("eps") and (tensor < 0).any():
+            raise ValueError(f"'{name}' is below 0")
+    names = tuple(json.loads(metadata["names"]))
+    classes, width = floats["head.weight"].shape
+    return Bank(
+        names=names,
+        mixer=None if names in ((NO_PROMPT,), (FOLDED,)) else _parse_mixer(tensors, metadata),
+        factory=floats["factory"],
+        head_weight=floats["head.weight"],
+        head_bias=floats["head.bias"],
+        sha256=metadata["sha256"],
+        clean=read_clean(tensors, classes, width),
+    )
+
+
+def _parse_mixer(tensors: dict[str, Array], metadata: dict[str, str]) -> BankKeysValues:
+    floats, doubles = cast("dict[str, Floats]", tensors), cast("dict[str, Doubles]", tensors)
+    norm = None
+    if "key_norm.weight" in tensors:
+        norm = floats["key_norm.weight"], floats["key_norm.bias"], doubles["key_norm.eps"]
+    return BankKeysValues(
+        keys=floats["keys"],
+        values=floats["values"],
+        gram=tensors["gram"].astype(np.float64),
+        key_bias=floats["key_bias"],
+        value_bias=floats["value_bias"],
+        eps=doubles["eps"],
+        heads=int(metadata["heads"]),
+        width=int(metadata["width"]),
+        key_norm=norm,
+    )
+
+
+def _check(bank: Bank) -> None:
+    entries = len(bank.names)
+    _, features = bank.head_weight.shape
+    if not entries or not all(isinstance(name, str) for name in bank.names):
+        raise ValueError("'names' holds no names")
+    shapes: list[tuple[str, object, object]] = [
+        ("factory", bank.factory.shape, (entries,)),
+        ("head.bias", bank.head_bias.shape, bank.head_weight.shape[:1]),
+    ]
+    if bank.mixer is not None:
+        shapes += _shapes_of(bank.mixer, entries - bank.gated, features)
+    for what, shape, wanted in shapes:
+        if shape != wanted:
+            raise ValueError(f"'{what}' is {shape}, not {wanted}")
+    if bank.factory.min() < 0 or abs(float(bank.factory.sum()) - 1) > TOLERANCE:
+        raise ValueError("'factory' is no mix: not below 0, with the sum 1")
+
+
+def _shapes_of(
+    mixer: BankKeysValues, prompts: int, features: int
+) -> list[tuple[str, object, object]]:
+    """List each part of a mixer with what it is and what it has to be."""
+    (sources, layers, tokens, width), own = mixer.keys.shape, mixer.width
+    if mixer.heads < 1 or mixer.width < 1:
+        raise ValueError(f"'heads' is {mixer.heads}, 'width' is {mixer.width}")
+    shapes: list[tuple[str, object, object]] = [
+        ("keys", sources, prompts),
+        ("values", mixer.values.shape, mixer.keys.shape),
+        ("gram", mixer.gram.shape, (layers, tokens, sources, sources)),
+        ("key_bias", mixer.key_bias.shape, (layers, width)),
+        ("value_bias", mixer.value_bias.shape, (layers, width)),
+        ("eps", mixer.eps.shape, (layers,)),
+        ("heads", width % mixer.heads, 0),
+        ("head.weight", features, 2 * own if features == 2 * own else own),
+    ]
+    if mixer.key_norm is not None:
+        head = layers, width // mixer.heads
+        found = tuple(array.shape for array in mixer.key_norm)
+        shapes.append(("key_norm", found, (head, head, (layers,))))
+    return shapes

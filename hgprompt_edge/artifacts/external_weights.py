@@ -1,0 +1,35 @@
+"""Weights that an ONNX file keeps in other files: where they may lie."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from hgprompt_edge.artifacts.onnx_bytes import OnnxFacts, read_facts
+from hgprompt_edge.errors import UserError, brief
+
+
+def check_external_data(path: Path) -> OnnxFacts:
+    """Refuse a model whose weights lie outside its folder; returns what else its file says.
+
+    Raises
+    ------
+    UserError
+        No protobuf to its end; or an absolute path, one with `..`, or one through a symbolic link.
+    """
+    facts = read_facts(path)
+    for location in facts.locations:
+        parts = PurePosixPath(location.replace("\\", "/")).parts
+        absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor
+        below = path.parent
+        linked = False
+        if not absolute:
+            for part in parts:
+                below = below / part
+                linked = linked or below.is_symlink()
+        if absolute or ".." in parts or linked:
+            what = "a symbolic link" if linked else "outside its folder"
+            raise UserError(
+                f"{path}: wants weights from '{brief(location)}', {what}; "
+                "take a model whose files lie in one folder"
+            )
+    return facts

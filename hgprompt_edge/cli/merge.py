@@ -1,0 +1,107 @@
+"""`hgedge merge`: what many devices learned becomes the mix of a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from hgprompt_edge.cli.shared import options
+from hgprompt_edge.cli.shared.console import (
+    note,
+    out,
+    print_json,
+    print_next,
+    reports_errors,
+    working,
+)
+from hgprompt_edge.cli.shared.server import needs_server
+
+if TYPE_CHECKING:
+    from hgprompt_edge.artifacts.bundle import Bundle
+    from hgprompt_edge.state.merge import Delivery, Merged
+
+
+@reports_errors
+@needs_server
+def merge(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="What `hgedge state send` wrote: files, or a folder of them."),
+    ],
+    path: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundle",
+            help="Bundle that the devices' model came from (default: the newest here).",
+            show_default=False,
+        ),
+    ] = None,
+    checkpoint: options.Checkpoint = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Bundle file (default: BUNDLE.merged).", show_default=False
+        ),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Average the mixing weights that devices learned, and write a bundle with them."""
+    from hgprompt_edge.artifacts.bundle import SUFFIX, newest_bundle, read_bundle, write_bundle
+    from hgprompt_edge.backbones.fitted import backbone_of
+    from hgprompt_edge.files import check_writable
+    from hgprompt_edge.fit.merged_bundle import is_folded, with_mix
+    from hgprompt_edge.state.merge import merge as average
+    from hgprompt_edge.state.merge import read_parcels, summary
+
+    if path is None:
+        path = newest_bundle(Path())
+        note(f"merging into {path}, the newest bundle here")
+    target = output or path.with_name(f"{path.stem.removesuffix('.merged')}.merged{SUFFIX}")
+    check_writable(target.parent, "--output")
+    bundle = read_bundle(path)
+    delivery = read_parcels(files, bundle)
+    for sentence in delivery.refused + delivery.idle:
+        note(f"left out {sentence}")
+    merged = average(delivery.parcels)
+    about = summary(delivery, merged)
+    with working("folding the mix"):
+        backbone = backbone_of(bundle, checkpoint)
+        result = with_mix(bundle, merged.weights, about, backbone)
+    write_bundle(target, result)
+    if json:
+        shares = dict(zip(map(str, delivery.paths), map(float, merged.shares), strict=True))
+        document = {"bundle": str(target), **about, "shares": shares}
+        left = {"refused": list(delivery.refused), "idle": list(delivery.idle)}
+        print_json({**document, **left, "folded": is_folded(result)})
+        return
+    _print_devices(delivery, merged)
+    out.print(_mix_table(result, merged))
+    if not is_folded(result):
+        chosen = "a tuned prompt" if result.choice == "tuned" else "no prompt"
+        note(f"{bundle.task} was fitted to {chosen}, so the mix goes to models that adapt alone")
+    devices = "1 device" if about["devices"] == 1 else f"{about['devices']} devices"
+    out.print(f"{target}: the mix of {devices}, {about['images']:,} images")
+    print_next("export", target, *(() if is_folded(result) else ("--adapt",)))
+
+
+def _print_devices(delivery: Delivery, merged: Merged) -> None:
+    for path, share in zip(delivery.paths, merged.shares, strict=True):
+        if not share:
+            note(f"left out {path}: too far from what most of the devices learned")
+    if any(parcel.head_bias is not None for parcel in delivery.parcels):
+        note("some devices moved their head's bias, too; it stays on them, the mix alone is merged")
+
+
+def _mix_table(bundle: Bundle, merged: Merged) -> Table:
+    from hgprompt_edge.artifacts.bundle import bank_entries
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("prompt")
+    table.add_column("merged weight", justify="right")
+    table.add_column("")
+    for entry, weight in zip(bank_entries(bundle), merged.weights, strict=True):
+        table.add_row(entry.name, f"{weight:.3f}", "━" * round(30 * float(weight)))
+    return table

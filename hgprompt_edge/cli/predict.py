@@ -1,0 +1,168 @@
+"""`hgedge predict`: classify images with an exported model; no PyTorch needed."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from hgprompt_edge.cli.shared import options
+from hgprompt_edge.cli.shared.console import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    fail,
+    note,
+    out,
+    print_json,
+    progress_bar,
+    reports_errors,
+)
+from hgprompt_edge.cli.shared.left_out import note_left_out
+from hgprompt_edge.cli.shared.opened import note_bf16, open_model
+from hgprompt_edge.errors import UserError
+
+if TYPE_CHECKING:
+    from hgprompt_edge.images.listing import Listing
+    from hgprompt_edge.runtime.predictor import Prediction, Predictor
+
+
+@reports_errors
+def predict(
+    model: Annotated[Path, typer.Option(help="Model that `hgedge export` wrote: .onnx or .xml.")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Image files, or folders of them.", show_default=False),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes to print for each image.")] = 1,
+    batch_size: options.BatchSize = 16,
+    threads: options.Threads = None,
+    device: options.RuntimeDevice = "CPU",
+    bf16: options.Bf16 = None,
+    state: options.State = None,
+    watch: Annotated[
+        Path | None,
+        typer.Option(
+            help="Serve a folder: classify each new image in it, with the newest weights, until "
+            "Ctrl-C.",
+            show_default=False,
+        ),
+    ] = None,
+    json: options.Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout.")] = False,
+) -> None:
+    """Classify images: class and probability for each."""
+    from hgprompt_edge.images.listing import list_images
+
+    if json and as_csv:
+        fail("--json and --csv: choose one of them", EXIT_BAD_INPUT)
+    if bool(images) == (watch is not None):
+        raise UserError("images or --watch: name image files, or one folder to watch")
+    listing = list_images(images or [] if watch is None else [watch])
+    if watch is None and not listing.images:
+        raise UserError(f"{listing.missing[0]}; name image files, or folders of them")
+    predictor = open_model(model, threads=threads, device=device, bf16=bf16, state=state)
+    if watch is not None:
+        note_left_out((), listing.left_out)
+        try:
+            _serve(predictor, watch, top, json, as_csv)
+        except KeyboardInterrupt:  # the way to end it
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        return
+    if predictor.assumed:
+        note(
+            f"{model}: not from `hgedge export`: it lacks class names and the resize rule; classes "
+            "are numbers, the shorter side is resized to the model's and the centre cropped"
+        )
+    note_bf16(predictor, bf16)
+    predictions = []
+    with progress_bar() as report:
+        for prediction in predictor.predict_paths(listing.images, top=top, batch_size=batch_size):
+            predictions.append(prediction)
+            report("images", len(predictions), len(listing.images))
+    if json:
+        print_json([_as_dict(prediction) for prediction in (*predictions, *_unused(listing))])
+    elif as_csv:
+        _print_csv(predictions)
+    else:
+        _print_table(predictions)
+    note_left_out((), listing.left_out)
+    unreadable = [p for p in predictions if p.error]
+    for prediction in unreadable:
+        note(f"{prediction.path}: {prediction.error}")
+    for item in listing.missing:
+        note(str(item))
+    if unreadable or listing.missing:
+        fail(_what_is_wrong(len(unreadable), len(predictions), listing), EXIT_BAD_INPUT)
+
+
+def _what_is_wrong(unreadable: int, images: int, listing: Listing) -> str:
+    """Count what could not be classified, in words that fit one and many."""
+    found = []
+    if unreadable:
+        which = "the image" if images == 1 else f"{unreadable:,} of {images:,} images"
+        found.append(f"{which} cannot be read")
+    if listing.missing:
+        one = len(listing.missing) == 1
+        found.append(f"{len(listing.missing):,} path{' holds' if one else 's hold'} no image")
+    rest = "; the others were classified" if unreadable < images else ""
+    return f"{' and '.join(found)}{rest}"
+
+
+def _unused(listing: Listing) -> list[Prediction]:
+    """Return what stands in the JSON document for files without a prediction."""
+    from hgprompt_edge.runtime.predictor import Prediction
+
+    left_out = [(item.name, f"left out: {item.reason}") for item in listing.left_out]
+    missing = [(item.name, item.reason) for item in listing.missing]
+    return [Prediction(Path(name), (), why) for name, why in (*missing, *left_out)]
+
+
+def _serve(predictor: Predictor, folder: Path, top: int, json: bool, as_csv: bool) -> None:
+    """Print each new image as soon as it is whole: a line of JSON or prose, or its rows of CSV."""
+    from hgprompt_edge.runtime.watch import watch
+
+    if as_csv:
+        _print_csv(prediction for prediction, _ in watch(predictor, folder, top))
+        return
+    for prediction, version in watch(predictor, folder, top):
+        number = None if version is None else version.id
+        if json:
+            print_json({**_as_dict(prediction), "version": number}, indent=None)
+        elif prediction.error:
+            out.print(f"{prediction.path}: {prediction.error}", soft_wrap=True)
+        else:
+            labels = ", ".join(f"{label} {100 * p:.1f} %" for label, p in prediction.labels)
+            which = f" (version {number})" if number else ""
+            out.print(f"{prediction.path}: {labels}{which}", soft_wrap=True)
+
+
+def _as_dict(prediction: Prediction) -> dict[str, object]:
+    classes = [{"label": label, "probability": round(p, 6)} for label, p in prediction.labels]
+    return {"image": str(prediction.path), "classes": classes, "error": prediction.error}
+
+
+def _print_csv(predictions: Iterable[Prediction]) -> None:
+    writer = csv.writer(sys.stdout)
+    writer.writerow(("image", "rank", "label", "probability"))
+    sys.stdout.flush()
+    for prediction in predictions:
+        for rank, (label, probability) in enumerate(prediction.labels, start=1):
+            writer.writerow((prediction.path, rank, label, f"{probability:.6f}"))
+        sys.stdout.flush()  # for whoever reads a watched folder
+
+
+def _print_table(predictions: Iterable[Prediction]) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("image")
+    table.add_column("class")
+    table.add_column("probability", justify="right")
+    for prediction in predictions:
+        for rank, (label, probability) in enumerate(prediction.labels):
+            name = str(prediction.path) if rank == 0 else ""
+            table.add_row(name, label, f"{100 * probability:.1f} %")
+    out.print(table)

@@ -1,0 +1,303 @@
+"""What all commands share: where they print, how they fail, how they show progress."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import io
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from hgprompt_edge.backbones.image_count import watch_images
+from hgprompt_edge.cli.shared.text import AS_GIVEN, command_line, visible
+from hgprompt_edge.errors import CheckError, UserError
+
+if TYPE_CHECKING:
+    from hgprompt_edge.backbones.backbone import Backbone
+    from hgprompt_edge.cli.shared.options import DeviceName, PrecisionName
+    from hgprompt_edge.prompts.bank import PromptBank
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Report = Callable[[str, int, int], None]
+
+SPEED_SECONDS = 1800.0
+"""Steps of the last half hour say how long the rest takes: a step may take minutes."""
+WIDE = 10_000
+"""Columns of output that goes to a file: nothing is folded there."""
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class PlainConsole(Console):
+    """Prints text as it is: nothing in it is markup, an emoji or an order to the terminal."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """Every string that is printed comes by here, the cells of tables included."""
+        return super().render_str(visible(text), **how)
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print; what is too wide for a column of a table is folded, and prose is left to wrap."""
+        how.setdefault("soft_wrap", all(isinstance(each, str | Text) for each in objects))
+        for table in objects:
+            for column in table.columns if isinstance(table, Table) else ():
+                column.overflow = "ellipsis" if column.no_wrap else "fold"
+        super().print(*objects, **how)
+
+
+err = PlainConsole(stderr=True)
+out = PlainConsole()
+
+RESUMES = "resumes"
+EXIT_CHECK_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def prepare_output() -> None:
+    r"""Let stdout and stderr take any text, whatever they are encoded in; call once, at the start.
+
+    Bytes of a file's name that are not UTF-8 come out as the bytes that they are; characters that
+    the encoding lacks as `\\u4e2d`, those of our drawings in ASCII.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=AS_GIVEN)
+    if not out.is_terminal:
+        out.width = WIDE
+
+
+def drawn(character: str, plain: str) -> str:
+    """Return a character of ours where stdout can encode it, else `plain`."""
+    try:
+        character.encode(out.encoding)
+    except UnicodeEncodeError:
+        return plain
+    return character
+
+
+def resumes(command: Callable[P, R]) -> Callable[P, R]:
+    """Mark a command that goes on, after an interruption, from what it has computed."""
+    setattr(command, RESUMES, True)
+    return command
+
+
+def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn the expected errors of a command into one sentence and an exit code.
+
+    Anything else is a bug: it keeps its traceback, under a line that says which version has it.
+    """
+
+    @functools.wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        warnings.showwarning = _print_warning
+        try:
+            try:
+                return command(*args, **kwargs)
+            finally:
+                sys.stdout.flush()  # here, so that a full device is told as any other error
+        except UserError as error:
+            fail(str(error), EXIT_BAD_INPUT)
+        except CheckError as error:
+            fail(str(error), EXIT_CHECK_FAILED)
+        except KeyboardInterrupt:
+            resumes = getattr(command, RESUMES, False)
+            further = "; the same command goes on from here" if resumes else ""
+            fail(f"interrupted{further}", EXIT_INTERRUPTED)
+        except (typer.Exit, typer.Abort):
+            raise
+        except BrokenPipeError:  # the reader (`| head`) has what it wanted; typer ends quietly
+            raise
+        except MemoryError:
+            fail(
+                "not enough memory; give fewer images at a time, or take a smaller model",
+                EXIT_BAD_INPUT,
+            )
+        except Exception as error:
+            # Of a stream: an error of a file names it.
+            if isinstance(error, OSError) and not error.filename and error.errno in NO_SPACE:
+                _drop_output()
+                reason = os.strerror(error.errno).lower()
+                fail(f"standard output: cannot be written ({reason})", EXIT_BAD_INPUT)
+            err.print(f"hgedge {version('hgprompt-edge')}: this is a bug, please report it:")
+            raise
+
+    return wrapper
+
+
+def _drop_output() -> None:
+    """Send what is still to be printed nowhere; Python would fail on it again as it ends."""
+    with suppress(OSError, ValueError):  # a stream in memory has no number
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Print one sentence on stderr and leave with `code`."""
+    err.print(Text.assemble(("hgedge: ", "bold red"), visible(message)), soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def note(message: str) -> None:
+    """Print prose on stderr, so that stdout holds results alone."""
+    err.print(message, soft_wrap=True)
+
+
+def note_backbone(backbone: Backbone) -> None:
+    """Say on stderr what was taken from a checkpoint of others, and what was assumed."""
+    if backbone.facts:
+        note(f"{backbone.checkpoint}: {'; '.join(backbone.facts)}")
+
+
+def note_bank(bank: PromptBank) -> None:
+    """Say what was done to the prompts of a bank to make them fit each other, or left alone."""
+    for name in bank.matched:
+        note(
+            f"{name}: not known to share {bank.names[0]}'s init_seed; its tokens were matched to it"
+        )
+    note_ignored(bank)
+    if bank.normalization is not None:
+        note(f"pixels are normalised as for these prompts: {bank.normalization}")
+
+
+def note_ignored(bank: PromptBank) -> None:
+    """Name the starts in a bank's folder that are left alone."""
+    for name in bank.ignored:
+        note(f"{name}: not what {bank.names[0]} started from (init_seed); no mix takes it in")
+
+
+def print_json(document: object, *, indent: int | None = 2) -> None:
+    """Print one JSON document on stdout, with escapes where stdout cannot encode a character."""
+    text = json.dumps(document, indent=indent, ensure_ascii=False)
+    try:
+        text.encode(out.encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=indent)
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()  # for whoever reads a watched folder
+
+
+def print_next(*words: str | Path) -> None:
+    """Print the command to run next; each word is quoted, so that it can be pasted."""
+    out.print(f"next: {command_line(*words)}", soft_wrap=True)
+
+
+def fastest(
+    backbone: Backbone, device: DeviceName, precision: PrecisionName, passes: float = 0
+) -> Backbone:
+    """Let images run through the backbone in the fastest way that is allowed, and say which.
+
+    With the image passes that the command needs, say about how long it takes.
+    """
+    from hgprompt_edge.backbones.fastest import choose_compute
+
+    choice = choose_compute(backbone, device.value, precision.value)
+    takes = f"; {duration(choice.seconds(passes))}" if passes else ""
+    note(f"{choice}{takes}")
+    return backbone.with_compute(choice.compute)
+
+
+def duration(seconds: float) -> str:
+    """Say about how long something takes, where nothing of it is in the cache."""
+    if seconds < 60:
+        return "this takes less than a minute"
+    minutes = round(seconds / 60)
+    hours, rest = divmod(minutes, 60)
+    time = f"{hours} h {rest} min" if hours else f"{minutes} min"
+    return f"this takes about {time}, less what an earlier run has computed"
+
+
+class Stages:
+    """Bars of the stages of a command, which move with the images that pass between two reports."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars, self.lock = bars, Lock()
+        self.known: dict[str, TaskID] = {}
+        self.stage, self.done, self.total = "", 0, 0
+        self.images = self.per_step = 0.0
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Move a stage's bar; a total of 0 stands for an unknown one."""
+        with self.lock:
+            if stage != self.stage:
+                self.stage, self.done, self.per_step = stage, done, 0.0
+            elif done > self.done:
+                self.per_step = self.images / (done - self.done)
+            self.done, self.total, self.images = done, total, 0.0
+            self._show(stage, done, total)
+
+    def passed(self, images: int) -> None:
+        """Count images: within a step where it is known how many a step takes."""
+        with self.lock:
+            self.images += images
+            if not self.stage or self.done >= self.total:
+                self._show(self.stage if not self.total else "images", 0, 0)
+            elif self.per_step:
+                part = min(self.images / self.per_step, 0.99)
+                self._show(self.stage, self.done + part, self.total)
+            else:
+                self._show(self.stage, self.done, self.total)
+
+    def _show(self, stage: str, done: float, total: int) -> None:
+        stage = stage or "images"
+        if stage not in self.known:
+            self.known[stage] = self.bars.add_task(stage, total=total or None, images="")
+        count = f"{self.images:,.0f} images" if self.images else ""
+        self.bars.update(self.known[stage], completed=done, total=total or None, images=count)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Report]:
+    """Bars with an ETA on a terminal, nothing elsewhere: yields `report(stage, done, total)`."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[images]}", markup=False),
+    )
+    with Progress(
+        *columns,
+        console=err,
+        disable=not err.is_terminal,
+        transient=True,
+        speed_estimate_period=SPEED_SECONDS,
+    ) as bars:
+        stages = Stages(bars)
+        with watch_images(stages.passed):
+            yield stages.report
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show on a terminal that something goes on whose length is not known."""
+    with progress_bar() as report:
+        report(what, 0, 0)
+        yield
+
+
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    err.print(Text.assemble(("warning: ", "yellow"), visible(str(message))), soft_wrap=True)

@@ -1,0 +1,42 @@
+"""Models that a command runs, with what a device has learned for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hgprompt_edge.cli.shared.console import note
+
+if TYPE_CHECKING:
+    from hgprompt_edge.runtime.predictor import Predictor
+
+
+def open_model(
+    model: Path,
+    *,
+    threads: int | None = None,
+    device: str = "CPU",
+    bf16: bool | None = None,
+    state: Path | None = None,
+) -> Predictor:
+    """Open a model; without `state` at the newest weights of `MODEL.state`, if that is there.
+
+    Raises
+    ------
+    UserError
+        As of `Predictor`.
+    """
+    from hgprompt_edge.runtime.predictor import Predictor, state_folder
+
+    predictor = Predictor(model, threads=threads, device=device, bf16=bf16, state=state)
+    if state is not None and not state.exists():
+        note(f"--state {state}: not there (yet), so the factory weights are in force")
+    if state is None and predictor.bank is not None:
+        predictor.follow(state_folder(model))
+    return predictor
+
+
+def note_bf16(predictor: Predictor, bf16: bool | None) -> None:
+    """Say what computing in bfloat16 does to the images that a model carries, where it is asked."""
+    if bf16:
+        note(f"bfloat16: {predictor.compare_probe()}")

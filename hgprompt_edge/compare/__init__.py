@@ -1,0 +1,1 @@
+"""What mixing is worth beside the alternatives."""

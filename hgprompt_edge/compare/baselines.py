@@ -1,0 +1,377 @@
+"""What a user would do otherwise: one function a method, all on the same data, head and cache.
+
+Each function takes a `Contest` and returns a `Plan`: which prompts run at inference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from cmaes import CMA
+from torch.nn import functional
+
+from hgprompt_edge.data import Task
+from hgprompt_edge.features.cached import FeatureStore, digest
+from hgprompt_edge.files import cache_folder
+from hgprompt_edge.fit.algorithm import (
+    LAMBDA,
+    STEPS,
+    Learned,
+    align,
+    basis_features,
+    learn_weights,
+    uniform_weights,
+)
+from hgprompt_edge.fit.choice import Decision, choose, decide, source_candidates
+from hgprompt_edge.fit.choice import best_source as best_of
+from hgprompt_edge.fit.judge import Candidate, Judge
+from hgprompt_edge.heads.heads import cross_fitted_log_loss
+from hgprompt_edge.prompts.bank import Floats, PromptBank, mix, on_basis
+from hgprompt_edge.training.prompt_tuning import Recipe, Trained
+from hgprompt_edge.training.tune import BATCH_SIZE, LEARNING_RATE, epochs_for, train_from
+
+Weights = npt.NDArray[np.float64]
+
+LORAHUB_BOUND, LORAHUB_L1 = 1.5, 0.05
+DESCENT_STEPS, DESCENT_RATE = 300, 0.1
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the methods may spend; one for all tasks of a comparison.
+
+    Attributes
+    ----------
+    lam, steps
+        As in `HGPrompt`.
+    evaluations
+        Mixes that the gradient-free search may try, a pass over the training images each.
+    spot_steps
+        Steps of the short target-trained prompt that SPoT compares the sources with.
+    tune_steps
+        Steps of tune.
+    """
+
+    lam: float = LAMBDA
+    steps: int = STEPS
+    evaluations: int = 40
+    spot_steps: int = 10
+    tune_steps: int = 20
+    batch_size: int = BATCH_SIZE
+    learning_rate: float = LEARNING_RATE
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method came up with.
+
+    Attributes
+    ----------
+    candidate
+        What runs at inference.
+    trained_passes
+        Image passes of training, beside what the feature store was asked for; one forward and
+        two back for each image of a step.
+    """
+
+    candidate: Candidate
+    trained_passes: int = 0
+
+
+@dataclass(frozen=True)
+class Done:
+    """A plan and what it cost.
+
+    Attributes
+    ----------
+    asked
+        What the feature store was asked for, as `FeatureStore.counting` notes it.
+    seconds
+        Wall time, without what the cache held already.
+    """
+
+    plan: Plan
+    asked: dict[str, int]
+    seconds: float
+
+    @property
+    def image_passes(self) -> int:
+        """Forward passes of single images, a backward pass counting as two."""
+        return sum(self.asked.values()) + self.plan.trained_passes
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A task, the sources (none of its family) and the budget."""
+
+    store: FeatureStore
+    task: Task
+    bank: PromptBank
+    judge: Judge
+    budget: Budget
+    seed: int = 0
+    done: dict[str, Done] = field(default_factory=dict)
+
+    def run(self, method: str) -> Done:
+        """Plan of a key of `METHODS`, made once; its passes count wherever it is used."""
+        if method not in self.done:
+            began = time.perf_counter()
+            with self.store.counting() as asked:
+                plan = METHODS[method](self)
+            self.done[method] = Done(plan, asked, time.perf_counter() - began)
+        else:
+            self.store.note(self.done[method].asked)
+        return self.done[method]
+
+    @property
+    def tokens(self) -> Floats:
+        """The sources, `[N, L, T, D]`."""
+        return self.bank.tokens
+
+    @property
+    def recipe(self) -> Recipe:
+        """How prompts of the target are trained; `epochs` is up to the method."""
+        budget = self.budget
+        return Recipe(
+            batch_size=max(budget.batch_size, len(self.task.classes)),
+            learning_rate=budget.learning_rate,
+            init_seed=self.bank.prompts[0].init_seed or 0,
+            tokens=self.bank.tokens.shape[2],
+            mode=self.bank.mode,
+            validate_every=1,  # how often the state is kept, too
+            seed=self.seed,
+            keep_last=True,  # validation judges, so it does not choose
+        )
+
+    def folded(self, weights: Weights) -> Candidate:
+        """One prompt: the mix with these weights, which need not sum to 1.
+
+        Of the sources `[N]`, or of the bank's basis `[M]` or `[M, L]`.
+        """
+        basis = self.bank.basis_tokens
+        weights = on_basis(weights, len(basis))
+        return Candidate("", mix(basis, weights), weights)
+
+    @property
+    def unmixed(self) -> Weights:
+        """Weights `[M]` where no source is used."""
+        return np.zeros(len(self.bank.basis))
+
+    @property
+    def start(self) -> Floats | None:
+        """What prompts of the target are trained from; None: it has to be computed."""
+        return self.bank.start.tokens if self.bank.start else None
+
+    def train(self, start: Floats | None, recipe: Recipe) -> Trained:
+        """Train a prompt of the target; interrupted, the next one goes on from its state."""
+        state = None
+        if self.store.enabled:
+            backbone = self.store.backbone
+            rule = backbone.preprocessing.to_json()
+            of = (backbone.sha256, backbone.pooling, rule, self.task.digest, recipe, digest(start))
+            name = hashlib.sha256(repr(of).encode()).hexdigest()
+            state = cache_folder() / "trainings" / f"{name}.state"
+            state.parent.mkdir(parents=True, exist_ok=True)
+        return train_from(start, self.store.backbone, self.task, recipe, state=state)
+
+
+def none(contest: Contest) -> Plan:
+    """Run the frozen backbone without a prompt."""
+    return Plan(Candidate("", None, contest.unmixed))
+
+
+def best_source(contest: Contest) -> Plan:
+    """Take the one source that holds out best."""
+    sources = source_candidates(contest.bank)
+    return Plan(sources[best_of(contest.judge, sources)])
+
+
+def uniform(contest: Contest) -> Plan:
+    """All sources alike."""
+    return Plan(contest.folded(uniform_weights(len(contest.bank.prompts))))
+
+
+def spot(contest: Contest) -> Plan:
+    """Weights by similarity to a short target-trained prompt (Vu et al. 2022, "SPoT").
+
+    Similarity is the cosine of prompts averaged over their tokens; negative ones count as zero.
+    """
+    images = len(contest.task.train)
+    epochs = epochs_for(contest.budget.spot_steps, images, contest.recipe.batch_size)
+    recipe = replace(contest.recipe, epochs=epochs)
+    target = contest.train(contest.start, recipe).tokens
+    pooled = torch.from_numpy(contest.tokens).double().mean(2).flatten(1)  # [N, L D]
+    reference = torch.from_numpy(target).double().mean(1).flatten()
+    similar = functional.cosine_similarity(pooled, reference[None]).clamp(min=0).numpy()
+    weights = similar / similar.sum() if similar.sum() > 0 else uniform_weights(len(similar))
+    return Plan(contest.folded(weights), 3 * epochs * images)
+
+
+def h_only(contest: Contest) -> Plan:
+    """Transferability without the conflict: `lambda = 0`."""
+    return Plan(contest.folded(learn(contest, lam=0.0).weights))
+
+
+def alignment_only(contest: Contest) -> Plan:
+    """Least conflict, reached from uniform by descent on R.
+
+    R is concave with its zeros at the vertices, so this ends at one source: the most central.
+    """
+    features = basis_features(contest.store, contest.task, contest.bank)
+    features = features[: len(contest.bank.prompts)]
+    task = contest.task
+    alignment = align(features, task.train.labels, len(task.classes), contest.seed)
+    theta = torch.zeros(len(features), dtype=torch.float64)
+    for _ in range(DESCENT_STEPS):
+        weights = theta.softmax(0)
+        slope = alignment.gradient(weights)
+        slope = weights * (slope - weights @ slope)
+        largest = float(slope.abs().max())
+        if largest < 1e-12:
+            break
+        theta = theta - DESCENT_RATE * slope / largest
+    return Plan(contest.folded(theta.softmax(0).numpy()))
+
+
+def gradient_free(contest: Contest) -> Plan:
+    """Signed weights by CMA-ES on the training log-loss plus L1 (Huang et al. 2023, "LoraHub").
+
+    The log-loss is cross-fitted: a head that has seen an image says little about it.
+    """
+    task, count = contest.task, len(contest.bank.prompts)
+    search = CMA(
+        mean=uniform_weights(count),
+        sigma=0.3,
+        bounds=np.tile([-LORAHUB_BOUND, LORAHUB_BOUND], (count, 1)),
+        seed=contest.seed,
+    )
+    best, best_value = uniform_weights(count), np.inf
+    left = contest.budget.evaluations
+    while left > 0:
+        solutions = []
+        for _ in range(search.population_size):
+            weights = search.ask()
+            prompt = mix(contest.tokens, weights)
+            features = contest.store.features(task.train.pixels, prompt)
+            loss = cross_fitted_log_loss(
+                features, task.train.labels, len(task.classes), contest.seed
+            )
+            value = loss + LORAHUB_L1 * float(np.abs(weights).mean())
+            solutions.append((weights, value))
+            if value < best_value:
+                best, best_value = weights, value
+            left -= 1
+        search.tell(solutions)
+    return Plan(contest.folded(best))
+
+
+def soup(contest: Contest) -> Plan:
+    """Greedy soup: sources by validation, each kept if it helps (Wortsman et al. 2022)."""
+    count = len(contest.bank.prompts)
+    rows = [contest.judge.on_validation(contest.folded(weights)) for weights in np.eye(count)]
+    order = sorted(range(count), key=lambda i: (rows[i].val_log_loss, i))
+    taken, row = [order[0]], rows[order[0]]
+    for source in order[1:]:
+        weights = np.eye(count)[[*taken, source]].mean(0)
+        grown = contest.judge.on_validation(contest.folded(weights))
+        if choose([row, grown]) == 1:
+            taken, row = [*taken, source], grown
+    return Plan(contest.folded(np.eye(count)[taken].mean(0)))
+
+
+def prediction_average(contest: Contest) -> Plan:
+    """Mean of the probabilities of all sources: N passes at inference."""
+    first, *more = source_candidates(contest.bank)
+    return Plan(replace(first, more=tuple(more)))
+
+
+def two_folded(contest: Contest) -> Plan:
+    """Do as `fit --folded 2`: what is kept and the prompt that adds most to it."""
+    return Plan(decision(contest, 2).chosen)
+
+
+def three_folded(contest: Contest) -> Plan:
+    """Do as `fit --folded 3`."""
+    return Plan(decision(contest, 3).chosen)
+
+
+def hgprompt(contest: Contest) -> Plan:
+    """Take the learned weights, whatever validation says of them."""
+    return Plan(contest.folded(learn(contest).weights))
+
+
+def hgprompt_guarded(contest: Contest) -> Plan:
+    """Do as `fit`: no prompt, best source, uniform or learned, whichever holds out best."""
+    return Plan(decision(contest, 1).chosen)
+
+
+def decision(contest: Contest, folded: int) -> Decision:
+    """Make the table of `fit` with at most so many folded prompts, and choose."""
+    learned = contest.run("hgprompt").plan.candidate
+    return decide(contest.judge, contest.bank, learned.weights, folded)
+
+
+def tune(contest: Contest) -> Plan:
+    """Train the target's own prompt from the learned mix on."""
+    mixed = contest.run("hgprompt").plan.candidate
+    epochs = epochs_for(
+        contest.budget.tune_steps, len(contest.task.train), contest.recipe.batch_size
+    )
+    recipe = replace(contest.recipe, epochs=epochs)
+    trained = contest.train(mixed.tokens, recipe)
+    candidate = replace(mixed, tokens=trained.tokens)
+    return Plan(candidate, 3 * epochs * len(contest.task.train))
+
+
+def vpt_scratch(contest: Contest) -> Plan:
+    """Train the target's own prompt from scratch, for the passes of fit and tune together."""
+    images = len(contest.task.train)
+    with contest.store.uncounted():
+        spent = contest.run("tune").image_passes
+    epochs = max(1, round(spent / (3 * images)))
+    recipe = replace(contest.recipe, epochs=epochs)
+    trained = contest.train(contest.start, recipe)
+    return Plan(Candidate("", trained.tokens, contest.unmixed), 3 * epochs * images)
+
+
+METHODS: dict[str, Callable[[Contest], Plan]] = {
+    "none": none,
+    "best_source": best_source,
+    "uniform": uniform,
+    "spot": spot,
+    "h_only": h_only,
+    "alignment_only": alignment_only,
+    "gradient_free": gradient_free,
+    "soup": soup,
+    "prediction_average": prediction_average,
+    "hgprompt": hgprompt,
+    "hgprompt_guarded": hgprompt_guarded,
+    "two_folded": two_folded,
+    "three_folded": three_folded,
+    "tune": tune,
+    "vpt_scratch": vpt_scratch,
+}
+
+
+def learn(contest: Contest, lam: float | None = None) -> Learned:
+    """Learn weights for the contest's task, as `fit` does; `lam` in place of the budget's."""
+    budget = contest.budget
+    return learn_weights(
+        contest.store,
+        contest.task,
+        contest.bank,
+        lam=budget.lam if lam is None else lam,
+        steps=budget.steps,
+        seed=contest.seed,
+        report=_silent,
+    )
+
+
+def _silent(_stage: str, _done: int, _total: int) -> None:
+    """Report to nobody."""

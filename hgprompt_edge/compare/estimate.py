@@ -1,0 +1,58 @@
+"""How many image passes a command needs, so that it can say beforehand how long it takes.
+
+As `compare` counts them: a forward pass of one image is 1, a training image 3. Heads and files
+come on top, and what the cache holds comes off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hgprompt_edge.compare.baselines import Budget
+from hgprompt_edge.data import Task
+from hgprompt_edge.prompts.bank import PromptBank
+from hgprompt_edge.training.tune import epochs_for
+
+ROWS = 4
+"""Of the table of `fit`: no prompt, best source, uniform, learned."""
+
+
+def fit_passes(task: Task, bank: PromptBank | None, steps: int) -> int:
+    """Image passes of a fit: features of each prompt, the steps, the table, what is kept anew."""
+    train, held_out, test = len(task.train), len(task.validation), len(task.test)
+    if bank is None:
+        return train + held_out + test
+    prompts = len(bank.basis) + 2  # the uniform mix, no prompt
+    table = prompts * (train + held_out) + ROWS * test
+    return table + steps * 3 * train + 2 * (train + held_out) + test
+
+
+def tune_passes(task: Task, epochs: int) -> int:
+    """Image passes of training a prompt, evaluated at the end, and of its row in the table."""
+    train, held_out = len(task.train), len(task.validation)
+    return 3 * epochs * train + 3 * (train + held_out) + len(task.test)
+
+
+def compare_passes(task: Task, bank: PromptBank, methods: Sequence[str], budget: Budget) -> int:
+    """Image passes of a comparison. Methods share what they need alike: it is counted once."""
+    train, sources = len(task.train), len(bank.prompts)
+    spot, tune = (
+        epochs_for(steps, train, budget.batch_size)
+        for steps in (budget.spot_steps, budget.tune_steps)
+    )
+    ascent = 3 * train * budget.steps + train
+    learned = {"hgprompt", "hgprompt_guarded", "two_folded", "three_folded", "tune", "vpt_scratch"}
+    own = {
+        "spot": 3 * spot * train,
+        "h_only": ascent,
+        "gradient_free": train * budget.evaluations,
+        "soup": train * sources,
+        "prediction_average": sources * len(task.test),
+        "tune": tune_passes(task, tune),
+        "vpt_scratch": ascent + 2 * tune_passes(task, tune),
+    }
+    total = (len(bank.basis) + 2) * (train + len(task.validation))
+    total += sum(own.get(method, 0) for method in methods)
+    if learned & set(methods):
+        total += ascent
+    return total + len(methods) * (len(task.validation) + len(task.test))

@@ -1,0 +1,1 @@
+"""Layouts of data sets: folders, zip files, lists, parquet, archives of torchvision, the hub."""

@@ -1,1 +1,0 @@
-"""What runs on a device: numpy and onnxruntime only."""

@@ -1,0 +1,1 @@
+"""The graph of the gradient, for adaptation on a device."""

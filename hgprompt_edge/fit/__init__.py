@@ -1,0 +1,1 @@
+"""The method: the HGPrompt objective, its optimisation, and the choice of what is kept."""

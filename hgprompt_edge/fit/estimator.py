@@ -1,0 +1,247 @@
+"""`HGPrompt`: learn how to mix the source prompts of a bank for a task."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from hgprompt_edge.artifacts.bundle import Bundle, Row
+from hgprompt_edge.artifacts.folded import MAX_FOLDED
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.data import Task
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.features.cached import FeatureStore
+from hgprompt_edge.features.pooling import Pooling, choose_pooling
+from hgprompt_edge.fit.algorithm import (
+    LAMBDA,
+    STEPS,
+    Learned,
+    Progress,
+    learn_weights,
+    shares_of_sources,
+    uniform_weights,
+)
+from hgprompt_edge.fit.assemble import make_bundle
+from hgprompt_edge.fit.checks import check_bank, check_validation, leave_out_family
+from hgprompt_edge.fit.choice import Decision, decide
+from hgprompt_edge.fit.judge import Judge
+from hgprompt_edge.heads.best_head import HeadKind
+from hgprompt_edge.heads.heads import Head
+from hgprompt_edge.prompts.bank import SHALLOW, Floats, PromptBank, effective_sources, mix
+
+
+class HGPrompt:
+    """Mix source prompts so that the target's features separate and the sources agree.
+
+    Maximises `J = H_d / (K - 1) - lambda R` (METHOD eq. 6) through the frozen backbone, from near
+    the source with the highest `H_d`, with a weight for each prompt and layer; the neutral prompt
+    that the sources started from is one of them where the bank holds it. No prompt, the best
+    source, the uniform mix and the learned mix are compared on held-out images, and the best is
+    kept if it gains enough over no prompt (`choice.decide`).
+
+    Parameters
+    ----------
+    lam
+        `lambda`, the price of gradient conflict.
+    steps
+        Steps through the backbone, each a forward and a backward pass of the training images.
+    folded
+        Most folded prompts that may run at inference, 1 to 3; their probabilities are averaged.
+    head
+        Classifiers on the features that are tried: `lda` or `logistic`.
+    seed
+        Of folds and of the probe images.
+    cache
+        Keep features on disk, so that an interrupted or repeated fit does not compute them again.
+    keep_sources
+        Put the source prompts into the bundle, for mixing on the device.
+
+    Attributes
+    ----------
+    weights_ : ndarray of shape (n_prompts, n_layers), float64
+        The learned mix of the bank's `basis`, kept or not.
+    choice_ : str
+        Row of the table that was kept: not always the one with the lowest log-loss.
+    pooling_ : Pooling
+        What all heads see, chosen without a prompt: class token, mean of the patch tokens, both.
+    best_source_ : str
+        The source that is best on held-out images.
+    left_out_ : tuple of str
+        Sources of the task's own family.
+    table_ : tuple of Row
+        No prompt, best source, uniform, learned and, where several prompts hold out better, folded.
+    head_ : Head
+        The best one for the kept row, fitted on training and validation images; of several folded
+        prompts the first one's.
+    objective_ : dict
+        J, H_d, R, the noise floor, lambda, rho, steps, the score of each prompt, effective number
+        of sources.
+    history_ : list of dict
+        `J`, `H_d`, `R` and `floor` of each step.
+    bundle_ : Bundle
+        All of it, ready for `write_bundle`.
+
+    Examples
+    --------
+    >>> bank = read_bank("tiny")  # doctest: +SKIP
+    >>> backbone = load_backbone(bank.backbone)  # doctest: +SKIP
+    >>> task = load_task("digits", backbone.preprocessing)  # doctest: +SKIP
+    >>> HGPrompt(seed=0).fit(bank, backbone, task).choice_  # doctest: +SKIP
+    'learned'
+    """
+
+    weights_: npt.NDArray[np.float64]
+    choice_: str
+    pooling_: Pooling
+    best_source_: str
+    left_out_: tuple[str, ...]
+    table_: tuple[Row, ...]
+    head_: Head
+    objective_: dict[str, Any]
+    history_: list[dict[str, Any]]
+    bundle_: Bundle
+
+    def __init__(
+        self,
+        *,
+        lam: float = LAMBDA,
+        steps: int = STEPS,
+        folded: int = 1,
+        head: HeadKind = "lda",
+        seed: int = 0,
+        cache: bool = True,
+        keep_sources: bool = True,
+    ) -> None:
+        if head not in get_args(HeadKind):
+            known = ", ".join(get_args(HeadKind))
+            raise ValueError(f"The 'head' must be one of {known}. Got '{head}' instead.")
+        if not (np.isfinite(lam) and lam >= 0):
+            raise ValueError(f"The 'lam' must be finite and not negative. Got {lam} instead.")
+        if steps < 0:
+            raise ValueError(f"The 'steps' must be >= 0. Got {steps} instead.")
+        if not 1 <= folded <= MAX_FOLDED:
+            raise ValueError(f"The 'folded' must be 1 to {MAX_FOLDED}. Got {folded} instead.")
+        self.lam, self.steps, self.folded = lam, steps, folded
+        self.head, self.seed = head, seed
+        self.cache, self.keep_sources = cache, keep_sources
+
+    def fit(
+        self, bank: PromptBank, backbone: Backbone, task: Task, progress: Progress | None = None
+    ) -> HGPrompt:
+        """Learn the weights, choose, fit the head.
+
+        Sources of the task's own family are left out. Images are normalised as those that the
+        bank was trained on, for no prompt, too. They run as the backbone's `compute` says;
+        what is kept has its features in float32. Interrupted, it leaves the features it has
+        computed in the cache, so that the same call goes on from there.
+
+        Raises
+        ------
+        UserError
+            The bank was made for another backbone, holds no source of another family than the
+            task's, or the task has no validation images.
+        """
+        report = progress or _silent
+        check_bank(bank, backbone)
+        check_validation(task)
+        bank, self.left_out_ = leave_out_family(bank, task)
+        if self.folded > 1 and bank.mode == SHALLOW:
+            raise UserError(
+                "--folded: several folded prompts need deep prompts, and these are shallow; take 1"
+            )
+        backbone = backbone.normalized(bank.normalization)
+        store = FeatureStore(backbone, enabled=self.cache)
+        report("pooling", 0, 0)
+        self.pooling_ = choose_pooling(store, task, self.seed)
+        store = store.with_pooling(self.pooling_.name)
+        _extract(store, task, bank, report)
+        learned = learn_weights(
+            store, task, bank, lam=self.lam, steps=self.steps, seed=self.seed, report=report
+        )
+        self.weights_ = learned.weights
+        self.history_ = learned.history
+        judge = Judge(store, task, self.head, self.seed)
+        report("heads", 0, 0)
+        decision = decide(judge, bank, self.weights_, self.folded)
+        self.choice_ = decision.chosen.method
+        self.best_source_ = bank.names[decision.best_source]
+        exact = judge.exact()
+        heads = self._measure(judge, exact, decision, report)
+        self.head_ = heads[0]
+        self.objective_ = self._summary(bank, learned)
+        self.bundle_ = make_bundle(
+            store.backbone,
+            task,
+            bank,
+            decision.chosen,
+            self.weights_,
+            heads,
+            self.table_,
+            self.objective_,
+            self.seed,
+            self.keep_sources,
+            clean=exact.clean(decision.chosen),
+        )
+        return self
+
+    def _measure(
+        self, judge: Judge, exact: Judge, decision: Decision, report: Progress
+    ) -> list[Head]:
+        """Complete the table; the test part is touched after the choice (METHOD 6).
+
+        What is kept gets its heads and its test accuracy in float32.
+        """
+        rows = list(decision.rows)
+        heads = exact.final_heads(decision.chosen)
+        for index, candidate in enumerate(decision.candidates):
+            # Another row may be the same mix as the kept one: equal prompts have equal figures.
+            same = not candidate.more and not decision.chosen.more
+            if index == decision.kept or (
+                same and np.array_equal(candidate.weights, decision.chosen.weights)
+            ):
+                rows[index] = exact.on_test(rows[index], candidate, heads)
+            else:
+                rows[index] = judge.on_test(rows[index], candidate)
+            report("test images", index + 1, len(rows))
+        self.table_ = tuple(rows)
+        return heads
+
+    def _summary(self, bank: PromptBank, learned: Learned) -> dict[str, Any]:
+        shares = shares_of_sources(self.weights_, len(bank.prompts))
+        names = [prompt.name for prompt in bank.basis]
+        return {
+            **asdict(learned.terms),
+            "lambda": self.lam,
+            "shrinkage": learned.objective.shrinkage,
+            "head": self.head,
+            "pooling": asdict(self.pooling_),
+            "steps": learned.best,
+            "scores": dict(zip(names, learned.scores, strict=True)),
+            "start": bank.names[learned.start],
+            "effective_sources": effective_sources(shares),
+            "sources": len(bank.prompts),
+            "best_source": self.best_source_,
+        }
+
+
+def _extract(store: FeatureStore, task: Task, bank: PromptBank, report: Progress) -> None:
+    """Put the features of the bank's prompts, of the uniform mix and of no prompt into the store.
+
+    The neutral prompt is no row of the table: only its training images are needed.
+    """
+    tokens: Floats = bank.tokens
+    uniform = mix(tokens, uniform_weights(len(tokens)))
+    prompts = [*tokens, uniform, None, *bank.basis_tokens[len(tokens) :]]
+    for done, prompt in enumerate(prompts):
+        report("features", done, len(prompts))
+        store.features(task.train.pixels, prompt)
+        if done < len(tokens) + 2:
+            store.features(task.validation.pixels, prompt)
+    report("features", len(prompts), len(prompts))
+
+
+def _silent(_stage: str, _done: int, _total: int) -> None:
+    """Report to nobody."""

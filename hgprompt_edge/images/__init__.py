@@ -1,0 +1,1 @@
+"""Image files to upright pixels of the size that a model takes."""

@@ -1,0 +1,1 @@
+"""What server and device compute alike: mixing, intervals, statistics of features."""

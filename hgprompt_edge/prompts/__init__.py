@@ -1,0 +1,1 @@
+"""Prompts, banks of them and mixing weights."""

@@ -1,0 +1,1 @@
+"""Run exported models: predictor, watching a folder, benchmarks, checks. Needs no PyTorch."""

@@ -1,0 +1,196 @@
+"""One photograph to a class in one line: `load("pets.onnx")("photo.jpg")`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from hgprompt_edge.images.decode import open_image, upright_rgb
+from hgprompt_edge.images.preprocess import Preprocessing, to_array
+from hgprompt_edge.runtime.predictor import Floats, Pixels, Predictor, state_folder
+
+Photo: TypeAlias = "str | PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]"
+"""A file's path or its content, a Pillow image, or pixels `[H, W, 3]`, RGB, or grey `[H, W]`."""
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Which class an image is of.
+
+    Attributes
+    ----------
+    labels
+        All classes, the most probable first.
+    probabilities
+        Of each, in the same order; they sum to 1.
+    """
+
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return self.labels[0]
+
+    @property
+    def probability(self) -> float:
+        """That of the most probable class."""
+        return self.probabilities[0]
+
+    def __repr__(self) -> str:
+        return f"Classification({self.label!r}, {self.probability:.4f})"
+
+
+class Classifier:
+    """A model that takes photographs in any form; what `load` returns. Threads can share it.
+
+    Attributes
+    ----------
+    predictor : Predictor
+        The model; on prepared pixels it gives logits, probabilities and features.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the model's logits."""
+        return self.predictor.classes
+
+    # A str is an iterable of str, too, for whoever only sees types.
+    @overload
+    def __call__(self, images: Photo) -> Classification: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, images: Iterable[Photo]) -> list[Classification]: ...
+    def __call__(self, images: Photo | Iterable[Photo]) -> Classification | list[Classification]:
+        """Classify a photograph, or several.
+
+        Turned upright, resized and cropped as for the model, whatever the form. Several are decoded
+        and computed 16 at a time.
+
+        Parameters
+        ----------
+        images
+            The path of an image file, its bytes, a Pillow image, or an array uint8 `[H, W, 3]` in
+            the order red, green, blue (OpenCV's is the reverse), `[H, W, 4]` or grey `[H, W]`; or
+            several: any iterable of these, or an array `[n, H, W, 3]`.
+
+        Raises
+        ------
+        UnreadableImageError
+            A file that is missing or cannot be decoded; its attribute `name` says which.
+        TypeError, ValueError
+            What is no image, or an array of another type or shape.
+        """
+        self.predictor.refresh()
+        if isinstance(images, (str, PathLike, bytes, Image.Image)):
+            return self._classify([_pixels(images, self.predictor.preprocessing)])[0]
+        if isinstance(images, np.ndarray) and images.ndim != 4:
+            return self._classify([_pixels(images, self.predictor.preprocessing)])[0]
+        if not isinstance(images, Iterable):
+            raise TypeError(f"The 'images' must be photographs. Got {_kind(images)} instead.")
+        return self._several(images)
+
+    def _several(self, images: Iterable[Photo]) -> list[Classification]:
+        found: list[Classification] = []
+        remaining = iter(images)
+        while batch := list(islice(remaining, BATCH)):
+            names = (f"image {number}" for number in range(len(found), len(found) + len(batch)))
+            preprocessing = self.predictor.preprocessing
+            pixels = [
+                _pixels(image, preprocessing, name)
+                for image, name in zip(batch, names, strict=True)
+            ]
+            found += self._classify(pixels)
+        return found
+
+    def _classify(self, pixels: list[Pixels]) -> list[Classification]:
+        return [self._sorted(row) for row in self.predictor.probabilities(np.stack(pixels))]
+
+    def _sorted(self, probabilities: Floats) -> Classification:
+        order = np.argsort(-probabilities, kind="stable")
+        return Classification(
+            tuple(self.classes[index] for index in order), tuple(probabilities[order].tolist())
+        )
+
+
+def load(
+    model: str | PathLike[str],
+    *,
+    threads: int | None = None,
+    device: str = "CPU",
+    bf16: bool | None = None,
+    state: str | PathLike[str] | None = None,
+) -> Classifier:
+    """Load a model that `hgedge export` wrote, ready for photographs; needs no PyTorch.
+
+    >>> load("pets.onnx")("photo.jpg")  # doctest: +SKIP
+    Classification('beagle', 0.9731)
+
+    Parameters
+    ----------
+    model
+        The ONNX file, or the `.xml` of an OpenVINO model.
+    threads, device, bf16
+        As of `Predictor`.
+    state
+        Folder of `hgedge adapt`, of a model exported with `--adapt`; None: `MODEL.state`, as
+        `hgedge predict` does. Newer weights in it are taken over before each call.
+
+    Raises
+    ------
+    UserError
+        As of `Predictor`.
+    """
+    path = Path(model)
+    predictor = Predictor(
+        path, threads, device=device, bf16=bf16, state=None if state is None else Path(state)
+    )
+    if state is None and predictor.bank is not None:
+        predictor.follow(state_folder(path))
+    return Classifier(predictor)
+
+
+def _pixels(image: Photo, preprocessing: Preprocessing, name: str = "image") -> Pixels:
+    """Bring a photograph in any form to the pixels `[S, S, 3]` that the model takes."""
+    if isinstance(image, (str, PathLike)):
+        path = Path(image)
+        return to_array(open_image(path), preprocessing, str(path))
+    if isinstance(image, bytes):
+        return to_array(open_image(io.BytesIO(image), name), preprocessing, name)
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(_checked(image, name))
+    if not isinstance(image, Image.Image):
+        raise TypeError(
+            f"The {name} must be a path, bytes, a Pillow image or an array. "
+            f"Got {_kind(image)} instead."
+        )
+    return to_array(upright_rgb(image, name), preprocessing, name)
+
+
+def _checked(array: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.uint8]:
+    grey = array.ndim == 2
+    colour = array.ndim == 3 and array.shape[2] in (3, 4)
+    if array.dtype != np.uint8 or not (grey or colour) or 0 in array.shape:
+        raise ValueError(
+            f"The {name} must be uint8 [H, W, 3], [H, W, 4] or grey [H, W], pixels of 0 to 255. "
+            f"Got {array.dtype} {list(array.shape)} instead."
+        )
+    return np.ascontiguousarray(array)
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__

@@ -1,0 +1,187 @@
+"""A model in OpenVINO: IR, two files, `NAME.xml` with the graph and `NAME.bin` with the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from queue import LifoQueue
+from typing import Any
+
+from hgprompt_edge.artifacts.metadata import PREFIX
+from hgprompt_edge.cores import fewer_cores
+from hgprompt_edge.errors import UserError, brief
+from hgprompt_edge.files import sha256_file
+from hgprompt_edge.runtime.cpu import cpu_features
+from hgprompt_edge.runtime.engines.engine import Floats, LoadError, Pixels, Port, memory_errors
+from hgprompt_edge.runtime.engines.openvino_cache import compiled_folder, own_copy
+
+SUFFIX = ".xml"
+RT_INFO = "hgprompt"
+"""Under this name the metadata stand in the model's runtime information."""
+WEIGHTS_SHA256 = f"{PREFIX}weights_sha256"
+BF16 = f"{PREFIX}bf16"
+REQUESTS = 2
+"""So that one thread brings its images while another's are computed. More are no faster, as all of
+them compute in the same threads."""
+TYPES = {"uint8_t": "uint8", "u8": "uint8", "float": "float", "f32": "float"}
+
+
+class OpenVinoEngine:
+    """A model in OpenVINO, on a device that it knows.
+
+    Parameters
+    ----------
+    threads
+        CPU threads of one run; None: as many as this process may use.
+    device
+        `CPU`, `GPU`, `AUTO`, ...
+    bf16
+        Compute in bfloat16, which is twice as fast on some CPUs and slower than float32 on others.
+        None: what an int8 model leaves in float, on CPUs with AMX, if its accuracy was held so.
+    cache
+        Keep what the device compiled, so that the next process starts faster, where the cache's
+        folder can be written.
+
+    Raises
+    ------
+    LoadError
+        A file is missing, damaged, or not of this model.
+    UserError
+        OpenVINO is not installed, or this machine has no such device.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        *,
+        device: str = "CPU",
+        bf16: bool | None = None,
+        cache: bool = True,
+    ) -> None:
+        ov = import_openvino()
+        core = ov.Core()
+        _check_device(core, device, bool(bf16))
+        weights = path.with_suffix(".bin")
+        if not weights.is_file():
+            raise LoadError(f"needs {weights.name} beside it, which is missing; copy both files")
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        threads = fewer_cores() if threads is None else threads
+        if threads is not None and device == "CPU":
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            model = core.read_model(path)
+            self.entries: Mapping[str, str] = read_entries(model)
+            self.inputs = tuple(_port(given) for given in model.inputs)
+            self.outputs = tuple(_port(given) for given in model.outputs)
+            if bf16 is None:
+                held = self.entries.get(BF16) == "true"
+                bf16 = held and device == "CPU" and "amx_bf16" in cpu_features()
+            # Said here, since the runtime's own default is bfloat16 wherever a CPU knows it.
+            precision = "bf16" if bf16 else "f32"
+            settings["INFERENCE_PRECISION_HINT"] = precision
+            digest = _check_weights(weights, self.entries)
+            folder = compiled_folder(path, digest, precision) if cache else None
+            # Given the path and not the model, a compiled one is read without the weights of both
+            # in memory at once.
+            del model
+            compiled = None
+            if folder is not None:
+                # Whatever is wrong with the cache is not the model's fault.
+                with suppress(RuntimeError, OSError), own_copy(folder) as own:
+                    core.set_property({"CACHE_DIR": str(own)})
+                    compiled = core.compile_model(path, device, settings)
+                core.set_property({"CACHE_DIR": ""})
+            if compiled is None:
+                compiled = core.compile_model(path, device, settings)
+            self._requests: LifoQueue[Any] = LifoQueue()
+            for _ in range(REQUESTS):
+                self._requests.put(compiled.create_infer_request())
+        except UnicodeDecodeError as error:
+            raise LoadError("damaged (its text is not UTF-8); copy or export it again") from error
+        except RuntimeError as error:
+            raise LoadError(_explain(str(error), ov.__version__)) from error
+        self.as_exported = device == "CPU" and not bf16
+        self.runtime = f"openvino {ov.__version__.partition('-')[0]}"
+
+    def run(self, pixels: Pixels, given: Mapping[str, Floats] | None = None) -> Floats:
+        """Logits `[n, K]` of pixels `[n, S, S, 3]`, and of what else is `given` by name."""
+        return self.run_all(pixels, given)[0]
+
+    def run_all(
+        self, pixels: Pixels, given: Mapping[str, Floats] | None = None
+    ) -> tuple[Floats, ...]:
+        """All outputs, the logits first."""
+        request = self._requests.get()  # waits for one that is free: a busy one mixes up results
+        try:
+            with memory_errors():
+                request.infer({self.inputs[0].name: pixels, **(given or {})}, share_inputs=True)
+            return tuple(
+                request.get_output_tensor(index).data.copy() for index in range(len(self.outputs))
+            )
+        finally:
+            self._requests.put(request)
+
+
+def import_openvino() -> Any:
+    """Return the module `openvino`, or say where it comes from."""
+    if find_spec("openvino") is None:
+        raise UserError(
+            "an OpenVINO model needs openvino, which is not installed; "
+            "run `pip install 'hgprompt-edge[openvino]'`"
+        )
+    import openvino
+
+    return openvino
+
+
+def computes_bf16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this CPU, fast or slow."""
+    return _has_bf16(import_openvino().Core())
+
+
+def read_entries(model: Any) -> dict[str, str]:
+    """Metadata of a model as `Metadata` reads them, empty where it has none."""
+    if not model.has_rt_info([RT_INFO]):
+        return {}
+    return {
+        f"{PREFIX}{name}": str(value) for name, value in model.get_rt_info([RT_INFO]).value.items()
+    }
+
+
+def _has_bf16(core: Any) -> bool:
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _check_device(core: Any, device: str, bf16: bool) -> None:
+    known = [name.partition(".")[0] for name in core.available_devices]
+    if device != "AUTO" and device not in known:
+        raise UserError(
+            f"--device {device}: OpenVINO finds none here; choose one of "
+            f"{', '.join(dict.fromkeys([*known, 'AUTO']))}"
+        )
+    if bf16 and not _has_bf16(core):
+        raise UserError("--bf16: this CPU does not compute in bfloat16; leave the option out")
+
+
+def _check_weights(weights: Path, entries: Mapping[str, str]) -> str:
+    """Sha256 of the weights; another model's are refused, one without our metadata takes any."""
+    wanted, found = entries.get(WEIGHTS_SHA256), sha256_file(weights)
+    if wanted is not None and found != wanted:
+        raise LoadError(f"{weights.name} is damaged or of another model; copy both files again")
+    return found
+
+
+def _explain(message: str, version: str) -> str:
+    lines = [line for line in message.splitlines() if line.strip()]
+    reason = brief(lines[-1], 200) if lines else "no reason given"
+    return f"openvino {version.partition('-')[0]} does not load it ({reason}); export it again"
+
+
+def _port(given: Any) -> Port:
+    dtype = given.element_type.get_type_name()
+    sizes = list(given.partial_shape)[1:]
+    shape = tuple(None if size.is_dynamic else size.get_length() for size in sizes)
+    return Port(given.any_name, TYPES.get(dtype, dtype), shape)

@@ -1,0 +1,221 @@
+"""One mix from what many devices learned, that a minority of broken ones cannot move (numpy only).
+
+By number of devices, whatever mix and count of images they send. Of several versions that one
+device sent, the newest counts. Its number is believed: that holds against a broken device that
+sends often, not against somebody who makes numbers up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hgprompt_edge.artifacts.bundle import (
+    Bundle,
+    Floats,
+    bank_entries,
+    bank_sha256,
+    check_one_prompt,
+)
+from hgprompt_edge.errors import UserError, brief
+from hgprompt_edge.images.listing import files_in
+from hgprompt_edge.state.history import classes_digest
+from hgprompt_edge.state.update_file import Parcel, read_parcel
+
+CAP = 4.0
+"""A device counts at most as much as this many times the median device."""
+REACH = 3.0
+"""Devices up to this many times the median distance from the middle one are averaged ..."""
+NEAR = 0.05
+"""... and in any case those that differ from it in this share of the mix, or less."""
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What many devices come to.
+
+    Attributes
+    ----------
+    weights
+        `[M]` float32 on the simplex.
+    shares
+        `[n]` float64: what each parcel counted for, summing to 1; 0 for those left out as too far
+        from the others.
+    """
+
+    weights: Floats
+    shares: Doubles
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Parcels that can be averaged, and why the other files are not.
+
+    Attributes
+    ----------
+    paths, parcels
+        In the order of the files.
+    refused
+        One sentence for each file that does not belong here.
+    idle
+        One for each that does, but adds nothing: its device has learned nothing, or it came twice,
+        or the same device sent a newer version.
+    """
+
+    paths: tuple[Path, ...]
+    parcels: tuple[Parcel, ...]
+    refused: tuple[str, ...]
+    idle: tuple[str, ...]
+
+
+def merge(parcels: Sequence[Parcel]) -> Merged:
+    """Average the mixes of devices, weighted by their counts of images; see `robust_mean`."""
+    mixes = np.stack([parcel.weights.astype(np.float64) for parcel in parcels])
+    counts = np.array([parcel.images for parcel in parcels], np.float64)
+    mixes /= mixes.sum(axis=1, keepdims=True)
+    weights, shares = robust_mean(mixes, counts)
+    return Merged((weights / weights.sum()).astype(np.float32), shares)
+
+
+def robust_mean(mixes: Doubles, counts: Doubles) -> tuple[Doubles, Doubles]:
+    """Weighted mean of the mixes near the middle one: `(mean [M], shares [n])`.
+
+    The middle one has the smallest sum of distances to the others; distance is the share of the mix
+    that differs (half the L1 norm). Averaged are those within `REACH` times the median distance
+    from it, or within `NEAR`, with counts up to `CAP` times the median count.
+
+    The breakdown point is 1/2. Let `f` of `n` devices send anything, `2 f < n`, and the others be
+    within `r` of a mix `c`. Then the middle one is within `R = r (3 n - 2 f) / (n - 2 f)` of `c`:
+    its sum of distances is at least `(n - f)(R - r)` plus that to the broken ones, an honest one's
+    at most `2 r (n - f) + f (R + r)` plus the same. The median distance is at most the largest
+    honest one, `R + r`, so the mean is within `R + max(REACH (R + r), NEAR)` of `c`, whatever the
+    counts. Two devices have no majority and are both averaged.
+
+    Parameters
+    ----------
+    mixes
+        `[n, M]` on the simplex.
+    counts
+        `[n]`, above 0.
+    """
+    middle = mixes[np.argmin([_distance(mixes, one).sum() for one in mixes])]
+    distances = _distance(mixes, middle)
+    kept = distances <= max(REACH * float(np.median(distances)), NEAR)
+    shares = np.where(kept, np.minimum(counts, CAP * np.median(counts)), 0)
+    shares = shares / shares.sum()
+    # Differences to the middle one, so that devices that agree give exactly what they agree on.
+    return middle + shares @ (mixes - middle), shares
+
+
+def _distance(mixes: Doubles, one: Doubles) -> Doubles:
+    distances: Doubles = np.abs(mixes - one).sum(axis=1) / 2
+    return distances
+
+
+def read_parcels(paths: Sequence[Path], bundle: Bundle) -> Delivery:
+    """Read what devices sent for a bundle; a folder stands for the `*.json` files in it.
+
+    Left out, with a sentence: files that are no parcels, of another bank, other classes or another
+    resize rule, sent twice, of a device that sent a newer one, or of devices that have learned
+    nothing.
+
+    Raises
+    ------
+    UserError
+        No files, half of them or more do not belong here, or no device has learned anything.
+    """
+    check_one_prompt(bundle, "hgedge merge")
+    bank, classes = bank_sha256(bundle), classes_digest(bundle.classes)
+    files = _find(paths)
+    usable: dict[bytes, tuple[Path, Parcel]] = {}
+    refused, idle = [], []
+    for path in files:
+        try:
+            parcel = read_parcel(path)
+            _check(path, parcel, bundle, bank, classes)
+        except UserError as error:
+            refused.append(str(error))
+            continue
+        key = repr((parcel.device, parcel.time, parcel.version, parcel.images)).encode()
+        key += parcel.weights.tobytes()
+        if key in usable:
+            idle.append(f"{path}: the same as {usable[key][0]}; one of them counts")
+        else:
+            usable[key] = path, parcel
+    if 2 * len(refused) >= len(files):
+        raise UserError(
+            f"{len(refused)} of {len(files)} files cannot be used; the first: {refused[0]}"
+        )
+    kept, newest = [], _newest(usable.values())
+    for path, parcel in usable.values():
+        last_path, last = newest.get(parcel.device, (path, parcel))
+        if last.version > parcel.version:
+            idle.append(f"{path}: its device sent a newer version, {last.version} ({last_path})")
+        elif not parcel.images:
+            idle.append(f"{path}: its device has learned nothing ({parcel.method})")
+        else:
+            kept.append((path, parcel))
+    if not kept:
+        raise UserError(f"there is nothing to merge; {idle[0]}")
+    found, parcels = zip(*kept, strict=True)
+    return Delivery(found, parcels, tuple(refused), tuple(idle))
+
+
+def _newest(parcels: Iterable[tuple[Path, Parcel]]) -> dict[str, tuple[Path, Parcel]]:
+    """Find the last version that each device sent, of those that say which one they are from."""
+    newest: dict[str, tuple[Path, Parcel]] = {}
+    for path, parcel in parcels:
+        if parcel.device:
+            before = newest.setdefault(parcel.device, (path, parcel))
+            if parcel.version > before[1].version:
+                newest[parcel.device] = path, parcel
+    return newest
+
+
+def summary(delivery: Delivery, merged: Merged) -> dict[str, Any]:
+    """Figures of a merge, for the bundle that comes of it."""
+    counted = [p for p, share in zip(delivery.parcels, merged.shares, strict=True) if share]
+    return {
+        "devices": len(counted),
+        "left_out": len(delivery.parcels) - len(counted) + len(delivery.refused + delivery.idle),
+        "images": sum(parcel.images for parcel in counted),
+    }
+
+
+def _find(paths: Sequence[Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in paths:
+        files += files_in(path, ".json") if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{paths[0]}: holds no *.json; name files that devices sent")
+    return files
+
+
+def _check(path: Path, parcel: Parcel, bundle: Bundle, bank: str, classes: str) -> None:
+    if parcel.bank_sha256 != bank:
+        raise UserError(
+            f"{path}: learned over another bank ({parcel.bank_sha256[:12]}) than that of "
+            f"{bundle.task} ({bank[:12]}); name the bundle that its model came from with --bundle"
+        )
+    if not parcel.classes_sha256:
+        raise UserError(
+            f"{path}: does not say for which classes it was learned; send it again with this hgedge"
+        )
+    if parcel.classes_sha256 != classes:
+        raise UserError(f"{path}: learned for other classes than those of {bundle.task}")
+    if parcel.resize != (mode := bundle.preprocessing.crop_mode):
+        raise UserError(
+            f"{path}: learned with another resize rule ({brief(parcel.resize)}) than that of "
+            f"{bundle.task} ({mode}); name the bundle that its model came from with --bundle"
+        )
+    if len(parcel.weights) != len(bank_entries(bundle)):
+        raise UserError(
+            f"{path}: weighs {len(parcel.weights)} entries of {len(bank_entries(bundle))}; "
+            "send it again from the device"
+        )

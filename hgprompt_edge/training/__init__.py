@@ -1,0 +1,1 @@
+"""Train prompts: source prompts, condition prompts, the neutral prompt, tuning."""

@@ -1,1 +1,0 @@
-"""The HGPrompt objective and its optimisation (torch, numpy)."""

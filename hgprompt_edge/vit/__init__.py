@@ -1,1 +1,0 @@
-"""Prompted forward passes, backbones, heads and prompt training (torch, timm)."""
