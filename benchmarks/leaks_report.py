@@ -41,7 +41,7 @@ two sets are always false: of {possible:.0f} million there {are} {false} at {bit
 {larger} and {most} at 64.
 
 False pairs are likeliest where pictures show little. The rules above were made for two such sets,
-so that their figures are no evidence: {hard}
+so that their figures are no evidence: {hard}.
 
 ## What it costs
 
@@ -86,7 +86,7 @@ def section(rows: list[Row]) -> str:
         false=across[NEAR_BITS]["pairs"] or "none",
         more=across[LARGER]["pairs"] or "none",
         most=across[64]["pairs"] or "none",
-        hard=" ".join(hard(row) for row in within if row["chosen_on"]),
+        hard="; ".join(hard(row) for row in within if row["chosen_on"]),
         photos=photos["images"],
         wide=photos["pixels"][0],
         high=photos["pixels"][1],
@@ -122,7 +122,7 @@ def within_table(rows: list[Row]) -> Iterator[str]:
 def hard(row: Row) -> str:
     return (
         f"of {row['images']:,} pictures of {row['set']} {row['without_look']} show too little, and "
-        f"{row['pairs']} pairs count as near-copies ({row['of_two_classes']} of two classes)."
+        f"{row['pairs']} pairs count as near-copies ({row['of_two_classes']} of two classes)"
     )
 
 
