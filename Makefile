@@ -28,7 +28,7 @@ check: $(STAMP)  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p hgprompt_edge
 
-bench: $(STAMP)  ## speed and memory; prints what docs/BENCHMARKS.md quotes
+bench: $(STAMP)  ## speed and memory; prints what docs/results/benchmarks.md quotes
 	$(BIN)/python benchmarks/fit.py
 	$(BIN)/python benchmarks/export.py --quick
 

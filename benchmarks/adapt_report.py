@@ -1,4 +1,4 @@
-"""docs/ADAPT.md and its figure, drawn from benchmarks/results/adapt.json."""
+"""docs/results/adapt.md and its figure, drawn from benchmarks/results/adapt.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "adapt.json"
-PAGE = ROOT / "docs" / "ADAPT.md"
+PAGE = ROOT / "docs" / "results" / "adapt.md"
 LEAST_LOSS = 0.02
 """Shares of less than this are noise by noise."""
 FIGURE = ROOT / "docs" / "images" / "adapt.png"
@@ -37,7 +37,7 @@ METHODS = {
 GUARDED = ("mix", "mix_unlabelled", "mix_unlabelled_bias")
 PAGE_TEXT = """# What adapting on the device recovers
 
-Written by `benchmarks/adapt.py` from [its rows](../benchmarks/results/adapt.json): {rows} rows,
+Written by `benchmarks/adapt.py` from [its rows](../../benchmarks/results/adapt.json): {rows} rows,
 {tasks}; {seeds}.
 A device sees some labelled images a class (or 100 without labels) of a shifted test part, and is
 measured on the rest of it. *Recovered* is the share of the accuracy lost to the
@@ -54,12 +54,12 @@ run; `peak_rss_mb` is of the ways that `hgedge adapt` offers, each in a process 
 
 {table}
 
-![Recovered accuracy by shift](images/adapt.png)
+![Recovered accuracy by shift](../images/adapt.png)
 
 {worst}
 
 Condition prompts were trained with other operations and parameters than the shifts have
-([the module](../hgprompt_edge/data/conditions.py) lists both); none are for rotation and fog.
+([the module](../../hgprompt_edge/data/conditions.py) lists both); none are for rotation and fog.
 
 **Against the goals.** Half of the loss was to come back with labels where there is a condition
 prompt. In the mean case {mix_mean} does, pooled {mix}, where digits under noise and casts weigh
@@ -73,7 +73,7 @@ where the condition prompts, alone, give {own} (below). No case was to end worse
 points with labels or by 1 without, and without labels the mean was to be positive: *{safe}*. Bounds
 of the guard that were chosen on bundles of an older `fit` had let 5 of 192 cases with labels and 2
 of 256 without through on these test images; those of now were chosen anew on validation images of
-these bundles (below). What a step costs is in [BENCHMARKS.md](BENCHMARKS.md).
+these bundles (below). What a step costs is in [BENCHMARKS.md](benchmarks.md).
 
 ## By severity
 

@@ -1,4 +1,4 @@
-"""Print the tables of docs/BENCHMARKS.md from the rows of `export*.py`.
+"""Print the tables of docs/results/benchmarks.md from the rows of `export*.py`.
 
 python benchmarks/export_report.py
 """

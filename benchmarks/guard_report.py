@@ -1,4 +1,4 @@
-"""How the bounds of the guard were chosen: the sections of docs/ADAPT.md about it."""
+"""How the bounds of the guard were chosen: the sections of docs/results/adapt.md about it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ standard errors of the difference, accuracy does not fall, and the statistics of
 go far. Where those statistics come back, that is evidence of its own, and the labels have to say
 less: nothing beyond a fall where they come back by the bounds of the next section (*at once*), or
 ever less on the way there (*in proportion*). How much was chosen on validation images
-([rows](../benchmarks/results/guard_labelled.json) of `benchmarks/guard_labelled.py`):
+([rows](../../benchmarks/results/guard_labelled.json) of `benchmarks/guard_labelled.py`):
 {labelled_cells}; the bundles of the study, under heads that were fitted on the training images
 alone, measured on the other validation images. Points, mean over all cells with what is not taken
 as none, and how often the log-loss of the measured images rises, which is the finer measure: one
@@ -64,7 +64,7 @@ errors give on the test images had been seen by then.
 
 ## The guard without labels
 
-Its bounds were chosen on validation images ([rows](../benchmarks/results/guard.json) of
+Its bounds were chosen on validation images ([rows](../../benchmarks/results/guard.json) of
 `benchmarks/guard.py`): severities 3 and 1, {tasks}, heads that
 were fitted on the training images alone. New weights are taken where the distance of the
 features' statistics from those of clean images is {min_distance:g} or more and falls by a share of
@@ -123,7 +123,7 @@ mean to that of all classes; so it moves on request only (severity 3; points ove
 
 A device that has adapted goes back to the factory weights where images look clean under these, and
 under the weights in force do not: where the distance falls by the share above, from {in_force:g} or
-more. `benchmarks/guard_return.py` ([rows](../benchmarks/results/guard_return.json)), validation
+more. `benchmarks/guard_return.py` ([rows](../../benchmarks/results/guard_return.json)), validation
 images, {tasks}: in force is nine tenths of each condition prompt.
 Points of going back over staying, mean and worst where it does, mean and best where it does not:
 

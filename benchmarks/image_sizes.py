@@ -1,7 +1,7 @@
 """Measure what more pixels and what folded prompts are worth on `dinov2-small`, and what they cost.
 
     python benchmarks/image_sizes.py --data ../shared/assets/datasets   # resumes if killed
-    python benchmarks/image_sizes.py --only-report   # docs/IMAGE_SIZES.md from the rows
+    python benchmarks/image_sizes.py --only-report   # docs/results/image_sizes.md from the rows
 
 Targets, images and seeds are those of benchmarks/transfer.py. The mix is learned at 112 pixels. A
 cell is a target and a seed; its rows go to a file of their own in `--work` as it ends, so that
@@ -39,7 +39,7 @@ RESULTS = Path(__file__).parent / "results" / "image_sizes.json"
 KEYS = ("backbone", "task", "seed", "train", "image_size", "folded")
 """Rows of the same values of these are of the same run."""
 DOCS = Path(__file__).parent.parent / "docs"
-PAGE, FIGURE = DOCS / "IMAGE_SIZES.md", DOCS / "images" / "image-sizes.png"
+PAGE, FIGURE = DOCS / "results" / "image_sizes.md", DOCS / "images" / "image-sizes.png"
 BUDGETS = (1.2, 2.0, 3.0, 5.0)
 """Latencies, as ratios to no prompt at the smallest size, that a user may have to spend."""
 
@@ -135,7 +135,7 @@ def report(rows: Rows) -> str:
         "pixels and are enlarged. The 95 % interval of one accuracy over the test images of one "
         f"seed is ± {width:.1f} points.",
         "",
-        f"![Accuracy against latency](images/{FIGURE.name})",
+        f"![Accuracy against latency](../images/{FIGURE.name})",
     ]
     for group, names in groups.items():
         lines += ["", f"## {group.capitalize()}", "", "Test accuracy in %, mean over seeds:", ""]

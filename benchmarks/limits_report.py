@@ -1,4 +1,4 @@
-"""The section of docs/ADAPT.md on what better condition prompts could bring back."""
+"""The section of docs/results/adapt.md on what better condition prompts could bring back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OWN, EXACT = "condition_prompt", "exact_prompt"
 TEXT = """## What better condition prompts could bring back
 
 `benchmarks/condition_limits.py`
-([rows](../benchmarks/results/condition_limits.json)) trains a prompt with the recipe of `hgedge
+([rows](../../benchmarks/results/condition_limits.json)) trains a prompt with the recipe of `hgedge
 condition` under the very shift it is measured under, severity 3 and seed 0, on all training images:
 what no bundle has, since nobody knows the shift before. Accuracy of validation images under a head
 that was fitted on the training images alone: before, with the bundle's condition prompt alone, with

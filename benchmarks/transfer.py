@@ -1,7 +1,7 @@
 """Measure what mixing is worth on `dinov2-small`: few training images, real and fresh targets.
 
     python benchmarks/transfer.py --data ../shared/assets/datasets     # resumes if killed
-    python benchmarks/transfer.py --only-report        # docs/TRANSFER.md from the rows
+    python benchmarks/transfer.py --only-report        # docs/results/transfer.md from the rows
 
 At most 400 training (a fifth of them validates) and 400 test images a target, with `--per-class 5`
 five images a class; no source of the target's family. A cell is a target and a seed; the seed draws
@@ -38,7 +38,7 @@ BACKBONE = "dinov2-small"
 RESULTS = Path(__file__).parent / "results" / "transfer.json"
 KEYS = ("backbone", "protocol", "task", "seed", "per_class", "image_size", "method")
 """Rows of the same values of these are of the same run."""
-PAGE = Path(__file__).parent.parent / "docs" / "TRANSFER.md"
+PAGE = Path(__file__).parent.parent / "docs" / "results" / "transfer.md"
 GROUPS = {
     "natural": (
         *("cifar100", "flowers17", "dtd10", "grocery81", "clothing10", "houses4", "weather4"),

@@ -1,7 +1,7 @@
 """What the start of tuning is worth: from scratch, from the best source, from the learned mix.
 
     python benchmarks/tune.py --data ../shared/assets/datasets     # resumes if killed
-    python benchmarks/tune.py --only-report        # docs/TUNE.md from the rows
+    python benchmarks/tune.py --only-report        # docs/results/tune.md from the rows
 
 One run for each target, seed and start, at a constant learning rate, so that it can be read at any
 time: test accuracy of the best head refitted on the features after 1/5, 1/2, 1 and 2 times the
@@ -36,7 +36,7 @@ from hgprompt_edge.prompts.bank import Floats, PromptBank
 from hgprompt_edge.training.prompt_tuning import PromptTrainer
 
 RESULTS = Path(__file__).parent / "results" / "tune.json"
-PAGE = Path(__file__).parent.parent / "docs" / "TUNE.md"
+PAGE = Path(__file__).parent.parent / "docs" / "results" / "tune.md"
 KEYS = ("backbone", "task", "seed", "start", "epochs")
 """Rows of the same values of these are the same reading."""
 TARGETS = ("chars34-scene", "deeppcb", "trashnet", "flowers17")
@@ -227,7 +227,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         "# Where tuning starts from",
         "",
         f"Written by `benchmarks/tune.py`: {BACKBONE}, {len(tasks)} targets, seeds "
-        f"{', '.join(map(str, seeds))}, images and sources as in [TRANSFER](TRANSFER.md). A prompt "
+        f"{', '.join(map(str, seeds))}, images and sources as in [TRANSFER](transfer.md). A prompt "
         f"is trained at the constant rate {RATE:g} from three starts and read on the way: 1 is "
         f"{EPOCHS} epochs over the training images. Test accuracy in % of the best head at that "
         "time, mean over the seeds. *Start*: image passes that it took to find the start; a "

@@ -161,11 +161,11 @@ def interrupted(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("words", "broken", "resumes"),
     [
-        ("fit --data mine --backbone tiny", "transfer.fit.HGPrompt.fit", True),
-        ("compare --data mine --backbone tiny", "transfer.compare.compare", True),
-        ("predict --model m.onnx mine", "device.predictor.Predictor.__init__", False),
-        ("bench m.onnx", "device.bench.bench", False),
-        ("verify m.onnx", "device.verify.verify_model", False),
+        ("fit --data mine --backbone tiny", "fit.estimator.HGPrompt.fit", True),
+        ("compare --data mine --backbone tiny", "compare.run.compare", True),
+        ("predict --model m.onnx mine", "runtime.predictor.Predictor.__init__", False),
+        ("bench m.onnx", "runtime.bench.bench", False),
+        ("verify m.onnx", "runtime.verify.verify_model", False),
     ],
 )
 def test_only_what_resumes_says_so(

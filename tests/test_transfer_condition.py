@@ -151,7 +151,7 @@ class TestTuning:
             seen.append(pixels)
             return model_input(model, pixels, preprocessing)
 
-        for module in ("transfer.condition_trainer", "vit.forward"):
+        for module in ("training.condition_trainer", "backbones.forward"):
             monkeypatch.setattr(f"hgprompt_edge.{module}.model_input", spy)
         self.tuned(replace(self.bundle, preprocessing=rule), ["noise"])
         shown = np.concatenate(seen)

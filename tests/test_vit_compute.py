@@ -171,7 +171,7 @@ class Memory:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
             return honest(model, x, *rest)
 
-        monkeypatch.setattr(f"hgprompt_edge.vit.{module}.features_prefix", limited)
+        monkeypatch.setattr(f"hgprompt_edge.backbones.{module}.features_prefix", limited)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -17,7 +17,7 @@ MIN_ERRORS = 2.5
 """Labelled: held-out log-loss must fall by more than so many standard errors of the difference, and
 by fewer the further the features' statistics come back (`MIN_FALL`: by none). That is evidence,
 too, and some dozens of labels alone are weak evidence. Chosen on validation images, see
-docs/ADAPT.md."""
+docs/results/adapt.md."""
 MAX_RISE, SLACK = 4.0, 0.1
 """Labelled: the distance of the images' statistics from those of clean ones may become so many
 times what it was, and so much more. A few images can agree with a mix that is far from all that the
@@ -33,7 +33,7 @@ MIN_DISTANCE = 0.1
 weights. A hundred clean images are some 0.02 away by chance."""
 MIN_FALL = 0.4
 """Unlabelled: and that distance must fall by this share of it: where it does not, the mix has not
-found what changed. Both bounds were chosen on validation images, see docs/ADAPT.md."""
+found what changed. Both bounds were chosen on validation images, see docs/results/adapt.md."""
 MIN_DISTANCE_IN_FORCE = 0.05
 """And so far under other weights in force for a device to go back to the factory's, under which
 images look clean: less is needed to return to what is known to fit than to leave it."""
@@ -46,7 +46,7 @@ MIN_SPREAD, MIN_SHIFT = 0.9, 0.3
 """Unlabelled, where only the bias can follow: the shipped model must predict so much of the number
 of classes, in effect, and the distance of the statistics must be so large. A bias takes the mean of
 the features back whatever the images show, and images of a few classes have another mean. Both were
-chosen on validation images, see docs/ADAPT.md."""
+chosen on validation images, see docs/results/adapt.md."""
 
 Labels = npt.NDArray[np.int64]
 

@@ -12,7 +12,7 @@ from hgprompt_edge.images.picture_hash import FLAT, HASH_BYTES, Bytes, Hashes
 
 NEAR_BITS = 40
 """Pictures whose hashes differ in at most as many of the 256 bits are near-copies. Unrelated
-photographs differ in 80 or more, but signs and hands, all alike, in 46 and more. docs/LEAKS.md has
+photographs differ in 80 or more, but signs and hands, all alike, in 46 and more. docs/copies.md has
 what this finds and what it takes for a copy."""
 
 ROWS, COLUMNS = 512, 4096
