@@ -181,7 +181,7 @@ class Device:
             self.bank: Bank = self.predictor.bank
             self.graph = AdaptGraph(adapt_path(path), self.bank, threads=1, micro_batch=4)
         self.head = Head(self.bank.head_weight, self.bank.head_bias)
-        self.factory = Weights(self.bank.factory.astype(np.float64), self.head)
+        self.initial = Weights(self.bank.initial.astype(np.float64), self.head)
 
     @cached_property
     def without_conditions(self) -> Device:
@@ -196,8 +196,8 @@ class Device:
         return np.concatenate([self.predictor.logits(part) for part in parts])
 
     def features(self, pixels: Pixels) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Features under the factory mix."""
-        self.predictor.set_weights(self.factory.mix)
+        """Features under the initial mix."""
+        self.predictor.set_weights(self.initial.mix)
         parts = [pixels[i : i + 16] for i in range(0, len(pixels), 16)]
         return np.concatenate([self.predictor.features(part) for part in parts])
 
@@ -216,8 +216,8 @@ def run_cell(cell: Cell, device: Device, methods: list[str]) -> Iterator[dict[st
         device, shifted[shots], labels[shots], shifted[seen[:UNLABELLED]], shifted[measured],
         labels[measured], cell.seed,
     )  # fmt: skip
-    clean = accuracy(device.logits(device.test.pixels[measured], device.factory), labels[measured])
-    before = case.measure(device.factory)
+    clean = accuracy(device.logits(device.test.pixels[measured], device.initial), labels[measured])
+    before = case.measure(device.initial)
     for method in methods:
         began = time.perf_counter()
         outcome = RUNS[method](case)
@@ -304,7 +304,7 @@ class Case:
 def run_mix(case: Case) -> Outcome:
     """Ours: sources and condition prompts, with labels."""
     learner = GradientLearner(case.device.graph, Settings())
-    current = case.device.factory
+    current = case.device.initial
     return case.outcome(adapt_labelled(learner, case.images, case.labels, current, seed=case.seed))
 
 
@@ -312,7 +312,7 @@ def run_mix_sources(case: Case) -> Outcome:
     """Adapt over the sources alone: a bank without condition prompts."""
     sources = case.device.without_conditions
     learner = GradientLearner(sources.graph, Settings())
-    proposal = adapt_labelled(learner, case.images, case.labels, sources.factory, seed=case.seed)
+    proposal = adapt_labelled(learner, case.images, case.labels, sources.initial, seed=case.seed)
     after = accuracy(sources.logits(case.test, proposal.weights), case.test_labels)
     return Outcome(after, proposal.verdict.taken, proposal.steps, proposal.verdict.figures)
 
@@ -322,7 +322,7 @@ def run_head(case: Case) -> Outcome:
     device = case.device
 
     class HeadLearner:
-        factory, head, method = device.factory.mix, device.head, "head"
+        initial, head, method = device.initial.mix, device.head, "head"
         settings, clean = Settings(rate=0.0, proximal=0.0, head="weights", steps=60), None
 
         def check(self, *_: Any) -> None:
@@ -340,14 +340,14 @@ def run_head(case: Case) -> Outcome:
                 log_p = log_softmax(head.logits(features))
                 d = (np.exp(log_p) - labels) / len(labels)
                 loss = float(-(labels * log_p).sum(axis=1).mean())
-                return Slope(loss, np.zeros_like(self.factory), d.T @ features, d.sum(axis=0))
+                return Slope(loss, np.zeros_like(self.initial), d.T @ features, d.sum(axis=0))
 
-            return descend(judge, start, self.factory, self.settings, report, deadline)
+            return descend(judge, start, self.initial, self.settings, report, deadline)
 
     proposal = adapt_labelled(
-        HeadLearner(), case.images, case.labels, device.factory, seed=case.seed
+        HeadLearner(), case.images, case.labels, device.initial, seed=case.seed
     )
-    head, verdict = Weights(device.factory.mix, proposal.weights.head), proposal.verdict
+    head, verdict = Weights(device.initial.mix, proposal.weights.head), proposal.verdict
     return Outcome(case.measure(head), verdict.taken, proposal.steps, verdict.figures)
 
 
@@ -356,7 +356,7 @@ def run_feature_mean(case: Case) -> Outcome:
     device = case.device
     assert device.bank.clean is not None
     head = device.head.following(device.features(case.unlabelled), device.bank.clean.mean)
-    return Outcome(case.measure(Weights(device.factory.mix, head)), True, 1)
+    return Outcome(case.measure(Weights(device.initial.mix, head)), True, 1)
 
 
 class UnlabelledLearner(GradientLearner):
@@ -383,7 +383,7 @@ def run_mix_unlabelled(case: Case, head: str = "none") -> Outcome:
     """Ours without labels."""
     learner = UnlabelledLearner(case, head)
     return case.outcome(
-        adapt_unlabelled(learner, case.unlabelled, case.device.factory, seed=case.seed)
+        adapt_unlabelled(learner, case.unlabelled, case.device.initial, seed=case.seed)
     )
 
 

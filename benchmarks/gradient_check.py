@@ -3,7 +3,7 @@
     python benchmarks/gradient_check.py --data ../shared/assets/datasets --bundles DIR
 
 onnxruntime's gradient is held against autograd's by the tests; so every refusal here is a false
-alarm. Four tasks, eight shifts, severities 1 and 3, each at the factory mix and at a random one;
+alarm. Four tasks, eight shifts, severities 1 and 3, each at the initial mix and at a random one;
 with the check as it is, and without halving its stride. `--bundles` as for `adapt.py`.
 """
 
@@ -54,11 +54,11 @@ def is_refused(device: Device, shift: str, severity: int, seed: int) -> bool:
     rng = np.random.default_rng(seed)
     rows = rng.choice(len(device.test.labels), CHECKED_IMAGES, replace=False)
     images = corrupt(device.test.pixels[rows], shift, severity, seed)
-    theta = rng.normal(size=len(device.bank.names))
+    mix_logits = rng.normal(size=len(device.bank.names))
     if seed == 0:
-        theta = np.log(step.smoothed(device.bank.factory))
+        mix_logits = np.log(step.smoothed(device.bank.initial))
     try:
-        step.check_gradient(device.graph, images, theta, rng)
+        step.check_gradient(device.graph, images, mix_logits, rng)
     except CheckError:
         return True
     return False

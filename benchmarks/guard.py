@@ -145,15 +145,15 @@ def measure(
     learner, labels = StudyLearner(bundle, backbone), task.validation.labels
     order, classes = np.random.default_rng(5).permutation(len(labels)), np.unique(labels)
     counts = {"all": len(classes), "half": len(classes) // 2, "one": 1}
-    factory = Weights(learner.factory, learner.head)
+    initial = Weights(learner.initial, learner.head)
     assert learner.clean is not None
     for shift, part in cases:
         seen = order[np.isin(labels[order], classes[: counts[part]])][:UNLABELLED]
         pixels = task.validation.pixels
         if shift != CLEAN:
             pixels = corrupt(pixels, shift, severity, 0)
-        before = learner.features(pixels, learner.factory)
-        found = learn_unlabelled(learner, pixels[seen], factory, (before[seen], before[seen]))
+        before = learner.features(pixels, learner.initial)
+        found = learn_unlabelled(learner, pixels[seen], initial, (before[seen], before[seen]))
         old = learner.head.logits(before)
         accuracies, judged = {"before": accuracy(old, labels)}, {}
         distances = {"before": statistics_distance(before[seen], *learner.clean)[0]}

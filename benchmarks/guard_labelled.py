@@ -87,17 +87,17 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """Rows of cells: what the guard sees, and what is true."""
     learner = StudyLearner(bundle, backbone)
-    labels, factory = task.validation.labels, Weights(learner.factory, learner.head)
+    labels, initial = task.validation.labels, Weights(learner.initial, learner.head)
     for cell in cells:
         shift, severity, images, seed = cell
         order = np.random.default_rng([seed, 6]).permutation(len(labels))
         shots = np.concatenate([order[labels[order] == c][:images] for c in np.unique(labels)])
         others = np.setdiff1d(order, shots)
         pixels = corrupt(task.validation.pixels, shift, severity, seed)
-        found = adapt_labelled(learner, pixels[shots], labels[shots], factory, seed=seed)
+        found = adapt_labelled(learner, pixels[shots], labels[shots], initial, seed=seed)
         old, new = (
             learner.head.logits(learner.features(pixels[others], mix))
-            for mix in (learner.factory, found.weights.mix)
+            for mix in (learner.initial, found.weights.mix)
         )
         gain = log_loss(old, labels[others]) - log_loss(new, labels[others])
         yield {

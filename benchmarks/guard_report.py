@@ -73,7 +73,7 @@ of the worst that is taken:
 
 {guard}
 
-By the effective number of classes that are predicted, of that under the factory weights:
+By the effective number of classes that are predicted, of that under the initial weights:
 
 {classes}
 
@@ -82,7 +82,7 @@ under mild noise lost 2.7 points while predictions fell on fewer classes. Here i
 validation images.
 
 Whether the images show enough of the classes is asked before anything is learned: half of those
-that clean images show, by the effective number of predicted classes under the factory weights.
+that clean images show, by the effective number of predicted classes under the initial weights.
 Images of a few classes and a shift under which predictions fall on a few classes look alike, and
 nothing tells them apart without labels. Of the cells above this refuses {few_taken} that the other
 bounds take, and {few_half} where the device sees half of the classes; what each was worth, in
@@ -93,7 +93,7 @@ these, and statistics of clean images of just these are what is compared. All ta
 are under this rule, but for the next one.
 
 Predictions that had collapsed and spread again could be evidence, too. Tried: a fall of {little} is
-enough where so many times as many classes are predicted as under the factory weights, with the
+enough where so many times as many classes are predicted as under the initial weights, with the
 model's own head:
 
 {spreads}
@@ -121,7 +121,7 @@ mean to that of all classes; so it moves on request only (severity 3; points ove
 
 {half}
 
-A device that has adapted goes back to the factory weights where images look clean under these, and
+A device that has adapted goes back to the initial weights where images look clean under these, and
 under the weights in force do not: where the distance falls by the share above, from {in_force:g} or
 more. `benchmarks/guard_return.py` ([rows](../../benchmarks/results/guard_return.json)), validation
 images, {tasks}: in force is nine tenths of each condition prompt.
@@ -367,7 +367,7 @@ def start_table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def return_table(rows: list[dict[str, Any]]) -> list[str]:
-    """How often a device goes back to the factory weights, and what that changes, in points."""
+    """How often a device goes back to the initial weights, and what that changes, in points."""
     titles = (
         "what the device sees",
         "goes back",

@@ -1,4 +1,4 @@
-"""Whether a device goes back to the factory weights with the light, and only then: on validation.
+"""Whether a device goes back to the initial weights with the light, and only then: on validation.
 
     python benchmarks/guard_return.py --data ../shared/assets/datasets --bundles DIR
     python benchmarks/guard_return.py                                # the table from the rows
@@ -62,7 +62,7 @@ def measure(learner: StudyLearner, task: Task) -> Iterator[dict[str, Any]]:
     cases = [(0, "all"), (0, "half"), *((severity, "all") for severity in SEVERITIES)]
     for condition in CONDITIONS:
         corner = np.eye(len(bank.names))[bank.names.index(condition)]
-        in_force = (1 - TOWARDS) * learner.factory + TOWARDS * corner
+        in_force = (1 - TOWARDS) * learner.initial + TOWARDS * corner
         for severity, part in cases:
             pixels = task.validation.pixels
             if severity:
@@ -70,7 +70,7 @@ def measure(learner: StudyLearner, task: Task) -> Iterator[dict[str, Any]]:
             seen = (order[half] if part == "half" else order)[:UNLABELLED]
             row: dict[str, Any] = {"in_force": condition, "shift": condition if severity else CLEAN}
             row |= {"severity": severity, "classes": part, "seen": len(seen)}
-            for name, mix in (("in_force", in_force), ("factory", learner.factory)):
+            for name, mix in (("in_force", in_force), ("initial", learner.initial)):
                 features = learner.features(pixels, mix)
                 distance, _ = statistics_distance(features[seen], *learner.clean)
                 row[f"distance_{name}"] = round(distance, 4)

@@ -1,11 +1,11 @@
-"""Kill a process that writes a journal at random moments, again and again, on one file.
+"""Kill a process that writes a history at random moments, again and again, on one file.
 
     python benchmarks/kills.py --json benchmarks/results/kills.json     # 500 kills
     python benchmarks/kills.py --kills 25
 
 A child commits versions without pause (some with a head, some rollbacks and resets) and announces
 each after `commit` has returned. It is killed with SIGKILL between 0 and 60 ms after it began to
-open the journal. Then the file has to be sound, no announced version may be missing, the current
+open the history. Then the file has to be sound, no announced version may be missing, the current
 one has to be the last announced or the one after it, and each has to hold what was written, bit by
 bit. The next child goes on with the same file; half the time nobody has tidied up before it.
 """
@@ -29,10 +29,10 @@ from pathlib import Path
 import numpy as np
 
 from hgprompt_edge.files import write_bytes
-from hgprompt_edge.state.history import FILE, Journal, Version
+from hgprompt_edge.state.history import FILE, History, Version
 
 BANK, ENTRIES, HEAD = "0" * 64, 12, (20, 64)
-FACTORY = np.full(ENTRIES, 1 / ENTRIES, np.float32)
+INITIAL = np.full(ENTRIES, 1 / ENTRIES, np.float32)
 LONGEST = 0.06
 
 
@@ -57,16 +57,16 @@ def main() -> None:
 
 def write_without_end(folder: Path) -> None:
     os.write(1, b"0\n")
-    journal = Journal(folder, BANK, FACTORY)
+    history = History(folder, BANK, INITIAL)
     while True:
-        key = journal.current().id + 1
+        key = history.current().id + 1
         if key % 7 == 0:
-            version = journal.rollback(key // 2 if key < 1000 else key - 500)
+            version = history.rollback(key // 2 if key < 1000 else key - 500)
         elif key % 11 == 0:
-            version = journal.reset()
+            version = history.reset()
         else:
             weights, head = content(key)
-            version = journal.commit(
+            version = history.commit(
                 weights, method="labelled", images=key, figures={"key": key}, head_weight=head
             )
         os.write(1, f"{version.id}\n".encode())
@@ -88,18 +88,18 @@ def kill_often(folder: Path, kills: int, seed: int) -> dict[str, int]:
         counts["before_a_commit"] += not announced
         last = max([last, *announced])
         try:
-            with Journal(folder, BANK, FACTORY, read_only=bool(rng.integers(2))) as journal:
-                history, current = journal.history(), journal.current()
+            with History(folder, BANK, INITIAL, read_only=bool(rng.integers(2))) as history:
+                versions, current = history.versions(), history.current()
             sound = not (folder / FILE).exists() or is_sound(folder / FILE)
         except Exception as error:
             print(f"unreadable: {error!r}", file=sys.stderr)
             counts["unreadable"] += 1
             continue
-        found = {version.id: version for version in history}
+        found = {version.id: version for version in versions}
         counts["unreadable"] += not sound
         counts["lost"] += len(set(announced) - set(found)) + (current.id < last)
         counts["wrong"] += current.id > max(last, 1) + 1
-        counts["wrong"] += sum(not is_right(version, found) for version in history)
+        counts["wrong"] += sum(not is_right(version, found) for version in versions)
         counts["in_a_commit"] += current.id == last + 1 and last > 0
         last = counts["versions"] = current.id
     return dict(counts)
@@ -132,8 +132,8 @@ def is_right(version: Version, found: dict[int, Version]) -> bool:
     if version.method == "rollback":
         target = found.get(version.figures["to"])
         return target is None or same(version, target.weights, target.head_weight)
-    if version.method in ("factory", "reset"):
-        return same(version, FACTORY, None)
+    if version.method in ("initial", "reset"):
+        return same(version, INITIAL, None)
     return version.images == version.id and same(version, *content(version.id))
 
 

@@ -19,9 +19,9 @@ from hgprompt_edge.artifacts.device_bank import bank_path, read_bank
 from hgprompt_edge.artifacts.keys import check_public_key
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.prompts.bank import read_prompt
-from hgprompt_edge.runtime.predictor import open_journal
+from hgprompt_edge.runtime.predictor import open_history
 from hgprompt_edge.runtime.verify import describe_signature, verify_model
-from hgprompt_edge.state.update_file import read_parcel
+from hgprompt_edge.state.update_file import read_update
 
 INSERTS = (b"9", b"[", b"x", b"\xff", b"\x00")
 
@@ -31,7 +31,7 @@ def reader(kind: str, good: Path) -> Callable[[Path], object]:
         "prompt": read_prompt,
         "bundle": read_bundle,
         "bank": read_bank,
-        "update file": read_parcel,
+        "update file": read_update,
         "key": lambda path: check_public_key(path, "--key"),
     }
     if kind in simple:
@@ -43,9 +43,9 @@ def reader(kind: str, good: Path) -> Callable[[Path], object]:
         bank = read_bank(bank_path(good.parent.parent / "m.onnx"))
 
         def read_state(path: Path) -> None:
-            with open_journal(path.parent, bank, ("a", "b"), read_only=True) as journal:
-                journal.current()
-                journal.history()
+            with open_history(path.parent, bank, ("a", "b"), read_only=True) as history:
+                history.current()
+                history.versions()
 
         return read_state
     return read_model

@@ -40,4 +40,4 @@ class Planted:
         self.bank = self.predictor.bank
         self.graph = AdaptGraph(adapt_path(self.path), self.bank, threads=1)
         head = Head(self.bank.head_weight, self.bank.head_bias)
-        self.factory = Weights(self.bank.factory.astype(np.float64), head)
+        self.initial = Weights(self.bank.initial.astype(np.float64), head)

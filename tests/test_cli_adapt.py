@@ -25,9 +25,9 @@ from hgprompt_edge.adapt.images import read_unlabelled
 from hgprompt_edge.artifacts.bundle import bank_tokens
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.maths.feature_statistics import Clean, clean_of
-from hgprompt_edge.runtime.predictor import Predictor, open_journal, state_folder
+from hgprompt_edge.runtime.predictor import Predictor, open_history, state_folder
 from hgprompt_edge.runtime.watch import watch
-from hgprompt_edge.state.update_file import read_parcel
+from hgprompt_edge.state.update_file import read_update
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +58,21 @@ def test_learn_look_back_undo_and_send(planted: Planted, seen: Path, tmp_path: P
     assert found["version"]["weights"]["dark"] > 0.5
     model = ("--model", str(planted.path), "--state", str(state))
     text = run("state", "history", *model).stdout
-    assert "factory" in text
+    assert "initial" in text
     assert "2*" in text
     sent = tmp_path / "v.json"
     document = json.loads(run("state", "send", str(sent), *model, "--json").stdout)
     assert (document["file"], document["bytes"]) == (str(sent), sent.stat().st_size)
     assert document["version"]["id"] == 2
     assert sent.stat().st_size <= 1000
-    assert read_parcel(sent).images == len(planted.images)
+    assert read_update(sent).images == len(planted.images)
     assert run("state", "rollback", *model).exit_code == 0
     assert run("state", "rollback", *model, "--to", "2").exit_code == 0
     assert run("state", "reset", *model).exit_code == 0
     assert "learned from no images" in run("state", "send", str(sent), *model).stderr
     history = json.loads(run("state", "history", *model, "--json").stdout)
     assert [v["method"] for v in history] == [
-        "factory", "labelled", "rollback", "rollback", "reset",
+        "initial", "labelled", "rollback", "rollback", "reset",
     ]  # fmt: skip
     assert [v["in_force"] for v in history] == [False] * 4 + [True]
 
@@ -119,12 +119,12 @@ def test_predict_takes_the_newest_weights(planted: Planted, seen: Path, tmp_path
     state = tmp_path / "state"
     images = [str(p) for p in sorted(seen.rglob("*.png"))[:4]]
     words = ("predict", "--model", str(planted.path), "--json", *images)
-    factory = json.loads(run(*words).stdout)
+    initial = json.loads(run(*words).stdout)
     adapt(planted, state, "--data", str(seen), "--steps", "12")
     adapted = json.loads(run(*words, "--state", str(state)).stdout)
-    assert adapted != factory
+    assert adapted != initial
     run("state", "reset", "--model", str(planted.path), "--state", str(state))
-    assert json.loads(run(*words, "--state", str(state)).stdout) == factory
+    assert json.loads(run(*words, "--state", str(state)).stdout) == initial
 
 
 def test_ctrl_c_says_what_is_in_force(
@@ -166,7 +166,7 @@ def test_a_state_that_is_not_there_is_said(planted: Planted, seen: Path, tmp_pat
     words = ("predict", "--model", str(planted.path), "--state", str(tmp_path / "tpyo"))
     result = run(*words, str(next(seen.rglob("*.png"))))
     assert result.exit_code == 0
-    assert "tpyo: not there (yet), so the factory weights are in force" in result.stderr
+    assert "tpyo: not there (yet), so the initial weights are in force" in result.stderr
 
 
 def test_state_beside_the_model_is_followed_where_the_model_can(
@@ -177,10 +177,10 @@ def test_state_beside_the_model_is_followed_where_the_model_can(
     for suffix in (".onnx", ".bank.safetensors", ".adapt.onnx"):
         shutil.copy(planted.path.with_suffix(suffix), tmp_path)
     words = ("predict", "--model", str(model), "--json", image)
-    factory = json.loads(run(*words).stdout)
+    initial = json.loads(run(*words).stdout)
     assert not (tmp_path / "pets.state").exists(), "predicting writes nothing"
     assert run("adapt", "--model", str(model), "--data", str(seen), "--steps", "8").exit_code == 0
-    assert json.loads(run(*words).stdout) != factory
+    assert json.loads(run(*words).stdout) != initial
     export_onnx(planted.bundle, planted.backbone, model)  # folded, under the same name
     assert run(*words).exit_code == 0, "the state of the model that was here is none of its own"
     result = run(*words, "--state", str(tmp_path / "pets.state"))
@@ -200,12 +200,12 @@ def test_forwards_only_and_without_labels(planted: Planted, seen: Path, tmp_path
     assert "does not know the statistics of clean images" in str(found["reason"])
 
 
-def test_the_factory_weights_come_back_with_the_light(
+def test_the_initial_weights_come_back_with_the_light(
     planted: Planted, seen: Path, tmp_path: Path
 ) -> None:
     """Images of the very statistics that the bank knows of clean ones, after something else."""
     images = read_unlabelled(seen, planted.predictor.preprocessing).pixels
-    mixed = np.tensordot(planted.factory.mix, bank_tokens(planted.bundle)[1], 1)
+    mixed = np.tensordot(planted.initial.mix, bank_tokens(planted.bundle)[1], 1)
     features = token_features(replace(planted.bundle, prompt=mixed), planted.backbone, images)
     known = replace(planted.bundle, clean=Clean(features.mean(0), features.var(0)))
     model = tmp_path / "known.onnx"
@@ -213,17 +213,17 @@ def test_the_factory_weights_come_back_with_the_light(
     predictor = Predictor(model)
     assert predictor.bank is not None
     corner = np.eye(len(predictor.bank.names), dtype=np.float32)[-1]
-    state = open_journal(state_folder(model), predictor.bank, predictor.classes)
-    with state as journal, journal.exclusive():
-        journal.commit(corner, method="labelled", images=8, figures={})
+    state = open_history(state_folder(model), predictor.bank, predictor.classes)
+    with state as history, history.exclusive():
+        history.commit(corner, method="labelled", images=8, figures={})
     words = ("adapt", "--model", str(model), "--data", str(seen), "--unlabelled")
     first, second = run(*words), run(*words)
     assert first.exit_code == 0, first.output
-    assert "back to the factory weights" in first.stdout
+    assert "back to the initial weights" in first.stdout
     assert "version 3 is in force" in first.stdout
     history = json.loads(run("state", "history", *words[1:3], "--json").stdout)
     assert history[-1]["weights"] == history[0]["weights"] != history[1]["weights"]
-    assert [version["method"] for version in history] == ["factory", "labelled", "return"]
+    assert [version["method"] for version in history] == ["initial", "labelled", "return"]
     assert second.exit_code == 1
     assert "look as clean ones do" in second.stdout
     assert "--head bias" not in second.stdout, "nothing was learned"
@@ -252,9 +252,9 @@ def knowing(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> tuple
     for index, image in enumerate(planted.images):  # as they are read: not cropped to the pixel
         Image.fromarray(image).save(folder / f"{index:03d}.png")
     images = read_unlabelled(folder, planted.predictor.preprocessing).pixels
-    mixed = np.tensordot(planted.factory.mix, bank_tokens(planted.bundle)[1], 1)
-    at_factory = replace(planted.bundle, prompt=mixed)
-    features = token_features(at_factory, planted.backbone, images)
+    mixed = np.tensordot(planted.initial.mix, bank_tokens(planted.bundle)[1], 1)
+    at_initial = replace(planted.bundle, prompt=mixed)
+    features = token_features(at_initial, planted.backbone, images)
     sure = 30 * planted.bundle.head_weight, 30 * planted.bundle.head_bias
     found = (features @ sure[0].T + sure[1]).argmax(1)
     known = replace(
@@ -312,13 +312,13 @@ def test_expected_classes_are_those_that_there_are_labels_of(
 
 
 def test_the_bias_moves_on_request(planted: Planted, seen: Path, tmp_path: Path) -> None:
-    state, factory = tmp_path / "state", planted.bank.head_bias
+    state, initial = tmp_path / "state", planted.bank.head_bias
     assert adapt(planted, state, "--data", str(seen), "--head", "bias", "--steps", "2")[0] == 0
-    with open_journal(state, planted.bank, planted.predictor.classes) as journal:
-        *_, latest = journal.history()
+    with open_history(state, planted.bank, planted.predictor.classes) as history:
+        *_, latest = history.versions()
     assert latest.head_bias is not None
     assert latest.head_weight is None
-    assert not np.array_equal(latest.head_bias, factory)
+    assert not np.array_equal(latest.head_bias, initial)
 
 
 def test_a_head_that_moved_stays_when_the_mix_moves_on(
@@ -327,13 +327,13 @@ def test_a_head_that_moved_stays_when_the_mix_moves_on(
     """The guard judges new weights with the head in force, so that head is what is served."""
     state = tmp_path / "state"
     moved = planted.bank.head_bias + np.linspace(0, 0.1, len(planted.bank.head_bias), dtype="f")
-    with open_journal(state, planted.bank, planted.predictor.classes) as journal:
-        journal.commit(
-            planted.bank.factory, method="labelled", images=8, figures={}, head_bias=moved
+    with open_history(state, planted.bank, planted.predictor.classes) as history:
+        history.commit(
+            planted.bank.initial, method="labelled", images=8, figures={}, head_bias=moved
         )
     assert adapt(planted, state, "--data", str(seen), "--steps", "12")[0] == 0
-    with open_journal(state, planted.bank, planted.predictor.classes) as journal:
-        *_, latest = journal.history()
+    with open_history(state, planted.bank, planted.predictor.classes) as history:
+        *_, latest = history.versions()
     assert latest.weights[planted.bank.names.index("dark")] > 0.5
     np.testing.assert_array_equal(latest.head_bias, moved)
 
@@ -381,7 +381,7 @@ def test_there_is_no_way_back_to_what_never_was(planted: Planted, tmp_path: Path
     """In the folder that is there by itself, too, which `adapt` has not made yet."""
     words = ("--model", str(planted.path), "--state", str(tmp_path))
     for more, message in (
-        ((), "version 1 is the factory's"),
+        ((), "version 1 is the initial one"),
         (("--to", "9"), "holds no version 9"),
     ):
         result = run("state", "rollback", *words, *more)
@@ -402,12 +402,12 @@ def test_two_at_once_one_wins(planted: Planted, seen: Path, tmp_path: Path) -> N
 def planted_lock(planted: Planted, state: Path) -> object:
     from contextlib import contextmanager
 
-    from hgprompt_edge.runtime.predictor import open_journal
+    from hgprompt_edge.runtime.predictor import open_history
 
     @contextmanager
     def held():  # type: ignore[no-untyped-def]
         classes = planted.predictor.classes
-        with open_journal(state, planted.bank, classes) as journal, journal.exclusive():
+        with open_history(state, planted.bank, classes) as history, history.exclusive():
             yield
 
     return held()

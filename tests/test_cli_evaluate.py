@@ -193,7 +193,7 @@ def test_the_weights_of_a_device_are_in_force(case: Case, tmp_path: Path) -> Non
     note = run(
         "evaluate", str(case.model), "--data", str(case.data), "--state", str(tmp_path / "x")
     )
-    assert "not there (yet), so the factory weights are in force" in note.stderr
+    assert "not there (yet), so the initial weights are in force" in note.stderr
     two = [str(case.model), str(case.other), "--data", str(case.data), "--state", str(tmp_path)]
     refused = run("evaluate", *two)
     assert refused.exit_code == 2

@@ -14,7 +14,7 @@ from small_vits import make_bundle
 from hgprompt_edge.artifacts.bundle import Bundle, bank_sha256, read_bundle, write_bundle
 from hgprompt_edge.backbones.load import load_backbone
 from hgprompt_edge.state.history import Version
-from hgprompt_edge.state.update_file import write_parcel
+from hgprompt_edge.state.update_file import write_update
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def send(path: Path, bundle: Bundle, weights: list[float], bias: list[float] | N
     mix = np.array(weights, np.float32)
     moved = None if bias is None else np.array(bias, np.float32)
     version = Version(2, 1, 5.0, "labelled", mix, None, moved, 20, {})
-    write_parcel(path, version, bank_sha256(bundle), classes=bundle.classes)
+    write_update(path, version, bank_sha256(bundle), classes=bundle.classes)
 
 
 def test_what_devices_sent_becomes_a_bundle_that_exports(fleet: Bundle, tmp_path: Path) -> None:
@@ -48,8 +48,8 @@ def test_what_devices_sent_becomes_a_bundle_that_exports(fleet: Bundle, tmp_path
     assert "next: hgedge export pets.merged.hgbundle\n" in result.stdout
     assert "head's bias" not in result.stderr
     merged = read_bundle(tmp_path / "pets.merged.hgbundle")
-    assert merged.factory is not None
-    np.testing.assert_allclose(merged.factory, [0.62, 0.38], rtol=1e-6)
+    assert merged.initial is not None
+    np.testing.assert_allclose(merged.initial, [0.62, 0.38], rtol=1e-6)
     assert merged.objective["merged"] == {"devices": 3, "left_out": 1, "images": 60}
     exported = run("export", "pets.merged.hgbundle")
     assert exported.exit_code == 0, exported.stderr

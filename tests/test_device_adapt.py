@@ -43,7 +43,7 @@ def planted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_labels_find_the_planted_prompt_and_the_guard_takes_it(planted: Planted) -> None:
     learner = GradientLearner(planted.graph, Settings(steps=25))
-    found = adapt_labelled(learner, planted.images, planted.labels, planted.factory)
+    found = adapt_labelled(learner, planted.images, planted.labels, planted.initial)
     assert found.verdict.taken, found.verdict.reason
     assert found.weights.mix[-1] > 0.5
     assert found.weights.mix.sum() == pytest.approx(1)
@@ -51,7 +51,7 @@ def test_labels_find_the_planted_prompt_and_the_guard_takes_it(planted: Planted)
     assert figures["log_loss_after"] < figures["log_loss_before"]
     planted.predictor.set_weights(found.weights.mix)
     after = (planted.predictor.logits(planted.images).argmax(1) == planted.labels).mean()
-    planted.predictor.set_weights(planted.bank.factory)
+    planted.predictor.set_weights(planted.bank.initial)
     before = (planted.predictor.logits(planted.images).argmax(1) == planted.labels).mean()
     assert after > before
 
@@ -69,7 +69,7 @@ def test_what_is_taken_over_is_judged_not_the_folds_alone(planted: Planted) -> N
             return replace(found, point=replace(found.point, head=one))
 
     found = adapt_labelled(
-        Stray(planted.graph, Settings(steps=25)), planted.images, planted.labels, planted.factory
+        Stray(planted.graph, Settings(steps=25)), planted.images, planted.labels, planted.initial
     )
     assert found.verdict.figures["log_loss_after"] < found.verdict.figures["log_loss_before"]
     assert not found.verdict.taken
@@ -77,7 +77,7 @@ def test_what_is_taken_over_is_judged_not_the_folds_alone(planted: Planted) -> N
 
 def test_forwards_alone_find_it_too(planted: Planted) -> None:
     learner = ForwardLearner(planted.predictor, Settings(steps=8))
-    found = adapt_labelled(learner, planted.images, planted.labels, planted.factory)
+    found = adapt_labelled(learner, planted.images, planted.labels, planted.initial)
     assert found.verdict.taken, found.verdict.reason
     assert found.weights.mix.argmax() == len(found.weights.mix) - 1
 
@@ -85,18 +85,18 @@ def test_forwards_alone_find_it_too(planted: Planted) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_where_there_is_nothing_to_gain_nothing_changes(planted: Planted, seed: int) -> None:
     learner = GradientLearner(planted.graph, Settings(steps=10))
-    logits = planted.factory.head.logits(learner.features(planted.images, planted.factory.mix))
-    # Labels as the factory model itself expects them: no other mix can do better than by chance.
+    logits = planted.initial.head.logits(learner.features(planted.images, planted.initial.mix))
+    # Labels as the initial model itself expects them: no other mix can do better than by chance.
     p = np.exp(log_softmax(logits))
     labels = np.array(
         [np.random.default_rng([seed, i]).choice(4, p=row) for i, row in enumerate(p)]
     )
-    found = adapt_labelled(learner, planted.images, labels, planted.factory, seed=seed)
+    found = adapt_labelled(learner, planted.images, labels, planted.initial, seed=seed)
     assert not found.verdict.taken, found.verdict.reason
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_the_distance_is_in_units_of_the_factorys(planted: Planted, labelled: bool) -> None:
+def test_the_distance_is_in_units_of_the_initials(planted: Planted, labelled: bool) -> None:
     """Loss and gradient, with labels at the mix of the step before, whose statistics it takes."""
     rng = np.random.default_rng(0)
     width = planted.bank.head_weight.shape[1]
@@ -107,7 +107,7 @@ def test_the_distance_is_in_units_of_the_factorys(planted: Planted, labelled: bo
         if labelled
         else statistics_judge(planted.graph, images, clean, 0.7)
     )
-    mix, head = smoothed(rng.dirichlet(np.ones(len(planted.bank.names))), 0.3), planted.factory.head
+    mix, head = smoothed(rng.dirichlet(np.ones(len(planted.bank.names))), 0.3), planted.initial.head
     if labelled:
         judge(mix, head)
     slope = judge(mix, head)
@@ -117,9 +117,9 @@ def test_the_distance_is_in_units_of_the_factorys(planted: Planted, labelled: bo
 
     def loss(point: np.ndarray) -> float:
         step = planted.graph(images, rows, point, head)
-        at_factory = planted.graph(images, 0 * rows, planted.bank.factory).features
+        at_initial = planted.graph(images, 0 * rows, planted.bank.initial).features
         far, near = (
-            statistics_distance(features, *clean)[0] for features in (step.features, at_factory)
+            statistics_distance(features, *clean)[0] for features in (step.features, at_initial)
         )
         return labelled * float(step.loss.mean()) + 0.7 * far / near
 
@@ -134,7 +134,7 @@ def test_a_step_without_numbers_is_no_step_to_go_on_from(planted: Planted) -> No
     clean = np.zeros(width, np.float32), np.ones(width, np.float32)
     images, rows = planted.images[:3], np.eye(4, dtype=np.float32)[planted.labels[:3]]
     judge = anchored_judge(planted.graph, images, rows, clean, 0.7)
-    mix, head = smoothed(planted.bank.factory), planted.factory.head
+    mix, head = smoothed(planted.bank.initial), planted.initial.head
     judge(mix, head)
     sound = judge(mix, head)
     assert np.isnan(judge(np.nan * mix, head).loss)
@@ -167,22 +167,22 @@ def test_seconds_are_for_all_of_the_learning(
     width = planted.bank.head_weight.shape[1]
     learner.clean = np.ones(width, np.float32), np.ones(width, np.float32)
     if labelled:
-        adapt_labelled(learner, planted.images, planted.labels, planted.factory)
+        adapt_labelled(learner, planted.images, planted.labels, planted.initial)
     else:
-        adapt_unlabelled(learner, planted.images, planted.factory)
+        adapt_unlabelled(learner, planted.images, planted.initial)
     assert clock < 40 + 5, "a last look, and what judges it"
 
 
 @pytest.mark.parametrize("kind", ["gradient", "cma"])
 def test_the_anchor_keeps_features_on_the_ground(planted: Planted, kind: str) -> None:
     """Labels that say nothing lead far away without it."""
-    at_factory = GradientLearner(planted.graph, Settings()).features(
-        planted.images, planted.factory.mix
+    at_initial = GradientLearner(planted.graph, Settings()).features(
+        planted.images, planted.initial.mix
     )
-    clean = at_factory.mean(axis=0), at_factory.var(axis=0)
+    clean = at_initial.mean(axis=0), at_initial.var(axis=0)
     labels = np.random.default_rng(0).integers(0, 4, 12)
     rows = np.eye(4, dtype=np.float32)[labels]
-    start = start_at(planted.factory.mix, planted.factory.head)
+    start = start_at(planted.initial.mix, planted.initial.head)
     found = {}
     for anchor in (0.0, 3.0):
         settings = Settings(steps=12, proximal=0, anchor=anchor)
@@ -206,11 +206,11 @@ def test_a_mean_that_no_mix_takes_back_is_not_the_biass_to_take(
 ) -> None:
     """As of clean images of a few classes: a bias always takes the mean back, right or wrong."""
     learner = learner_of(kind, planted, Settings(steps=2, head="bias"))
-    features = learner.features(planted.images, planted.factory.mix)
+    features = learner.features(planted.images, planted.initial.mix)
     far = features.mean(axis=0) + 5 * features.std(axis=0)
     learner.clean = far, features.var(axis=0)
-    found = adapt_unlabelled(learner, planted.images, planted.factory)
-    assert np.abs(found.weights.head.bias - planted.factory.head.bias).max() > 0
+    found = adapt_unlabelled(learner, planted.images, planted.initial)
+    assert np.abs(found.weights.head.bias - planted.initial.head.bias).max() > 0
     assert not found.verdict.taken
     assert "little nearer" in found.verdict.reason
 
@@ -218,7 +218,7 @@ def test_a_mean_that_no_mix_takes_back_is_not_the_biass_to_take(
 def test_same_seed_same_weights(planted: Planted) -> None:
     learner = GradientLearner(planted.graph, Settings(steps=4))
     first, second = (
-        adapt_labelled(learner, planted.images, planted.labels, planted.factory).weights.mix
+        adapt_labelled(learner, planted.images, planted.labels, planted.initial).weights.mix
         for _ in range(2)
     )
     np.testing.assert_array_equal(first, second)
@@ -230,19 +230,19 @@ def test_without_labels_nothing_is_learned_where_clean_images_are_not_known(
 ) -> None:
     learner = learner_of(kind, planted, Settings(steps=3))
     assert learner.clean is None
-    found = adapt_unlabelled(learner, planted.images, planted.factory)
+    found = adapt_unlabelled(learner, planted.images, planted.initial)
     assert (found.verdict.taken, found.steps) == (False, 0)
-    assert found.weights is planted.factory
+    assert found.weights is planted.initial
     assert "does not know the statistics of clean images" in found.verdict.reason
     assert "run `hgedge fit`" in found.verdict.reason
-    start = start_at(planted.factory.mix, planted.factory.head)
+    start = start_at(planted.initial.mix, planted.initial.head)
     with pytest.raises(ValueError, match="statistics of clean images are needed"):
         learner.learn(planted.images, None, start, None)
 
 
 def learn_from(learner: Learner, images: np.ndarray, current: Weights) -> Proposal:
     """Learn without labels, whatever the images look like and whatever the guard says."""
-    before = learner.features(images, learner.factory), learner.features(images, current.mix)
+    before = learner.features(images, learner.initial), learner.features(images, current.mix)
     return learn_unlabelled(learner, images, current, before)
 
 
@@ -259,7 +259,7 @@ def test_without_labels_the_statistics_of_clean_images_lead_back(
     predictor = Predictor(path)
     assert predictor.bank is not None
     first = len(predictor.bank.names) - 3  # behind "no prompt", where there is one
-    away = Weights(np.eye(len(predictor.bank.names))[first + 2], planted.factory.head)
+    away = Weights(np.eye(len(predictor.bank.names))[first + 2], planted.initial.head)
     graph = AdaptGraph(adapt_path(path), predictor.bank)
     for learner in (
         GradientLearner(graph, Settings(steps=60, proximal=0)),
@@ -277,8 +277,8 @@ def test_without_labels_the_statistics_of_clean_images_lead_back(
         assert at_source < 1e-6, "the bank's statistics are those of the clean images"
         assert distance(found.weights.mix) < 0.5 * distance(away.mix), learner.method
         assert found.weights.head is away.head
-        at_factory = distance(learner.factory)
-        assert found.verdict.figures["distance_before"] == pytest.approx(at_factory, rel=1e-3)
+        at_initial = distance(learner.initial)
+        assert found.verdict.figures["distance_before"] == pytest.approx(at_initial, rel=1e-3)
         assert found.verdict.figures["distance_after"] == pytest.approx(
             distance(found.weights.mix), rel=1e-3
         )
@@ -293,19 +293,19 @@ def test_a_descent_that_goes_wrong_leaves_its_start_to_judge(planted: Planted) -
     class Wandering(GradientLearner):
         def learn(self, *given: Any) -> Descent:
             found = super().learn(*given)
-            return replace(found, point=start_at(np.eye(len(self.factory))[0], self.head))
+            return replace(found, point=start_at(np.eye(len(self.initial))[0], self.head))
 
     learner = Wandering(planted.graph, Settings(steps=2))
-    corner = np.eye(len(planted.factory.mix))[-1]
+    corner = np.eye(len(planted.initial.mix))[-1]
     features = learner.features(planted.images, corner)
     learner.clean = features.mean(axis=0), features.var(axis=0)
-    found = learn_from(learner, planted.images, planted.factory)
+    found = learn_from(learner, planted.images, planted.initial)
     assert found.verdict.taken, found.verdict.reason
     assert found.weights.mix[-1] > 0.85
     first, second = (found.verdict.figures[f"distance_{when}"] for when in ("before", "after"))
     assert second < 0.6 * first
     learner.clean = features.mean(axis=0) + 100, features.var(axis=0)
-    refused = learn_from(learner, planted.images, planted.factory)
+    refused = learn_from(learner, planted.images, planted.initial)
     assert not refused.verdict.taken
     assert refused.weights.mix[0] > 0.85, "what the descent found is what is shown"
 
@@ -313,55 +313,55 @@ def test_a_descent_that_goes_wrong_leaves_its_start_to_judge(planted: Planted) -
 @pytest.mark.parametrize("kind", ["gradient", "cma"])
 def test_images_that_look_clean_teach_nothing(planted: Planted, kind: str) -> None:
     learner = learner_of(kind, planted, Settings(steps=3))
-    features = learner.features(planted.images, planted.factory.mix)
+    features = learner.features(planted.images, planted.initial.mix)
     learner.clean = features.mean(axis=0), features.var(axis=0)
-    found = adapt_unlabelled(learner, planted.images, planted.factory)
+    found = adapt_unlabelled(learner, planted.images, planted.initial)
     assert (found.verdict.taken, found.steps) == (False, 0)
     assert "look as clean ones do" in found.verdict.reason
-    assert found.weights is planted.factory
+    assert found.weights is planted.initial
 
 
-def test_when_the_light_comes_back_so_do_the_factory_weights(planted: Planted) -> None:
+def test_when_the_light_comes_back_so_do_the_initial_weights(planted: Planted) -> None:
     """The device has adapted to something that is gone."""
     learner = GradientLearner(planted.graph, Settings(steps=3))
-    features = learner.features(planted.images, planted.factory.mix)
+    features = learner.features(planted.images, planted.initial.mix)
     learner.clean = features.mean(axis=0), features.var(axis=0)
-    corner = np.eye(len(planted.factory.mix))[-1]
-    moved = replace(planted.factory.head, bias=planted.factory.head.bias + 1)
+    corner = np.eye(len(planted.initial.mix))[-1]
+    moved = replace(planted.initial.head, bias=planted.initial.head.bias + 1)
     for share, back in ((1.0, True), (1e-3, False)):
-        mix = (1 - share) * planted.factory.mix + share * corner
+        mix = (1 - share) * planted.initial.mix + share * corner
         found = adapt_unlabelled(learner, planted.images, Weights(mix, moved))
         assert (found.verdict.taken, found.steps) == (back, 0)
         if back:
-            assert "back to the factory weights" in found.verdict.reason
-            np.testing.assert_array_equal(found.weights.mix, planted.factory.mix)
-            np.testing.assert_array_equal(found.weights.head.bias, planted.factory.head.bias)
+            assert "back to the initial weights" in found.verdict.reason
+            np.testing.assert_array_equal(found.weights.mix, planted.initial.mix)
+            np.testing.assert_array_equal(found.weights.head.bias, planted.initial.head.bias)
 
 
 def test_weights_in_force_stay_where_something_has_changed(planted: Planted) -> None:
-    """Labels may have led to a mix that is further from clean images than the factory's."""
+    """Labels may have led to a mix that is further from clean images than the initial ones."""
     learner = GradientLearner(planted.graph, Settings(steps=1))
-    factory, corner = planted.factory, np.eye(len(planted.factory.mix))[-1]
-    at_factory, away = (learner.features(planted.images, mix) for mix in (factory.mix, corner))
-    # Beyond the factory's features, seen from those of the weights in force.
-    mean = at_factory.mean(axis=0) + 0.6 * (at_factory - away).mean(axis=0)
-    learner.clean = mean, at_factory.var(axis=0)
-    distances = [statistics_distance(x, *learner.clean)[0] for x in (at_factory, away)]
+    initial, corner = planted.initial, np.eye(len(planted.initial.mix))[-1]
+    at_initial, away = (learner.features(planted.images, mix) for mix in (initial.mix, corner))
+    # Beyond the initial features, seen from those of the weights in force.
+    mean = at_initial.mean(axis=0) + 0.6 * (at_initial - away).mean(axis=0)
+    learner.clean = mean, at_initial.var(axis=0)
+    distances = [statistics_distance(x, *learner.clean)[0] for x in (at_initial, away)]
     assert distances[0] > 0.1, "not what clean images look like"
     assert distances[0] < 0.6 * distances[1]
-    found = adapt_unlabelled(learner, planted.images, Weights(corner, factory.head))
+    found = adapt_unlabelled(learner, planted.images, Weights(corner, initial.head))
     assert not found.verdict.taken
     assert found.steps == 1
 
 
 def test_without_labels_the_bias_takes_the_mean_back(planted: Planted) -> None:
-    """Mean logits are then what the factory's head gives for the mean of clean features."""
+    """Mean logits are then what the initial head gives for the mean of clean features."""
     rng = np.random.default_rng(0)
     width = planted.bank.head_weight.shape[1]
     clean = rng.normal(size=width).astype(np.float32), np.ones(width, np.float32)
     learner = GradientLearner(planted.graph, Settings(steps=3, head="bias"))
     learner.clean = clean
-    found = adapt_unlabelled(learner, planted.images, planted.factory).weights
+    found = adapt_unlabelled(learner, planted.images, planted.initial).weights
     np.testing.assert_array_equal(found.head.weight, planted.bank.head_weight)
     logits = found.head.logits(learner.features(planted.images, found.mix)).mean(axis=0)
     wanted = planted.bank.head_weight @ clean[0] + planted.bank.head_bias
@@ -372,16 +372,16 @@ def test_without_labels_the_bias_takes_the_mean_back(planted: Planted) -> None:
 def test_head_moves_where_asked(planted: Planted, moved: str) -> None:
     settings = Settings(steps=5, head=moved)
     found = adapt_labelled(
-        GradientLearner(planted.graph, settings), planted.images, planted.labels, planted.factory
+        GradientLearner(planted.graph, settings), planted.images, planted.labels, planted.initial
     )
     head = found.weights.head
-    assert np.abs(head.bias - planted.factory.head.bias).max() > 0
-    assert (np.abs(head.weight - planted.factory.head.weight).max() > 0) == (moved == "weights")
+    assert np.abs(head.bias - planted.initial.head.bias).max() > 0
+    assert (np.abs(head.weight - planted.initial.head.weight).max() > 0) == (moved == "weights")
 
 
 def test_micro_batches_give_the_same_step(planted: Planted) -> None:
     rows = np.eye(4, dtype=np.float32)[planted.labels[:7]]
-    mix = smoothed(planted.bank.factory)
+    mix = smoothed(planted.bank.initial)
     whole = AdaptGraph(adapt_path(planted.path), planted.bank, micro_batch=7)
     parts = AdaptGraph(adapt_path(planted.path), planted.bank, micro_batch=2)
     one, other = (graph(planted.images[:7], rows, mix) for graph in (whole, parts))
@@ -390,7 +390,7 @@ def test_micro_batches_give_the_same_step(planted: Planted) -> None:
 
 
 def test_forward_alone_gives_what_the_whole_step_gives(planted: Planted) -> None:
-    images, mix = planted.images[:3], smoothed(planted.bank.factory)
+    images, mix = planted.images[:3], smoothed(planted.bank.initial)
     rows = np.eye(4, dtype=np.float32)[planted.labels[:3]]
     step, look = planted.graph(images, rows, mix), planted.graph.forward(images, mix, rows)
     for name in ("loss", "logits", "features"):
@@ -427,7 +427,7 @@ class TestTrustNothing:
         monkeypatch.setattr(AdaptGraph, "__call__", broken)
         learner = GradientLearner(planted.graph, Settings(steps=2))
         with pytest.raises(CheckError, match="computes the gradient wrongly on this machine"):
-            adapt_labelled(learner, planted.images, planted.labels, planted.factory)
+            adapt_labelled(learner, planted.images, planted.labels, planted.initial)
 
     @pytest.mark.parametrize(
         ("wrong", "what"),
@@ -452,9 +452,9 @@ class TestTrustNothing:
             return replace(step, **{name: x * getattr(step, name) for name, x in factors.items()})
 
         monkeypatch.setattr(AdaptGraph, "__call__", broken)
-        theta, rng = np.zeros(len(planted.bank.names)), np.random.default_rng(0)
+        mix_logits, rng = np.zeros(len(planted.bank.names)), np.random.default_rng(0)
         with pytest.raises(CheckError, match=f"computes {what} wrongly on this machine"):
-            check_gradient(planted.graph, planted.images[:8], theta, rng)
+            check_gradient(planted.graph, planted.images[:8], mix_logits, rng)
 
 
 def test_graph_with_weights_outside_its_folder_is_refused(planted: Planted, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import hgprompt_edge
 from hgprompt_edge import Classification, Classifier, Predictor, UserError
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.images.decode import UnreadableImageError
-from hgprompt_edge.runtime.predictor import open_journal, state_folder
+from hgprompt_edge.runtime.predictor import open_history, state_folder
 
 
 @pytest.fixture(scope="module")
@@ -131,17 +131,17 @@ def test_what_the_device_learned_is_in_force(tmp_path: Path) -> None:
     """From `MODEL.state` or the folder that is named, also while the model is in use."""
     planted = Planted(tmp_path, "learned")
     model, image = hgprompt_edge.load(planted.path), planted.images[0]
-    factory = model(image)
+    initial = model(image)
     bias = np.zeros_like(planted.bank.head_bias)
     bias[-1] = 99
     state = state_folder(planted.path)
-    with open_journal(state, planted.bank, model.classes) as journal:
-        journal.commit(
-            planted.bank.factory, method="labelled", images=1, figures={}, head_bias=bias
+    with open_history(state, planted.bank, model.classes) as history:
+        history.commit(
+            planted.bank.initial, method="labelled", images=1, figures={}, head_bias=bias
         )
     for found in (model, hgprompt_edge.load(planted.path)):
         assert found(image).label == model.classes[-1]
-    assert hgprompt_edge.load(planted.path, state=tmp_path / "none")(image) == factory
+    assert hgprompt_edge.load(planted.path, state=tmp_path / "none")(image) == initial
     shutil.copytree(state, tmp_path / "other")
     shutil.rmtree(state)
     assert hgprompt_edge.load(planted.path, state=tmp_path / "other")(image).probability > 0.99

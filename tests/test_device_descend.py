@@ -35,11 +35,11 @@ class TestDescend:
         )
         np.testing.assert_allclose(found.point.mix, [0.7, 0.2, 0.1], atol=0.05)
 
-    def test_proximal_term_keeps_near_the_factory(self) -> None:
-        factory = np.array([0, 0, 1.0])
-        start = start_at(factory, self.head)
+    def test_proximal_term_keeps_near_the_initial(self) -> None:
+        initial = np.array([0, 0, 1.0])
+        start = start_at(initial, self.head)
         near, far = (
-            descend(self.judge, start, factory, Settings(steps=200, proximal=tau)).point.mix[2]
+            descend(self.judge, start, initial, Settings(steps=200, proximal=tau)).point.mix[2]
             for tau in (10.0, 0.0)
         )
         assert near > 0.8 > far
@@ -76,8 +76,8 @@ class TestDescend:
 
 @given(st.lists(st.floats(-3, 3), min_size=3, max_size=6))
 @settings(max_examples=30, deadline=None)
-def test_gradient_through_the_softmax(theta: list[float]) -> None:
-    point, rng = np.array(theta), np.random.default_rng(0)
+def test_gradient_through_the_softmax(mix_logits: list[float]) -> None:
+    point, rng = np.array(mix_logits), np.random.default_rng(0)
     d = rng.normal(size=len(point))
     analytic = through_softmax(d, softmax(point))
     for i in range(len(point)):

@@ -99,22 +99,22 @@ class TestGuard:
         new[:4] += 4.9 * np.eye(4)[self.labels[:4]]  # sure elsewhere, wrong here by a little
         assert not judge_labelled(old, new, self.labels).taken
 
-    def test_collapse_and_surer_disagreement_are_refused(self) -> None:
-        factory = self.logits(3.0)
+    def test_collapse_and_confident_disagreement_are_refused(self) -> None:
+        initial = self.logits(3.0)
         one = np.tile([5.0, 0, 0, 0], (40, 1))
-        collapsed = judge_unlabelled(factory, factory, one, (1.0, 0.5))
+        collapsed = judge_unlabelled(initial, initial, one, (1.0, 0.5))
         assert not collapsed.taken
         assert "collapse" in collapsed.reason
-        three = np.where(np.arange(4) == 3, -9.0, factory)  # of four classes
-        assert "collapse" in judge_unlabelled(factory, factory, three, (1.0, 0.5)).reason
+        three = np.where(np.arange(4) == 3, -9.0, initial)  # of four classes
+        assert "collapse" in judge_unlabelled(initial, initial, three, (1.0, 0.5)).reason
         turned = 9 * np.eye(4)[(self.labels + 1) % 4]
-        assert not judge_unlabelled(factory, factory, turned, (1.0, 0.5)).taken
-        assert judge_unlabelled(factory, factory, self.logits(6.0), (1.0, 0.5)).taken
+        assert not judge_unlabelled(initial, initial, turned, (1.0, 0.5)).taken
+        assert judge_unlabelled(initial, initial, self.logits(6.0), (1.0, 0.5)).taken
 
     def test_what_is_not_known_speaks_for_nothing(self) -> None:
-        factory, better = self.logits(3.0), self.logits(6.0)
-        assert judge_unlabelled(factory, factory, better, (1.0, 0.5)).taken
-        verdict = judge_unlabelled(factory, factory, better, None)
+        initial, better = self.logits(3.0), self.logits(6.0)
+        assert judge_unlabelled(initial, initial, better, (1.0, 0.5)).taken
+        verdict = judge_unlabelled(initial, initial, better, None)
         assert not verdict.taken
         assert "does not know the statistics of clean images" in verdict.reason
 
@@ -145,16 +145,16 @@ class TestGuard:
             assert verdict.figures["distance_before"] == before
 
     def test_a_device_goes_back_to_what_fits_clean_images(self) -> None:
-        for in_force, factory, taken in (
+        for in_force, initial, taken in (
             (0.05, 0.03, True),
             (0.049, 0.02, False),
             (0.1, 0.061, False),
             (float("nan"), 0.02, False),
         ):
-            verdict = judge_clean(in_force, factory)
+            verdict = judge_clean(in_force, initial)
             assert verdict is not None
-            assert verdict.taken is taken, (in_force, factory)
-            assert ("back to the factory weights" in verdict.reason) is taken
+            assert verdict.taken is taken, (in_force, initial)
+            assert ("back to the initial weights" in verdict.reason) is taken
         assert judge_clean(0.5, 0.1) is None, "these images do not look clean"
 
     @given(st.lists(st.integers(0, 3), min_size=3, max_size=60))

@@ -16,7 +16,7 @@ from small_vits import make_backbone, make_mixable
 
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.onnx_file import export_onnx
-from hgprompt_edge.runtime.predictor import Predictor, open_journal
+from hgprompt_edge.runtime.predictor import Predictor, open_history
 from hgprompt_edge.runtime.watch import watch
 
 
@@ -29,13 +29,13 @@ class TestLive:
     def test_new_weights_reach_a_running_predictor(self, planted: Planted, tmp_path: Path) -> None:
         state = tmp_path / "state"
         classes = planted.predictor.classes
-        with open_journal(state, planted.bank, classes) as journal:
+        with open_history(state, planted.bank, classes) as history:
             live = Predictor(planted.path, state=state)
             old = live.logits(planted.images[:3])
             assert not live.refresh()
-            mix = np.roll(planted.bank.factory, 1)
+            mix = np.roll(planted.bank.initial, 1)
             bias = planted.bank.head_bias + np.float32(1)
-            journal.commit(mix, method="labelled", images=1, figures={}, head_bias=bias)
+            history.commit(mix, method="labelled", images=1, figures={}, head_bias=bias)
             assert live.refresh()
             assert not live.refresh()
         fresh = Predictor(planted.path)
@@ -47,15 +47,15 @@ class TestLive:
     def test_a_state_that_is_deleted_or_replaced_is_followed_too(
         self, planted: Planted, tmp_path: Path
     ) -> None:
-        """Each journal here has a version 2, and each is another one."""
+        """Each history here has a version 2, and each is another one."""
         state, bank, classes = tmp_path / "state", planted.bank, planted.predictor.classes
-        mixes = [np.roll(bank.factory, shift) for shift in (1, 2)]
+        mixes = [np.roll(bank.initial, shift) for shift in (1, 2)]
         images, live = planted.images[:3], Predictor(planted.path, state=state)
-        factory = live.logits(images)
+        initial = live.logits(images)
 
         def learn(folder: Path, mix: npt.NDArray[np.float32]) -> None:
-            with open_journal(folder, bank, classes) as journal:
-                assert journal.commit(mix, method="labelled", images=1, figures={}).id == 2
+            with open_history(folder, bank, classes) as history:
+                assert history.commit(mix, method="labelled", images=1, figures={}).id == 2
 
         def serves(mix: npt.NDArray[np.float32]) -> None:
             assert live.refresh()
@@ -67,8 +67,8 @@ class TestLive:
         learn(state, mixes[0])
         serves(mixes[0])
         shutil.rmtree(state)
-        serves(bank.factory)
-        np.testing.assert_array_equal(live.logits(images), factory)
+        serves(bank.initial)
+        np.testing.assert_array_equal(live.logits(images), initial)
         learn(state, mixes[0])
         serves(mixes[0])
         shutil.rmtree(state)
@@ -83,10 +83,10 @@ class TestLive:
         self, planted: Planted, tmp_path: Path
     ) -> None:
         state, bank = tmp_path / "state", planted.bank
-        open_journal(state, bank, planted.predictor.classes).close()
+        open_history(state, bank, planted.predictor.classes).close()
         live = Predictor(planted.path, state=state)
-        with open_journal(tmp_path / "another", bank, ("cat", "dog")) as other:
-            mix = np.roll(bank.factory, 1)
+        with open_history(tmp_path / "another", bank, ("cat", "dog")) as other:
+            mix = np.roll(bank.initial, 1)
             other.commit(mix, method="labelled", images=1, figures={})
         state.rename(tmp_path / "kept")
         (tmp_path / "another").rename(state)
@@ -102,13 +102,13 @@ class TestLive:
         state, folder = tmp_path / "state", tmp_path / "in"
         folder.mkdir()
         Image.fromarray(planted.images[0]).save(folder / "0.png")
-        with open_journal(state, planted.bank, planted.predictor.classes) as journal:
+        with open_history(state, planted.bank, planted.predictor.classes) as history:
             served = watch(Predictor(planted.path, state=state), folder, sleep=lambda _: None)
             prediction, version = next(served)
             assert prediction.path == folder / "0.png"
             assert version is not None
             assert version.id == 1
-            journal.commit(planted.bank.factory, method="labelled", images=1, figures={})
+            history.commit(planted.bank.initial, method="labelled", images=1, figures={})
             Image.fromarray(planted.images[1]).save(folder / "1.png")
             prediction, version = next(served)
             assert prediction.path == folder / "1.png"

@@ -18,7 +18,7 @@ from toys import pixels_of
 
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.export.onnx_file import export_onnx
-from hgprompt_edge.runtime.predictor import Predictor, open_journal
+from hgprompt_edge.runtime.predictor import Predictor, open_history
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -100,7 +100,7 @@ def test_threads_that_refresh_serve_mix_and_head_of_one_version(tmp_path: Path) 
     planted = Planted(tmp_path, "learned")
     bank, images, state = planted.bank, planted.images[:1], tmp_path / "state"
     versions = [
-        (np.roll(bank.factory, turn), bank.head_bias + np.float32(3 * turn)) for turn in range(6)
+        (np.roll(bank.initial, turn), bank.head_bias + np.float32(3 * turn)) for turn in range(6)
     ]
     fresh, wanted = Predictor(planted.path), []
     for mix, bias in versions:
@@ -117,11 +117,11 @@ def test_threads_that_refresh_serve_mix_and_head_of_one_version(tmp_path: Path) 
             served += 1
         return served
 
-    with open_journal(state, bank, planted.predictor.classes) as journal:
+    with open_history(state, bank, planted.predictor.classes) as history:
 
         def learn(turn: int) -> None:
             mix, bias = versions[turn % len(versions)]
-            journal.commit(mix, method="labelled", images=1, figures={}, head_bias=bias)
+            history.commit(mix, method="labelled", images=1, figures={}, head_bias=bias)
 
         learn(0)
         shared = Predictor(planted.path, state=state)

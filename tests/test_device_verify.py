@@ -90,13 +90,13 @@ def test_a_server_also_compares_with_pytorch(made: Path) -> None:
 
 @pytest.mark.parametrize("words", ["--weights runtime", "--adapt", "--adapt --format openvino"])
 def test_a_server_compares_weights_at_run_time_with_pytorch(tmp_path: Path, words: str) -> None:
-    """At the factory mix of devices that were merged, and at another one."""
+    """At the initial mix of devices that were merged, and at another one."""
     if words.endswith("openvino"):
         pytest.importorskip("openvino")
     backbone = load_backbone("tiny")
     mix = np.array([0.3, 0.7], np.float32)
     bundle = tmp_path / "m.hgbundle"
-    write_bundle(bundle, replace(mixable_bundle(backbone), choice="best_source", factory=mix))
+    write_bundle(bundle, replace(mixable_bundle(backbone), choice="best_source", initial=mix))
     model = tmp_path / ("m.xml" if words.endswith("openvino") else "m.onnx")
     assert run("export", str(bundle), *words.split()).exit_code == 0
     result = run("verify", str(model), "--bundle", str(bundle), "--json")

@@ -39,3 +39,16 @@ def test_figures_have_text_alternatives() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+WORDS = ("factory", "theta", "journal", "ledger", "parcel", "remix")
+"""Names of the past, each of which has one in docs/glossary.md."""
+OTHERS = r"tmp_path_factory|TempPathFactory|(default|row|text)_factory|journal_mode"
+"""What libraries call theirs."""
+
+
+def test_each_idea_has_the_name_of_the_glossary() -> None:
+    for path in [*(ROOT / "hgprompt_edge").rglob("*.py"), *(ROOT / "docs").rglob("*.md")]:
+        text = re.sub(OTHERS, "", path.read_text()).lower()
+        assert not [word for word in WORDS if word in text], path
+    assert not [word for word in WORDS if word in (ROOT / "README.md").read_text().lower()]

@@ -203,7 +203,7 @@ def test_openvino_takes_weights_at_run_time(choice: str, tmp_path: Path) -> None
 def test_without_a_prompt_the_model_alone_is_an_entry(tmp_path: Path) -> None:
     case = Case("plain", "none")
     assert case.bank.names == (NO_PROMPT, "a", "b", "dark")
-    np.testing.assert_array_equal(case.bank.factory, [1, 0, 0, 0])
+    np.testing.assert_array_equal(case.bank.initial, [1, 0, 0, 0])
     path = tmp_path / "pets.onnx"
     export_onnx(case.bundle, case.backbone, path, runtime_weights=True)
     found = Predictor(path).logits(case.bundle.probe_images)
@@ -213,7 +213,7 @@ def test_without_a_prompt_the_model_alone_is_an_entry(tmp_path: Path) -> None:
 def test_learned_mix_with_a_weight_for_each_layer_is_an_entry(tmp_path: Path) -> None:
     case = Case("plain", "layered")
     assert case.bank.names == (LEARNED, "a", "b", "dark")
-    np.testing.assert_array_equal(case.bank.factory, [1, 0, 0, 0])
+    np.testing.assert_array_equal(case.bank.initial, [1, 0, 0, 0])
     path = tmp_path / "pets.onnx"
     assert export_onnx(case.bundle, case.backbone, path, runtime_weights=True, adapt=True).ok
     predictor = Predictor(path)
@@ -226,11 +226,11 @@ def test_merged_mix_is_where_a_device_starts(tmp_path: Path) -> None:
     case = Case("plain", "none")
     mix = np.array([0.4, 0.1, 0.2, 0.3], np.float32)
     path = tmp_path / "pets.onnx"
-    bundle = replace(case.bundle, factory=mix)
+    bundle = replace(case.bundle, initial=mix)
     assert export_onnx(bundle, case.backbone, path, runtime_weights=True, adapt=True).ok
     predictor = Predictor(path)
     assert predictor.bank is not None
-    np.testing.assert_array_equal(predictor.bank.factory, mix)
+    np.testing.assert_array_equal(predictor.bank.initial, mix)
     assert predictor.compare_probe().ok
 
 
@@ -246,12 +246,12 @@ def test_merged_mix_of_a_tuned_prompt_is_over_the_bank_as_it_was(
     if suffix == ".xml":
         pytest.importorskip("openvino")
         export = export_openvino  # type: ignore[assignment]
-    bundle = replace(case.bundle, factory=mix)
+    bundle = replace(case.bundle, initial=mix)
     assert export(bundle, case.backbone, path, runtime_weights=True, adapt=True).ok
     predictor = Predictor(path)
     assert predictor.bank is not None
     assert predictor.bank.sha256 == case.bank.sha256
-    np.testing.assert_array_equal(predictor.bank.factory, mix)
+    np.testing.assert_array_equal(predictor.bank.initial, mix)
     assert predictor.compare_probe().ok
     predictor.set_weights(case.mix)
     assert relative(predictor.logits(case.images), case.reference()["logits"]) < 5e-5
@@ -329,7 +329,7 @@ class TestBankFile:
         one_less = {"head_weight": case.bank.head_weight[:3], "head_bias": case.bank.head_bias[:3]}
         for change, message in (
             ({"sha256": "00" * 32}, "other prompts, sha256 000000000000... and not "),
-            ({"factory": case.bank.factory[::-1]}, "the same prompts, but another factory mix"),
+            ({"initial": case.bank.initial[::-1]}, "the same prompts, but another initial mix"),
             ({"clean": Clean(*moments)}, "the same prompts, but another"),
             (one_less, "a head of 3 classes and not 4"),
         ):
@@ -360,7 +360,7 @@ class TestBankFile:
             del model.metadata_props[:]
             model.metadata_props.extend(kept)
             onnx.save(model, file)
-        other = replace(case.bank, factory=case.bank.factory[::-1])
+        other = replace(case.bank, initial=case.bank.initial[::-1])
         write_bank(bank_path(path), other)
         assert Predictor(path).bank is not None
         AdaptGraph(adapt_path(path), other)
@@ -372,11 +372,11 @@ class TestBankFile:
     def test_damage_is_refused(self, tmp_path: Path) -> None:
         bank = Case("tanh gelu").bank
         path = tmp_path / "b.bank.safetensors"
-        broken = replace(bank, factory=np.array([1, np.nan, 0], np.float32))
+        broken = replace(bank, initial=np.array([1, np.nan, 0], np.float32))
         write_bank(path, broken)
-        with pytest.raises(UserError, match="'factory' holds NaN"):
+        with pytest.raises(UserError, match="'initial' holds NaN"):
             read_bank(path)
-        write_bank(path, replace(bank, factory=bank.factory[:2]))
+        write_bank(path, replace(bank, initial=bank.initial[:2]))
         with pytest.raises(UserError, match="damaged bank"):
             read_bank(path)
         path.write_bytes(path.read_bytes()[:100])
@@ -392,9 +392,9 @@ HOSTILE: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
     "negative heads": ({}, {"heads": "-2"}, "'heads' is -2"),
     "no width": ({}, {"width": "0"}, "'width' is 0"),
     "another width": ({}, {"width": "31"}, "'head.weight' is 32, not 31"),
-    "weights of integers": ({"factory": np.array([1, 0, 0])}, {}, "'factory' is int64, not"),
-    "weights of another sum": ({"factory": np.float32([0, 0, 0])}, {}, "'factory' is no mix"),
-    "weights below 0": ({"factory": np.float32([2, 0, -1])}, {}, "'factory' is no mix"),
+    "weights of integers": ({"initial": np.array([1, 0, 0])}, {}, "'initial' is int64, not"),
+    "weights of another sum": ({"initial": np.float32([0, 0, 0])}, {}, "'initial' is no mix"),
+    "weights below 0": ({"initial": np.float32([2, 0, -1])}, {}, "'initial' is no mix"),
     "a flat head": ({"head.weight": np.zeros(4, np.float32)}, {}, "unpack"),
     "short mean": (
         {"clean.mean": np.zeros(31, np.float32)},

@@ -217,8 +217,8 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     ),
     "no names": (lambda _, m: m.update(more="[1, 2]"), "'more' is no list of names"),
     "to be mixed": (
-        lambda t, _: t.update(factory=np.ones(2, np.float32)),
-        "several folded prompts with shallow tokens, conditions or a factory mix",
+        lambda t, _: t.update(initial=np.ones(2, np.float32)),
+        "several folded prompts with shallow tokens, conditions or a initial mix",
     ),
 }
 
@@ -351,7 +351,7 @@ def device(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) -> Devi
 def test_a_device_gets_the_averaged_probabilities_and_no_gradient(device: Device) -> None:
     bank = read_bank(device.path.with_suffix("").with_suffix(".bank.safetensors"))
     assert bank.names == (FOLDED,)
-    assert bank.inputs(bank.factory) == {}
+    assert bank.inputs(bank.initial) == {}
     np.testing.assert_array_equal(bank.head_weight, np.eye(4))
     np.testing.assert_array_equal(bank.head_bias, np.zeros(4))
     np.testing.assert_array_equal(bank.clean.mean, device.bundle.clean.mean)

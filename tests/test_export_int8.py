@@ -304,7 +304,7 @@ def test_every_scheme_takes_a_prefix_that_comes_with_the_image(
 ) -> None:
     bundle = mixable(fitted[0])
     bank = make_bank(bundle, backbone)
-    given = bank.inputs(bank.factory)
+    given = bank.inputs(bank.initial)
     scheme = next(s for s in onnx_schemes(backbone.depth, given) if s.name == scheme.name)
     ir.save(build_graph(bundle, backbone, Rewrites(), bank), tmp_path / "float.onnx")
     scheme.write(tmp_path / "float.onnx", fitted[1].train.pixels[:32], tmp_path / "int8.onnx")
@@ -373,7 +373,7 @@ def test_what_devices_start_from_is_judged(
         mixable(bundle),
         choice=choice,
         prompt=None if choice == "none" else bundle.prompt[::-1].copy(),
-        factory=np.array([0.4, 0.6, 0] if choice == "none" else [0, 1, 0], np.float32),
+        initial=np.array([0.4, 0.6, 0] if choice == "none" else [0, 1, 0], np.float32),
     )
     monkeypatch.setattr(int8, "onnx_schemes", spoiled(0))
     path = tmp_path / "m.onnx"

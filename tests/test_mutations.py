@@ -14,8 +14,8 @@ from hgprompt_edge.artifacts.bundle import write_bundle
 from hgprompt_edge.artifacts.device_bank import adapt_path, bank_path, read_bank
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.prompts.bank import Prompt, write_prompt
-from hgprompt_edge.state.history import Journal
-from hgprompt_edge.state.update_file import write_parcel
+from hgprompt_edge.state.history import History
+from hgprompt_edge.state.update_file import write_update
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,17 +48,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_bundle(root / "m.hgbundle", bundle)
     export_onnx(bundle, backbone, root / "m.onnx", runtime_weights=True, adapt=True)
     bank = read_bank(bank_path(root / "m.onnx"))
-    with Journal(root / "state", bank.sha256, bank.factory, classes=("a", "b")) as journal:
+    with History(root / "state", bank.sha256, bank.initial, classes=("a", "b")) as history:
         for turn in range(3):
-            journal.commit(bank.factory, method="labelled", images=turn, figures={"loss": 0.5})
-        version = journal.current()
-    write_parcel(root / "update.json", version, bank.sha256, bank.names, classes=("a", "b"))
+            history.commit(bank.initial, method="labelled", images=turn, figures={"loss": 0.5})
+        version = history.current()
+    write_update(root / "update.json", version, bank.sha256, bank.names, classes=("a", "b"))
     return {
         "prompt": root / "prompt" / "p.safetensors",
         "bundle": root / "m.hgbundle",
         "bank": bank_path(root / "m.onnx"),
         "update file": root / "update.json",
-        "state": root / "state" / "journal.sqlite",
+        "state": root / "state" / "history.sqlite",
         "model": root / "m.onnx",
         "adapt graph": adapt_path(root / "m.onnx"),
     }

@@ -80,7 +80,7 @@ def test_options_of_prompts_are_refused_without_any() -> None:
 def test_a_model_without_prompts_comes_with_its_head_alone(adaptable: Path) -> None:
     bank = read_bank(adaptable / "mine.bank.safetensors")
     assert bank.mixer is None
-    assert bank.inputs(bank.factory) == {}
+    assert bank.inputs(bank.initial) == {}
     assert bank.clean is not None
     assert not (adaptable / "mine.adapt.onnx").exists()
     bundle = read_bundle(adaptable / "mine.hgbundle")

@@ -16,7 +16,7 @@ from hgprompt_edge.artifacts.bundle import (
     TUNED,
     Bundle,
     bank_entries,
-    factory_mix,
+    initial_mix,
     read_bundle,
     write_bundle,
 )
@@ -278,9 +278,9 @@ def prepared(bundle: Bundle) -> Bundle:
     assert bundle.source_tokens is not None
     names, moment = ({"name": "dark"},), np.ones(bundle.head_weight.shape[1], np.float32)
     with_conditions = replace(bundle, conditions=names, condition_tokens=bundle.source_tokens[:1])
-    factory = np.full(len(bank_entries(with_conditions)), 0.2, np.float32)
+    initial = np.full(len(bank_entries(with_conditions)), 0.2, np.float32)
     merged = {**bundle.objective, "merged": {"devices": 3}}
-    return replace(with_conditions, factory=factory, objective=merged, clean=Clean(moment, moment))
+    return replace(with_conditions, initial=initial, objective=merged, clean=Clean(moment, moment))
 
 
 def test_what_was_of_the_old_prompt_goes_with_it_and_stays_with_it(
@@ -300,14 +300,14 @@ def test_what_was_of_the_old_prompt_goes_with_it_and_stays_with_it(
     )
     assert won.objective == plain.objective
     write_bundle(path, won)
-    mix_of_devices = factory_mix(read_bundle(path))
+    mix_of_devices = initial_mix(read_bundle(path))
     np.testing.assert_array_equal(mix_of_devices, [1] + [0] * len(plain.sources))
 
     worse = replace(RECIPE, epochs=1, learning_rate=30.0, average=0.0)
     lost = tune(bundle, backbone, task, worse).bundle
     assert lost.choice == "none"
     assert lost.conditions == bundle.conditions
-    assert lost.factory is bundle.factory
+    assert lost.initial is bundle.initial
     # The row of the tuned prompt in force outlives a worse one.
     again = tune(won, backbone, task, worse).bundle
     assert again.table == won.table

@@ -15,7 +15,7 @@ from toys import make_task, noise_tokens
 from hgprompt_edge.artifacts.bundle import (
     Bundle,
     bank_sha256,
-    factory_mix,
+    initial_mix,
     read_bundle,
     write_bundle,
 )
@@ -113,7 +113,7 @@ class TestTuning:
             classes=self.task.classes,
             head_weight=rng.normal(size=(3, 32)).astype(np.float32),
             head_bias=np.zeros(3, np.float32),
-            factory=np.array([0.5, 0.5], np.float32),
+            initial=np.array([0.5, 0.5], np.float32),
         )
 
     def tuned(self, bundle: Bundle, names: list[str]) -> tuple[Bundle, tuple[Worth, ...]]:
@@ -206,7 +206,7 @@ class TestTuning:
         trained = prepared.condition_tokens[0].astype(np.float32)
         assert distance(trained) < 0.9 * distance(self.bundle.prompt)
         np.testing.assert_allclose(prepared.clean.mean, clean.mean(0), rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(factory_mix(prepared), [0.5, 0.5, 0, 0])
+        np.testing.assert_array_equal(initial_mix(prepared), [0.5, 0.5, 0, 0])
         assert bank_sha256(prepared) != bank_sha256(self.bundle)
         path = tmp_path / "b.hgbundle"
         write_bundle(path, prepared)
@@ -216,7 +216,7 @@ class TestTuning:
         np.testing.assert_array_equal(again.clean.variance, prepared.clean.variance)
 
     def test_without_a_prompt_it_begins_at_what_the_sources_started_from(self) -> None:
-        bare = replace(self.bundle, choice="none", prompt=None, factory=None)
+        bare = replace(self.bundle, choice="none", prompt=None, initial=None)
         assert bare.source_tokens is not None
         about = bare.sources
         started = replace(bare, sources=(*about[:-1], {**about[-1], "role": "start"}))
@@ -228,11 +228,11 @@ class TestTuning:
 
     def test_what_devices_were_merged_to_stays_with_its_names(self) -> None:
         first, _ = self.tuned(self.bundle, ["dark", "blur"])
-        merged = replace(first, factory=np.array([0.1, 0.2, 0.3, 0.4], np.float32))
+        merged = replace(first, initial=np.array([0.1, 0.2, 0.3, 0.4], np.float32))
         second, _ = self.tuned(merged, ["noise", "dark"])
         assert [c["name"] for c in second.conditions] == ["blur", "noise", "dark"]
         wanted = np.array([0.1, 0.2, 0.4, 0.0, 0.3], np.float32)
-        np.testing.assert_array_equal(factory_mix(second), wanted)
+        np.testing.assert_array_equal(initial_mix(second), wanted)
 
     def test_another_condition_joins_and_the_same_one_is_replaced(self) -> None:
         first, _ = self.tuned(self.bundle, ["dark"])
@@ -311,7 +311,7 @@ class TestTuning:
             ({"backbone_sha256": "0" * 64}, ["dark"], "fitted on other weights"),
             ({"mode": "shallow"}, ["dark"], "holds shallow prompts"),
             ({"split_digest": "other"}, ["dark"], "not the images on which"),
-            ({"source_tokens": None, "factory": None}, ["dark"], "does not hold its sources"),
+            ({"source_tokens": None, "initial": None}, ["dark"], "does not hold its sources"),
         ],
     )
     def test_bad_input(self, change: dict[str, object], names: list[str], message: str) -> None:

@@ -85,8 +85,8 @@ def test_the_first_step_goes_along_the_gradient_of_j_by_autograd(
     ascend(store, task, tokens, objective, 0, 1, lambda *_: None)
     assert 0 < largest <= backbone.compute.micro_batch < len(task.train)
 
-    theta = starting_weights(3, layers, 0).log().requires_grad_(True)
-    weights = theta.softmax(0)
+    mix_logits = starting_weights(3, layers, 0).log().requires_grad_(True)
+    weights = mix_logits.softmax(0)
     x = normalize(torch.from_numpy(task.train.pixels), backbone.preprocessing).double()
     prompt = torch.einsum("ml,mltd->ltd", weights, torch.from_numpy(tokens).double())
     score = debiased_h_score(
@@ -95,7 +95,7 @@ def test_the_first_step_goes_along_the_gradient_of_j_by_autograd(
         objective.shrinkage,
     )
     value = score / (CLASSES - 1) - objective.lam * objective.alignment.conflict(weights.mean(1))
-    (expected,) = torch.autograd.grad(-value, theta)
+    (expected,) = torch.autograd.grad(-value, mix_logits)
     torch.testing.assert_close(slopes[0], expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 

@@ -16,7 +16,7 @@ from hgprompt_edge.artifacts.bundle import (
     Bundle,
     bank_entries,
     bank_sha256,
-    factory_mix,
+    initial_mix,
     read_bundle,
     write_bundle,
 )
@@ -27,8 +27,8 @@ from hgprompt_edge.files import read_safetensors, write_safetensors
 from hgprompt_edge.fit.merged_bundle import with_mix
 from hgprompt_edge.prompts.bank import mix as fold
 from hgprompt_edge.state.history import Version
-from hgprompt_edge.state.merge import CAP, NEAR, REACH, merge, read_parcels, robust_mean
-from hgprompt_edge.state.update_file import Parcel, read_parcel, write_parcel
+from hgprompt_edge.state.merge import CAP, NEAR, REACH, merge, read_updates, robust_mean
+from hgprompt_edge.state.update_file import Update, read_update, write_update
 
 Doubles = npt.NDArray[np.float64]
 
@@ -110,7 +110,7 @@ def send(
     mix = np.array(weights, np.float32)
     version = Version(number, 1, time, "labelled", mix, None, None, images, {})
     rule = bundle.preprocessing.crop_mode
-    write_parcel(
+    write_update(
         path, version, bank_sha256(bundle), classes=bundle.classes, device=device, resize=rule
     )
     return path
@@ -122,17 +122,17 @@ def test_what_was_learned_with_another_resize_rule_is_left_out(
     boxed = replace(bundle, preprocessing=bundle.preprocessing.with_rule("letterbox"))
     cropped = [send(tmp_path / f"{name}.json", bundle, [0.5, 0.5]) for name in "abc"]
     letterbox = send(tmp_path / "d.json", boxed, [0.5, 0.5])
-    delivery = read_parcels(
+    delivery = read_updates(
         [*cropped[:1], send(tmp_path / "e.json", bundle, [1, 0]), letterbox], bundle
     )
-    assert len(delivery.parcels) == 2
+    assert len(delivery.updates) == 2
     (refused,) = delivery.refused
     assert f"{letterbox}: learned with another resize rule (letterbox) than that of" in refused
     with pytest.raises(
         UserError, match=r"a.json: .*resize rule \(center\) than that of .*letterbox"
     ):
-        read_parcels(cropped, boxed)
-    assert len(read_parcels([letterbox], boxed).parcels) == 1
+        read_updates(cropped, boxed)
+    assert len(read_updates([letterbox], boxed).updates) == 1
 
 
 def test_the_bank_is_what_was_chosen_then_sources_then_conditions(bundle: Bundle) -> None:
@@ -156,24 +156,24 @@ def test_the_bank_is_what_was_chosen_then_sources_then_conditions(bundle: Bundle
 
 def test_the_digest_outlives_the_file(tmp_path: Path, bundle: Bundle) -> None:
     path = tmp_path / "a.hgbundle"
-    mixed = replace(bundle, factory=np.array([0.25, 0.75], np.float32))
+    mixed = replace(bundle, initial=np.array([0.25, 0.75], np.float32))
     write_bundle(path, mixed)
     found = read_bundle(path)
     assert bank_sha256(found) == bank_sha256(bundle)
-    assert found.factory is not None
-    assert found.factory.tolist() == [0.25, 0.75]
+    assert found.initial is not None
+    assert found.initial.tolist() == [0.25, 0.75]
     write_bundle(path, bundle)
-    assert read_bundle(path).factory is None
+    assert read_bundle(path).initial is None
 
 
-def test_parcels_become_one_mix(tmp_path: Path, bundle: Bundle) -> None:
+def test_updates_become_one_mix(tmp_path: Path, bundle: Bundle) -> None:
     for number, first in enumerate((0.6, 0.62, 0.64)):
         send(tmp_path / f"{number}.json", bundle, [first, 1 - first])
     send(tmp_path / "broken.json", bundle, [0, 1], images=10**9)
-    delivery = read_parcels([tmp_path], bundle)
+    delivery = read_updates([tmp_path], bundle)
     assert not delivery.refused
     assert [path.stem for path in delivery.paths] == ["0", "1", "2", "broken"]
-    merged = merge(delivery.parcels)
+    merged = merge(delivery.updates)
     np.testing.assert_allclose(merged.weights, [0.62, 0.38], rtol=1e-6)
     assert merged.shares[3] == 0
 
@@ -189,8 +189,8 @@ def test_files_that_do_not_belong_are_left_out_by_name(tmp_path: Path, bundle: B
     (tmp_path / "e.json").write_text("{}")
     send(tmp_path / "f.json", replace(bundle, classes=()), [0.5, 0.5])
     (tmp_path / "note.txt").write_text("not looked at")
-    delivery = read_parcels([tmp_path], bundle)
-    assert len(delivery.parcels) == 6
+    delivery = read_updates([tmp_path], bundle)
+    assert len(delivery.updates) == 6
     wanted = (
         "a.json: learned over another bank",
         "b.json: learned for other classes",
@@ -210,10 +210,10 @@ def test_devices_that_had_nothing_to_learn_do_not_stop_the_others(
     for number in range(5):
         send(tmp_path / f"idle{number}.json", bundle, [1, 0], images=0, time=number)
     with pytest.raises(UserError, match=r"nothing to merge; .*idle0.json: its device has learned"):
-        read_parcels([tmp_path], bundle)
+        read_updates([tmp_path], bundle)
     send(tmp_path / "one.json", bundle, [0.25, 0.75])
-    delivery = read_parcels([tmp_path], bundle)
-    assert merge(delivery.parcels).weights.tolist() == [0.25, 0.75]
+    delivery = read_updates([tmp_path], bundle)
+    assert merge(delivery.updates).weights.tolist() == [0.25, 0.75]
     assert len(delivery.idle) == 5
     assert not delivery.refused
 
@@ -226,19 +226,19 @@ def test_of_one_device_the_newest_version_counts(tmp_path: Path, bundle: Bundle)
     send(tmp_path / "c.json", bundle, [0.62, 0.38], device="c" * 16)
     send(tmp_path / "d.json", bundle, [0.9, 0.1], device="d" * 16)
     send(tmp_path / "e.json", bundle, [1, 0], images=0, device="d" * 16, number=3)
-    delivery = read_parcels([tmp_path], bundle)
+    delivery = read_updates([tmp_path], bundle)
     assert [path.stem for path in delivery.paths] == ["a4", "b", "c"]
-    np.testing.assert_allclose(merge(delivery.parcels).weights, [0.61, 0.39], rtol=1e-6)
+    np.testing.assert_allclose(merge(delivery.updates).weights, [0.61, 0.39], rtol=1e-6)
     sentences = dict(zip(("a0", "a1", "a2", "a3", "d", "e"), delivery.idle, strict=True))
     assert sentences["a0"].endswith(f"its device sent a newer version, 6 ({tmp_path / 'a4.json'})")
     assert "its device sent a newer version, 3" in sentences["d"]
-    assert "its device has learned nothing" in sentences["e"], "it went back to the factory's"
+    assert "its device has learned nothing" in sentences["e"], "it went back to the initial ones"
 
 
 def test_copies_of_one_state_that_went_on_apart_all_count(tmp_path: Path, bundle: Bundle) -> None:
     for number in range(3):
         send(tmp_path / f"{number}.json", bundle, [0.5, 0.5], time=number, device="a" * 16)
-    assert len(read_parcels([tmp_path], bundle).parcels) == 3
+    assert len(read_updates([tmp_path], bundle).updates) == 3
 
 
 def test_where_half_the_files_do_not_belong_nothing_is_merged(
@@ -247,10 +247,10 @@ def test_where_half_the_files_do_not_belong_nothing_is_merged(
     good = send(tmp_path / "good.json", bundle, [0.5, 0.5])
     bad = tmp_path / "bad.json"
     with pytest.raises(UserError, match=r"^1 of 2 files cannot be used; .*bad.json"):
-        read_parcels([good, bad], bundle)
+        read_updates([good, bad], bundle)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: holds no \*.json"):
-        read_parcels([tmp_path / "empty"], bundle)
+        read_updates([tmp_path / "empty"], bundle)
 
 
 def test_a_mix_of_the_bank_is_folded_and_its_probe_follows(bundle: Bundle) -> None:
@@ -278,7 +278,7 @@ def test_devices_mix_beside_a_learned_prompt_with_weights_for_each_layer(
     backbone = load_backbone("tiny")
     layered = with_layers(bundle, backbone)
     assert [entry.name for entry in bank_entries(layered)] == ["learned", "a", "b"]
-    assert factory_mix(layered).tolist() == [1, 0, 0]
+    assert initial_mix(layered).tolist() == [1, 0, 0]
     path = tmp_path / "a.hgbundle"
     write_bundle(path, layered)
     assert bank_sha256(read_bundle(path)) == bank_sha256(layered)
@@ -292,7 +292,7 @@ def test_devices_mix_beside_a_learned_prompt_with_weights_for_each_layer(
     np.testing.assert_allclose(merged.prompt, fold(tokens, merged.weights), atol=2e-3)
     write_bundle(path, merged)
     assert bank_sha256(read_bundle(path)) == bank_sha256(layered), "devices need not start anew"
-    assert factory_mix(read_bundle(path)) == pytest.approx([0.5, 0.3, 0.2])
+    assert initial_mix(read_bundle(path)) == pytest.approx([0.5, 0.3, 0.2])
 
 
 def test_bundles_of_another_version_or_pooling_are_refused(tmp_path: Path, bundle: Bundle) -> None:
@@ -322,12 +322,12 @@ def test_a_mix_of_devices_over_another_bank_is_refused(
     tmp_path: Path, bundle: Bundle, entries: int
 ) -> None:
     path = tmp_path / "a.hgbundle"
-    tuned = replace(bundle, choice="tuned", factory=np.ones(entries, np.float32))
+    tuned = replace(bundle, choice="tuned", initial=np.ones(entries, np.float32))
     write_bundle(path, tuned)
-    with pytest.raises(UserError, match=rf"a.hgbundle: .*'factory' is \[{entries}\] for 3 entries"):
+    with pytest.raises(UserError, match=rf"a.hgbundle: .*'initial' is \[{entries}\] for 3 entries"):
         read_bundle(path)
     write_bundle(path, replace(tuned, source_tokens=None))
-    with pytest.raises(UserError, match="'factory' without the sources"):
+    with pytest.raises(UserError, match="'initial' without the sources"):
         read_bundle(path)
 
 
@@ -338,7 +338,7 @@ def test_what_was_no_mix_keeps_its_prompt_and_its_bank(bundle: Bundle, choice: s
     result = with_mix(fitted, np.array([0.5, 0.25, 0.25], np.float32), {}, backbone)
     assert result.prompt is fitted.prompt
     assert result.probe_logits is fitted.probe_logits
-    assert result.factory is not None
+    assert result.initial is not None
     assert bank_sha256(result) == bank_sha256(fitted)
 
 
@@ -348,9 +348,9 @@ def test_another_backbone_is_refused(bundle: Bundle) -> None:
         with_mix(other, np.array([0.5, 0.5], np.float32), {}, load_backbone("tiny"))
 
 
-def test_a_parcel_is_one_of_the_bundles_entries(tmp_path: Path, bundle: Bundle) -> None:
-    parcel = read_parcel(send(tmp_path / "one.json", bundle, [1.0]))
-    assert isinstance(parcel, Parcel)
+def test_a_update_is_one_of_the_bundles_entries(tmp_path: Path, bundle: Bundle) -> None:
+    update = read_update(send(tmp_path / "one.json", bundle, [1.0]))
+    assert isinstance(update, Update)
     good = [send(tmp_path / f"{n}.json", bundle, [0.5, 0.5], time=n) for n in range(2)]
-    delivery = read_parcels([*good, tmp_path / "one.json"], bundle)
+    delivery = read_updates([*good, tmp_path / "one.json"], bundle)
     assert "weighs 1 entries of 2" in delivery.refused[0]

@@ -20,7 +20,7 @@ from hgprompt_edge.artifacts.device_bank import Bank, adapt_path
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.maths.feature_statistics import places_of
 from hgprompt_edge.runtime.predictor import Predictor, head_of
-from hgprompt_edge.state.history import RETURN, Journal, Version
+from hgprompt_edge.state.history import RETURN, History, Version
 from hgprompt_edge.state.version import Figures
 
 
@@ -80,11 +80,11 @@ def bank_of(predictor: Predictor) -> Bank:
 
 
 def adapt_model(
-    predictor: Predictor, journal: Journal, request: Request, report: Report | None = None
+    predictor: Predictor, history: History, request: Request, report: Report | None = None
 ) -> Adapted:
     """Learn from the version in force; commit what the guard takes over, else change nothing.
 
-    The caller holds `journal.exclusive()`.
+    The caller holds `history.exclusive()`.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def adapt_model(
     _check_labels(seen, expected, classes)
     learner = _learner(request, predictor, bank)
     learner.clean = expected.statistics
-    before = journal.current()
+    before = history.current()
     current = weights_of(before, bank)
     if seen.labels is None:
         proposal = adapt_unlabelled(
@@ -120,7 +120,7 @@ def adapt_model(
         )
     after = before
     if proposal.verdict.taken:
-        after = _commit(journal, request, learner, proposal)
+        after = _commit(history, request, learner, proposal)
     return Adapted(before, after, proposal, seen)
 
 
@@ -179,7 +179,7 @@ def _learner(request: Request, predictor: Predictor, bank: Bank) -> Learner:
     return GradientLearner(graph, request.settings)
 
 
-def _commit(journal: Journal, request: Request, learner: Learner, proposal: Proposal) -> Version:
+def _commit(history: History, request: Request, learner: Learner, proposal: Proposal) -> Version:
     method = "unlabelled" if request.unlabelled else "labelled"
     if learner.method != "gradient":
         method = f"{method}, {learner.method}"
@@ -190,9 +190,9 @@ def _commit(journal: Journal, request: Request, learner: Learner, proposal: Prop
         not np.array_equal(head.weight, learner.head.weight),
         not np.array_equal(head.bias, learner.head.bias),
     )
-    if np.array_equal(proposal.weights.mix, learner.factory) and not any(moved):
+    if np.array_equal(proposal.weights.mix, learner.initial) and not any(moved):
         method = RETURN
-    return journal.commit(
+    return history.commit(
         proposal.weights.mix.astype(np.float32),
         method=method,
         images=proposal.images,

@@ -109,24 +109,24 @@ def judge_known(expected: Expected, images: int) -> Verdict | None:
     return Verdict(False, why, {})
 
 
-def judge_shown(factory: Floats, expected: Expected) -> Verdict | None:
+def judge_shown(initial: Floats, expected: Expected) -> Verdict | None:
     """Refuse images that show too few of the classes: their statistics are off for that alone.
 
     Parameters
     ----------
-    factory
-        Logits `[n, K]` under the factory weights.
+    initial
+        Logits `[n, K]` under the initial weights.
 
     Returns
     -------
     None where they show enough.
     """
-    found, needed = effective_classes(factory, expected.places), least_shown(expected.shown)
+    found, needed = effective_classes(initial, expected.places), least_shown(expected.shown)
     if found >= needed:
         return None
     among = "" if expected.all else " expected"
     why = (
-        f"under the factory weights the images show {found:.1f} of {len(expected.places)}{among} "
+        f"under the initial weights the images show {found:.1f} of {len(expected.places)}{among} "
         f"classes in effect, and {needed:.1f} are needed to tell a change from images of a few "
         "classes; give images of all, name the classes that they show with --expect-classes, or "
         "give labels"

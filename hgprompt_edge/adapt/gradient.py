@@ -224,7 +224,7 @@ def _joined(parts: list[list[Floats]]) -> Forward:
 
 
 def check_gradient(
-    graph: AdaptGraph, images: Pixels, theta: Doubles, rng: np.random.Generator
+    graph: AdaptGraph, images: Pixels, mix_logits: Doubles, rng: np.random.Generator
 ) -> None:
     """Hold the runtime's gradient against central differences of its loss (METHOD 7).
 
@@ -238,7 +238,7 @@ def check_gradient(
     CheckError
         They do not agree: this runtime computes the gradient wrongly on this machine.
     """
-    a, head = softmax(theta), graph.head
+    a, head = softmax(mix_logits), graph.head
     classes = len(head.bias)
     predicted = np.eye(classes)[graph.forward(images, a).logits.argmax(axis=1)]
     labels = ((predicted + 1 / classes) / 2).astype(np.float32)
@@ -253,12 +253,12 @@ def check_gradient(
     step = graph(images, labels, a, None, np.tile(pull, (len(images), 1)))
     _check_head(step, labels)
     gradient = through_softmax(step.d_mix, a)
-    directions = rng.normal(size=(DIRECTIONS, len(theta)))
+    directions = rng.normal(size=(DIRECTIONS, len(mix_logits)))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
 
     def differences(stride: float) -> Doubles:
         """Slope of the loss along each direction, from central differences."""
-        ends = [(loss(theta + stride * u), loss(theta - stride * u)) for u in directions]
+        ends = [(loss(mix_logits + stride * u), loss(mix_logits - stride * u)) for u in directions]
         return np.array([(after - before) / (2 * stride) for after, before in ends])
 
     def off_by(slopes: Doubles) -> float:

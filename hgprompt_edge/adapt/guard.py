@@ -23,19 +23,19 @@ MAX_RISE, SLACK = 4.0, 0.1
 times what it was, and so much more. A few images can agree with a mix that is far from all that the
 model was fitted on."""
 MIN_AGREEMENT = 0.4
-"""Unlabelled: on so many of the images the new weights must predict what the factory's do, if they
-are surer of it. Surer and different is how adaptation without labels goes wrong."""
+"""Unlabelled: the share of images on which the new weights must predict what the initial ones do,
+if they are more confident. Confident disagreement is how adaptation without labels fails."""
 MIN_CLASSES = 0.9
-"""Unlabelled: so much of the factory's effective number of predicted classes must be left. Where a
-mix finds what changed, predictions spread over as many classes as before or more."""
+"""Unlabelled: the share of the effective number of predicted classes that must be left, against the
+initial weights. Where a mix finds what changed, predictions spread over as many classes or more."""
 MIN_DISTANCE = 0.1
-"""Unlabelled: the images' statistics must be so far from those of clean images, under the factory
+"""Unlabelled: the images' statistics must be so far from those of clean images, under the initial
 weights. A hundred clean images are some 0.02 away by chance."""
 MIN_FALL = 0.4
 """Unlabelled: and that distance must fall by this share of it: where it does not, the mix has not
 found what changed. Both bounds were chosen on validation images, see docs/results/adapt.md."""
 MIN_DISTANCE_IN_FORCE = 0.05
-"""And so far under other weights in force for a device to go back to the factory's, under which
+"""And so far under other weights in force for a device to go back to the initial ones, under which
 images look clean: less is needed to return to what is known to fit than to leave it."""
 
 NO_STATISTICS = (
@@ -159,26 +159,26 @@ def errors_asked(distances: tuple[float, float] | None) -> float:
 
 
 def judge_unlabelled(
-    factory: Floats,
+    initial: Floats,
     old: Floats,
     new: Floats,
     distances: tuple[float, float] | None,
     expected: Sequence[int] | None = None,
 ) -> Verdict:
-    """Refuse new weights that collapse to few classes, or are surer and say something else.
+    """Refuse new weights that collapse to few classes, or are more confident while disagreeing.
 
     Parameters
     ----------
-    factory, old, new
-        Logits `[n, K]` of the factory's weights, of those in force and of the new ones.
+    initial, old, new
+        Logits `[n, K]` of the initial weights, of those in force and of the new ones.
     distances
-        Of the features' statistics from those of clean images, under the factory's mix and the new
+        Of the features' statistics from those of clean images, under the initial mix and the new
         one. Refused where they are not known, the first is small or the second not much smaller.
     expected
         Places of the classes that the images may show; None: all.
     """
-    agreement = float((factory.argmax(1) == new.argmax(1)).mean())
-    classes_before, classes_after = (effective_classes(x, expected) for x in (factory, new))
+    agreement = float((initial.argmax(1) == new.argmax(1)).mean())
+    classes_before, classes_after = (effective_classes(x, expected) for x in (initial, new))
     sure_before, sure_after = mean_entropy(old), mean_entropy(new)
     figures = {
         "agreement": agreement,
@@ -195,59 +195,59 @@ def judge_unlabelled(
     if classes_after < MIN_CLASSES * classes_before:
         why = (
             f"predictions collapse to {classes_after:.1f} classes from {classes_before:.1f} "
-            "with the factory weights"
+            "with the initial weights"
         )
         return Verdict(False, why, figures)
     if sure_after < sure_before and agreement < MIN_AGREEMENT:
         why = (
-            f"the new weights are surer, but agree with the factory's on {100 * agreement:.0f} % "
-            f"of the images alone (bound {100 * MIN_AGREEMENT:.0f} %)"
+            "the new weights are more confident, but agree with the initial ones on only "
+            f"{100 * agreement:.0f} % of the images (bound {100 * MIN_AGREEMENT:.0f} %)"
         )
         return Verdict(False, why, figures)
     why = (
         "the features' statistics come nearer to those of clean images (distance "
-        f"{distances[0]:.2f} to {distances[1]:.2f}); same class as with the factory weights on "
+        f"{distances[0]:.2f} to {distances[1]:.2f}); same class as with the initial weights on "
         f"{100 * agreement:.0f} % of the images"
     )
     return Verdict(True, why, figures)
 
 
-def judge_clean(in_force: float, factory: float) -> Verdict | None:
-    """Learn nothing from images that look as clean ones do under the factory weights.
+def judge_clean(in_force: float, initial: float) -> Verdict | None:
+    """Learn nothing from images that look as clean ones do under the initial weights.
 
     If the weights in force are others, under which the statistics are off and which these would
-    come back from as far as a new mix must bring them, the factory's are taken.
+    come back from as far as a new mix must bring them, the initial ones are taken.
 
     Parameters
     ----------
-    in_force, factory
+    in_force, initial
         Distance of the features' statistics from those of clean images, under either weights.
 
     Returns
     -------
     None where the images do not look clean: something has changed, and there is a mix to learn.
     """
-    if not factory < MIN_DISTANCE:
+    if not initial < MIN_DISTANCE:
         return None
-    figures = {"distance_before": factory, "distance_in_force": in_force}
-    if in_force < MIN_DISTANCE_IN_FORCE or not comes_back(in_force, factory):
-        return Verdict(False, _looks_clean(factory), figures)
+    figures = {"distance_before": initial, "distance_in_force": in_force}
+    if in_force < MIN_DISTANCE_IN_FORCE or not comes_back(in_force, initial):
+        return Verdict(False, _looks_clean(initial), figures)
     why = (
-        "back to the factory weights: under them these images look as clean ones do, under the "
-        f"weights in force they do not (distance of the features' statistics {factory:.2f}, "
+        "back to the initial weights: under them these images look as clean ones do, under the "
+        f"weights in force they do not (distance of the features' statistics {initial:.2f}, "
         f"{in_force:.2f})"
     )
     return Verdict(True, why, figures)
 
 
 def judge_bias(
-    factory: Floats, distance: float, expected: Sequence[int] | None = None
+    initial: Floats, distance: float, expected: Sequence[int] | None = None
 ) -> Verdict | None:
     """Refuse to let the bias follow images that show too few of the classes or too small a shift.
 
     Parameters
     ----------
-    factory
+    initial
         Logits `[n, K]` of the shipped model.
     distance
         Of the features' statistics from those of clean images.
@@ -258,8 +258,8 @@ def judge_bias(
     -------
     None where nothing speaks against it.
     """
-    found = effective_classes(factory, expected)
-    classes = factory.shape[1] if expected is None else len(expected)
+    found = effective_classes(initial, expected)
+    classes = initial.shape[1] if expected is None else len(expected)
     figures = {"classes_before": found, "distance_before": distance}
     if distance < MIN_SHIFT:
         why = (
@@ -284,7 +284,7 @@ def comes_back(before: float, after: float) -> bool:
 
 def _looks_clean(distance: float) -> str:
     return (
-        "under the factory weights these images look as clean ones do (distance of the "
+        "under the initial weights these images look as clean ones do (distance of the "
         f"features' statistics {distance:.2f}, bound {MIN_DISTANCE:g})"
     )
 

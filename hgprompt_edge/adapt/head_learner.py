@@ -40,7 +40,7 @@ class HeadLearner:
     def __init__(self, predictor: Predictor, bank: Bank, settings: Settings) -> None:
         self._predictor, self._known = predictor, dict[str, Floats]()
         self.settings = replace(settings, steps=max(settings.steps, STEPS))
-        self.factory = bank.factory.astype(np.float64)
+        self.initial = bank.initial.astype(np.float64)
         self.head, self.clean = Head(bank.head_weight, bank.head_bias), statistics_of(bank)
 
     def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
@@ -65,15 +65,15 @@ class HeadLearner:
         deadline: float = math.inf,
     ) -> Descent:
         """Descend on the cross-entropy with one-hot `labels [n, K]`, from the shipped head."""
-        shipped = Point(start.theta, self.head)
+        shipped = Point(start.mix_logits, self.head)
         if labels is None:
             return Descent(shipped, 0, ())
-        features, still = self.features(images, start.mix), np.zeros(len(start.theta))
+        features, still = self.features(images, start.mix), np.zeros(len(start.mix_logits))
 
         def judge(_: Doubles, head: Head) -> Slope:
             return self._slope(features, labels, head, still)
 
-        return descend(judge, shipped, self.factory, self.settings, report, deadline)
+        return descend(judge, shipped, self.initial, self.settings, report, deadline)
 
     def _slope(self, features: Floats, labels: Floats, head: Head, still: Doubles) -> Slope:
         log_p = log_softmax(head.logits(features)).astype(np.float64)

@@ -56,21 +56,21 @@ class Learner(Protocol):
 
     Attributes
     ----------
-    factory
-        The mix `[M]` that the model left the factory with.
+    initial
+        The mix `[M]` that the model left the server with.
     head
         The model's own.
     settings
         How it descends.
     method
-        Its name in the journal.
+        Its name in the history.
     clean
         Statistics of the features of clean images; None: not known.
     mixes
         Whether there is a mix to learn; else only the head moves.
     """
 
-    factory: Doubles
+    initial: Doubles
     head: Head
     settings: Settings
     method: str
@@ -104,13 +104,13 @@ class GradientLearner:
 
     def __init__(self, graph: AdaptGraph, settings: Settings) -> None:
         self._graph, self.settings = graph, settings
-        self.factory, self.head = graph.bank.factory.astype(np.float64), graph.head
+        self.initial, self.head = graph.bank.initial.astype(np.float64), graph.head
         self.clean = statistics_of(graph.bank)
 
     def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
         """Hold the runtime's gradient against differences of its loss."""
         rows = rng.choice(len(images), min(len(images), CHECKED_IMAGES), replace=False)
-        check_gradient(self._graph, images[rows], start.theta, rng)
+        check_gradient(self._graph, images[rows], start.mix_logits, rng)
 
     def features(self, images: Pixels, mix: npt.ArrayLike) -> Floats:
         """Features `[n, D]` of `images [n, S, S, 3]`."""
@@ -134,7 +134,7 @@ class GradientLearner:
             judge = cross_entropy_judge(graph, images, labels)
         else:
             judge = anchored_judge(graph, images, labels, clean, anchor)
-        return descend(judge, start, self.factory, self.settings, report, deadline)
+        return descend(judge, start, self.initial, self.settings, report, deadline)
 
 
 class ForwardLearner:
@@ -154,7 +154,7 @@ class ForwardLearner:
             )
         self._predictor, self.settings, self._seed = predictor, settings, seed
         bank = predictor.bank
-        self.factory = bank.factory.astype(np.float64)
+        self.initial = bank.initial.astype(np.float64)
         self.head = Head(bank.head_weight, bank.head_bias)
         self.clean = statistics_of(bank)
 
@@ -180,11 +180,11 @@ class ForwardLearner:
         if clean is None and labels is None:
             raise ValueError("Without labels the statistics of clean images are needed.")
         if clean is not None:
-            at_factory = self.features(images, self.factory)
-            unit = anchor_unit(at_factory, clean, self.settings.anchor)
+            at_initial = self.features(images, self.initial)
+            unit = anchor_unit(at_initial, clean, self.settings.anchor)
 
-        def loss(theta: Doubles) -> float:
-            features = self.features(images, softmax(theta))
+        def loss(mix_logits: Doubles) -> float:
+            features = self.features(images, softmax(mix_logits))
             logits = start.head.logits(features)
             distance = 0.0 if clean is None else unit * statistics_distance(features, *clean)[0]
             if labels is not None:
@@ -202,8 +202,8 @@ class ForwardLearner:
     ) -> Descent:
         from cmaes import CMA  # takes SciPy where that is installed: not for those without need
 
-        settings, prior = self.settings, smoothed(self.factory)
-        search = CMA(mean=start.theta.copy(), sigma=SPREAD, seed=self._seed)
+        settings, prior = self.settings, smoothed(self.initial)
+        search = CMA(mean=start.mix_logits.copy(), sigma=SPREAD, seed=self._seed)
         best = (math.inf, start)
         losses: list[float] = []
         while len(losses) < settings.steps and time.monotonic() < deadline:
@@ -211,11 +211,13 @@ class ForwardLearner:
             while len(told) < search.population_size:
                 if told and time.monotonic() >= deadline:
                     return Descent(best[1], len(losses), tuple(losses))
-                theta = search.ask()
-                value = loss(theta) + settings.proximal * divergence(softmax(theta), prior)
-                told.append((theta, value if math.isfinite(value) else 1e9))
+                mix_logits = search.ask()
+                value = loss(mix_logits) + settings.proximal * divergence(
+                    softmax(mix_logits), prior
+                )
+                told.append((mix_logits, value if math.isfinite(value) else 1e9))
                 if told[-1][1] < best[0]:
-                    best = told[-1][1], Point(theta, start.head)
+                    best = told[-1][1], Point(mix_logits, start.head)
             search.tell(told)
             losses.append(min(value for _, value in told))
             if report is not None:

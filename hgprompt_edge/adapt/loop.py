@@ -2,7 +2,7 @@
 
 Weights are learned from all images, and judged on images that they were not learned from: each fold
 of the images is held out once. What comes back is a proposal with a verdict; keeping it is the
-journal's.
+history's.
 """
 
 from __future__ import annotations
@@ -111,10 +111,10 @@ def adapt_labelled(
     start = _checked_start(learner, images, current, rng)
     rows = np.eye(len(learner.head.bias), dtype=np.float32)[labels]
     folds = fold_of(labels, FOLDS, rng)
-    at_factory, before = _features_before(learner, images, current)
+    at_initial, before = _features_before(learner, images, current)
     old = current.head.logits(before)
     held_out = old.copy()
-    points, losses = _starts(learner, images, labels, start, at_factory, deadline, report)
+    points, losses = _starts(learner, images, labels, start, at_initial, deadline, report)
     descents: list[Descent] = []
     for place, fold in enumerate(np.unique(folds)):
         kept, out = folds != fold, folds == fold
@@ -148,7 +148,7 @@ def adapt_unlabelled(
 
     Nothing is learned where it could not be judged: without statistics of clean images, from too
     few images, or from images of too few of the classes. Nor from images that look as clean ones do
-    under the factory weights; a device that has adapted to something that is gone goes back to
+    under the initial weights; a device that has adapted to something that is gone goes back to
     these.
 
     Parameters
@@ -177,7 +177,7 @@ def adapt_unlabelled(
                 learner, images, current, before, expected=expected.places, seed=seed, report=report
             )
             return replace(proposal, seconds=time.monotonic() - begin)
-    weights = Weights(learner.factory, learner.head) if verdict.taken else current
+    weights = Weights(learner.initial, learner.head) if verdict.taken else current
     return Proposal(weights, verdict, 0, time.monotonic() - begin, len(images))
 
 
@@ -185,11 +185,11 @@ def _judged_before(
     learner: Learner, before: tuple[Floats, Floats], expected: Expected
 ) -> Verdict | None:
     """Judge what the images show before anything is learned; None: there is something to learn."""
-    at_factory, at_current = before
-    clean = judge_clean(_distance(learner, at_current), _distance(learner, at_factory))
+    at_initial, at_current = before
+    clean = judge_clean(_distance(learner, at_current), _distance(learner, at_initial))
     if clean is not None and not clean.taken:
         return clean
-    return judge_shown(learner.head.logits(at_factory), expected) or clean
+    return judge_shown(learner.head.logits(at_initial), expected) or clean
 
 
 def learn_unlabelled(
@@ -211,7 +211,7 @@ def learn_unlabelled(
     Parameters
     ----------
     before
-        Features `[n, D]` of the images under the factory mix, and under the one in force.
+        Features `[n, D]` of the images under the initial mix, and under the one in force.
     expected
         Places of the classes that the images may show; None: all.
     """
@@ -238,16 +238,16 @@ def _judged(
     expected: Sequence[int] | None,
 ) -> tuple[Point, Verdict]:
     """Judge a point without labels; the head's bias follows its features where it is to move."""
-    factory, old = before
+    initial, old = before
     new = learner.features(images, point.mix)
     mean, _ = _known(learner)
     if learner.settings.head == "bias":
-        point = Point(point.theta, learner.head.following(new, mean))
-    logits = learner.head.logits(factory), current.head.logits(old), point.head.logits(new)
+        point = Point(point.mix_logits, learner.head.following(new, mean))
+    logits = learner.head.logits(initial), current.head.logits(old), point.head.logits(new)
     if learner.mixes:
-        return point, judge_unlabelled(*logits, _distances(learner, factory, new), expected)
+        return point, judge_unlabelled(*logits, _distances(learner, initial, new), expected)
     # What a bias can take back is the shift of the mean: the rest of the distance stays.
-    distances = _distance(learner, factory), _distance(learner, new + (mean - new.mean(axis=0)))
+    distances = _distance(learner, initial), _distance(learner, new + (mean - new.mean(axis=0)))
     refused = judge_bias(logits[0], distances[0], expected)
     return point, refused or judge_unlabelled(*logits, distances, expected)
 
@@ -280,11 +280,11 @@ def _checked_start(
 
 
 def _features_before(learner: Learner, images: Pixels, current: Weights) -> tuple[Floats, Floats]:
-    """Features `[n, D]` under the factory mix and under the one in force, often the same."""
-    factory = learner.features(images, learner.factory)
-    if np.array_equal(current.mix, learner.factory):
-        return factory, factory
-    return factory, learner.features(images, current.mix)
+    """Features `[n, D]` under the initial mix and under the one in force, often the same."""
+    initial = learner.features(images, learner.initial)
+    if np.array_equal(current.mix, learner.initial):
+        return initial, initial
+    return initial, learner.features(images, current.mix)
 
 
 def _propose(point: Point, verdict: Verdict, steps: int, begin: float, images: int) -> Proposal:
@@ -297,7 +297,7 @@ def _starts(
     images: Pixels,
     labels: Labels | None,
     start: Point,
-    at_factory: Floats,
+    at_initial: Floats,
     deadline: float,
     report: Report | None,
 ) -> tuple[list[Point], Doubles]:
@@ -308,10 +308,10 @@ def _starts(
     for. Without labels all images have the same loss, that of their statistics.
     """
     points = [start]
-    for corner in np.eye(len(start.theta)):
+    for corner in np.eye(len(start.mix_logits)):
         points.append(Point(np.log((1 - TOWARDS) * start.mix + TOWARDS * corner), start.head))
-    prior, settings, clean = smoothed(learner.factory), learner.settings, learner.clean
-    unit = 0.0 if clean is None else anchor_unit(at_factory, clean, settings.anchor)
+    prior, settings, clean = smoothed(learner.initial), learner.settings, learner.clean
+    unit = 0.0 if clean is None else anchor_unit(at_initial, clean, settings.anchor)
     end = share_of(deadline, STARTS_SHARE)
     losses: list[Doubles] = []
     for point in points:

@@ -41,14 +41,14 @@ def cross_entropy_judge(graph: AdaptGraph, images: Pixels, labels: Floats) -> Ju
     return judge
 
 
-def anchor_unit(at_factory: Floats, clean: Statistics, weight: float) -> float:
-    """Loss a unit of distance: `weight` for that of the features `[n, D]` at the factory mix.
+def anchor_unit(at_initial: Floats, clean: Statistics, weight: float) -> float:
+    """Loss a unit of distance: `weight` for that of the features `[n, D]` at the initial mix.
 
     A few labelled images can be fitted by mixes under which the features are like nothing that the
     model was fitted on; the statistics need no labels to say so. In this unit the distance weighs
     as much against the proximal term whether a shift is small or large.
     """
-    return weight / max(statistics_distance(at_factory, *clean)[0], LEAST_DISTANCE)
+    return weight / max(statistics_distance(at_initial, *clean)[0], LEAST_DISTANCE)
 
 
 def anchored_judge(
@@ -59,7 +59,7 @@ def anchored_judge(
     The distance's gradient is that of the features of the last step that had any: so a step stays
     one pass.
     """
-    before = graph.forward(images, graph.bank.factory).features
+    before = graph.forward(images, graph.bank.initial).features
     unit = anchor_unit(before, clean, weight)
 
     def judge(mix: Doubles, head: Head) -> Slope:
@@ -83,7 +83,7 @@ def statistics_judge(graph: AdaptGraph, images: Pixels, clean: Statistics, weigh
     features alone. Here it is all there is, so that its gradient must be that of the very step.
     """
     blank = np.zeros((len(images), len(graph.head.bias)), np.float32)
-    unit = anchor_unit(graph.forward(images, graph.bank.factory).features, clean, weight)
+    unit = anchor_unit(graph.forward(images, graph.bank.initial).features, clean, weight)
 
     def judge(mix: Doubles, head: Head) -> Slope:
         features = graph.forward(images, mix).features

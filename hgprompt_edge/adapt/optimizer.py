@@ -38,12 +38,12 @@ class Settings:
     rate
         Adam's step on the logits of the mix.
     proximal
-        `tau` of METHOD 7, in nats of loss a nat of KL divergence from the factory mix.
+        `tau` of METHOD 7, in nats of loss a nat of KL divergence from the initial mix.
     head
         What of the head moves, too: `none`, `bias` or `weights`.
     anchor
         Nats of loss for each time that the features are as far from those of clean images as under
-        the factory mix.
+        the initial mix.
     head_rate, head_decay
         Adam's step on the head, and the weight of its squared distance from where it started.
     """
@@ -62,13 +62,13 @@ class Settings:
 class Point:
     """Logits of a mix `[M]` and a head."""
 
-    theta: Doubles
+    mix_logits: Doubles
     head: Head
 
     @property
     def mix(self) -> Doubles:
         """Weights `[M]`."""
-        return softmax(self.theta)
+        return softmax(self.mix_logits)
 
 
 @dataclass(frozen=True)
@@ -91,18 +91,18 @@ def average(points: Sequence[Point]) -> Point:
     moved = [_float32(point.head.weight - first.weight) for point in points]
     shifts = [_float32(point.head.bias - first.bias) for point in points]
     head = Head(first.weight + np.mean(moved, axis=0), first.bias + np.mean(shifts, axis=0))
-    return Point(np.mean([point.theta for point in points], axis=0), head)
+    return Point(np.mean([point.mix_logits for point in points], axis=0), head)
 
 
 def descend(
     judge: Judge,
     start: Point,
-    factory: Doubles,
+    initial: Doubles,
     settings: Settings,
     report: Report | None = None,
     deadline: float = math.inf,
 ) -> Descent:
-    """Minimise `judge + tau KL(a || a_factory)` from `start`; return the best point seen.
+    """Minimise `judge + tau KL(a || a_0)` from `start`; return the best point seen.
 
     `deadline` is a time of `time.monotonic`; no step begins after it.
 
@@ -111,7 +111,7 @@ def descend(
     UserError
         The loss or its gradient is no number however small the steps are.
     """
-    prior = smoothed(factory)
+    prior = smoothed(initial)
     adam, point, best = _Adam(settings, start), start, (math.inf, start)
     losses: list[float] = []
     halvings = 0
@@ -181,7 +181,9 @@ class _Adam:
         self.scale /= 2
         self.count, self.moments = 0, {}
 
-    def step(self, point: Point, d_theta: Doubles, d_weight: Doubles, d_bias: Doubles) -> Point:
+    def step(
+        self, point: Point, d_mix_logits: Doubles, d_weight: Doubles, d_bias: Doubles
+    ) -> Point:
         self.count += 1
         rate, decay = self.settings.head_rate, self.settings.head_decay
         head, first = point.head, self.start.head
@@ -191,7 +193,9 @@ class _Adam:
         if self.settings.head == "weights":
             slope = d_weight + decay * (head.weight - first.weight)
             head = replace(head, weight=_float32(head.weight - self._move("weight", slope, rate)))
-        return Point(point.theta - self._move("theta", d_theta, self.settings.rate), head)
+        return Point(
+            point.mix_logits - self._move("mix_logits", d_mix_logits, self.settings.rate), head
+        )
 
     def _move(self, name: str, gradient: Doubles, rate: float) -> Doubles:
         first, second = self.moments.get(name, (np.zeros_like(gradient), np.zeros_like(gradient)))

@@ -6,7 +6,7 @@ D]`, `head.bias [K]`, `probe.images`, `probe.logits`, and with kept sources `sou
 float16. The statistics of clean features are `clean.mean`, `clean.var` `[D]` and, for each class,
 `clean.class_mean [K, D]`, `clean.class_count [K]`; hashes of the training images are
 `training.digests [m]`, `training.looks [m, 32]`. Where it was prepared for adapting on a device:
-`conditions [C, L, T, D]` float16; where devices were merged `factory [M]`. Where the pooling is
+`conditions [C, L, T, D]` float16; where devices were merged `initial [M]`. Where the pooling is
 `both`, features, and so head and statistics, have `2 D` numbers. Further folded prompts, whose
 probabilities are averaged with those of the first: for each `more.I.prompt` (absent where it is no
 prompt), `more.I.weights`, `more.I.head.weight`, `more.I.head.bias`, shaped as those of the first.
@@ -108,7 +108,7 @@ class Bundle:
         `[N, L, T, D]` float16 for the device's bank, or None.
     probe_images, probe_logits
         Up to 16 validation images `[p, H, W, 3]` uint8 and PyTorch's logits `[p, K]` on them.
-    factory
+    initial
         `[M]` float32 over `bank_entries`: the mix that devices start from; None: what was chosen.
     objective
         `H`, `floor`, `R`, `lambda`, `shrinkage`, `steps`, ... as printed by fit.
@@ -133,7 +133,7 @@ class Bundle:
         Further deep folded prompts, two at most. The bundle's probabilities are the mean of those
         of the first, `prompt` with `head_weight` and `head_bias`, and of these; `probe_logits` are
         the logarithm of that mean. A device cannot mix then, so there are neither conditions nor
-        a factory mix.
+        a initial mix.
     """
 
     task: str
@@ -155,7 +155,7 @@ class Bundle:
     probe_images: npt.NDArray[np.uint8]
     probe_logits: Floats
     source_tokens: npt.NDArray[np.float16] | None = None
-    factory: Floats | None = None
+    initial: Floats | None = None
     split_digest: str = ""
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
@@ -191,8 +191,8 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
         tensors["prompt"] = bundle.prompt.astype(np.float32)
     if bundle.source_tokens is not None:
         tensors["sources"] = bundle.source_tokens.astype(np.float16)
-    if bundle.factory is not None:
-        tensors["factory"] = bundle.factory.astype(np.float32)
+    if bundle.initial is not None:
+        tensors["initial"] = bundle.initial.astype(np.float32)
     if bundle.condition_tokens is not None:
         tensors["conditions"] = bundle.condition_tokens.astype(np.float16)
     if bundle.clean is not None:
@@ -279,7 +279,7 @@ def read_bundle(path: Path) -> Bundle:
             probe_images=cast("npt.NDArray[np.uint8]", tensors["probe.images"]),
             probe_logits=cast("Floats", tensors["probe.logits"]),
             source_tokens=cast("npt.NDArray[np.float16] | None", tensors.get("sources")),
-            factory=cast("Floats | None", tensors.get("factory")),
+            initial=cast("Floats | None", tensors.get("initial")),
             split_digest=metadata["split_digest"],
             seed=int(metadata["seed"]),
             versions=json.loads(metadata["versions"]),
@@ -288,7 +288,7 @@ def read_bundle(path: Path) -> Bundle:
             clean=read_clean(tensors, classes, clean),
             more=read_more(tensors, metadata),
         )
-        _check_factory(bundle)
+        _check_initial(bundle)
         return bundle
     except UnknownRuleError as error:
         raise UserError(
@@ -338,15 +338,15 @@ def _check_prepared(
             raise ValueError(f"'conditions' are {tokens.dtype} {list(tokens.shape)}")
 
 
-def _check_factory(bundle: Bundle) -> None:
+def _check_initial(bundle: Bundle) -> None:
     """Refuse a mix of devices that is not over the bundle's own bank."""
-    if bundle.factory is None:
+    if bundle.initial is None:
         return
     if bundle.source_tokens is None:
-        raise ValueError("'factory' without the sources that it mixes")
+        raise ValueError("'initial' without the sources that it mixes")
     entries = len(bank_entries(bundle))
-    if bundle.factory.shape != (entries,):
-        raise ValueError(f"'factory' is {list(bundle.factory.shape)} for {entries} entries")
+    if bundle.initial.shape != (entries,):
+        raise ValueError(f"'initial' is {list(bundle.initial.shape)} for {entries} entries")
 
 
 def has_prompts(bundle: Bundle) -> bool:
@@ -494,17 +494,17 @@ def bank_tokens(bundle: Bundle) -> tuple[tuple[str, ...], Floats]:
     )
 
 
-def factory_mix(bundle: Bundle) -> Floats:
+def initial_mix(bundle: Bundle) -> Floats:
     """Weights `[M]` over `bank_entries` that a device starts from.
 
     What many devices came to, where they have been asked, else what fit chose.
     """
-    if bundle.factory is not None:
-        return bundle.factory
+    if bundle.initial is not None:
+        return bundle.initial
     names, _ = bank_tokens(bundle)
-    factory = np.zeros(len(names), np.float32)
+    initial = np.zeros(len(names), np.float32)
     if chosen_entry(bundle) is not None:
-        factory[0] = 1
+        initial[0] = 1
     else:
-        factory[: len(bundle.weights)] = bundle.weights / bundle.weights.sum()
-    return factory
+        initial[: len(bundle.weights)] = bundle.weights / bundle.weights.sum()
+    return initial

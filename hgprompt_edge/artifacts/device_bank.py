@@ -1,6 +1,6 @@
 """The prompts that a device can mix, `NAME.bank.safetensors`: small, checked, ready to be used.
 
-Tensors: `factory [M]`, `head.weight [K, D]`, `head.bias [K]`; optionally `clean.mean`, `clean.var`,
+Tensors: `initial [M]`, `head.weight [K, D]`, `head.bias [K]`; optionally `clean.mean`, `clean.var`,
 and for each class `clean.class_mean [K, D]`, `clean.class_count [K]`.
 Where there are prompts `keys`, `values [P, L, T, E]`, `gram [L, T, P, P]`, `key_bias`, `value_bias
 [L, E]`, `eps [L]` (METHOD eq. 2); with qk-norm `key_norm.weight`, `key_norm.bias [L, d]`,
@@ -47,8 +47,8 @@ class Bank:
     mixer
         Keys and values of the entries that have tokens; None where no entry has any, so that only
         the head can move.
-    factory
-        The mix `[M]` that the model left the factory with.
+    initial
+        The mix `[M]` that the model left the server with.
     head_weight, head_bias
         `[K, D]`, `[K]`: the head as the model applies it to its `features`. Of several folded
         prompts these are the logarithm of the averaged probabilities, `[K]`, and the head changes
@@ -61,7 +61,7 @@ class Bank:
 
     names: tuple[str, ...]
     mixer: BankKeysValues | None
-    factory: Floats
+    initial: Floats
     head_weight: Floats
     head_bias: Floats
     sha256: str
@@ -128,7 +128,7 @@ def content_sha256(bank: Bank) -> str:
     """Hexadecimal sha256 over all that the file of a bank holds.
 
     `Bank.sha256` is over the prompts alone, so that what was learned over them outlives another
-    factory mix. Of banks with the same prompts, this one tells which a model was exported with.
+    initial mix. Of banks with the same prompts, this one tells which a model was exported with.
     """
     tensors, metadata = _pack(bank)
     text = json.dumps(metadata, sort_keys=True)
@@ -150,14 +150,14 @@ def difference(bank: Bank, sha256: str, content: str, classes: int) -> str:
     if len(bank.head_bias) != classes:
         return f"a head of {len(bank.head_bias)} classes and not {classes}"
     if content and content_sha256(bank) != content:
-        return "the same prompts, but another factory mix, head or statistics"
+        return "the same prompts, but another initial mix, head or statistics"
     return ""
 
 
 def _pack(bank: Bank) -> tuple[dict[str, Array], dict[str, str]]:
     """Tensors and metadata of a bank's file."""
     tensors: dict[str, Array] = {
-        "factory": bank.factory,
+        "initial": bank.initial,
         "head.weight": bank.head_weight,
         "head.bias": bank.head_bias,
     }
@@ -230,7 +230,7 @@ def _parse(tensors: dict[str, Array], metadata: dict[str, str]) -> Bank:
     return Bank(
         names=names,
         mixer=None if names in ((NO_PROMPT,), (FOLDED,)) else _parse_mixer(tensors, metadata),
-        factory=floats["factory"],
+        initial=floats["initial"],
         head_weight=floats["head.weight"],
         head_bias=floats["head.bias"],
         sha256=metadata["sha256"],
@@ -262,7 +262,7 @@ def _check(bank: Bank) -> None:
     if not entries or not all(isinstance(name, str) for name in bank.names):
         raise ValueError("'names' holds no names")
     shapes: list[tuple[str, object, object]] = [
-        ("factory", bank.factory.shape, (entries,)),
+        ("initial", bank.initial.shape, (entries,)),
         ("head.bias", bank.head_bias.shape, bank.head_weight.shape[:1]),
     ]
     if bank.mixer is not None:
@@ -270,8 +270,8 @@ def _check(bank: Bank) -> None:
     for what, shape, wanted in shapes:
         if shape != wanted:
             raise ValueError(f"'{what}' is {shape}, not {wanted}")
-    if bank.factory.min() < 0 or abs(float(bank.factory.sum()) - 1) > TOLERANCE:
-        raise ValueError("'factory' is no mix: not below 0, with the sum 1")
+    if bank.initial.min() < 0 or abs(float(bank.initial.sum()) - 1) > TOLERANCE:
+        raise ValueError("'initial' is no mix: not below 0, with the sum 1")
 
 
 def _shapes_of(

@@ -114,7 +114,7 @@ def adapt(
     """Re-learn the mixing weights from images that the device has seen, and keep what is better."""
     from hgprompt_edge.adapt.command import Request, adapt_model, bank_of
     from hgprompt_edge.adapt.optimizer import Settings
-    from hgprompt_edge.runtime.predictor import Predictor, open_journal, state_folder
+    from hgprompt_edge.runtime.predictor import Predictor, open_history, state_folder
 
     predictor = Predictor(model, threads=threads)
     bank, folder = bank_of(predictor), state or state_folder(model)
@@ -132,12 +132,12 @@ def adapt(
         seed=seed,
     )
     rule = predictor.preprocessing.crop_mode
-    with open_journal(folder, bank, predictor.classes, resize=rule) as journal:
+    with open_history(folder, bank, predictor.classes, resize=rule) as history:
         try:
-            with journal.exclusive(), progress_bar() as report:
-                adapted = adapt_model(predictor, journal, request, report)
+            with history.exclusive(), progress_bar() as report:
+                adapted = adapt_model(predictor, history, request, report)
         except KeyboardInterrupt:
-            number = journal.current().id
+            number = history.current().id
             fail(f"interrupted; version {number} is in force ({folder})", EXIT_INTERRUPTED)
     note_left_out(adapted.seen.unreadable, adapted.seen.left_out)
     if twice := adapted.seen.twice:

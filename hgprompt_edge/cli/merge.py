@@ -54,7 +54,7 @@ def merge(
     from hgprompt_edge.files import check_writable
     from hgprompt_edge.fit.merged_bundle import is_folded, with_mix
     from hgprompt_edge.state.merge import merge as average
-    from hgprompt_edge.state.merge import read_parcels, summary
+    from hgprompt_edge.state.merge import read_updates, summary
 
     if path is None:
         path = newest_bundle(Path())
@@ -62,10 +62,10 @@ def merge(
     target = output or path.with_name(f"{path.stem.removesuffix('.merged')}.merged{SUFFIX}")
     check_writable(target.parent, "--output")
     bundle = read_bundle(path)
-    delivery = read_parcels(files, bundle)
+    delivery = read_updates(files, bundle)
     for sentence in delivery.refused + delivery.idle:
         note(f"left out {sentence}")
-    merged = average(delivery.parcels)
+    merged = average(delivery.updates)
     about = summary(delivery, merged)
     with working("folding the mix"):
         backbone = backbone_of(bundle, checkpoint)
@@ -91,7 +91,7 @@ def _print_devices(delivery: Delivery, merged: Merged) -> None:
     for path, share in zip(delivery.paths, merged.shares, strict=True):
         if not share:
             note(f"left out {path}: too far from what most of the devices learned")
-    if any(parcel.head_bias is not None for parcel in delivery.parcels):
+    if any(update.head_bias is not None for update in delivery.updates):
         note("some devices moved their head's bias, too; it stays on them, the mix alone is merged")
 
 

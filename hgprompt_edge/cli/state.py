@@ -17,7 +17,7 @@ from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:
     from hgprompt_edge.runtime.predictor import Predictor
-    from hgprompt_edge.state.history import Journal, Version
+    from hgprompt_edge.state.history import History, Version
 
 app = typer.Typer(help="List, undo and send what a device has learned.", no_args_is_help=True)
 
@@ -31,8 +31,8 @@ State = Annotated[
 @reports_errors
 def history(model: Model, state: State = None, json: options.Json = False) -> None:
     """List the versions of the mixing weights; the one in force is marked with a star."""
-    with _opened(model, state, read_only=True) as (_, journal, names):
-        _print_history(journal, names, json)
+    with _opened(model, state, read_only=True) as (_, history, names):
+        _print_history(history, names, json)
 
 
 @app.command()
@@ -47,22 +47,22 @@ def rollback(
     json: options.Json = False,
 ) -> None:
     """Put an earlier version in force again."""
-    with _opened(model, state) as (_, journal, names):
-        with journal.exclusive():
-            version = journal.rollback(to)
+    with _opened(model, state) as (_, history, names):
+        with history.exclusive():
+            version = history.rollback(to)
         note(f"version {version.id} is in force: {version.method}")
-        _print_history(journal, names, json)
+        _print_history(history, names, json)
 
 
 @app.command()
 @reports_errors
 def reset(model: Model, state: State = None, json: options.Json = False) -> None:
     """Put the initial mixing weights in force again, those of the export."""
-    with _opened(model, state) as (_, journal, names):
-        with journal.exclusive():
-            version = journal.reset()
+    with _opened(model, state) as (_, history, names):
+        with history.exclusive():
+            version = history.reset()
         note(f"version {version.id} is in force: {version.method}")
-        _print_history(journal, names, json)
+        _print_history(history, names, json)
 
 
 @app.command()
@@ -74,16 +74,16 @@ def send(
     json: options.Json = False,
 ) -> None:
     """Write the version in force to a file under 1 KB, for `hgedge merge` at home."""
-    with _opened(model, state, read_only=True) as (predictor, journal, _):
-        _send(journal, predictor, file, json)
+    with _opened(model, state, read_only=True) as (predictor, history, _):
+        _send(history, predictor, file, json)
 
 
 @contextmanager
 def _opened(
     model: Path, state: Path | None, *, read_only: bool = False
-) -> Iterator[tuple[Predictor, Journal, Sequence[str]]]:
+) -> Iterator[tuple[Predictor, History, Sequence[str]]]:
     from hgprompt_edge.adapt.command import bank_of
-    from hgprompt_edge.runtime.predictor import Predictor, open_journal, state_folder
+    from hgprompt_edge.runtime.predictor import Predictor, open_history, state_folder
 
     predictor = Predictor(model)
     bank = bank_of(predictor)
@@ -91,26 +91,26 @@ def _opened(
         raise UserError(f"--state {state}: no such folder; name the one that `adapt` printed")
     folder = state or state_folder(model)
     rule = predictor.preprocessing.crop_mode
-    with open_journal(folder, bank, predictor.classes, resize=rule, read_only=read_only) as journal:
-        yield predictor, journal, bank.names
+    with open_history(folder, bank, predictor.classes, resize=rule, read_only=read_only) as history:
+        yield predictor, history, bank.names
 
 
-def _send(journal: Journal, predictor: Predictor, path: Path, json: bool) -> None:
+def _send(history: History, predictor: Predictor, path: Path, json: bool) -> None:
     from hgprompt_edge.adapt.command import bank_of
-    from hgprompt_edge.state.update_file import write_parcel
+    from hgprompt_edge.state.update_file import write_update
 
-    bank, version = bank_of(predictor), journal.current()
+    bank, version = bank_of(predictor), history.current()
     if bank.why_fixed:
         raise UserError(
             f"{path}: would hold mixing weights, and {bank.why_fixed}; its head stays on the device"
         )
-    data = write_parcel(
+    data = write_update(
         path,
         version,
         bank.sha256,
         bank.names,
         classes=predictor.classes,
-        device=journal.device(),
+        device=history.device(),
         resize=predictor.preprocessing.crop_mode,
     )
     if not version.images:
@@ -124,8 +124,8 @@ def _send(journal: Journal, predictor: Predictor, path: Path, json: bool) -> Non
     out.print(f"{path}: version {version.id} in {data} bytes, no images", soft_wrap=True)
 
 
-def _print_history(journal: Journal, names: Sequence[str], json: bool) -> None:
-    current, versions = journal.current(), journal.history()
+def _print_history(history: History, names: Sequence[str], json: bool) -> None:
+    current, versions = history.current(), history.versions()
     if json:
         print_json([{**as_dict(v, names), "in_force": v.id == current.id} for v in versions])
         return

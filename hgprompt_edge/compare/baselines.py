@@ -227,16 +227,16 @@ def alignment_only(contest: Contest) -> Plan:
     features = features[: len(contest.bank.prompts)]
     task = contest.task
     alignment = align(features, task.train.labels, len(task.classes), contest.seed)
-    theta = torch.zeros(len(features), dtype=torch.float64)
+    mix_logits = torch.zeros(len(features), dtype=torch.float64)
     for _ in range(DESCENT_STEPS):
-        weights = theta.softmax(0)
+        weights = mix_logits.softmax(0)
         slope = alignment.gradient(weights)
         slope = weights * (slope - weights @ slope)
         largest = float(slope.abs().max())
         if largest < 1e-12:
             break
-        theta = theta - DESCENT_RATE * slope / largest
-    return Plan(contest.folded(theta.softmax(0).numpy()))
+        mix_logits = mix_logits - DESCENT_RATE * slope / largest
+    return Plan(contest.folded(mix_logits.softmax(0).numpy()))
 
 
 def gradient_free(contest: Contest) -> Plan:

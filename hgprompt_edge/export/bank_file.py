@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from torch import nn
 
-from hgprompt_edge.artifacts.bundle import Bundle, bank_sha256, bank_tokens, factory_mix
+from hgprompt_edge.artifacts.bundle import Bundle, bank_sha256, bank_tokens, initial_mix
 from hgprompt_edge.artifacts.device_bank import Bank, adapt_path, bank_path, write_bank
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.errors import UserError
@@ -50,7 +50,7 @@ def make_bank(bundle: Bundle, backbone: Backbone) -> Bank:
     return Bank(
         names=names,
         mixer=project_bank(tokens, blocks, backbone.num_heads) if len(tokens) else None,
-        factory=factory_mix(bundle),
+        initial=initial_mix(bundle),
         head_weight=weight.T.astype(np.float32),
         head_bias=bias.astype(np.float32),
         sha256=bank_sha256(bundle),

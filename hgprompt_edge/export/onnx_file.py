@@ -29,7 +29,7 @@ from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export.bank_file import beside, make_bank, write_beside
 from hgprompt_edge.export.graph.inference import OPSET, PLAIN_OPSET, build_graph
 from hgprompt_edge.export.graph.rewrites import Attention, Rewrites
-from hgprompt_edge.export.verify import Verification, at_factory, verify_onnx
+from hgprompt_edge.export.verify import Verification, at_initial, verify_onnx
 from hgprompt_edge.files import atomic_paths
 from hgprompt_edge.images.preprocess import CROP, LETTERBOX, SQUASH, Preprocessing
 from hgprompt_edge.prompts.bank import source_shares
@@ -94,7 +94,7 @@ def export_onnx(
     check_fits(bundle, backbone, images)
     bank = make_bank(bundle, backbone) if runtime_weights else None
     with atomic_paths(*beside(path, bank, adapt), path) as (*others, temporary):
-        start = at_factory(bundle, backbone, bank) if bank else bundle
+        start = at_initial(bundle, backbone, bank) if bank else bundle
         model = build_graph(start, backbone, rewrites, bank)
         _check_size(model, path)
         entries = describe(start, bundle_sha256, bank)

@@ -23,7 +23,7 @@ from hgprompt_edge.export.graph.inference import build_graph
 from hgprompt_edge.export.graph.rewrites import Attention, Rewrites
 from hgprompt_edge.export.ir_file import save_ir, serialize_ir
 from hgprompt_edge.export.onnx_file import check_fits, describe
-from hgprompt_edge.export.verify import Verification, at_factory, verify_mixes
+from hgprompt_edge.export.verify import Verification, at_initial, verify_mixes
 from hgprompt_edge.files import atomic_paths, sha256_file
 from hgprompt_edge.maths.parity import TOLERANCES
 from hgprompt_edge.runtime.engines.engine import LoadError
@@ -86,7 +86,7 @@ def export_openvino(
     with atomic_paths(*beside(path, bank, adapt), *files) as (*others, weights, xml):
         if bank is not None:
             write_beside(bundle, backbone, bank, others)
-        start = at_factory(bundle, backbone, bank) if bank else bundle
+        start = at_initial(bundle, backbone, bank) if bank else bundle
         graph = build_graph(start, backbone, Rewrites(attention=Attention.PAST), bank)
         model = convert(ov, graph, xml)
         half = precision is Precision.FP16

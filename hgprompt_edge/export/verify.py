@@ -117,7 +117,7 @@ def verify_onnx(
 ) -> Verification:
     """Run an ONNX file beside PyTorch, see `verify_engine`.
 
-    With a bank it is run at the factory mix, and then at another one.
+    With a bank it is run at the initial mix, and then at another one.
 
     Raises
     ------
@@ -135,15 +135,15 @@ def verify_mixes(
     bank: Bank | None,
     tolerance: float = TOLERANCE,
 ) -> Verification:
-    """Run a model at its folded mix or, with a bank, at the factory mix and at another one.
+    """Run a model at its folded mix or, with a bank, at the initial mix and at another one.
 
-    `bundle` is the one that the bank was made from, not `at_factory`: that one's prompt is a mix,
+    `bundle` is the one that the bank was made from, not `at_initial`: that one's prompt is a mix,
     where a tuned prompt is an entry of the bank.
     """
     if bank is None:
         return verify_engine(engine, bundle, backbone, images, tolerance=tolerance)
-    start = at_factory(bundle, backbone, bank)
-    given, share = bank.inputs(bank.factory), bank.share(bank.factory)
+    start = at_initial(bundle, backbone, bank)
+    given, share = bank.inputs(bank.initial), bank.share(bank.initial)
     found = verify_engine(
         engine, start, backbone, images, tolerance=tolerance, given=given, share=share
     )
@@ -155,17 +155,17 @@ def verify_mixes(
     return second if found.ok and not second.ok else found
 
 
-def at_factory(bundle: Bundle, backbone: Backbone, bank: Bank) -> Bundle:
-    """Return the bundle whose prompt is the factory mix of the bank's float16 sources.
+def at_initial(bundle: Bundle, backbone: Backbone, bank: Bank) -> Bundle:
+    """Return the bundle whose prompt is the initial mix of the bank's float16 sources.
 
     It differs from what fit folded in float32 by their rounding. This is what a device starts
     from, so the exported model is held against it.
     """
-    share = bank.share(bank.factory)
+    share = bank.share(bank.initial)
     if share <= TINY or bank.mixer is None:
         return bundle  # nothing is mixed
     _, tokens = bank_tokens(bundle)
-    prompts = bank.factory[-len(tokens) :] / share
+    prompts = bank.initial[-len(tokens) :] / share
     mixed = replace(bundle, prompt=mix(tokens, prompts))
     logits = reference_logits(mixed, backbone, bundle.probe_images, share)
     return replace(mixed, probe_logits=logits)

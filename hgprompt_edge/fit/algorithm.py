@@ -134,7 +134,7 @@ def ascend(
     steps: int,
     report: Progress,
 ) -> tuple[Step, ...]:
-    """Adam on `theta [M, L]`, `a = softmax(theta)` over the prompts of each layer.
+    """Adam on `mix_logits [M, L]`, `a = softmax(mix_logits)` over the prompts of each layer.
 
     A step runs the images forward, takes `dJ / df` in closed form, and pulls it back to the folded
     prompt in micro-batches: `dJ / da_il = <dJ/dP[l], P_i[l]>` (METHOD 5).
@@ -146,12 +146,12 @@ def ascend(
     """
     count = len(objective.alignment.gram)
     basis = torch.from_numpy(tokens).double()
-    theta = starting_weights(len(tokens), tokens.shape[1], start).log().requires_grad_(True)
-    optimizer = torch.optim.Adam([theta], lr=LEARNING_RATE, betas=(0.9, 0.95))
+    mix_logits = starting_weights(len(tokens), tokens.shape[1], start).log().requires_grad_(True)
+    optimizer = torch.optim.Adam([mix_logits], lr=LEARNING_RATE, betas=(0.9, 0.95))
     steps = steps if len(tokens) > 1 else 0  # a softmax of one has nothing to learn
     path = []
     for step in range(steps + 1):
-        weights = theta.softmax(0)
+        weights = mix_logits.softmax(0)
         prompt = mix(tokens, weights.detach().numpy())
         last = step == steps
         if last:

@@ -50,15 +50,15 @@ def with_mix(bundle: Bundle, mix: Floats, about: dict[str, Any], backbone: Backb
     """
     check_one_prompt(bundle, "hgedge merge")
     backbone = as_fitted(bundle, backbone)
-    remixed = replace(bundle, factory=mix, objective={**bundle.objective, "merged": about})
+    updated = replace(bundle, initial=mix, objective={**bundle.objective, "merged": about})
     if not is_folded(bundle):
-        return remixed
+        return updated
     shares = zip(mix.astype(np.float64), bank_entries(bundle), strict=True)
     tokens = [share * entry.tokens for share, entry in shares if entry.tokens is not None]
     prompt = np.sum(tokens, axis=0).astype(np.float32)
     head = bundle.head_weight, bundle.head_bias
     return replace(
-        remixed,
+        updated,
         prompt=prompt,
         weights=_over_sources(bundle, mix),
         probe_logits=token_logits(backbone, bundle.probe_images, prompt, *head),

@@ -22,7 +22,7 @@ from hgprompt_edge.maths.softmax import softmax
 from hgprompt_edge.runtime.engines.engine import Engine, Port
 from hgprompt_edge.runtime.engines.open import open_engine
 from hgprompt_edge.runtime.other_cpu import Agreement, check_once, compare_cpus
-from hgprompt_edge.state.history import Journal, Version
+from hgprompt_edge.state.history import History, Version
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -81,7 +81,7 @@ class Predictor:
         For OpenVINO models: `CPU`, `GPU` or `AUTO`, and whether to compute in bfloat16.
     state
         Folder of `hgedge adapt`, whose newest weights are taken, now and whenever `refresh` is
-        called; for models with `--weights runtime`. None: the factory's.
+        called; for models with `--weights runtime`. None: the initial ones.
 
     Attributes
     ----------
@@ -121,10 +121,10 @@ class Predictor:
         self.bank = read_bank_of(path, self.metadata)
         _check_contract(path, self._engine, self.metadata, self.bank)
         self._at_work = _AtWork({})
-        self._journal: Journal | None = None
+        self._history: History | None = None
         self._changing = Lock()
         if self.bank is not None:
-            self.set_weights(self.bank.factory)
+            self.set_weights(self.bank.initial)
         if self.metadata.precision == "int8" and self._engine.as_exported:
             found = check_once(path, self._engine, self.metadata, self._at_work.given)
             if found:
@@ -146,9 +146,9 @@ class Predictor:
                 "export it with `--weights runtime` to change them later"
             )
         mode = self.preprocessing.crop_mode
-        journal = open_journal(state, self.bank, self.classes, resize=mode, read_only=True)
+        history = open_history(state, self.bank, self.classes, resize=mode, read_only=True)
         with self._changing:
-            self._journal = journal
+            self._history = history
         self.refresh(force=True)
 
     def release(self) -> None:
@@ -180,13 +180,13 @@ class Predictor:
         """Take over newer weights from the state folder; returns whether there were any.
 
         Costs microseconds where there are none. Call it between images, as `predict --watch` does.
-        Where the folder was deleted, they are the factory's again.
+        Where the folder was deleted, they are the initial ones again.
         """
         with self._changing:
-            journal, bank = self._journal, self.bank
-            if journal is None or bank is None or not (force or journal.changed()):
+            history, bank = self._history, self.bank
+            if history is None or bank is None or not (force or history.changed()):
                 return False
-            version, now = journal.current(), self._at_work
+            version, now = history.current(), self._at_work
             if now.version is not None and _content(now.version) == _content(version):
                 self._at_work = replace(now, version=version)
                 return False
@@ -267,7 +267,7 @@ class Predictor:
     def compare_cpus(self) -> Agreement | None:
         """Compare an int8 model's logits here with those where its accuracy was measured.
 
-        At the factory weights. None where this says nothing: for a model in float, or where it
+        At the initial weights. None where this says nothing: for a model in float, or where it
         runs in bfloat16 or not on the CPU, which rounds otherwise.
 
         Raises
@@ -277,7 +277,7 @@ class Predictor:
         """
         if self.metadata.precision != "int8" or not self._engine.as_exported:
             return None
-        given = self.bank.inputs(self.bank.factory) if self.bank else {}
+        given = self.bank.inputs(self.bank.initial) if self.bank else {}
         return compare_cpus(self.path, self._engine, self.metadata, given)
 
     def predict_paths(
@@ -372,7 +372,7 @@ def head_of(version: Version, bank: Bank) -> tuple[Floats, Floats] | None:
 
 
 def _content(version: Version) -> tuple[object, ...]:
-    """Return what sets a version apart, also from one of the same number in another journal."""
+    """Return what sets a version apart, also from one of the same number in another history."""
     arrays = (version.weights, version.head_weight, version.head_bias)
     return version.id, *(None if array is None else array.tobytes() for array in arrays)
 
@@ -382,15 +382,15 @@ def state_folder(model: Path) -> Path:
     return model.with_name(f"{model.stem}.state")
 
 
-def open_journal(
+def open_history(
     state: Path, bank: Bank, classes: Sequence[str], *, resize: str = "", read_only: bool = False
-) -> Journal:
+) -> History:
     """Open what a device has learned for a model with this bank and these classes.
 
     `resize` is the model's `crop_mode`.
     """
-    return Journal(
-        state, bank.sha256, bank.factory, read_only=read_only, classes=classes, resize=resize
+    return History(
+        state, bank.sha256, bank.initial, read_only=read_only, classes=classes, resize=resize
     )
 
 
@@ -402,7 +402,7 @@ def _check_contract(path: Path, engine: Engine, metadata: Metadata, bank: Bank |
         [Port("logits", "float", (classes,))],
     )
     if bank is not None:
-        given = bank.inputs(bank.factory).items()
+        given = bank.inputs(bank.initial).items()
         inputs += [Port(name, "float", array.shape[1:]) for name, array in given]
         outputs.append(Port("features", "float", bank.head_weight.shape[1:]))
     if (engine.inputs, engine.outputs) != (tuple(inputs), tuple(outputs)):

@@ -1,4 +1,4 @@
-"""The SQLite file under a journal: sealed rows that are added, and checked when they are read."""
+"""The SQLite file under a history: sealed rows that are added, and checked when they are read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SELECT = f"SELECT {', '.join(COLUMNS)} FROM version WHERE id = ?"
 INSERT = f"INSERT INTO version VALUES ({', '.join('?' * len(COLUMNS))})"
 
 
-class Ledger:
+class Database:
     """Versions by their numbers. Errors are SQLite's own, for the caller to put into a sentence.
 
     Parameters
@@ -162,7 +162,7 @@ class Ledger:
     def opened(self) -> sqlite3.Connection:
         """Return the connection, where there is one."""
         if self._connection is None:
-            raise ValueError("The journal is closed.")
+            raise ValueError("The history is closed.")
         return self._connection
 
     def _read(self, mode: str) -> None:
@@ -178,14 +178,14 @@ class Ledger:
                 self.close()
 
     def _is_empty(self, connection: sqlite3.Connection) -> bool:
-        """Whether the file has not been filled yet; refuse what is not this model's journal."""
+        """Whether the file has not been filled yet; refuse what is not this model's history."""
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         (owner,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if (tables, owner, version) == (0, 0, 0):
             return True
         if owner != APPLICATION:
-            raise UserError(f"{self.path}: not a journal of hgedge; name another state folder")
+            raise UserError(f"{self.path}: not a history of hgedge; name another state folder")
         if version > FORMAT:
             raise UserError(
                 f"{self.path}: format {version} is newer than this hgedge reads ({FORMAT}); "
@@ -210,7 +210,7 @@ class Ledger:
         if other:
             raise UserError(
                 f"{self.path.parent}: holds what was learned for a model with {other}; name "
-                "another state folder, or delete this one to start from the factory mix"
+                "another state folder, or delete this one to start from the initial mix"
             )
         return False
 

@@ -18,20 +18,20 @@ from pathlib import Path
 import numpy as np
 
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.state.database import Ledger
+from hgprompt_edge.state.database import Database
 from hgprompt_edge.state.lock import TakenError, only_one
 from hgprompt_edge.state.sqlite import explained
 from hgprompt_edge.state.version import Figures, Floats, Version
 
-__all__ = ["RETURN", "Journal", "Version"]
+__all__ = ["RETURN", "History", "Version"]
 
-FILE, LOCK = "journal.sqlite", "adapt.lock"
-FACTORY, RESET, ROLLBACK = "factory", "reset", "rollback"
+FILE, LOCK = "history.sqlite", "adapt.lock"
+INITIAL, RESET, ROLLBACK = "initial", "reset", "rollback"
 RETURN = "return"
-"""To the factory's weights, because images look clean under them again."""
+"""To the initial weights, because images look clean under them again."""
 
 
-class Journal:
+class History:
     """The versions of one device, newest last; the newest is the current one.
 
     History is appended to only: `rollback` and `reset` add a version with the content of an older
@@ -44,11 +44,11 @@ class Journal:
         The state folder; made where it is missing, but not the folders above it.
     bank_sha256
         Of the bank that the weights are over.
-    factory
+    initial
         `[M]`, the mix that the model came with. Where nothing was learned since, a model that comes
-        with another factory mix brings that into force.
+        with another initial mix brings that into force.
     read_only
-        Write nothing. A missing journal then reads as one that holds the factory version, until
+        Write nothing. A missing history then reads as one that holds the initial version, until
         somebody else makes it; so does one that is deleted, and another in its place is taken over.
     classes
         Of the model. A bank may serve several tasks, a state only one: other classes are refused.
@@ -61,7 +61,7 @@ class Journal:
     Raises
     ------
     UserError
-        The journal of another bank or other classes, of a newer format, not a journal, damaged, or
+        The history of another bank or other classes, of a newer format, not a history, damaged, or
         the folder cannot be made or written.
     """
 
@@ -69,7 +69,7 @@ class Journal:
         self,
         folder: Path,
         bank_sha256: str,
-        factory: Floats,
+        initial: Floats,
         *,
         read_only: bool = False,
         classes: Sequence[str] = (),
@@ -77,10 +77,10 @@ class Journal:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.folder, self.path, self.read_only = folder, folder / FILE, read_only
-        weights = np.array(factory, np.float32)
-        self._first = Version(1, None, clock(), FACTORY, weights, None, None, 0, {})
+        weights = np.array(initial, np.float32)
+        self._first = Version(1, None, clock(), INITIAL, weights, None, None, 0, {})
         self._clock = clock
-        self._ledger = Ledger(self.path, bank_sha256, classes_digest(classes), resize)
+        self._database = Database(self.path, bank_sha256, classes_digest(classes), resize)
         self._seen: object = None
         with explained(self.path):
             try:
@@ -89,7 +89,7 @@ class Journal:
                 self.close()
                 raise
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> History:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -97,34 +97,34 @@ class Journal:
 
     def close(self) -> None:
         """Let go of the file; what was committed is already safe."""
-        self._ledger.close()
+        self._database.close()
 
     def current(self) -> Version:
         """Return the newest version that is whole."""
         with explained(self.path):
-            ledger = self._ledger
-            if self.read_only and (ledger.is_another or (ledger.immutable and self.changed())):
-                ledger.open_to_read()
-            self._seen = ledger.stamp()  # before reading: what comes between counts as a change
+            database = self._database
+            if self.read_only and (database.is_another or (database.immutable and self.changed())):
+                database.open_to_read()
+            self._seen = database.stamp()  # before reading: what comes between counts as a change
             version = self._newest()
-            if self.read_only and self._is_old_factory(version):
+            if self.read_only and self._is_old_initial(version):
                 return replace(version, weights=self._first.weights)
             return version
 
     def device(self) -> str:
-        """Return the number by which a server tells this journal's versions from other devices'.
+        """Return the number by which a server tells this history's versions from other devices'.
 
         16 random hexadecimal digits; empty before anything was written.
         """
         with explained(self.path):
-            return self._ledger.device() if self._ledger.is_open else ""
+            return self._database.device() if self._database.is_open else ""
 
-    def history(self) -> list[Version]:
+    def versions(self) -> list[Version]:
         """Return all versions that are whole, oldest first."""
         with explained(self.path):
-            if self.read_only and not self._ledger.is_open:
+            if self.read_only and not self._database.is_open:
                 return [self._first]
-            versions = [self._ledger.fetch(key) for key in self._ledger.ids()]
+            versions = [self._database.fetch(key) for key in self._database.ids()]
             return [version for version in versions if version is not None] or [self._first]
 
     def commit(
@@ -186,12 +186,12 @@ class Journal:
                 origin = self._origin(self._newest())
                 if origin.parent is None:
                     raise UserError(
-                        f"{self.folder}: version {origin.id} is the factory's, nothing came "
+                        f"{self.folder}: version {origin.id} is the initial one, nothing came "
                         "before it; `hgedge state history` lists all there is"
                     )
                 target = self._newest(origin.parent)
             else:
-                found = self._ledger.fetch(to)
+                found = self._database.fetch(to)
                 if found is None:
                     raise UserError(
                         f"{self.folder}: holds no version {to}; "
@@ -202,9 +202,9 @@ class Journal:
             return self._append(replace(target, parent=target.id, method=ROLLBACK, figures=figures))
 
     def reset(self) -> Version:
-        """Append a version with the factory's content."""
+        """Append a version with the initial content."""
         with self._transaction():
-            return self._append_factory(RESET)
+            return self._append_initial(RESET)
 
     def changed(self) -> bool:
         """Whether anybody else has committed since the last `current()`, or the file is another.
@@ -212,7 +212,7 @@ class Journal:
         Takes microseconds.
         """
         with explained(self.path):
-            return self._ledger.is_another or self._ledger.stamp() != self._seen
+            return self._database.is_another or self._database.stamp() != self._seen
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -242,12 +242,12 @@ class Journal:
 
     def _open(self) -> None:
         if self.read_only:
-            self._ledger.open_to_read()
+            self._database.open_to_read()
             return
-        self._ledger.open_to_write(self._first)
+        self._database.open_to_write(self._first)
         with self._transaction():
-            if self._is_old_factory(self._newest()):
-                self._append_factory(FACTORY)
+            if self._is_old_initial(self._newest()):
+                self._append_initial(INITIAL)
 
     def _check(self, version: Version) -> None:
         arrays = {
@@ -265,16 +265,18 @@ class Journal:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         if self.read_only:
-            raise ValueError("The journal was opened with read_only=True.")
-        with explained(self.path), self._ledger.transaction():
+            raise ValueError("The history was opened with read_only=True.")
+        with explained(self.path), self._database.transaction():
             yield
 
     def _newest(self, upto: int = sys.maxsize) -> Version:
-        """Newest version that is whole, of those up to a number; the factory's if there is none."""
-        found = self._ledger.newest(upto) if self._ledger.is_open or not self.read_only else None
+        """Newest version that is whole, up to a number; the initial one if there is none."""
+        found = (
+            self._database.newest(upto) if self._database.is_open or not self.read_only else None
+        )
         return found or self._first
 
-    def _append_factory(self, method: str) -> Version:
+    def _append_initial(self, method: str) -> Version:
         return self._append(replace(self._first, method=method, parent=self._newest().id))
 
     def _append(self, version: Version) -> Version:
@@ -284,27 +286,27 @@ class Journal:
             figures["clock_went_back_seconds"] = before - now
         new = replace(
             version,
-            id=(self._ledger.last_id() or 0) + 1,
+            id=(self._database.last_id() or 0) + 1,
             time=float(max(now, before)),
             figures=figures,
         )
-        self._ledger.append(new)
+        self._database.append(new)
         return new
 
     def _origin(self, version: Version) -> Version:
         """Version that first had the content of this one."""
         while version.method == ROLLBACK and version.parent is not None:
-            parent = self._ledger.fetch(version.parent)
+            parent = self._database.fetch(version.parent)
             if parent is None:  # dropped, or damaged
                 break
             version = parent
         return version
 
-    def _is_old_factory(self, version: Version) -> bool:
+    def _is_old_initial(self, version: Version) -> bool:
         """Whether nothing was learned, and the model now comes with another mix."""
         if np.array_equal(version.weights, self._first.weights):
             return False
-        return self._origin(version).method in (FACTORY, RESET, RETURN)
+        return self._origin(version).method in (INITIAL, RESET, RETURN)
 
 
 def classes_digest(classes: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from hgprompt_edge.artifacts.bundle import (
 from hgprompt_edge.errors import UserError, brief
 from hgprompt_edge.images.listing import files_in
 from hgprompt_edge.state.history import classes_digest
-from hgprompt_edge.state.update_file import Parcel, read_parcel
+from hgprompt_edge.state.update_file import Update, read_update
 
 CAP = 4.0
 """A device counts at most as much as this many times the median device."""
@@ -45,7 +45,7 @@ class Merged:
     weights
         `[M]` float32 on the simplex.
     shares
-        `[n]` float64: what each parcel counted for, summing to 1; 0 for those left out as too far
+        `[n]` float64: what each update counted for, summing to 1; 0 for those left out as too far
         from the others.
     """
 
@@ -55,11 +55,11 @@ class Merged:
 
 @dataclass(frozen=True)
 class Delivery:
-    """Parcels that can be averaged, and why the other files are not.
+    """Updates that can be averaged, and why the other files are not.
 
     Attributes
     ----------
-    paths, parcels
+    paths, updates
         In the order of the files.
     refused
         One sentence for each file that does not belong here.
@@ -69,15 +69,15 @@ class Delivery:
     """
 
     paths: tuple[Path, ...]
-    parcels: tuple[Parcel, ...]
+    updates: tuple[Update, ...]
     refused: tuple[str, ...]
     idle: tuple[str, ...]
 
 
-def merge(parcels: Sequence[Parcel]) -> Merged:
+def merge(updates: Sequence[Update]) -> Merged:
     """Average the mixes of devices, weighted by their counts of images; see `robust_mean`."""
-    mixes = np.stack([parcel.weights.astype(np.float64) for parcel in parcels])
-    counts = np.array([parcel.images for parcel in parcels], np.float64)
+    mixes = np.stack([update.weights.astype(np.float64) for update in updates])
+    counts = np.array([update.images for update in updates], np.float64)
     mixes /= mixes.sum(axis=1, keepdims=True)
     weights, shares = robust_mean(mixes, counts)
     return Merged((weights / weights.sum()).astype(np.float32), shares)
@@ -118,10 +118,10 @@ def _distance(mixes: Doubles, one: Doubles) -> Doubles:
     return distances
 
 
-def read_parcels(paths: Sequence[Path], bundle: Bundle) -> Delivery:
+def read_updates(paths: Sequence[Path], bundle: Bundle) -> Delivery:
     """Read what devices sent for a bundle; a folder stands for the `*.json` files in it.
 
-    Left out, with a sentence: files that are no parcels, of another bank, other classes or another
+    Left out, with a sentence: files that are no updates, of another bank, other classes or another
     resize rule, sent twice, of a device that sent a newer one, or of devices that have learned
     nothing.
 
@@ -133,58 +133,58 @@ def read_parcels(paths: Sequence[Path], bundle: Bundle) -> Delivery:
     check_one_prompt(bundle, "hgedge merge")
     bank, classes = bank_sha256(bundle), classes_digest(bundle.classes)
     files = _find(paths)
-    usable: dict[bytes, tuple[Path, Parcel]] = {}
+    usable: dict[bytes, tuple[Path, Update]] = {}
     refused, idle = [], []
     for path in files:
         try:
-            parcel = read_parcel(path)
-            _check(path, parcel, bundle, bank, classes)
+            update = read_update(path)
+            _check(path, update, bundle, bank, classes)
         except UserError as error:
             refused.append(str(error))
             continue
-        key = repr((parcel.device, parcel.time, parcel.version, parcel.images)).encode()
-        key += parcel.weights.tobytes()
+        key = repr((update.device, update.time, update.version, update.images)).encode()
+        key += update.weights.tobytes()
         if key in usable:
             idle.append(f"{path}: the same as {usable[key][0]}; one of them counts")
         else:
-            usable[key] = path, parcel
+            usable[key] = path, update
     if 2 * len(refused) >= len(files):
         raise UserError(
             f"{len(refused)} of {len(files)} files cannot be used; the first: {refused[0]}"
         )
     kept, newest = [], _newest(usable.values())
-    for path, parcel in usable.values():
-        last_path, last = newest.get(parcel.device, (path, parcel))
-        if last.version > parcel.version:
+    for path, update in usable.values():
+        last_path, last = newest.get(update.device, (path, update))
+        if last.version > update.version:
             idle.append(f"{path}: its device sent a newer version, {last.version} ({last_path})")
-        elif not parcel.images:
-            idle.append(f"{path}: its device has learned nothing ({parcel.method})")
+        elif not update.images:
+            idle.append(f"{path}: its device has learned nothing ({update.method})")
         else:
-            kept.append((path, parcel))
+            kept.append((path, update))
     if not kept:
         raise UserError(f"there is nothing to merge; {idle[0]}")
-    found, parcels = zip(*kept, strict=True)
-    return Delivery(found, parcels, tuple(refused), tuple(idle))
+    found, updates = zip(*kept, strict=True)
+    return Delivery(found, updates, tuple(refused), tuple(idle))
 
 
-def _newest(parcels: Iterable[tuple[Path, Parcel]]) -> dict[str, tuple[Path, Parcel]]:
+def _newest(updates: Iterable[tuple[Path, Update]]) -> dict[str, tuple[Path, Update]]:
     """Find the last version that each device sent, of those that say which one they are from."""
-    newest: dict[str, tuple[Path, Parcel]] = {}
-    for path, parcel in parcels:
-        if parcel.device:
-            before = newest.setdefault(parcel.device, (path, parcel))
-            if parcel.version > before[1].version:
-                newest[parcel.device] = path, parcel
+    newest: dict[str, tuple[Path, Update]] = {}
+    for path, update in updates:
+        if update.device:
+            before = newest.setdefault(update.device, (path, update))
+            if update.version > before[1].version:
+                newest[update.device] = path, update
     return newest
 
 
 def summary(delivery: Delivery, merged: Merged) -> dict[str, Any]:
     """Figures of a merge, for the bundle that comes of it."""
-    counted = [p for p, share in zip(delivery.parcels, merged.shares, strict=True) if share]
+    counted = [p for p, share in zip(delivery.updates, merged.shares, strict=True) if share]
     return {
         "devices": len(counted),
-        "left_out": len(delivery.parcels) - len(counted) + len(delivery.refused + delivery.idle),
-        "images": sum(parcel.images for parcel in counted),
+        "left_out": len(delivery.updates) - len(counted) + len(delivery.refused + delivery.idle),
+        "images": sum(update.images for update in counted),
     }
 
 
@@ -197,25 +197,25 @@ def _find(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _check(path: Path, parcel: Parcel, bundle: Bundle, bank: str, classes: str) -> None:
-    if parcel.bank_sha256 != bank:
+def _check(path: Path, update: Update, bundle: Bundle, bank: str, classes: str) -> None:
+    if update.bank_sha256 != bank:
         raise UserError(
-            f"{path}: learned over another bank ({parcel.bank_sha256[:12]}) than that of "
+            f"{path}: learned over another bank ({update.bank_sha256[:12]}) than that of "
             f"{bundle.task} ({bank[:12]}); name the bundle that its model came from with --bundle"
         )
-    if not parcel.classes_sha256:
+    if not update.classes_sha256:
         raise UserError(
             f"{path}: does not say for which classes it was learned; send it again with this hgedge"
         )
-    if parcel.classes_sha256 != classes:
+    if update.classes_sha256 != classes:
         raise UserError(f"{path}: learned for other classes than those of {bundle.task}")
-    if parcel.resize != (mode := bundle.preprocessing.crop_mode):
+    if update.resize != (mode := bundle.preprocessing.crop_mode):
         raise UserError(
-            f"{path}: learned with another resize rule ({brief(parcel.resize)}) than that of "
+            f"{path}: learned with another resize rule ({brief(update.resize)}) than that of "
             f"{bundle.task} ({mode}); name the bundle that its model came from with --bundle"
         )
-    if len(parcel.weights) != len(bank_entries(bundle)):
+    if len(update.weights) != len(bank_entries(bundle)):
         raise UserError(
-            f"{path}: weighs {len(parcel.weights)} entries of {len(bank_entries(bundle))}; "
+            f"{path}: weighs {len(update.weights)} entries of {len(bank_entries(bundle))}; "
             "send it again from the device"
         )

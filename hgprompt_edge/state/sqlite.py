@@ -17,8 +17,8 @@ _REASONS = {
     "versions before are kept",
     "readonly": "read-only; give a state folder that can be written",
     "unable to open": "cannot be opened or written here; give a state folder that can be written",
-    "not a database": "not a journal of hgedge; name another state folder",
-    "malformed": "damaged; restore it, or delete its folder to start from the factory mix",
+    "not a database": "not a history of hgedge; name another state folder",
+    "malformed": "damaged; restore it, or delete its folder to start from the initial mix",
     "locked": "another process has kept it busy for ten seconds; try again, or stop that one",
 }
 _DAMAGE = ("malformed", "not a database")

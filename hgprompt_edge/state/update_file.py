@@ -26,13 +26,13 @@ from hgprompt_edge.state.version import Figures, Floats, Version
 FORMAT, OLDER = "hgprompt.version/2", "hgprompt.version/1"
 """The older one does not say which device it is from."""
 LIMIT = 1000
-"""Bytes of a parcel, at most."""
+"""Bytes of an update, at most."""
 TOLERANCE = 1e-3
 """How far the weights of a mix may be from summing to 1."""
 
 
 @dataclass(frozen=True)
-class Parcel:
+class Update:
     """A version as it came home.
 
     Attributes
@@ -52,7 +52,7 @@ class Parcel:
     product
         Version of hgprompt-edge on the device.
     device
-        The number of its journal, 16 random hexadecimal digits; empty: not known.
+        The number of its history, 16 random hexadecimal digits; empty: not known.
     resize
         How its model makes pictures square, a `crop_mode`.
     """
@@ -108,7 +108,7 @@ class _File(BaseModel):
         return text
 
 
-def write_parcel(
+def write_update(
     path: Path,
     version: Version,
     bank_sha256: str,
@@ -160,13 +160,13 @@ def write_parcel(
     return len(_encode(document))
 
 
-def read_parcel(path: Path) -> Parcel:
+def read_update(path: Path) -> Update:
     """Read and check what a device sent.
 
     Raises
     ------
     UserError
-        Missing, too large, not a parcel, of a newer format, or numbers that are no mix.
+        Missing, too large, not an update, of a newer format, or numbers that are no mix.
     """
     try:
         with path.open("rb") as file:
@@ -188,7 +188,7 @@ def read_parcel(path: Path) -> Parcel:
         ) from error
     fields = content.model_dump(exclude={"format", "weights", "head_bias"})
     bias = content.head_bias
-    return Parcel(
+    return Update(
         **fields,
         weights=_unpack(content.weights),
         head_bias=None if bias is None else _unpack(bias),

@@ -1,4 +1,4 @@
-"""One version of what a device mixes, and the sealed row that a journal keeps of it."""
+"""One version of what a device mixes, and the sealed row that a history keeps of it."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Version:
     Attributes
     ----------
     id
-        Counts from 1, the factory's.
+        Counts from 1, the initial one.
     parent
         The version that it was learned from; of a `rollback` the one whose content it has.
     time
         Unix seconds, never before an earlier version's.
     method
-        `factory`, `reset`, `rollback`, or how it was learned.
+        `initial`, `reset`, `rollback`, or how it was learned.
     weights
         `[M]` float32 over the entries of the bank.
     head_weight, head_bias

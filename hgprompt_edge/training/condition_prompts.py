@@ -1,7 +1,7 @@
 """Condition prompts: somewhere for a device to go when light, camera or place change (METHOD 7).
 
 A condition prompt is trained without labels. Under it, a corrupted image shall have the features
-and the predictions that its clean version has under the factory prompt.
+and the predictions that its clean version has under the initial prompt.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def _joined(bundle: Bundle, worths: Sequence[Worth], prompts: Sequence[Halves]) 
         bundle,
         conditions=conditions,
         condition_tokens=np.stack([*(tokens for _, tokens in kept), *prompts]),
-        factory=_carried_over(bundle, [about["name"] for about in conditions]),
+        initial=_carried_over(bundle, [about["name"] for about in conditions]),
     )
 
 
@@ -199,13 +199,13 @@ def _about(worth: Worth) -> dict[str, str]:
 
 def _carried_over(bundle: Bundle, conditions: Sequence[str]) -> Floats | None:
     """Keep what devices were merged to, over the new bank: each share stays with its name."""
-    if bundle.factory is None:
+    if bundle.initial is None:
         return None
-    before = len(bundle.factory) - len(bundle.conditions)
+    before = len(bundle.initial) - len(bundle.conditions)
     names = (about["name"] for about in bundle.conditions)
-    shares = dict(zip(names, bundle.factory[before:], strict=True))
+    shares = dict(zip(names, bundle.initial[before:], strict=True))
     carried = [shares.get(name, 0.0) for name in conditions]
-    return np.array([*bundle.factory[:before], *carried], np.float32)
+    return np.array([*bundle.initial[:before], *carried], np.float32)
 
 
 def starting_tokens(bundle: Bundle, backbone: Backbone) -> Floats:

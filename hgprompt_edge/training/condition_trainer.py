@@ -61,7 +61,7 @@ class ConditionRecipe:
 
 @dataclass(frozen=True)
 class Seen:
-    """Clean images and what the factory prompt makes of them.
+    """Clean images and what the initial prompt makes of them.
 
     Attributes
     ----------
@@ -282,9 +282,9 @@ class ConditionTrainer:
         }
 
 
-def seen_under(backbone: Backbone, pixels: Pixels, factory: Tokens | None) -> Seen:
+def seen_under(backbone: Backbone, pixels: Pixels, initial: Tokens | None) -> Seen:
     """Show clean images to the backbone under a prompt `[L, T, D]`; None: no prompt."""
-    prompt = None if factory is None else torch.from_numpy(factory)
+    prompt = None if initial is None else torch.from_numpy(initial)
 
     def see(model: VisionTransformer, part: slice) -> tuple[Tensor, Tensor]:
         with torch.no_grad():

@@ -209,7 +209,7 @@ def _without_the_old_prompts(bundle: Bundle) -> Bundle:
     return replace(
         bundle,
         objective={key: value for key, value in bundle.objective.items() if key != "merged"},
-        factory=None,
+        initial=None,
         conditions=(),
         condition_tokens=None,
     )

@@ -30,7 +30,7 @@ def open_model(
 
     predictor = Predictor(model, threads=threads, device=device, bf16=bf16, state=state)
     if state is not None and not state.exists():
-        note(f"--state {state}: not there (yet), so the factory weights are in force")
+        note(f"--state {state}: not there (yet), so the initial weights are in force")
     if state is None and predictor.bank is not None:
         predictor.follow(state_folder(model))
     return predictor

@@ -57,7 +57,7 @@ def tuning_document(tuning: Tuning) -> dict[str, Any]:
 def _note_dropped(fitted: Bundle, tuned: Bundle, path: Path) -> None:
     """Say what of the bundle did not outlive its prompt."""
     conditions = "the condition prompts" if fitted.conditions and not tuned.conditions else ""
-    merged = fitted.factory is not None and tuned.factory is None
+    merged = fitted.initial is not None and tuned.initial is None
     gone = " and ".join(filter(None, (conditions, "what devices learned" if merged else "")))
     if gone:
         again = f"; run `{command_line('condition', path)}` again" if conditions else ""

@@ -92,7 +92,7 @@ def build_graph(
 
 def prefix_inputs(bank: Bank) -> list[ir.Value]:
     """Declare what `Bank.inputs` feeds."""
-    arrays = bank.inputs(bank.factory)
+    arrays = bank.inputs(bank.initial)
     return [ir.val(name, ir.DataType.FLOAT, array.shape) for name, array in arrays.items()]
 
 

@@ -36,7 +36,7 @@ from hgprompt_edge.export.int8.schemes import Control, Given, Scheme, onnx_schem
 from hgprompt_edge.export.int8.trials import Trial, refusal, takes, trial_of, unproven
 from hgprompt_edge.export.onnx_file import append_metadata, check_fits, describe
 from hgprompt_edge.export.openvino_file import add_metadata
-from hgprompt_edge.export.verify import Verification, at_factory, verify_mixes
+from hgprompt_edge.export.verify import Verification, at_initial, verify_mixes
 from hgprompt_edge.files import atomic_paths
 from hgprompt_edge.heads.best_head import fit_head
 from hgprompt_edge.maths.paired import Paired, paired
@@ -69,7 +69,7 @@ class Int8:
     tried
         All schemes that were tried, on `images` held-out ones; the last one is in the file.
     float_accuracy
-        Of these in float32; at the factory mix, where the weights come at run time.
+        Of these in float32; at the initial mix, where the weights come at run time.
     proven
         Whether the images show that the bound holds; else it was accepted unproven.
     needed
@@ -121,7 +121,7 @@ def export_int8(
     control
         Let NNCF search which layers must stay in float (OpenVINO alone, takes minutes).
     runtime_weights, adapt
-        As for `export_onnx`, for `.onnx` alone; the accuracy is that at the factory mix, and the
+        As for `export_onnx`, for `.onnx` alone; the accuracy is that at the initial mix, and the
         graph of the gradient is in float32.
     report
         Called with (scheme, schemes tried, schemes there are).
@@ -141,10 +141,10 @@ def export_int8(
     # Quantized, too, each runtime is fastest with its own way to take the prefix.
     on = Rewrites(attention=Attention.PAST if is_ir else Attention.STANDARD)
     bank = make_bank(bundle, backbone) if runtime_weights else None
-    given = bank.inputs(bank.factory) if bank else {}
-    start = at_factory(bundle, backbone, bank) if bank else bundle
+    given = bank.inputs(bank.initial) if bank else {}
+    start = at_initial(bundle, backbone, bank) if bank else bundle
     prompts = len(bundle.folded)
-    features = features_of(start, backbone, bank.share(bank.factory) if bank else 1.0)
+    features = features_of(start, backbone, bank.share(bank.initial) if bank else 1.0)
     held = hold_out(start, backbone, task, features, on)
     if is_ir:
         wanted = _control(start, backbone, task, features, on, max_drop) if control else None

@@ -1,4 +1,4 @@
-"""Kills, full disks, damage, other files: the journal serves what was committed or says why not."""
+"""Kills, full disks, damage, other files: the history serves what was committed or says why not."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from histories import AS_ROOT, BANK, INITIAL, ROOT, in_child, learn, mix, open_history
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from journals import AS_ROOT, BANK, FACTORY, ROOT, in_child, learn, mix, open_journal
 
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.state.history import FILE, Journal
+from hgprompt_edge.state.history import FILE, History
 
 
 def kill(tmp_path: Path, kills: int) -> None:
@@ -45,16 +45,16 @@ def test_killed_at_five_hundred_random_moments(tmp_path: Path) -> None:
 
 
 FILL = """
-with Journal(state, BANK, FACTORY) as journal:
+with History(state, BANK, INITIAL) as history:
     head = np.ones((100, 100), np.float32)
-    print(journal.current().id, flush=True)
+    print(history.current().id, flush=True)
     try:
         while True:
-            print(journal.commit(FACTORY, method="x", images=1, figures={}, head_weight=head).id)
+            print(history.commit(INITIAL, method="x", images=1, figures={}, head_weight=head).id)
     except UserError as error:
         print(error)
-    print(journal.current().id)
-    with Journal(state, BANK, FACTORY, read_only=True) as reader:
+    print(history.current().id)
+    with History(state, BANK, INITIAL, read_only=True) as reader:
         print(reader.current().id)
 """
 
@@ -65,9 +65,9 @@ def check_full(lines: list[str], folder: Path) -> None:
     assert "the versions before are kept" in message
     assert len(committed) > 3
     assert committed[-1] == current == read
-    with open_journal(folder) as journal:
-        assert journal.current().id == int(current)
-        assert learn(journal, 0.6).id == int(current) + 1
+    with open_history(folder) as history:
+        assert history.current().id == int(current)
+        assert learn(history, 0.6).id == int(current) + 1
 
 
 def test_a_file_that_cannot_grow_keeps_what_it_holds(tmp_path: Path) -> None:
@@ -101,21 +101,21 @@ def test_a_full_disk_keeps_what_it_holds_and_can_be_read(tmp_path: Path) -> None
         ballast = disk / "ballast"
         ballast.write_bytes(bytes(200_000))
         lines = in_child(FILL, disk).communicate()[0].splitlines()
-        with open_journal(disk, read_only=True) as journal:
-            assert journal.current().id == int(lines[-1])
+        with open_history(disk, read_only=True) as history:
+            assert history.current().id == int(lines[-1])
         ballast.unlink()
         check_full(lines, disk)
         fill(disk / "more")
-        with open_journal(disk, read_only=True) as journal:  # no room for SQLite's own files
-            assert journal.current().weights.tolist() == mix(0.6).tolist()
+        with open_history(disk, read_only=True) as history:  # no room for SQLite's own files
+            assert history.current().weights.tolist() == mix(0.6).tolist()
         with pytest.raises(UserError, match="the disk is full"):
-            learn(open_journal(disk), 0.7)
+            learn(open_history(disk), 0.7)
 
 
 KILLED = """
 import os
-journal = Journal(state, BANK, FACTORY)
-journal.commit(FACTORY, method="x", images=1, figures={})
+history = History(state, BANK, INITIAL)
+history.commit(INITIAL, method="x", images=1, figures={})
 os.kill(os.getpid(), 9)
 """
 AS_NOBODY = "import os; os.setgid(65534); os.setuid(65534)\n" if AS_ROOT else ""
@@ -124,9 +124,9 @@ AS_NOBODY = "import os; os.setgid(65534); os.setuid(65534)\n" if AS_ROOT else ""
 @pytest.mark.parametrize("tidy", [True, False])
 def test_a_folder_that_cannot_be_written_is_read_and_refused_for_writing(tidy: bool) -> None:
     code = """
-with Journal(state, BANK, FACTORY, read_only=True) as journal:
-    print(journal.current().id, journal.changed())
-for make in (lambda: Journal(state, BANK, FACTORY), lambda: Journal(state / "new", BANK, FACTORY)):
+with History(state, BANK, INITIAL, read_only=True) as history:
+    print(history.current().id, history.changed())
+for make in (lambda: History(state, BANK, INITIAL), lambda: History(state / "new", BANK, INITIAL)):
     try:
         make()
     except UserError as error:
@@ -136,7 +136,7 @@ for make in (lambda: Journal(state, BANK, FACTORY), lambda: Journal(state / "new
         folder, state = Path(name), Path(name) / "state"
         in_child(KILLED, folder).wait()
         if tidy:
-            open_journal(folder).close()
+            open_history(folder).close()
         for path in state.iterdir():
             path.chmod(0o444)
         folder.chmod(0o755)
@@ -145,13 +145,13 @@ for make in (lambda: Journal(state, BANK, FACTORY), lambda: Journal(state / "new
         state.chmod(0o755)
     assert first == "2 False"
     assert len(messages) == 2
-    assert "journal.sqlite: read-only; give a state folder that can be written" in messages[0]
+    assert "history.sqlite: read-only; give a state folder that can be written" in messages[0]
     assert "cannot be made or opened (permission denied)" in messages[1]
 
 
 def test_folders_above_the_state_are_not_made(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file or directory"):
-        Journal(tmp_path / "typo" / "state", BANK, FACTORY)
+        History(tmp_path / "typo" / "state", BANK, INITIAL)
     assert not list(tmp_path.iterdir())
 
 
@@ -163,36 +163,36 @@ def change(folder: Path, statement: str) -> None:
 
 
 @pytest.mark.parametrize("read_only", [True, False])
-def test_journals_of_others_are_refused(tmp_path: Path, read_only: bool) -> None:
+def test_histories_of_others_are_refused(tmp_path: Path, read_only: bool) -> None:
     state = tmp_path / "state"
-    with open_journal(tmp_path, classes=("cat", "dog")) as journal:
-        learn(journal, 0.6)
+    with open_history(tmp_path, classes=("cat", "dog")) as history:
+        learn(history, 0.6)
     before = (state / FILE).read_bytes()
     with pytest.raises(UserError, match=r"state: holds .*another bank; name another state folder"):
-        Journal(state, "cd" * 32, FACTORY, read_only=read_only)
+        History(state, "cd" * 32, INITIAL, read_only=read_only)
     with pytest.raises(UserError, match="with other classes"):
-        open_journal(tmp_path, classes=("dog", "cat"), read_only=read_only)
-    open_journal(tmp_path, read_only=read_only).close()
-    open_journal(tmp_path, classes=("cat", "dog"), read_only=read_only).close()
+        open_history(tmp_path, classes=("dog", "cat"), read_only=read_only)
+    open_history(tmp_path, read_only=read_only).close()
+    open_history(tmp_path, classes=("cat", "dog"), read_only=read_only).close()
     for rule in ("center", "squash"):  # the file does not say, as those of before
-        open_journal(tmp_path, resize=rule, read_only=read_only).close()
+        open_history(tmp_path, resize=rule, read_only=read_only).close()
     with pytest.raises(UserError, match="with another resize rule than 'letterbox'; name another"):
-        open_journal(tmp_path, resize="letterbox", read_only=read_only)
+        open_history(tmp_path, resize="letterbox", read_only=read_only)
     assert (state / FILE).read_bytes() == before
     change(tmp_path, "PRAGMA user_version = 2")
     with pytest.raises(UserError, match=r"format 2 is newer .*\(1\); upgrade hgprompt-edge"):
-        open_journal(tmp_path, read_only=read_only)
+        open_history(tmp_path, read_only=read_only)
 
 
 @pytest.mark.parametrize("read_only", [True, False])
 def test_what_was_learned_from_pictures_of_another_rule_is_refused(
     tmp_path: Path, read_only: bool
 ) -> None:
-    with open_journal(tmp_path, resize="center") as journal:
-        learn(journal, 0.6)
-    open_journal(tmp_path, resize="center", read_only=read_only).close()
+    with open_history(tmp_path, resize="center") as history:
+        learn(history, 0.6)
+    open_history(tmp_path, resize="center", read_only=read_only).close()
     with pytest.raises(UserError, match="a model with another resize rule than 'squash'"):
-        open_journal(tmp_path, resize="squash", read_only=read_only)
+        open_history(tmp_path, resize="squash", read_only=read_only)
 
 
 @pytest.mark.parametrize("read_only", [True, False])
@@ -203,39 +203,39 @@ def test_other_files_under_its_name_are_refused_and_left_alone(
     path = tmp_path / "state" / FILE
     path.write_bytes(b"these are holiday notes, and no database at all" * 50)
     before = path.read_bytes()
-    with pytest.raises(UserError, match="not a journal of hgedge; name another state folder"):
-        open_journal(tmp_path, read_only=read_only)
+    with pytest.raises(UserError, match="not a history of hgedge; name another state folder"):
+        open_history(tmp_path, read_only=read_only)
     assert path.read_bytes() == before
     path.unlink()
     change(tmp_path, "CREATE TABLE photos (name TEXT)")
-    with pytest.raises(UserError, match="not a journal of hgedge; name another state folder"):
-        open_journal(tmp_path, read_only=read_only)
+    with pytest.raises(UserError, match="not a history of hgedge; name another state folder"):
+        open_history(tmp_path, read_only=read_only)
 
 
-def test_an_empty_file_is_a_journal_that_was_not_made_yet(tmp_path: Path) -> None:
+def test_an_empty_file_is_a_history_that_was_not_made_yet(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / FILE).touch()
-    with open_journal(tmp_path, read_only=True) as journal:
-        assert journal.current().id == 1
-    with open_journal(tmp_path) as journal:
-        assert learn(journal, 0.6).id == 2
+    with open_history(tmp_path, read_only=True) as history:
+        assert history.current().id == 1
+    with open_history(tmp_path) as history:
+        assert learn(history, 0.6).id == 2
 
 
 def test_damaged_versions_are_passed_over(tmp_path: Path) -> None:
-    with open_journal(tmp_path) as journal:
-        learn(journal, 0.6), learn(journal, 0.7), learn(journal, 0.8)
+    with open_history(tmp_path) as history:
+        learn(history, 0.6), learn(history, 0.7), learn(history, 0.8)
     change(tmp_path, "UPDATE version SET weights = zeroblob(12) WHERE id = 4")
-    with open_journal(tmp_path) as journal:
-        assert journal.current().id == 3
-        assert [version.id for version in journal.history()] == [1, 2, 3]
-        new = learn(journal, 0.9)
+    with open_history(tmp_path) as history:
+        assert history.current().id == 3
+        assert [version.id for version in history.versions()] == [1, 2, 3]
+        new = learn(history, 0.9)
         assert (new.id, new.parent) == (5, 3)
         with pytest.raises(UserError, match="holds no version 4"):
-            journal.rollback(4)
+            history.rollback(4)
     change(tmp_path, "UPDATE version SET images = 8")
-    with open_journal(tmp_path) as journal:
-        assert journal.current().weights.tolist() == FACTORY.tolist()
-        assert len(journal.history()) == 1
+    with open_history(tmp_path) as history:
+        assert history.current().weights.tolist() == INITIAL.tolist()
+        assert len(history.versions()) == 1
 
 
 @given(data=st.data())
@@ -244,11 +244,11 @@ def test_any_damage_to_the_bytes_is_a_sentence_or_leaves_whole_versions(
     data: st.DataObject,
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
-        with open_journal(Path(name)) as journal:
+        with open_history(Path(name)) as history:
             head = np.full((40, 50), 2, np.float32)  # longer than a page of the file
-            versions = [journal.current()]
+            versions = [history.current()]
             versions += [
-                learn(journal, n / 8, head_weight=head if n % 2 else None) for n in range(6)
+                learn(history, n / 8, head_weight=head if n % 2 else None) for n in range(6)
             ]
         path = Path(name) / "state" / FILE
         content = bytearray(path.read_bytes())
@@ -262,10 +262,10 @@ def test_any_damage_to_the_bytes_is_a_sentence_or_leaves_whole_versions(
         for read_only in (True, False):
             with (
                 suppress(UserError),
-                open_journal(Path(name), read_only=read_only) as journal,
+                open_history(Path(name), read_only=read_only) as history,
             ):
-                found = [journal.current(), *journal.history()]
+                found = [history.current(), *history.versions()]
                 whole = {repr(version) for version in versions}
                 assert all(
-                    repr(v) in whole or v.weights.tolist() == FACTORY.tolist() for v in found
+                    repr(v) in whole or v.weights.tolist() == INITIAL.tolist() for v in found
                 )

@@ -1,4 +1,4 @@
-"""A journal loses nothing that it has committed, whatever happens to its process or its disk."""
+"""A history loses nothing that it has committed, whatever happens to its process or its disk."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from histories import BANK, INITIAL, in_child, learn, mix, open_history
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from journals import BANK, FACTORY, in_child, learn, mix, open_journal
 
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.state import database as ledger
-from hgprompt_edge.state.history import LOCK, RETURN, Journal, Version
+from hgprompt_edge.state import database as database
+from hgprompt_edge.state.history import LOCK, RETURN, History, Version
 from hgprompt_edge.state.version import seal, unseal
 
 
-def test_a_new_journal_holds_the_factory_mix(tmp_path: Path) -> None:
-    with open_journal(tmp_path) as journal:
-        version = journal.current()
-        assert [found.id for found in journal.history()] == [1]
-    assert (version.id, version.parent, version.method, version.images) == (1, None, "factory", 0)
-    assert version.weights.tolist() == FACTORY.tolist()
+def test_a_new_history_holds_the_initial_mix(tmp_path: Path) -> None:
+    with open_history(tmp_path) as history:
+        version = history.current()
+        assert [found.id for found in history.versions()] == [1]
+    assert (version.id, version.parent, version.method, version.images) == (1, None, "initial", 0)
+    assert version.weights.tolist() == INITIAL.tolist()
     assert version.head_weight is version.head_bias is None
 
 
-def test_each_journal_has_a_number_of_its_own(tmp_path: Path) -> None:
+def test_each_history_has_a_number_of_its_own(tmp_path: Path) -> None:
     for name in ("a", "b", "none"):
         (tmp_path / name).mkdir()
-    with open_journal(tmp_path / "a") as one, open_journal(tmp_path / "b") as other:
+    with open_history(tmp_path / "a") as one, open_history(tmp_path / "b") as other:
         number = one.device()
         assert len(number) == 16
         assert number != other.device()
-    with sqlite3.connect(tmp_path / "b" / "state" / "journal.sqlite") as connection:
+    with sqlite3.connect(tmp_path / "b" / "state" / "history.sqlite") as connection:
         connection.execute("DELETE FROM meta WHERE key = 'device'")  # as files of before
-    with open_journal(tmp_path / "b", read_only=True) as other:
+    with open_history(tmp_path / "b", read_only=True) as other:
         assert other.device() == ""
-    with open_journal(tmp_path / "b") as other:
+    with open_history(tmp_path / "b") as other:
         assert len(other.device()) == 16
-    with open_journal(tmp_path / "a", read_only=True) as one:
+    with open_history(tmp_path / "a", read_only=True) as one:
         assert one.device() == number
-    with open_journal(tmp_path / "none", read_only=True) as missing:
+    with open_history(tmp_path / "none", read_only=True) as missing:
         assert missing.device() == ""
 
 
 def test_what_was_committed_is_there_after_opening_it_again(tmp_path: Path) -> None:
     head = np.arange(6, dtype=np.float32).reshape(2, 3)
-    with open_journal(tmp_path) as journal:
+    with open_history(tmp_path) as history:
         figures = {"before": 1.25, "after": np.float32(0.5), "n": 3, "note": "é", "none": None}
-        given = journal.commit(
+        given = history.commit(
             mix(0.75),
             method="labelled",
             images=40,
@@ -64,9 +64,9 @@ def test_what_was_committed_is_there_after_opening_it_again(tmp_path: Path) -> N
             head_weight=head,
             head_bias=head[:, 0],
         )
-    with open_journal(tmp_path) as journal:
-        version = journal.current()
-        assert len(journal.history()) == 2
+    with open_history(tmp_path) as history:
+        version = history.current()
+        assert len(history.versions()) == 2
     assert (version.id, version.parent, version.method, version.images) == (2, 1, "labelled", 40)
     assert version.figures == given.figures == figures
     assert version.time == given.time
@@ -77,10 +77,10 @@ def test_what_was_committed_is_there_after_opening_it_again(tmp_path: Path) -> N
     assert version.head_bias.tolist() == [0, 3]
 
 
-def test_a_closed_journal_says_nothing(tmp_path: Path) -> None:
-    journal = open_journal(tmp_path)
-    journal.close()
-    for ask in (journal.current, journal.reset):
+def test_a_closed_history_says_nothing(tmp_path: Path) -> None:
+    history = open_history(tmp_path)
+    history.close()
+    for ask in (history.current, history.reset):
         with pytest.raises(ValueError, match="closed"):
             ask()
 
@@ -106,9 +106,9 @@ def test_a_row_comes_back_bit_by_bit_and_only_as_it_was_sealed(
     version = Version(4, 3, time, method, weights, head, bias, 9, figures)
     connection = sqlite3.connect(":memory:")
     connection.text_factory = bytes
-    connection.execute(ledger.TABLES[1])
-    connection.execute(ledger.INSERT, seal(version, BANK))
-    row = connection.execute(ledger.SELECT, (4,)).fetchone()
+    connection.execute(database.TABLES[1])
+    connection.execute(database.INSERT, seal(version, BANK))
+    row = connection.execute(database.SELECT, (4,)).fetchone()
     found = unseal(row, BANK)
     assert found is not None
     assert repr(found) == repr(version)
@@ -121,31 +121,31 @@ def test_a_row_comes_back_bit_by_bit_and_only_as_it_was_sealed(
 
 
 def test_rolling_back_goes_further_each_time_and_adds_to_the_history(tmp_path: Path) -> None:
-    with open_journal(tmp_path) as journal:
-        learn(journal, 0.6), learn(journal, 0.7), learn(journal, 0.8)
-        first, second = journal.rollback(), journal.rollback()
+    with open_history(tmp_path) as history:
+        learn(history, 0.6), learn(history, 0.7), learn(history, 0.8)
+        first, second = history.rollback(), history.rollback()
         assert (first.method, first.figures["to"]) == ("rollback", 3)
         assert first.weights.tolist() == mix(0.7).tolist()
         assert second.weights.tolist() == mix(0.6).tolist()
-        assert journal.current().id == second.id == 6
-        assert learn(journal, 0.9).parent == 6
-        assert journal.rollback().weights.tolist() == mix(0.6).tolist()
-        assert journal.rollback().weights.tolist() == FACTORY.tolist()
+        assert history.current().id == second.id == 6
+        assert learn(history, 0.9).parent == 6
+        assert history.rollback().weights.tolist() == mix(0.6).tolist()
+        assert history.rollback().weights.tolist() == INITIAL.tolist()
         with pytest.raises(UserError, match="nothing came before it"):
-            journal.rollback()
-        assert journal.rollback(4).weights.tolist() == mix(0.8).tolist()
-        assert [version.id for version in journal.history()] == list(range(1, 11))
+            history.rollback()
+        assert history.rollback(4).weights.tolist() == mix(0.8).tolist()
+        assert [version.id for version in history.versions()] == list(range(1, 11))
         with pytest.raises(UserError, match=r"holds no version 99; `hgedge state history`"):
-            journal.rollback(99)
+            history.rollback(99)
 
 
-def test_a_reset_serves_the_factory_and_can_be_undone(tmp_path: Path) -> None:
-    with open_journal(tmp_path) as journal:
-        learn(journal, 0.6, head_bias=np.ones(2, np.float32))
-        version = journal.reset()
+def test_a_reset_serves_the_initial_and_can_be_undone(tmp_path: Path) -> None:
+    with open_history(tmp_path) as history:
+        learn(history, 0.6, head_bias=np.ones(2, np.float32))
+        version = history.reset()
         assert (version.method, version.head_bias, version.images) == ("reset", None, 0)
-        assert version.weights.tolist() == FACTORY.tolist()
-        back = journal.rollback()
+        assert version.weights.tolist() == INITIAL.tolist()
+        back = history.rollback()
         assert back.weights.tolist() == mix(0.6).tolist()
         assert back.head_bias is not None
 
@@ -154,94 +154,94 @@ def test_a_reset_serves_the_factory_and_can_be_undone(tmp_path: Path) -> None:
 @settings(max_examples=15)
 def test_any_sequence_leaves_a_history_with_the_newest_in_force(steps: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
-        journal = open_journal(Path(name))
-        made = [journal.current()]
+        history = open_history(Path(name))
+        made = [history.current()]
         for number, step in enumerate(steps):
             if step == "open":
-                journal.close()
-                journal = open_journal(Path(name))
+                history.close()
+                history = open_history(Path(name))
             elif step == "learn":
-                made.append(learn(journal, number / 16))
+                made.append(learn(history, number / 16))
             elif step == "reset":
-                made.append(journal.reset())
+                made.append(history.reset())
             else:
                 try:
-                    made.append(journal.rollback())
+                    made.append(history.rollback())
                 except UserError:
                     assert all(version.parent != version.id for version in made)
-            assert repr(journal.history()) == repr(made)
-            assert repr(journal.current()) == repr(made[-1])
+            assert repr(history.versions()) == repr(made)
+            assert repr(history.current()) == repr(made[-1])
             assert all(v.parent is None or v.parent < v.id for v in made)
-        journal.close()
+        history.close()
 
 
 def test_the_oldest_are_dropped_from_a_large_history_but_never_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "KEPT", 3)
-    with open_journal(tmp_path) as journal:
+    monkeypatch.setattr(database, "KEPT", 3)
+    with open_history(tmp_path) as history:
         for number in range(5):
-            learn(journal, number / 8)
-        assert [version.id for version in journal.history()] == [1, 4, 5, 6]
-        journal.rollback(4)
-        assert journal.rollback().weights.tolist() == FACTORY.tolist()
+            learn(history, number / 8)
+        assert [version.id for version in history.versions()] == [1, 4, 5, 6]
+        history.rollback(4)
+        assert history.rollback().weights.tolist() == INITIAL.tolist()
 
 
-def test_a_new_factory_mix_is_served_until_something_is_learned(tmp_path: Path) -> None:
-    open_journal(tmp_path).close()
+def test_a_new_initial_mix_is_served_until_something_is_learned(tmp_path: Path) -> None:
+    open_history(tmp_path).close()
     other = np.array([0.1, 0.2, 0.7], np.float32)
     state = tmp_path / "state"
-    with Journal(state, BANK, other, read_only=True) as journal:
-        assert journal.current().weights.tolist() == other.tolist()
-    with Journal(state, BANK, other) as journal:
-        assert [version.method for version in journal.history()] == ["factory", "factory"]
-        assert journal.current().weights.tolist() == other.tolist()
-        learn(journal, 0.6)
-    with open_journal(tmp_path) as journal:
-        assert journal.current().weights.tolist() == mix(0.6).tolist()
-        assert journal.reset().weights.tolist() == FACTORY.tolist()
+    with History(state, BANK, other, read_only=True) as history:
+        assert history.current().weights.tolist() == other.tolist()
+    with History(state, BANK, other) as history:
+        assert [version.method for version in history.versions()] == ["initial", "initial"]
+        assert history.current().weights.tolist() == other.tolist()
+        learn(history, 0.6)
+    with open_history(tmp_path) as history:
+        assert history.current().weights.tolist() == mix(0.6).tolist()
+        assert history.reset().weights.tolist() == INITIAL.tolist()
 
 
-def test_a_return_to_the_factory_mix_follows_a_new_one(tmp_path: Path) -> None:
-    with open_journal(tmp_path) as journal:
-        learned = learn(journal, 0.6)
-        journal.commit(FACTORY, method=RETURN, images=8, figures={})
+def test_a_return_to_the_initial_mix_follows_a_new_one(tmp_path: Path) -> None:
+    with open_history(tmp_path) as history:
+        learned = learn(history, 0.6)
+        history.commit(INITIAL, method=RETURN, images=8, figures={})
     other = np.array([0.1, 0.2, 0.7], np.float32)
-    with Journal(tmp_path / "state", BANK, other) as journal:
-        assert journal.current().weights.tolist() == other.tolist()
-        journal.rollback(learned.id)
-    with open_journal(tmp_path) as journal:
-        assert journal.current().weights.tolist() == learned.weights.tolist()
+    with History(tmp_path / "state", BANK, other) as history:
+        assert history.current().weights.tolist() == other.tolist()
+        history.rollback(learned.id)
+    with open_history(tmp_path) as history:
+        assert history.current().weights.tolist() == learned.weights.tolist()
 
 
 def test_a_clock_that_jumps_back_is_held_and_noted(tmp_path: Path) -> None:
     now = [1000.0]
-    with open_journal(tmp_path, clock=lambda: now[0]) as journal:
+    with open_history(tmp_path, clock=lambda: now[0]) as history:
         now[0] = 400.0
-        version = learn(journal, 0.6)
+        version = learn(history, 0.6)
         assert (version.time, version.figures["clock_went_back_seconds"]) == (1000.0, 600.0)
         now[0] = 1001.0
-        assert learn(journal, 0.7).time == 1001.0
+        assert learn(history, 0.7).time == 1001.0
 
 
 def test_numbers_that_are_no_mix_are_refused(tmp_path: Path) -> None:
-    with open_journal(tmp_path) as journal:
+    with open_history(tmp_path) as history:
         with pytest.raises(ValueError, match=r"must be \[3\]"):
-            journal.commit(np.ones(2, np.float32), method="x", images=0, figures={})
+            history.commit(np.ones(2, np.float32), method="x", images=0, figures={})
         with pytest.raises(ValueError, match="finite"):
-            journal.commit(FACTORY * np.nan, method="x", images=0, figures={})
+            history.commit(INITIAL * np.nan, method="x", images=0, figures={})
         with pytest.raises(ValueError, match="JSON"):
-            journal.commit(FACTORY, method="x", images=0, figures={"loss": float("inf")})
-        assert len(journal.history()) == 1
+            history.commit(INITIAL, method="x", images=0, figures={"loss": float("inf")})
+        assert len(history.versions()) == 1
 
 
-def test_a_missing_journal_is_read_as_the_factory_until_somebody_makes_it(tmp_path: Path) -> None:
-    with open_journal(tmp_path, read_only=True) as reader:
+def test_a_missing_history_is_read_as_the_initial_until_somebody_makes_it(tmp_path: Path) -> None:
+    with open_history(tmp_path, read_only=True) as reader:
         assert not (tmp_path / "state").exists()
-        assert reader.current().weights.tolist() == FACTORY.tolist()
-        assert len(reader.history()) == 1
+        assert reader.current().weights.tolist() == INITIAL.tolist()
+        assert len(reader.versions()) == 1
         assert not reader.changed()
-        with open_journal(tmp_path) as writer:
+        with open_history(tmp_path) as writer:
             learn(writer, 0.6)
             assert reader.changed()
             assert reader.current().id == 2
@@ -250,7 +250,7 @@ def test_a_missing_journal_is_read_as_the_factory_until_somebody_makes_it(tmp_pa
 
 
 def test_a_reader_sees_each_commit_at_once_and_never_waits(tmp_path: Path) -> None:
-    with open_journal(tmp_path) as writer, open_journal(tmp_path, read_only=True) as reader:
+    with open_history(tmp_path) as writer, open_history(tmp_path, read_only=True) as reader:
         reader.current()
         assert not reader.changed()
         for number in range(5):
@@ -267,34 +267,34 @@ def test_a_reader_sees_each_commit_at_once_and_never_waits(tmp_path: Path) -> No
 
 def test_one_process_adapts_at_a_time_and_a_killed_one_is_no_hindrance(tmp_path: Path) -> None:
     code = """
-with Journal(state, BANK, FACTORY) as journal, journal.exclusive():
+with History(state, BANK, INITIAL) as history, history.exclusive():
     print("held", flush=True)
     sys.stdin.read()
 """
     child = in_child(code, tmp_path, stdin=subprocess.PIPE)
     assert child.stdout is not None
     assert child.stdout.readline() == "held\n"
-    with open_journal(tmp_path) as journal:
+    with open_history(tmp_path) as history:
         with pytest.raises(UserError, match=rf"another hgedge adapt .*state \(pid {child.pid}\)"):
-            journal.exclusive().__enter__()
-        assert journal.current().id == 1
+            history.exclusive().__enter__()
+        assert history.current().id == 1
         child.kill()
         child.wait()
-        with journal.exclusive():
+        with history.exclusive():
             assert (tmp_path / "state" / LOCK).read_text() == str(os.getpid())
-        with journal.exclusive():
+        with history.exclusive():
             pass
 
 
 def test_processes_that_open_and_commit_at_once_lose_nothing(tmp_path: Path) -> None:
     code = """
-with Journal(state, BANK, FACTORY) as journal:
+with History(state, BANK, INITIAL) as history:
     for number in range(10):
-        journal.commit(FACTORY, method="labelled", images=number, figures={})
+        history.commit(INITIAL, method="labelled", images=number, figures={})
 """
     children = [in_child(code, tmp_path) for _ in range(3)]
     assert [child.wait() for child in children] == [0, 0, 0]
-    with open_journal(tmp_path) as journal:
-        history = journal.history()
-    assert [version.id for version in history] == list(range(1, 32))
-    assert [version.parent for version in history] == [None, *range(1, 31)]
+    with open_history(tmp_path) as history:
+        versions = history.versions()
+    assert [version.id for version in versions] == list(range(1, 32))
+    assert [version.parent for version in versions] == [None, *range(1, 31)]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.state.history import Version
-from hgprompt_edge.state.update_file import LIMIT, read_parcel, write_parcel
+from hgprompt_edge.state.update_file import LIMIT, read_update, write_update
 
 BANK = "ab" * 32
 NAMES = ("no prompt", "cifar10", "gtsrb", "dark")
@@ -38,17 +38,17 @@ def make_version(entries: int = 4, classes: int = 10, **fields: Any) -> Version:
 
 def test_it_comes_back_as_it_was_without_the_head_or_any_words(tmp_path: Path) -> None:
     path, version = tmp_path / "one.json", make_version()
-    size = write_parcel(path, version, BANK, NAMES, classes=("cat", "dog"))
+    size = write_update(path, version, BANK, NAMES, classes=("cat", "dog"))
     assert size == path.stat().st_size < 1000
-    parcel = read_parcel(path)
-    assert parcel.weights.tobytes() == version.weights.tobytes()
-    assert parcel.head_bias is not None
+    update = read_update(path)
+    assert update.weights.tobytes() == version.weights.tobytes()
+    assert update.head_bias is not None
     assert version.head_bias is not None
-    assert parcel.head_bias.tobytes() == version.head_bias.tobytes()
-    assert (parcel.bank_sha256, parcel.images, parcel.method) == (BANK, 100, "unlabelled")
-    assert (parcel.version, parcel.time, parcel.names) == (12, version.time, NAMES)
-    assert parcel.figures == {"log_loss_before": 1.25, "log_loss_after": 0.5}
-    assert len(parcel.classes_sha256) == 16
+    assert update.head_bias.tobytes() == version.head_bias.tobytes()
+    assert (update.bank_sha256, update.images, update.method) == (BANK, 100, "unlabelled")
+    assert (update.version, update.time, update.names) == (12, version.time, NAMES)
+    assert update.figures == {"log_loss_before": 1.25, "log_loss_after": 0.5}
+    assert len(update.classes_sha256) == 16
     assert "private" not in path.read_text()
 
 
@@ -64,18 +64,18 @@ def test_it_is_always_under_1_kb_and_holds_the_mix(
     version = make_version(entries, classes, figures=figures)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "one.json"
-        write_parcel(path, version, BANK, [name] * entries, classes=("a", "b"))
+        write_update(path, version, BANK, [name] * entries, classes=("a", "b"))
         assert path.stat().st_size <= LIMIT
-        parcel = read_parcel(path)
-    assert parcel.weights.tobytes() == version.weights.tobytes()
-    assert parcel.images == version.images
-    assert parcel.names in ((), (name,) * entries)
-    assert parcel.figures.items() <= version.figures.items()
+        update = read_update(path)
+    assert update.weights.tobytes() == version.weights.tobytes()
+    assert update.images == version.images
+    assert update.names in ((), (name,) * entries)
+    assert update.figures.items() <= version.figures.items()
 
 
 def test_a_bank_too_large_for_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a mix of 300 entries does not fit into 1,000 bytes"):
-        write_parcel(tmp_path / "one.json", make_version(300), BANK)
+        write_update(tmp_path / "one.json", make_version(300), BANK)
     assert not list(tmp_path.iterdir())
 
 
@@ -83,7 +83,7 @@ def test_what_is_no_mix_is_not_sent(tmp_path: Path) -> None:
     for weights in ([0.5, 0.6], [1.5, -0.5], [np.nan, 1]):
         version = make_version(weights=np.array(weights, np.float32))
         with pytest.raises(ValueError, match="weights"):
-            write_parcel(tmp_path / "one.json", version, BANK)
+            write_update(tmp_path / "one.json", version, BANK)
 
 
 HALF = "AAAAPwAAAD8="  # 0.5, 0.5
@@ -112,22 +112,22 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
 
 def test_what_a_device_of_before_sent_is_read(tmp_path: Path) -> None:
     path = tmp_path / "device7.json"
-    write_parcel(path, make_version(), BANK, device="0123456789abcdef")
-    assert read_parcel(path).device == "0123456789abcdef"
+    write_update(path, make_version(), BANK, device="0123456789abcdef")
+    assert read_update(path).device == "0123456789abcdef"
     document = json.loads(path.read_text())
     del document["device"]
     path.write_text(json.dumps({**document, "format": "hgprompt.version/1"}))
-    assert read_parcel(path).device == ""
+    assert read_update(path).device == ""
 
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_files_are_refused_by_name(tmp_path: Path, case: str) -> None:
     change, message = HOSTILE[case]
     path = tmp_path / "device7.json"
-    write_parcel(path, make_version(head_bias=None, figures={}), BANK)
+    write_update(path, make_version(head_bias=None, figures={}), BANK)
     path.write_text(json.dumps({**json.loads(path.read_text()), "weights": HALF, **change}))
     with pytest.raises(UserError, match=r"device7.json: ") as caught:
-        read_parcel(path)
+        read_update(path)
     assert message in str(caught.value)
 
 
@@ -136,13 +136,13 @@ def test_what_is_not_even_an_object_is_refused(tmp_path: Path, data: bytes) -> N
     path = tmp_path / "device7.json"
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"device7\.json: (truncated or not JSON|not what)"):
-        read_parcel(path)
+        read_update(path)
 
 
 def test_a_large_file_is_not_parsed_and_a_missing_one_is_named(tmp_path: Path) -> None:
     path = tmp_path / "device7.json"
     path.write_text(" " * 10_000)
     with pytest.raises(UserError, match="larger than 1,000 bytes, so no device of ours sent it"):
-        read_parcel(path)
+        read_update(path)
     with pytest.raises(UserError, match=r"nowhere.json: cannot be read \(no such file"):
-        read_parcel(tmp_path / "nowhere.json")
+        read_update(tmp_path / "nowhere.json")
