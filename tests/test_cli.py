@@ -20,6 +20,7 @@ import pytest
 from command_line import class_folders, hgedge, pets_archive, photo, run, small_bank
 
 from hgprompt_edge.artifacts.bundle import ROW_TITLES, read_bundle, write_bundle
+from hgprompt_edge.data.load import BUILT_IN
 from hgprompt_edge.prompts.bank import read_bank, write_prompt, write_start
 from hgprompt_edge.training.tune import tuning_recipe
 
@@ -349,3 +350,10 @@ def test_a_bug_shows_its_traceback_and_the_version(
     result = run("fit", "--sources", "tiny", "--task", "digits")
     assert isinstance(result.exception, ZeroDivisionError)
     assert "this is a bug" in result.stderr
+
+
+def test_all_known_tasks_are_listed() -> None:
+    listed = json.loads(run("tasks", "--json").stdout)
+    assert {row["task"] for row in listed} == BUILT_IN
+    shown = run("tasks").stdout
+    assert all(f"{row['task']} " in shown for row in listed)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import doctest
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from sklearn.base import clone
 from small_vits import make_backbone, token_logits
 from toys import CLASSES, make_bank, make_task, noise_tokens
 
@@ -19,6 +21,7 @@ from hgprompt_edge.cli.shared.fit_table import kept_line
 from hgprompt_edge.data import Task
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.features.cached import FeatureStore
+from hgprompt_edge.fit import estimator
 from hgprompt_edge.fit.algorithm import ascend, learn_weights, starting_weights
 from hgprompt_edge.fit.alignment import variance_alignment
 from hgprompt_edge.fit.choice import (
@@ -381,7 +384,7 @@ def test_no_bank_and_no_validation_are_refused(backbone: Backbone) -> None:
 )
 def test_parameters_are_checked(options) -> None:
     with pytest.raises(ValueError):
-        HGPrompt(**options)
+        HGPrompt(**options).fit(PromptBank(()), make_backbone(), None)  # type: ignore[arg-type]
 
 
 def test_choice_by_log_loss_then_accuracy_then_simplicity() -> None:
@@ -607,3 +610,16 @@ def test_two_classes_that_cannot_be_told_apart(backbone: Backbone) -> None:
     assert kept.test_accuracy < 0.9
     assert kept.cross_log_loss is not None
     assert kept.cross_log_loss > 2 / 3 * np.log(2) * 0.8, "no false certainty about those two"
+
+
+def test_the_example_of_the_docstring_runs() -> None:
+    failed, tried = doctest.testmod(estimator)
+    assert (failed, tried > 0) == (0, True)
+
+
+def test_parameters_are_those_of_scikit_learn() -> None:
+    mixer = HGPrompt(steps=3, lam=0.5)
+    twin = clone(mixer).set_params(steps=4)
+    assert twin.get_params() == {**mixer.get_params(), "steps": 4}
+    assert repr(mixer) == "HGPrompt(lam=0.5, steps=3)"
+    assert HGPrompt(steps=-1).steps == -1, "checked by fit, not before"

@@ -7,7 +7,7 @@ import typer
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import out, print_json, reports_errors
 
-app = typer.Typer(help="What is kept on disk for the next time.", no_args_is_help=True)
+app = typer.Typer(help="Show or clear the cache.", no_args_is_help=True)
 
 
 @app.command()

@@ -56,6 +56,10 @@ OF_A_BANK = {"lam", "steps", "folded", "keep_sources"}
 """Parameters that only a fit with prompts looks at."""
 
 
+METHOD = "Method"
+"""Where `--help` has the options that few need."""
+
+
 class HeadKind(str, Enum):
     """Classifiers on the features that are tried."""
 
@@ -82,11 +86,18 @@ def fit(
         int,
         typer.Option(min=1, max=3, help="Most prompts that may run per image, averaged."),
     ] = 1,
-    steps: Annotated[int, typer.Option(min=0, help="Passes of the training images.")] = 14,
+    steps: Annotated[
+        int, typer.Option(min=0, help="Passes of the training images.", rich_help_panel=METHOD)
+    ] = 14,
     lam: Annotated[
-        float, typer.Option("--lambda", min=0.0, help="Weight of the gradient conflict.")
+        float,
+        typer.Option(
+            "--lambda", min=0.0, help="Weight of the gradient conflict.", rich_help_panel=METHOD
+        ),
     ] = 0.003,
-    head: Annotated[HeadKind, typer.Option(help="Classifier on the features.")] = HeadKind.LDA,
+    head: Annotated[
+        HeadKind, typer.Option(help="Classifier on the features.", rich_help_panel=METHOD)
+    ] = HeadKind.LDA,
     seed: options.Seed = 0,
     device: options.Device = options.DeviceName.AUTO,
     precision: options.Precision = options.PrecisionName.AUTO,
@@ -97,7 +108,10 @@ def fit(
         ),
     ] = None,
     keep_sources: Annotated[
-        bool, typer.Option(help="Keep the source prompts in the bundle, for the device.")
+        bool,
+        typer.Option(
+            help="Keep the source prompts in the bundle, for the device.", rich_help_panel=METHOD
+        ),
     ] = True,
     tune: Annotated[
         bool,

@@ -20,33 +20,36 @@ from hgprompt_edge.cli.fit import fit
 from hgprompt_edge.cli.merge import merge
 from hgprompt_edge.cli.predict import predict
 from hgprompt_edge.cli.shared.console import prepare_output
+from hgprompt_edge.cli.tasks import tasks
 from hgprompt_edge.cli.tune import tune
 from hgprompt_edge.cli.verify import verify
 from hgprompt_edge.cores import fewer_cores
 
 app = typer.Typer(
     name="hgedge",
-    help="Mix visual prompts for a frozen ViT, fold them into one model, run it on the edge.",
+    help="Combine visual prompts for a frozen ViT, fold them into one model, run it on a device.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command()(fit)
-app.command()(tune)
-app.command()(compare)
-app.command()(condition)
-app.command()(export)
-app.command()(predict)
-app.command()(evaluate)
-app.command()(adapt)
-app.add_typer(state.app, name="state")
-app.command()(merge)
-app.command()(verify)
-app.command()(bench)
-app.add_typer(prompt.app, name="prompt")
-app.add_typer(backbone.app, name="backbone")
-app.add_typer(cache.app, name="cache")
-app.command()(doctor)
+SERVER, DEVICE, ASSETS, CHECKS = "On the server", "On the device", "Assets", "Checks"
+app.command(rich_help_panel=SERVER)(fit)
+app.command(rich_help_panel=SERVER)(compare)
+app.command(rich_help_panel=SERVER)(tune)
+app.command(rich_help_panel=SERVER)(condition)
+app.command(rich_help_panel=SERVER)(export)
+app.command(rich_help_panel=SERVER)(merge)
+app.command(rich_help_panel=DEVICE)(predict)
+app.command(rich_help_panel=DEVICE)(evaluate)
+app.command(rich_help_panel=DEVICE)(adapt)
+app.add_typer(state.app, name="state", rich_help_panel=DEVICE)
+app.command(rich_help_panel=DEVICE)(bench)
+app.add_typer(prompt.app, name="prompt", rich_help_panel=ASSETS)
+app.add_typer(backbone.app, name="backbone", rich_help_panel=ASSETS)
+app.command(rich_help_panel=ASSETS)(tasks)
+app.add_typer(cache.app, name="cache", rich_help_panel=ASSETS)
+app.command(rich_help_panel=CHECKS)(verify)
+app.command(rich_help_panel=CHECKS)(doctor)
 
 
 def _print_version(value: bool) -> None:
@@ -64,7 +67,7 @@ def options(
         ),
     ] = False,
 ) -> None:
-    """Mix visual prompts for a frozen ViT, fold them into one model, run it on the edge."""
+    """Combine visual prompts for a frozen ViT, fold them into one model, run it on a device."""
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.base import BaseEstimator
 
 from hgprompt_edge.artifacts.bundle import Bundle, Row
 from hgprompt_edge.artifacts.folded import MAX_FOLDED
@@ -33,7 +34,7 @@ from hgprompt_edge.heads.heads import Head
 from hgprompt_edge.prompts.bank import SHALLOW, Floats, PromptBank, effective_sources, mix
 
 
-class HGPrompt:
+class HGPrompt(BaseEstimator):  # type: ignore[misc]
     """Mix source prompts so that the target's features separate and the sources agree.
 
     Maximises `J = H_d / (K - 1) - lambda R` (METHOD eq. 6) through the frozen backbone, from near
@@ -41,6 +42,9 @@ class HGPrompt:
     that the sources started from is one of them where the bank holds it. No prompt, the best
     source, the uniform mix and the learned mix are compared on held-out images, and the best is
     kept if it gains enough over no prompt (`choice.decide`).
+
+    An estimator of scikit-learn as far as parameters go: `get_params`, `set_params` and `clone`
+    work, and `fit` checks them. It is fitted on a bank, a backbone and a task.
 
     Parameters
     ----------
@@ -86,11 +90,14 @@ class HGPrompt:
 
     Examples
     --------
-    >>> bank = read_bank("tiny")  # doctest: +SKIP
-    >>> backbone = load_backbone(bank.backbone)  # doctest: +SKIP
-    >>> task = load_task("digits", backbone.preprocessing)  # doctest: +SKIP
-    >>> HGPrompt(seed=0).fit(bank, backbone, task).choice_  # doctest: +SKIP
-    'learned'
+    >>> from hgprompt_edge import HGPrompt, load_backbone, load_task, read_bank
+    >>> backbone = load_backbone("tiny")
+    >>> task = load_task("digits", backbone.preprocessing, limit=100)
+    >>> mixer = HGPrompt(steps=1, seed=0).fit(read_bank("tiny"), backbone, task)
+    >>> [row.method for row in mixer.table_]
+    ['none', 'best_source', 'uniform', 'learned']
+    >>> mixer.weights_.shape, mixer.left_out_
+    ((8, 8), ('sign-language-digits',))
     """
 
     weights_: npt.NDArray[np.float64]
@@ -115,18 +122,13 @@ class HGPrompt:
         cache: bool = True,
         keep_sources: bool = True,
     ) -> None:
-        if head not in get_args(HeadKind):
-            known = ", ".join(get_args(HeadKind))
-            raise ValueError(f"The 'head' must be one of {known}. Got '{head}' instead.")
-        if not (np.isfinite(lam) and lam >= 0):
-            raise ValueError(f"The 'lam' must be finite and not negative. Got {lam} instead.")
-        if steps < 0:
-            raise ValueError(f"The 'steps' must be >= 0. Got {steps} instead.")
-        if not 1 <= folded <= MAX_FOLDED:
-            raise ValueError(f"The 'folded' must be 1 to {MAX_FOLDED}. Got {folded} instead.")
-        self.lam, self.steps, self.folded = lam, steps, folded
-        self.head, self.seed = head, seed
-        self.cache, self.keep_sources = cache, keep_sources
+        self.lam = lam
+        self.steps = steps
+        self.folded = folded
+        self.head = head
+        self.seed = seed
+        self.cache = cache
+        self.keep_sources = keep_sources
 
     def fit(
         self, bank: PromptBank, backbone: Backbone, task: Task, progress: Progress | None = None
@@ -140,10 +142,13 @@ class HGPrompt:
 
         Raises
         ------
+        ValueError
+            A parameter is out of its range.
         UserError
             The bank was made for another backbone, holds no source of another family than the
             task's, or the task has no validation images.
         """
+        self._check_params()
         report = progress or _silent
         check_bank(bank, backbone)
         check_validation(task)
@@ -186,6 +191,17 @@ class HGPrompt:
             clean=exact.clean(decision.chosen),
         )
         return self
+
+    def _check_params(self) -> None:
+        if self.head not in get_args(HeadKind):
+            known = ", ".join(get_args(HeadKind))
+            raise ValueError(f"The 'head' must be one of {known}. Got '{self.head}' instead.")
+        if not (np.isfinite(self.lam) and self.lam >= 0):
+            raise ValueError(f"The 'lam' must be finite and not negative. Got {self.lam} instead.")
+        if self.steps < 0:
+            raise ValueError(f"The 'steps' must be >= 0. Got {self.steps} instead.")
+        if not 1 <= self.folded <= MAX_FOLDED:
+            raise ValueError(f"The 'folded' must be 1 to {MAX_FOLDED}. Got {self.folded} instead.")
 
     def _measure(
         self, judge: Judge, exact: Judge, decision: Decision, report: Progress

@@ -64,16 +64,12 @@ class Pixels(str, Enum):
     BACKBONE = "backbone"
 
 
+MODEL_PANEL, COMPUTE_PANEL = "Backbone", "Computing"
+
 Task = Annotated[
     str | None,
     typer.Option(
-        help="Task of VTAB-1k (caltech101, cifar100, dtd, flowers, pets, svhn, sun397, camelyon, "
-        "eurosat, resisc45, retinopathy, clevr-count, clevr-distance, dmlab, kitti, "
-        "dsprites-location, dsprites-orientation, smallnorb-azimuth, smallnorb-elevation), digits, "
-        "generated-KIND (KIND is orientation, count, location, sprite-orientation, "
-        "sprite-location, object-azimuth, object-elevation, solid-count, solid-distance, texture, "
-        "character, drawing, gradient, intersections), "
-        "or a name for --data.",
+        help="A task that `hgedge tasks` lists, or a name for your images in --data.",
         show_default=False,
     ),
 ]
@@ -110,6 +106,7 @@ BackboneName = Annotated[
         help="`dinov2-small`, `tiny`, or a timm id (default: that of the prompts, else "
         "dinov2-small).",
         show_default=False,
+        rich_help_panel=MODEL_PANEL,
     ),
 ]
 Checkpoint = Annotated[
@@ -118,6 +115,7 @@ Checkpoint = Annotated[
         help="Local file with the backbone's weights, of timm, transformers or the code of DINO, "
         "DINOv2 or DeiT; --backbone with a timm id then names the architecture.",
         show_default=False,
+        rich_help_panel=MODEL_PANEL,
     ),
 ]
 ImageSize = Annotated[
@@ -125,6 +123,7 @@ ImageSize = Annotated[
     typer.Option(
         help="Side of the images in pixels, a multiple of the patch (default: the backbone's).",
         show_default=False,
+        rich_help_panel=MODEL_PANEL,
     ),
 ]
 _HOW = (
@@ -156,18 +155,25 @@ Device = Annotated[
     DeviceName,
     typer.Option(
         help="Where images run through the backbone; auto: cuda where there is one (mps is "
-        "experimental)."
+        "experimental).",
+        rich_help_panel=COMPUTE_PANEL,
     ),
 ]
 Precision = Annotated[
     PrecisionName,
     typer.Option(
         help="Precision of the backbone; auto: the faster one here. What is kept is measured in "
-        "float32."
+        "float32.",
+        rich_help_panel=COMPUTE_PANEL,
     ),
 ]
 # The search without gradients takes no larger seed.
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random choice.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        min=0, max=2**32 - 1, help="Seed of every random choice.", rich_help_panel=COMPUTE_PANEL
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Images at a time.")]
 Threads = Annotated[
     int | None,
