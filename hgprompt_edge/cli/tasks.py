@@ -9,8 +9,8 @@ from rich.table import Table
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import out, print_json, reports_errors
 
-GENERATED = "drawn by hgedge"
-BY_HAND = "fetch by hand"
+GENERATED = "drawn"
+BY_HAND = "by hand"
 
 
 @reports_errors
@@ -41,7 +41,7 @@ def _rows() -> list[dict[str, Any]]:
     rows = [
         {
             "task": task.name,
-            "group": f"VTAB {task.group}",
+            "group": task.group,
             "classes": task.classes,
             "family": task.family,
             "images": "--download" if task.name in LAYOUTS else BY_HAND,
@@ -54,7 +54,7 @@ def _rows() -> list[dict[str, Any]]:
             "group": "",
             "classes": 10,
             "family": "digits",
-            "images": "with scikit-learn",
+            "images": "scikit-learn",
         }
     )
     return rows + [
