@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from rows import write_rows
 from study import Rows, cells_of, known_rows, run_study, study_parser
 from transfer import BACKBONE, GROUPS, TEST, TRAIN, load_target
@@ -27,7 +26,8 @@ from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fastest import choose_compute
 from hgprompt_edge.cli.image_sizes import way
 from hgprompt_edge.compare.image_sizes import Load, measure_sizes
-from hgprompt_edge.compare.image_sizes_figure import Spot, draw_curves, save
+from hgprompt_edge.compare.image_sizes_figure import Spot, draw_curves
+from hgprompt_edge.figures.style import new_figure, save
 from hgprompt_edge.files import write_bytes
 from hgprompt_edge.prompts.bank import PromptBank
 from hgprompt_edge.runtime.cpu import cpu_name
@@ -177,7 +177,7 @@ def best(rows: Rows, names: list[str]) -> list[str]:
 def draw(rows: Rows, path: Path) -> None:
     """Write a PNG with a panel for each group: means over its targets."""
     groups = present(rows)
-    figure = Figure(figsize=(5 * len(groups), 4.5), dpi=110, layout="constrained")
+    figure = new_figure(5 * len(groups), 4.5)
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axes, (group, names) in zip(panels, groups.items(), strict=True):
         curves: dict[int, list[Spot]] = {}

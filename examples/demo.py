@@ -55,7 +55,7 @@ def main() -> None:
         mixer = HGPrompt(seed=0).fit(bank, backbone, task, progress=report)
     bundle = mixer.bundle_
     write_bundle(OUT / "circuit-boards.hgbundle", bundle)
-    draw_fit(bundle, mixer.history_, OUT / "circuit-boards.png")
+    draw_fit(bundle, task, mixer.history_, OUT / "circuit-boards.png")
 
     table = Table("method", "validation", "test", box=None, pad_edge=False)
     for row in bundle.table:

@@ -218,7 +218,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "no names": (lambda _, m: m.update(more="[1, 2]"), "'more' is no list of names"),
     "to be mixed": (
         lambda t, _: t.update(initial=np.ones(2, np.float32)),
-        "several folded prompts with shallow tokens, conditions or a initial mix",
+        "several folded prompts with shallow tokens, conditions or an initial mix",
     ),
 }
 

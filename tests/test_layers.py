@@ -15,7 +15,7 @@ FLOORS = (
     ("errors", "cores"),
     ("files", "models"),
     ("images", "maths"),
-    ("prompts",),
+    ("prompts", "figures"),
     ("artifacts",),
     ("state", "data", "backbones", "heads"),
     ("runtime", "features"),

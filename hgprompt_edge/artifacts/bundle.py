@@ -133,7 +133,7 @@ class Bundle:
         Further deep folded prompts, two at most. The bundle's probabilities are the mean of those
         of the first, `prompt` with `head_weight` and `head_bias`, and of these; `probe_logits` are
         the logarithm of that mean. A device cannot mix then, so there are neither conditions nor
-        a initial mix.
+        an initial mix.
     """
 
     task: str

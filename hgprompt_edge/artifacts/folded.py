@@ -72,7 +72,7 @@ def read_more(tensors: Arrays, metadata: Mapping[str, str]) -> tuple[FoldedPromp
     if len(methods) >= MAX_FOLDED:
         raise ValueError(f"{1 + len(methods)} folded prompts, and {MAX_FOLDED} is the most")
     if methods and (metadata["mode"] == "shallow" or {"conditions", "initial"} & set(tensors)):
-        raise ValueError("several folded prompts with shallow tokens, conditions or a initial mix")
+        raise ValueError("several folded prompts with shallow tokens, conditions or an initial mix")
     names = [f"more.{index}" for index in range(len(methods))]
     known = {f"{name}.{part}" for name in names for part in (*PARTS, "prompt")}
     for name in set(tensors) - known:

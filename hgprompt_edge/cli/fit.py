@@ -227,7 +227,7 @@ def fit(
     with working("drawing"):
         if mixer is not None:
             figure = path.with_suffix(".png")
-            draw_fit(fitted, mixer.history_, figure)
+            draw_fit(fitted, images, mixer.history_, figure)
         if fitted.pooling != vit.pooling:
             cost = extra_cost(vit.with_pooling(fitted.pooling), images.train.pixels)
     left_out = mixer.left_out_ if mixer else ()

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from hgprompt_edge.artifacts.bundle import ROW_TITLES
 from hgprompt_edge.compare.run import Result
-from hgprompt_edge.files import atomic_path
-from hgprompt_edge.fit.figure import BLUE, GREY, ORANGE, draw_terms, legend_below
+from hgprompt_edge.figures.accuracies import AccuracyRow, draw_accuracies
+from hgprompt_edge.figures.style import ORANGE, drawable, legend_below, new_figure, save, style
+from hgprompt_edge.fit.figure import draw_terms
+from hgprompt_edge.maths.proportions import Proportion
 
 TITLES = {
     **{name: ROW_TITLES[name] for name in ("none", "best_source", "uniform")},
@@ -41,38 +42,35 @@ def draw_comparison(
     path: Path,
 ) -> None:
     """Write a PNG of three panels; `history` is that of the learned weights, or empty."""
-    figure = Figure(figsize=(15, 5), dpi=110, layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.3, 1.3, 1))
-    _draw_accuracy(left, results)
-    _draw_weights(middle, sources, results)
-    if history:
-        draw_terms(right, history)
-    else:
-        right.set_axis_off()
-    figure.suptitle(f"{task}: ways to use source prompts", parse_math=False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    with style():
+        figure = new_figure(15, max(4.5, 1.6 + 0.34 * len(results)))
+        axes = figure.subplot_mosaic("AWH;AWR", width_ratios=(1.2, 1.4, 0.9))
+        _draw_accuracy(axes["A"], results)
+        _draw_weights(axes["W"], sources, results)
+        draw_terms(axes["H"], axes["R"], history)
+        title = f"{task}: ways to use source prompts"
+        figure.suptitle(drawable(title), parse_math=False, x=0.01, ha="left", fontsize=11)
+        save(figure, path)
 
 
 def _draw_accuracy(axes: Axes, results: Sequence[Result]) -> None:
-    for row, result in enumerate(results):
-        colour = BLUE if result.method in OURS else GREY
-        mean, low, high = result.val_accuracy, result.val_accuracy, result.val_accuracy
-        if result.accuracy is not None and result.low is not None and result.high is not None:
-            mean, low, high = result.accuracy, result.low, result.high
-        whiskers = [[100 * (mean - low)], [100 * (high - mean)]]
-        axes.errorbar([100 * mean], [row], xerr=whiskers, fmt="o", color=colour, capsize=3)
-        axes.text(100 * mean, row - 0.3, f"{100 * mean:.1f}", ha="center", fontsize=8)
+    draw_accuracies(axes, [_row(result) for result in results])
     reference = next((r for r in results if r.method == "none"), None)
     if reference is not None and reference.accuracy is not None:
         axes.axvline(100 * reference.accuracy, color=ORANGE, linestyle=":", label="no prompt")
-        legend_below(axes)
-    axes.set_yticks(range(len(results)), [TITLES[result.method] for result in results])
-    axes.set_ylim(len(results) - 0.4, -0.7)  # from the top down, with room for the first label
+    legend_below(axes)
     tested = any(result.accuracy is not None for result in results)
-    part = "test images, 95 % interval over them" if tested else "validation images"
-    axes.set_xlabel("accuracy in %")
-    axes.set_title(part)
+    part = "with 95 % interval" if tested else "on held-out images"
+    axes.set_title(f"accuracy in % {part}; bold: what hgedge ships")
+
+
+def _row(result: Result) -> AccuracyRow:
+    """Test accuracy with its interval; without a test part the held-out one, which has none."""
+    title, ours = TITLES[result.method], result.method in OURS
+    if result.accuracy is None or result.low is None or result.high is None:
+        held_out = Proportion(*(result.val_accuracy,) * 3)
+        return AccuracyRow(title, held_out, None, ours)
+    return AccuracyRow(title, None, Proportion(result.accuracy, result.low, result.high), ours)
 
 
 def _draw_weights(axes: Axes, sources: Sequence[str], results: Sequence[Result]) -> None:
@@ -86,7 +84,13 @@ def _draw_weights(axes: Axes, sources: Sequence[str], results: Sequence[Result])
             text = f"{weight:.2f}".replace("0.", ".", 1) if abs(weight) >= 0.005 else ""
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     axes.set_xticks(
-        range(len(sources)), sources, rotation=35, ha="right", fontsize=8, parse_math=False
+        range(len(sources)),
+        [drawable(source) for source in sources],
+        rotation=35,
+        rotation_mode="anchor",
+        ha="right",
+        fontsize=8,
+        parse_math=False,
     )
     axes.set_yticks(range(len(mixed)), [TITLES[result.method] for result in mixed], fontsize=8)
     axes.set_title("weight of each prompt (mean of its layers)")

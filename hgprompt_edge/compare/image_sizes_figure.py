@@ -7,13 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from hgprompt_edge.compare.image_sizes import Point
-from hgprompt_edge.files import atomic_path
-from hgprompt_edge.fit.figure import BLUE, GREY, ORANGE
+from hgprompt_edge.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    drawable,
+    new_figure,
+    save,
+    style,
+)
 
-COLOURS = (GREY, BLUE, ORANGE, "#5b8c5a", "#8d5a97")
+COLOURS = (GREY, BLUE, ORANGE, GREEN, PURPLE)
 """Of the image sizes, from the smallest on; further ones begin again."""
 
 
@@ -35,12 +43,13 @@ def draw_image_sizes(task: str, points: Sequence[Point], path: Path) -> None:
         accuracy = point.accuracy if point.accuracy is not None else point.val_accuracy
         spot = Spot(point.ratio, accuracy, point.low, point.high)
         curves.setdefault(point.image_size, []).append(spot)
-    figure = Figure(figsize=(7, 5), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    draw_curves(axes, curves)
-    part = "test images, 95 % interval over them" if tested else "held-out images"
-    axes.set_title(f"{task}: {part}", parse_math=False)
-    save(figure, path)
+    with style():
+        figure = new_figure(7, 5)
+        axes = figure.subplots()
+        draw_curves(axes, curves)
+        part = "test images, 95 % interval over them" if tested else "held-out images"
+        axes.set_title(drawable(f"{task}: {part}"), parse_math=False)
+        save(figure, path)
 
 
 def draw_curves(axes: Axes, curves: Mapping[int, Sequence[Spot]]) -> None:
@@ -62,10 +71,4 @@ def draw_curves(axes: Axes, curves: Mapping[int, Sequence[Spot]]) -> None:
             )
     axes.set_xlabel("latency of one image, ratio to no prompt at the smallest size")
     axes.set_ylabel("accuracy in %")
-    axes.legend(title="numbers: most folded prompts", fontsize=8, title_fontsize=8, frameon=False)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG, whole or not at all, the same bytes for the same figure."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    axes.legend(title="numbers: most folded prompts", title_fontsize=8)

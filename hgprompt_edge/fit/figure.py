@@ -1,4 +1,4 @@
-"""The figure of a fit: weights, the two terms over the steps, and what each choice is worth."""
+"""The figure of a fit: what each choice is worth, the weights, and the objective over the steps."""
 
 from __future__ import annotations
 
@@ -8,83 +8,86 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from hgprompt_edge.artifacts.bundle import ROW_TITLES, Bundle
-from hgprompt_edge.files import atomic_path
+from hgprompt_edge.artifacts.bundle import ROW_TITLES, Bundle, Row
+from hgprompt_edge.data import Task
+from hgprompt_edge.figures.accuracies import AccuracyRow, draw_accuracies
+from hgprompt_edge.figures.style import (
+    BLUE,
+    GREY,
+    ORANGE,
+    drawable,
+    legend_below,
+    new_figure,
+    save,
+    style,
+)
+from hgprompt_edge.maths.proportions import Proportion, wilson
 from hgprompt_edge.prompts.bank import source_shares
 
-BLUE, ORANGE, GREY = "#2a6f97", "#e07a1f", "#9aa5b1"
+ROW_HEIGHT = 0.2
+"""Inches for each prompt."""
 
 
-def draw_fit(bundle: Bundle, history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write a PNG: three panels that a person understands without the text."""
-    figure = Figure(figsize=(12, 3.8), dpi=110, layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    _draw_weights(left, bundle)
-    draw_terms(middle, history)
-    _draw_table(right, bundle)
-    # A name may hold dollar signs, which are no formula.
-    title = f"{bundle.task}: kept by held-out images: {ROW_TITLES[bundle.choice]}"
-    figure.suptitle(title, parse_math=False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+def draw_fit(bundle: Bundle, images: Task, history: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write a PNG of three parts; `history` is `HGPrompt.history_`, perhaps empty."""
+    with style():
+        figure = new_figure(12, max(3.6, 1.4 + ROW_HEIGHT * len(bundle.sources)))
+        axes = figure.subplot_mosaic("AWH;AWR", width_ratios=(1.1, 1.0, 0.9))
+        accuracies = axes["A"]
+        draw_accuracies(accuracies, [_row(row, bundle, images) for row in bundle.table])
+        accuracies.set_title("accuracy in % with 95 % interval; bold: kept")
+        legend_below(accuracies)
+        _draw_weights(axes["W"], bundle)
+        draw_terms(axes["H"], axes["R"], history)
+        # A name may hold dollar signs, which are no formula.
+        title = f"{bundle.task}: {ROW_TITLES[bundle.choice]} kept"
+        figure.suptitle(drawable(title), parse_math=False, x=0.01, ha="left", fontsize=11)
+        save(figure, path)
+
+
+def _row(row: Row, bundle: Bundle, images: Task) -> AccuracyRow:
+    return AccuracyRow(
+        ROW_TITLES[row.method],
+        _interval(row.val_accuracy, len(images.validation)),
+        _interval(row.test_accuracy, len(images.test)),
+        row.method == bundle.choice,
+    )
+
+
+def _interval(accuracy: float | None, images: int) -> Proportion | None:
+    return None if accuracy is None or not images else wilson(round(accuracy * images), images)
 
 
 def _draw_weights(axes: Axes, bundle: Bundle) -> None:
     names = [source["name"] for source in bundle.sources]
     weights, shares = bundle.learned_weights, source_shares(bundle.learned_weights)
-    axes.barh(range(len(names)), shares, color=BLUE)
-    axes.set_yticks(range(len(names)), names, parse_math=False)
-    axes.set_xlabel("weight (they sum to 1)", loc="left")
+    axes.barh(range(len(names)), shares, color=BLUE, alpha=0.85, label="mean of the layers")
+    axes.set_yticks(range(len(names)), [drawable(name) for name in names], parse_math=False)
     axes.axvline(1 / len(names), color=GREY, linestyle=":", label="equal weights")
     if weights.ndim == 2:
         rows = np.repeat(np.arange(len(names)), weights.shape[1])
-        axes.plot(weights.flatten(), rows, ".", color=ORANGE, label="in each layer")
-    edge = weights.reshape(len(names), -1).max(1)  # [N], the right of what is drawn in each row
-    for row, (share, right) in enumerate(zip(shares, edge, strict=True)):
-        axes.text(right, row, f"  {share:.2f}", va="center", fontsize=8)
-    axes.set_xlim(0, max(1.15 * float(edge.max()), 1.3 / len(names)))
-    axes.invert_yaxis()
-    axes.set_title("learned weight of each prompt")
+        axes.plot(weights.flatten(), rows, ".", color=ORANGE, markersize=3, label="each layer")
+    for row, share in enumerate(shares):
+        axes.annotate(f"{share:.2f}", (1.01, row), xycoords=("axes fraction", "data"), va="center")
+    axes.set_xlim(0, max(1.05 * float(weights.max()), 1.3 / len(names)))
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title("learned mixing weights")
     legend_below(axes)
 
 
-def draw_terms(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
-    """Draw the two terms of the objective over the steps."""
-    other = axes.twinx()
+def draw_terms(upper: Axes, lower: Axes, history: Sequence[dict[str, Any]]) -> None:
+    """Draw the two terms of the objective over the steps, one above the other; none: nothing."""
+    if not history:
+        upper.set_axis_off()
+        lower.set_axis_off()
+        return
     steps = range(len(history))
-    axes.plot(steps, [row["H_d"] for row in history], color=BLUE)
-    other.plot(steps, [row["R"] for row in history], color=ORANGE)
-    axes.set_ylabel("H-score less noise (more is better)", color=BLUE)
-    axes.set_xlabel("step", loc="left")
-    other.set_ylabel("gradient conflict R (less is better)", color=ORANGE)
-    axes.set_title("the two terms of the objective")
-
-
-def legend_below(axes: Axes) -> None:
-    """Put the legend under the right end of the axis, where it hides nothing."""
-    axes.legend(loc="upper right", bbox_to_anchor=(1.0, -0.06), fontsize=8, frameon=False)
-
-
-def _draw_table(axes: Axes, bundle: Bundle) -> None:
-    positions = range(len(bundle.table))
-    validation = [100 * row.val_accuracy for row in bundle.table]
-    bars = axes.bar([p - 0.2 for p in positions], validation, 0.4, color=GREY, label="validation")
-    axes.bar_label(bars, fmt="%.1f", fontsize=8)
-    values = list(validation)
-    if all(row.test_accuracy is not None for row in bundle.table):
-        test = [100 * (row.test_accuracy or 0.0) for row in bundle.table]
-        bars = axes.bar([p + 0.2 for p in positions], test, 0.4, color=BLUE, label="test")
-        axes.bar_label(bars, fmt="%.1f", fontsize=8)
-        values += test
-    # Differences of a few points are what matters here, so the axis does not start at zero; the
-    # room above 100 % is the legend's.
-    limits = (max(0.0, min(values) - 10), min(112.0, max(values) + 8))
-    axes.set_ylim(*limits)
-    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 100])
-    axes.set_ylim(*limits)
-    names = [ROW_TITLES[row.method].replace(" ", "\n") for row in bundle.table]
-    axes.set_xticks(list(positions), names)
-    axes.set_title("accuracy in %")
-    axes.legend(loc="upper left", ncols=2, fontsize=8)
+    upper.plot(steps, [row["H_d"] for row in history], color=BLUE)
+    upper.set_title("H-score less noise (more is better)")
+    lower.plot(steps, [row["R"] for row in history], color=ORANGE)
+    lower.set_title("gradient conflict R (less is better)")
+    lower.set_xlabel("step")
+    for axes in (upper, lower):
+        axes.locator_params(axis="x", integer=True)

@@ -34,7 +34,7 @@ def wilson(count: float, total: float) -> Proportion:
     References
     ----------
     E. B. Wilson (1927), Probable inference, the law of succession, and statistical inference,
-    History of the American Statistical Association 22, 209-212.
+    J. Am. Stat. Assoc. 22, 209-212.
     """
     if total <= 0 or not 0 <= count <= total:
         raise ValueError(f"'count' must be in 0 .. 'total', which is positive; got {count}/{total}")

@@ -1,0 +1,1 @@
+"""What all figures share: colours, fonts, rows of accuracies with intervals, saving."""
