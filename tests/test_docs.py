@@ -52,3 +52,17 @@ def test_each_idea_has_the_name_of_the_glossary() -> None:
         text = re.sub(OTHERS, "", path.read_text()).lower()
         assert not [word for word in WORDS if word in text], path
     assert not [word for word in WORDS if word in (ROOT / "README.md").read_text().lower()]
+
+
+def test_the_code_cites_sections_and_equations_of_the_method_that_exist() -> None:
+    page = (ROOT / "docs" / "method.md").read_text()
+    there = {
+        "METHOD ": set(re.findall(r"^#{2,3} (\d(?:\.\d)?)\b", page, re.MULTILINE)),
+        "METHOD eq. ": set(re.findall(r"\\tag\{(\d+)\}", page)),
+    }
+    cited = dict.fromkeys(there, 0)
+    for path in [*(ROOT / "hgprompt_edge").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        for words, number in re.findall(r"(METHOD (?:eq\. )?)(\d(?:\.\d)?)\b", path.read_text()):
+            assert number in there[words], f"{path}: {words}{number}"
+            cited[words] += 1
+    assert all(cited.values())
