@@ -38,46 +38,50 @@ GUARDED = ("mix", "mix_unlabelled", "mix_unlabelled_bias")
 PAGE_TEXT = """# What adapting on the device recovers
 
 Written by `benchmarks/adapt.py` from [its rows](../../benchmarks/results/adapt.json): {rows} rows,
-{tasks}; {seeds}.
-A device sees some labelled images a class (or 100 without labels) of a shifted test part, and is
-measured on the rest of it. *Recovered* is the share of the accuracy lost to the
-shift that comes back: the sum of the gains by the sum of the losses, over tasks, severities and
-seeds, with a 95 % bootstrap interval over tasks and shifts. *Mean case* is the mean of the shares
-of the cases that lost more than two points, in which digits, whose losses are the largest, count
-as much as any. After the guard: where it keeps the old weights, nothing is recovered. The whole
-prompt, the feature mean and FOA's search have no guard. FOA's makes 224 passes over the images,
-eight generations. Below severity 3 the sources alone, the whole prompt and FOA's search were not
-run; `peak_rss_mb` is of the ways that `hgedge adapt` offers, each in a process of its own.
+{tasks}; {seeds}. Backbone `tiny`.
+
+A device sees some labelled images a class (or 100 without labels) of a shifted test part. It is
+measured on the rest of that part.
+
+- *Recovered* is the share of the accuracy lost to the shift that comes back: the sum of the gains
+  divided by the sum of the losses, over tasks, severities and seeds, with a 95 % bootstrap interval
+  over tasks and shifts.
+- *Mean case* is the mean of these shares over the cases that lost more than two points. Here
+  digits, whose losses are the largest, count as much as any other task.
+- Figures are after the guard: if it keeps the old weights, nothing is recovered. The whole prompt,
+  the feature mean and FOA's search have no guard.
+- FOA's search makes 224 passes over the images, eight generations.
+- Below severity 3, the sources alone, the whole prompt and FOA's search were not run.
+- `peak_rss_mb` in the rows is of the methods that `hgedge adapt` offers, each in its own process.
 {older}
 
 ## Five images a class, severity 3
 
 {table}
 
-![Recovered accuracy by shift](../images/adapt.png)
+![Recovered share by shift and method, as bars; same figures as in the table](../images/adapt.png)
 
 {worst}
 
 Condition prompts were trained with other operations and parameters than the shifts have
 ([the module](../../hgprompt_edge/data/conditions.py) lists both); none are for rotation and fog.
 
-**Against the goals.** Half of the loss was to come back with labels where there is a condition
-prompt. In the mean case {mix_mean} does, pooled {mix}, where digits under noise and casts weigh
-most, which lose 85 points and get little back: by the stricter way of counting the goal is
-*{half}*. Tried for it: longer training of the condition prompts on several blocks, starts near each
-prompt, an anchor to the statistics of clean images, a guard that weighs labels and statistics (from
-23 % on the 17 cells of this page's first version). The whole prompt by backpropagation, meant as
-the upper bound, recovers {full} from the same images, and the head {head}, so on this backbone
-hardly more is to be had from five labels a class. Prompts for the very shifts, alone, give {exact}
-where the condition prompts, alone, give {own} (below). No case was to end worse by more than 0.5
-points with labels or by 1 without, and without labels the mean was to be positive: *{safe}*. Bounds
-of the guard that were chosen on bundles of an older `fit` had let 5 of 192 cases with labels and 2
-of 256 without through on these test images; those of now were chosen anew on validation images of
-these bundles (below). What a step costs is in [BENCHMARKS.md](benchmarks.md).
+**Against the goals.**
+
+- *Half of the loss comes back with labels, where there is a condition prompt*: {half}, by the
+  stricter way of counting. In the mean case {mix_mean} comes back; pooled {mix}, where digits under
+  noise and casts weigh most, which lose 85 points and get little back.
+- *No case ends worse by more than 0.5 points with labels or by 1 without, and the mean without
+  labels is positive*: {safe}. The bounds of the guard were chosen on validation images (below).
+
+The whole prompt, trained by backpropagation, was meant as the upper bound. It recovers {full} from
+the same images, and the head {head}: on this backbone, five labels a class hardly give more.
+Prompts for the very shifts give {exact} by themselves, the condition prompts {own} (below).
+[Benchmarks](benchmarks.md) has the cost of a step.
 
 ## By severity
 
-Of what a shift with a condition prompt costs, on the seeds and tasks that have all of them:
+Share of the loss under shifts with a condition prompt, on seeds and tasks that have all of them:
 
 {by_severity}
 
