@@ -61,18 +61,20 @@ SAME_IMAGE = 7.0
 
 HEADER = """# The bank for tiny
 
-{count} prompts for the backbone tiny: deep, {tokens} tokens in each of {layers} blocks, trained
-by VPT for the closed-form head (`benchmarks/bank.py` has the recipe of each): CIFAR-10 and
-Fashion-MNIST on their whole training parts less what is tested on, the generated tasks on fresh
-images in each epoch, the others on 800 images. All share one start (`init_seed` {init_seed}), so
-their tokens correspond; `untrained.safetensors` holds it, for `fit` to mix in.
+{count} source prompts for the backbone `tiny`: deep, {tokens} tokens in each of {layers} blocks,
+trained by VPT for the closed-form head (`benchmarks/bank.py` has the recipe of each). CIFAR-10 and
+Fashion-MNIST were trained on their complete training parts without the images that are tested on,
+the generated tasks on fresh images in each epoch, the others on 800 images. All start from one
+neutral prompt (`init_seed` {init_seed}), so their tokens correspond. `untrained.safetensors` is
+that neutral prompt; `fit` mixes it in.
 
-**Worth.** Accuracy on the source's own test part, with and without the prompt, under the same
-closed-form head (LDA, fitted on training and validation images). The epoch was chosen on
-validation (gtsrb: the last one, since its validation images show the signs of its training
-images). ± is the standard error of the paired difference over the test images; one training seed
-each. Be warned that the training method was developed on these very sets, test parts included, so
-the gains are somewhat optimistic; the targets (flowers17, dtd10, weather4, digits) were not used.
+**Gain.** Accuracy on the source's own test part, with and without the prompt, with the same
+closed-form head (LDA, fitted on training and validation images). Validation images chose the epoch
+(gtsrb: the last one, because its validation images show the signs of its training images). ± is the
+standard error of the paired difference over the test images. Each prompt was trained with one seed.
+
+The training method was developed on these sets, test parts included, so the gains are somewhat
+optimistic. The targets (flowers17, dtd10, weather4, digits) were not used.
 
 """
 
@@ -84,12 +86,14 @@ COLUMNS = """\
 FOOTER = """
 Mean gain over the bank: **{mean:+.1f} points**.
 
-**Not in the bank: caltech101.** With 100 classes and eight training images of each, no prompt that
-was trained reached the unprompted 29.9 %. 120 epochs of the default recipe in batches of 800, with
-crops from 40 % on: the training loss fell, validation log-loss rose from 3.43 to 3.57, and the best
-epoch was the start (28.6 %). Trained without labels to give the mean features of 32 crops,
-which alone are worth 33.3 %: validation log-loss 3.42 after 24 epochs, 3.40 unprompted. 16 epochs
-with 10 tokens: 28.1 %.
+**Not in the bank: caltech101.** With 100 classes and eight training images of each, no trained
+prompt reached the 29.9 % of no prompt:
+
+- 120 epochs of the default recipe in batches of 800, with crops from 40 % on: the training loss
+  fell, the validation log-loss rose from 3.43 to 3.57, and the best epoch was the start (28.6 %).
+- Trained without labels to give the mean features of 32 crops, which by themselves reach 33.3 %:
+  the validation log-loss was 3.42 after 24 epochs, and 3.40 without a prompt.
+- 16 epochs with 10 tokens: 28.1 %.
 
 Data: CIFAR-10 (Krizhevsky 2009), Fashion-MNIST (Xiao et al. 2017), GTSRB (Stallkamp et al. 2012),
 RSSCN7 (Zou et al. 2015), Sign Language Digits (Mavi 2017); the generated ones are drawn by

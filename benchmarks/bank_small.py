@@ -121,14 +121,14 @@ FASHION = (
 
 PAGE = """# The bank for dinov2-small
 
-{count} prompts for images of 112 pixels: deep, {tokens} tokens in each of {layers} blocks, trained
-by VPT for the closed-form head (`benchmarks/bank_small.py` has the recipe of each). All share one
-start (`init_seed` {init_seed}), so their tokens correspond; `untrained.safetensors` holds it, for
-`fit` to mix in.
+{count} source prompts for images of 112 pixels: deep, {tokens} tokens in each of {layers} blocks,
+trained by VPT for the closed-form head (`benchmarks/bank_small.py` has the recipe of each). All
+start from one neutral prompt (`init_seed` {init_seed}), so their tokens correspond.
+`untrained.safetensors` is that neutral prompt; `fit` mixes it in.
 
-**Worth.** Accuracy on the source's own test part, with and without the prompt, each under its own
+**Gain.** Accuracy on the source's own test part, with and without the prompt, each with its own
 best head, fitted on training and validation images. The last epoch was kept. The gain has its 95 %
-interval over the test images (paired); one training seed each.
+interval over the test images (paired). Each prompt was trained with one seed.
 
 | source | family | classes | test images | no prompt | prompt | gain (points) | terms of the data |
 | --- | --- | --- | --- | --- | --- | --- | --- |
