@@ -109,7 +109,10 @@ def write_sheet(images: Task, leaks: Leaks | None, bundle: Path) -> None:
     data = BytesIO()
     _sheet(images, shown).save(data, "PNG")
     write_bytes(path, data.getvalue())
-    note(f"{path}: {len(shown):,} of the {len(found):,} copies, each beside its original")
+    some = (
+        f"{len(shown):,} of the {len(found):,} copies" if len(shown) < len(found) else "the copies"
+    )
+    note(f"{path}: {some}, each beside its original")
 
 
 def _by_kind(copies: Sequence[Copy]) -> list[list[Copy]]:
