@@ -43,7 +43,8 @@ from hgprompt_edge.adapt.learner import GradientLearner
 from hgprompt_edge.adapt.loop import Proposal, Weights, adapt_labelled, adapt_unlabelled
 from hgprompt_edge.adapt.losses import Slope, statistics_distance
 from hgprompt_edge.adapt.optimizer import Descent, Point, Settings, descend
-from hgprompt_edge.artifacts.bundle import Bundle, read_bundle
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.artifacts.device_bank import Bank, adapt_path
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fastest import choose_compute

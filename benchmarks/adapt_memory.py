@@ -20,7 +20,8 @@ from PIL import Image
 from rows import read_rows, write_rows
 
 from hgprompt_edge import export_onnx, load_backbone
-from hgprompt_edge.artifacts.bundle import Bundle, read_bundle
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.backbones.backbone import Backbone
 
 

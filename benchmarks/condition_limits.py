@@ -24,7 +24,8 @@ from rows import read_rows, write_rows
 from targets import load_target
 
 from hgprompt_edge import load_backbone
-from hgprompt_edge.artifacts.bundle import Bundle, read_bundle
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fastest import choose_compute
 from hgprompt_edge.backbones.forward import extract_features

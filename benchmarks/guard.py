@@ -37,7 +37,8 @@ from hgprompt_edge.adapt.learner import GradientLearner
 from hgprompt_edge.adapt.loop import Weights, learn_unlabelled
 from hgprompt_edge.adapt.losses import statistics_distance
 from hgprompt_edge.adapt.optimizer import Descent, Point, Settings
-from hgprompt_edge.artifacts.bundle import Bundle, read_bundle
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.artifacts.device_bank import adapt_path
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.data import Task

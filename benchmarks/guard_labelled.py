@@ -26,7 +26,8 @@ from targets import load_target
 from hgprompt_edge import load_backbone
 from hgprompt_edge.adapt.guard import accuracy, log_loss, standard_error
 from hgprompt_edge.adapt.loop import Weights, adapt_labelled
-from hgprompt_edge.artifacts.bundle import Bundle, read_bundle
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.data import Task
 from hgprompt_edge.data.conditions import SHIFTS, corrupt

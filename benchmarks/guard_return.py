@@ -27,7 +27,7 @@ from hgprompt_edge import load_backbone
 from hgprompt_edge.adapt.guard import accuracy
 from hgprompt_edge.adapt.loop import TOWARDS
 from hgprompt_edge.adapt.losses import statistics_distance
-from hgprompt_edge.artifacts.bundle import read_bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.data import Task
 from hgprompt_edge.data.conditions import CONDITIONS, SEVERITIES, corrupt
 

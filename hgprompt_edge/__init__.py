@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hgprompt_edge.artifacts.bundle import Bundle, read_bundle, write_bundle
+    from hgprompt_edge.artifacts.bundle import Bundle
+    from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
     from hgprompt_edge.backbones.compute import Compute
     from hgprompt_edge.backbones.fastest import choose_compute
     from hgprompt_edge.backbones.load import load_backbone
@@ -40,11 +41,11 @@ _HOMES = {
     "load_backbone": "backbones.load",
     "load_task": "data",
     "read_bank": "prompts.bank",
-    "read_bundle": "artifacts.bundle",
+    "read_bundle": "artifacts.bundle_file",
     "read_prompt": "prompts.bank",
     "train_source": "training.source_prompt",
     "tune": "training.tune",
-    "write_bundle": "artifacts.bundle",
+    "write_bundle": "artifacts.bundle_file",
     "write_prompt": "prompts.bank",
 }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from hgprompt_edge.adapt.gradient import AdaptGraph
-from hgprompt_edge.artifacts.bundle import read_bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.artifacts.device_bank import bank_path, read_bank
 from hgprompt_edge.artifacts.keys import check_public_key
 from hgprompt_edge.errors import CheckError, UserError

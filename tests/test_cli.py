@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from command_line import class_folders, hgedge, pets_archive, photo, run, small_bank
 
-from hgprompt_edge.artifacts.bundle import ROW_TITLES, read_bundle, write_bundle
+from hgprompt_edge.artifacts.bundle import ROW_TITLES
+from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
 from hgprompt_edge.data.load import BUILT_IN
 from hgprompt_edge.prompts.bank import read_bank, write_prompt, write_start
 from hgprompt_edge.training.tune import tuning_recipe

@@ -22,7 +22,7 @@ from planted import Planted
 from small_vits import token_features
 
 from hgprompt_edge.adapt.images import read_unlabelled
-from hgprompt_edge.artifacts.bundle import bank_tokens
+from hgprompt_edge.artifacts.bank_entries import bank_tokens
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.maths.feature_statistics import Clean, clean_of
 from hgprompt_edge.runtime.predictor import Predictor, open_history, state_folder

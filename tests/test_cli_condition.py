@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from command_line import class_folders, run, small_bank
 
-from hgprompt_edge.artifacts.bundle import read_bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.cli.condition import condition
 from hgprompt_edge.training.condition_trainer import ConditionRecipe, ConditionTrainer
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from command_line import class_folders, hgedge, photo, run, small_bank
 
-from hgprompt_edge.artifacts.bundle import read_bundle, write_bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
 
 FIT = "fit --sources bank --steps 0"
 

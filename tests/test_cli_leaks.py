@@ -10,7 +10,7 @@ from command_line import run, small_bank
 from pictures import scene
 from PIL import Image, ImageOps
 
-from hgprompt_edge.artifacts.bundle import read_bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.cli.shared.inputs import find_images_of
 from hgprompt_edge.images.preprocess import Preprocessing
 

@@ -11,7 +11,9 @@ import pytest
 from command_line import run
 from small_vits import make_bundle
 
-from hgprompt_edge.artifacts.bundle import Bundle, bank_sha256, read_bundle, write_bundle
+from hgprompt_edge.artifacts.bank_entries import bank_sha256
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
 from hgprompt_edge.backbones.load import load_backbone
 from hgprompt_edge.state.history import Version
 from hgprompt_edge.state.update_file import write_update

@@ -10,7 +10,7 @@ import pytest
 from command_line import class_folders, run, small_bank
 from PIL import Image, ImageDraw
 
-from hgprompt_edge.artifacts.bundle import read_bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.images.preprocess import read_image
 from hgprompt_edge.prompts.bank import read_bank
 from hgprompt_edge.runtime.predictor import Predictor

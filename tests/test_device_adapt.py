@@ -27,7 +27,7 @@ from hgprompt_edge.adapt.losses import (
     statistics_judge,
 )
 from hgprompt_edge.adapt.optimizer import Descent, Settings, start_at
-from hgprompt_edge.artifacts.bundle import bank_tokens
+from hgprompt_edge.artifacts.bank_entries import bank_tokens
 from hgprompt_edge.artifacts.device_bank import adapt_path
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export.onnx_file import export_onnx

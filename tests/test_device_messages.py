@@ -17,7 +17,8 @@ from PIL import Image
 from small_vits import make_backbone, make_bundle, make_mixable
 from test_device_predictor import edited, foreign
 
-from hgprompt_edge.artifacts.bundle import Bundle, read_bundle, write_bundle
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
 from hgprompt_edge.artifacts.device_bank import bank_path, read_bank
 from hgprompt_edge.errors import UserError, brief
 from hgprompt_edge.export.onnx_file import export_onnx

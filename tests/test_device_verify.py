@@ -20,7 +20,8 @@ from typer.testing import CliRunner, Result
 
 from hgprompt_edge import load_backbone
 from hgprompt_edge.adapt.gradient import AdaptGraph
-from hgprompt_edge.artifacts.bundle import Bundle, write_bundle
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.bundle_file import write_bundle
 from hgprompt_edge.artifacts.device_bank import adapt_path, bank_path, read_bank, write_bank
 from hgprompt_edge.artifacts.external_weights import check_external_data
 from hgprompt_edge.artifacts.onnx_bytes import read_facts

@@ -14,7 +14,8 @@ import pytest
 from small_vits import FAMILIES, make_backbone, make_mixable
 
 from hgprompt_edge.adapt.gradient import AdaptGraph
-from hgprompt_edge.artifacts.bundle import LEARNED, NO_PROMPT, Bundle
+from hgprompt_edge.artifacts.bank_entries import LEARNED, NO_PROMPT
+from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.device_bank import (
     Bank,
     adapt_path,

@@ -18,8 +18,11 @@ from toys import make_task
 
 from hgprompt_edge import load_backbone
 from hgprompt_edge.adapt.images import read_unlabelled
-from hgprompt_edge.artifacts.bundle import FOLDED, Bundle, FoldedPrompt, read_bundle, write_bundle
+from hgprompt_edge.artifacts.bank_entries import FOLDED
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
 from hgprompt_edge.artifacts.device_bank import adapt_path, read_bank
+from hgprompt_edge.artifacts.folded import FoldedPrompt
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.forward import extract_features
 from hgprompt_edge.data import Task

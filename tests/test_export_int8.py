@@ -19,7 +19,8 @@ from typer.testing import CliRunner, Result
 from hgprompt_edge.adapt.learner import ForwardLearner
 from hgprompt_edge.adapt.loop import Weights, adapt_labelled
 from hgprompt_edge.adapt.optimizer import Settings
-from hgprompt_edge.artifacts.bundle import Bundle, write_bundle
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.bundle_file import write_bundle
 from hgprompt_edge.artifacts.device_bank import adapt_path, bank_path
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.forward import extract_features

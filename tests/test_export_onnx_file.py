@@ -15,7 +15,8 @@ import onnx_ir as ir
 import pytest
 from small_vits import make_backbone, make_bundle
 
-from hgprompt_edge.artifacts.bundle import Bundle, read_bundle, write_bundle
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export import onnx_file, verify

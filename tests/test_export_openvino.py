@@ -315,7 +315,7 @@ def test_a_device_that_is_not_there_is_named(model: Path, tmp_path: Path) -> Non
 def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a bundle of the backbone tiny."""
     from hgprompt_edge import load_backbone
-    from hgprompt_edge.artifacts.bundle import write_bundle
+    from hgprompt_edge.artifacts.bundle_file import write_bundle
 
     backbone = load_backbone("tiny")
     write_bundle(tmp_path / "pets.hgbundle", make_bundle(backbone))

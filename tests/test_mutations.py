@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from small_vits import make_backbone, make_mixable
 
-from hgprompt_edge.artifacts.bundle import write_bundle
+from hgprompt_edge.artifacts.bundle_file import write_bundle
 from hgprompt_edge.artifacts.device_bank import adapt_path, bank_path, read_bank
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.prompts.bank import Prompt, write_prompt

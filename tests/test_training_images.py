@@ -14,7 +14,8 @@ from pictures import scene
 from PIL import ImageOps
 from small_vits import make_backbone, make_bundle
 
-from hgprompt_edge.artifacts.bundle import Bundle, read_bundle, write_bundle
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
 from hgprompt_edge.artifacts.training_images import MOST, TrainingImages, find_known, remember
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.onnx_file import describe

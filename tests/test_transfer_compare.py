@@ -12,14 +12,9 @@ from scipy.stats import ttest_1samp
 from small_vits import make_backbone
 from toys import make_bank, make_task, noise_tokens
 
-from hgprompt_edge.artifacts.bundle import (
-    TUNED,
-    Bundle,
-    bank_entries,
-    initial_mix,
-    read_bundle,
-    write_bundle,
-)
+from hgprompt_edge.artifacts.bank_entries import TUNED, bank_entries, initial_mix
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.forward import extract_features
 from hgprompt_edge.compare.baselines import METHODS, Budget, Contest

@@ -12,13 +12,9 @@ import torch
 from small_vits import make_backbone, make_mixable
 from toys import make_task, noise_tokens
 
-from hgprompt_edge.artifacts.bundle import (
-    Bundle,
-    bank_sha256,
-    initial_mix,
-    read_bundle,
-    write_bundle,
-)
+from hgprompt_edge.artifacts.bank_entries import bank_sha256, initial_mix
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
 from hgprompt_edge.backbones.forward import extract_features, model_input
 from hgprompt_edge.cli.condition import why_left_out
 from hgprompt_edge.data import Images

@@ -14,7 +14,8 @@ from toys import CLASSES, make_bank, make_task, noise_tokens
 
 import hgprompt_edge.backbones.linearize as linearize_module
 import hgprompt_edge.features.cached as features_module
-from hgprompt_edge.artifacts.bundle import Row, read_bundle, write_bundle
+from hgprompt_edge.artifacts.bundle import Row
+from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.forward import extract_features, features_token, normalize
 from hgprompt_edge.cli.shared.fit_table import kept_line

@@ -12,14 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_vits import make_bundle, with_layers
 
-from hgprompt_edge.artifacts.bundle import (
-    Bundle,
-    bank_entries,
-    bank_sha256,
-    initial_mix,
-    read_bundle,
-    write_bundle,
-)
+from hgprompt_edge.artifacts.bank_entries import bank_entries, bank_sha256, initial_mix
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
 from hgprompt_edge.backbones.forward import features_token, normalize
 from hgprompt_edge.backbones.load import load_backbone
 from hgprompt_edge.errors import UserError

@@ -11,7 +11,7 @@ from small_vits import make_backbone, make_bundle, make_mixable
 from torch import Tensor
 from toys import make_bank, make_task, noise_tokens, pixels_of
 
-from hgprompt_edge.artifacts.bundle import read_bundle, write_bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
 from hgprompt_edge.backbones.forward import (

@@ -18,7 +18,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.artifacts.bundle import FOLDED, NO_PROMPT
+from hgprompt_edge.artifacts.bank_entries import FOLDED, NO_PROMPT
 from hgprompt_edge.errors import UserError, brief
 from hgprompt_edge.files import DAMAGE, Array, read_safetensors, sha256_arrays, write_safetensors
 from hgprompt_edge.maths.feature_statistics import Clean, read_clean

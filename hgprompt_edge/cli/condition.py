@@ -75,12 +75,8 @@ def condition(
 
     Interrupted, the same command goes on from there.
     """
-    from hgprompt_edge.artifacts.bundle import (
-        check_one_prompt,
-        newest_bundle,
-        read_bundle,
-        write_bundle,
-    )
+    from hgprompt_edge.artifacts.bundle import check_one_prompt
+    from hgprompt_edge.artifacts.bundle_file import newest_bundle, read_bundle, write_bundle
     from hgprompt_edge.data.conditions import check_names
     from hgprompt_edge.files import check_writable
 

@@ -139,7 +139,8 @@ def export(
     json: options.Json = False,
 ) -> None:
     """Fold prompt and head into the frozen ViT and write one verified model file."""
-    from hgprompt_edge.artifacts.bundle import has_prompts, newest_bundle, read_bundle
+    from hgprompt_edge.artifacts.bank_entries import has_prompts
+    from hgprompt_edge.artifacts.bundle_file import newest_bundle, read_bundle
     from hgprompt_edge.artifacts.signature import check_signer
     from hgprompt_edge.artifacts.signature import sign as sign_model
     from hgprompt_edge.files import check_writable, sha256_file

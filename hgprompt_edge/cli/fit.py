@@ -135,7 +135,7 @@ def fit(
     json: options.Json = False,
 ) -> None:
     """Learn how to mix the source prompts, fit a head, write one bundle and a figure."""
-    from hgprompt_edge.artifacts.bundle import SUFFIX, write_bundle
+    from hgprompt_edge.artifacts.bundle_file import SUFFIX, write_bundle
     from hgprompt_edge.data.conditions import check_names
     from hgprompt_edge.errors import UserError
     from hgprompt_edge.files import check_writable

@@ -49,7 +49,7 @@ def merge(
     json: options.Json = False,
 ) -> None:
     """Average the mixing weights that devices learned, and write a bundle with them."""
-    from hgprompt_edge.artifacts.bundle import SUFFIX, newest_bundle, read_bundle, write_bundle
+    from hgprompt_edge.artifacts.bundle_file import SUFFIX, newest_bundle, read_bundle, write_bundle
     from hgprompt_edge.backbones.fitted import backbone_of
     from hgprompt_edge.files import check_writable
     from hgprompt_edge.fit.merged_bundle import is_folded, with_mix
@@ -96,7 +96,7 @@ def _print_devices(delivery: Delivery, merged: Merged) -> None:
 
 
 def _mix_table(bundle: Bundle, merged: Merged) -> Table:
-    from hgprompt_edge.artifacts.bundle import bank_entries
+    from hgprompt_edge.artifacts.bank_entries import bank_entries
 
     table = Table(box=None, pad_edge=False)
     table.add_column("prompt")

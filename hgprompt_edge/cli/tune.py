@@ -66,13 +66,8 @@ def tune(
 
     The tuned prompt is kept if held-out images prove it better.
     """
-    from hgprompt_edge.artifacts.bundle import (
-        SUFFIX,
-        check_one_prompt,
-        newest_bundle,
-        read_bundle,
-        write_bundle,
-    )
+    from hgprompt_edge.artifacts.bundle import check_one_prompt
+    from hgprompt_edge.artifacts.bundle_file import SUFFIX, newest_bundle, read_bundle, write_bundle
     from hgprompt_edge.files import check_writable
 
     began = time.perf_counter()

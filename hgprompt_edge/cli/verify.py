@@ -71,7 +71,7 @@ def verify(
 
 
 def _on_a_server(model: Path, bundle: Path, checkpoint: Path | None) -> list[Check]:
-    from hgprompt_edge.artifacts.bundle import read_bundle
+    from hgprompt_edge.artifacts.bundle_file import read_bundle
     from hgprompt_edge.backbones.fitted import backbone_of
     from hgprompt_edge.export.recheck import recheck
 

@@ -10,7 +10,8 @@ from typing import Any, cast
 import numpy as np
 from torch import nn
 
-from hgprompt_edge.artifacts.bundle import Bundle, bank_sha256, bank_tokens, initial_mix
+from hgprompt_edge.artifacts.bank_entries import bank_sha256, bank_tokens, initial_mix
+from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.device_bank import Bank, adapt_path, bank_path, write_bank
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.errors import UserError

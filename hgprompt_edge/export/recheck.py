@@ -6,7 +6,8 @@ from pathlib import Path
 
 import onnx
 
-from hgprompt_edge.artifacts.bundle import Bundle, bank_sha256
+from hgprompt_edge.artifacts.bank_entries import bank_sha256
+from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.metadata import parse_metadata
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.errors import CheckError

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hgprompt_edge.artifacts.bundle import Bundle, bank_tokens
+from hgprompt_edge.artifacts.bank_entries import bank_tokens
+from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.device_bank import TINY, Bank
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted

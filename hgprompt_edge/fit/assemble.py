@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hgprompt_edge.artifacts.bundle import Bundle, FoldedPrompt, Row
+from hgprompt_edge.artifacts.bundle import Bundle, Row
+from hgprompt_edge.artifacts.folded import FoldedPrompt
 from hgprompt_edge.artifacts.training_images import remember
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.forward import features_token, normalize

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hgprompt_edge.artifacts.bundle import TUNED, Row
+from hgprompt_edge.artifacts.bank_entries import TUNED
+from hgprompt_edge.artifacts.bundle import Row
 from hgprompt_edge.data import Images, Task
 from hgprompt_edge.features.cached import FeatureStore, Tokens, digest
 from hgprompt_edge.heads.best_head import HeadChoice, HeadKind, averaged_losses, choose_head

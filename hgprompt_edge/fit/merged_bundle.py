@@ -7,14 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hgprompt_edge.artifacts.bundle import (
-    LEARNED,
-    Bundle,
-    Floats,
-    bank_entries,
-    check_one_prompt,
-    chosen_entry,
-)
+from hgprompt_edge.artifacts.bank_entries import LEARNED, bank_entries, chosen_entry
+from hgprompt_edge.artifacts.bundle import Bundle, Floats, check_one_prompt
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
 from hgprompt_edge.fit.assemble import token_logits

@@ -15,13 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.artifacts.bundle import (
-    Bundle,
-    Floats,
-    bank_entries,
-    bank_sha256,
-    check_one_prompt,
-)
+from hgprompt_edge.artifacts.bank_entries import bank_entries, bank_sha256
+from hgprompt_edge.artifacts.bundle import Bundle, Floats, check_one_prompt
 from hgprompt_edge.errors import UserError, brief
 from hgprompt_edge.images.listing import files_in
 from hgprompt_edge.state.history import classes_digest

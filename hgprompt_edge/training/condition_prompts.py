@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hgprompt_edge.artifacts.bundle import TUNED, Bundle, check_one_prompt
+from hgprompt_edge.artifacts.bank_entries import TUNED
+from hgprompt_edge.artifacts.bundle import Bundle, check_one_prompt
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
 from hgprompt_edge.backbones.forward import extract_features

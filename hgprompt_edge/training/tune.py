@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hgprompt_edge.artifacts.bundle import TUNED, Bundle, Row, check_one_prompt
+from hgprompt_edge.artifacts.bank_entries import TUNED
+from hgprompt_edge.artifacts.bundle import Bundle, Row, check_one_prompt
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
 from hgprompt_edge.data import Task

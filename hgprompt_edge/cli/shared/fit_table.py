@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
-from hgprompt_edge.artifacts.bundle import ROW_TITLES, TUNED
+from hgprompt_edge.artifacts.bank_entries import TUNED
+from hgprompt_edge.artifacts.bundle import ROW_TITLES
 from hgprompt_edge.cli.shared.console import out
 from hgprompt_edge.maths.proportions import wilson
 

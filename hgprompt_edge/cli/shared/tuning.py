@@ -24,7 +24,7 @@ def train_further(
 
     Says on stderr what did not outlive the prompt before.
     """
-    from hgprompt_edge.artifacts.bundle import TUNED
+    from hgprompt_edge.artifacts.bank_entries import TUNED
     from hgprompt_edge.training.tune import tune
 
     state = tuning_state(path, fitted)

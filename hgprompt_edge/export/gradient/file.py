@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional
 
 from hgprompt_edge.adapt.gradient import ADAPT_FORMAT, ADAPT_FORMATS
-from hgprompt_edge.artifacts.bundle import Bundle, bank_tokens
+from hgprompt_edge.artifacts.bank_entries import bank_tokens
+from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.device_bank import Bank, content_sha256
 from hgprompt_edge.artifacts.metadata import PREFIX
 from hgprompt_edge.artifacts.model_digest import BLANK, FILE_SHA256, seal

@@ -20,8 +20,9 @@ from timm.layers import GELUTanh, QuickGELU
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from hgprompt_edge.artifacts.bundle import Bundle, FoldedPrompt
+from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.device_bank import Bank
+from hgprompt_edge.artifacts.folded import FoldedPrompt
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
 from hgprompt_edge.backbones.forward import project_prefix

@@ -16,7 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hgprompt_edge.artifacts.bundle import TUNED, Bundle, FoldedPrompt
+from hgprompt_edge.artifacts.bank_entries import TUNED
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.folded import FoldedPrompt
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
 from hgprompt_edge.data.task import Images, Task

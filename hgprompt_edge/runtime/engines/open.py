@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hgprompt_edge.artifacts.bundle import SUFFIX
+from hgprompt_edge.artifacts.bundle_file import SUFFIX
 from hgprompt_edge.artifacts.external_weights import check_external_data
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import check_storable
