@@ -31,7 +31,7 @@ from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.fit.algorithm import uniform_weights
 from hgprompt_edge.fit.assemble import token_logits
 from hgprompt_edge.fit.judge import Candidate, Judge
-from hgprompt_edge.prompts.bank import mix
+from hgprompt_edge.prompts.mixing import mix
 from hgprompt_edge.runtime.cpu import cpu_features
 from hgprompt_edge.runtime.engines.engine import Engine
 from hgprompt_edge.runtime.engines.onnx_engine import OnnxEngine

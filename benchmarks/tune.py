@@ -32,7 +32,8 @@ from hgprompt_edge.compare.run import Result, compare
 from hgprompt_edge.data import Task
 from hgprompt_edge.files import write_bytes
 from hgprompt_edge.fit.judge import Candidate
-from hgprompt_edge.prompts.bank import Floats, PromptBank
+from hgprompt_edge.prompts.bank import PromptBank
+from hgprompt_edge.prompts.prompt import Floats
 from hgprompt_edge.training.prompt_tuning import PromptTrainer
 
 RESULTS = Path(__file__).parent / "results" / "tune.json"

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from hgprompt_edge.errors import CheckError, UserError
     from hgprompt_edge.export.onnx_file import export_onnx
     from hgprompt_edge.fit.estimator import HGPrompt
-    from hgprompt_edge.prompts.bank import Prompt, PromptBank, read_bank, read_prompt, write_prompt
+    from hgprompt_edge.prompts.bank import PromptBank, read_bank
+    from hgprompt_edge.prompts.prompt import Prompt, read_prompt, write_prompt
     from hgprompt_edge.runtime.classifier import Classification, Classifier, load
     from hgprompt_edge.runtime.predictor import Predictor
     from hgprompt_edge.training.source_prompt import train_source
@@ -32,7 +33,7 @@ _HOMES = {
     "Compute": "backbones.compute",
     "HGPrompt": "fit.estimator",
     "Predictor": "runtime.predictor",
-    "Prompt": "prompts.bank",
+    "Prompt": "prompts.prompt",
     "PromptBank": "prompts.bank",
     "UserError": "errors",
     "choose_compute": "backbones.fastest",
@@ -42,11 +43,11 @@ _HOMES = {
     "load_task": "data",
     "read_bank": "prompts.bank",
     "read_bundle": "artifacts.bundle_file",
-    "read_prompt": "prompts.bank",
+    "read_prompt": "prompts.prompt",
     "train_source": "training.source_prompt",
     "tune": "training.tune",
     "write_bundle": "artifacts.bundle_file",
-    "write_prompt": "prompts.bank",
+    "write_prompt": "prompts.prompt",
 }
 
 __all__ = [

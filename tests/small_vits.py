@@ -15,7 +15,7 @@ from torch import nn
 from hgprompt_edge.artifacts.bundle import Bundle, Row
 from hgprompt_edge.backbones.backbone import Backbone, wrap_backbone
 from hgprompt_edge.backbones.forward import features_token, normalize
-from hgprompt_edge.prompts.bank import mix
+from hgprompt_edge.prompts.mixing import mix
 
 # timm's own architectures, cut to two blocks and a small input.
 TIMM: dict[str, tuple[str, dict[str, Any]]] = {

@@ -24,7 +24,7 @@ from hgprompt_edge.compare.baselines import METHODS, Budget
 from hgprompt_edge.compare.estimate import compare_passes, fit_passes, tune_passes
 from hgprompt_edge.compare.run import compare
 from hgprompt_edge.fit.estimator import HGPrompt
-from hgprompt_edge.prompts.bank import DEEP
+from hgprompt_edge.prompts.prompt import DEEP
 from hgprompt_edge.training import neutral_prompt as start
 from hgprompt_edge.training.prompt_tuning import PromptTrainer, Recipe
 from hgprompt_edge.training.tune import train_from

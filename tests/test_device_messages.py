@@ -23,7 +23,7 @@ from hgprompt_edge.artifacts.device_bank import bank_path, read_bank
 from hgprompt_edge.errors import UserError, brief
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.files import read_safetensors, write_safetensors
-from hgprompt_edge.prompts.bank import read_prompt
+from hgprompt_edge.prompts.prompt import read_prompt
 from hgprompt_edge.runtime.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parents[1]

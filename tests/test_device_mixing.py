@@ -14,7 +14,7 @@ from small_vits import make_backbone
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.forward import project_prefix
 from hgprompt_edge.maths.mixing import BlockWeights, Norm, project_bank
-from hgprompt_edge.prompts.bank import mix
+from hgprompt_edge.prompts.mixing import mix
 
 SOURCES, TOKENS = 4, 3
 

@@ -13,7 +13,7 @@ from small_vits import make_backbone, make_mixable
 from hgprompt_edge.artifacts.bundle_file import write_bundle
 from hgprompt_edge.artifacts.device_bank import adapt_path, bank_path, read_bank
 from hgprompt_edge.export.onnx_file import export_onnx
-from hgprompt_edge.prompts.bank import Prompt, write_prompt
+from hgprompt_edge.prompts.prompt import Prompt, write_prompt
 from hgprompt_edge.state.history import History
 from hgprompt_edge.state.update_file import write_update
 

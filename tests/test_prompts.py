@@ -13,21 +13,15 @@ from hypothesis import strategies as st
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import read_safetensors, write_safetensors
 from hgprompt_edge.prompts.bank import (
-    Normalization,
-    Prompt,
     PromptBank,
     check_joins,
-    effective_sources,
     match_prompts,
-    match_tokens,
-    mix,
-    on_basis,
     read_bank,
-    read_prompt,
-    source_shares,
-    write_prompt,
     write_start,
 )
+from hgprompt_edge.prompts.matching import match_tokens
+from hgprompt_edge.prompts.mixing import effective_sources, mix, on_basis, source_shares
+from hgprompt_edge.prompts.prompt import Normalization, Prompt, read_prompt, write_prompt
 
 
 def make_prompt(name: str = "pets", shape: tuple[int, int, int] = (3, 4, 8), **changes: object):

@@ -28,7 +28,8 @@ from hgprompt_edge.fit.choice import Proof
 from hgprompt_edge.fit.estimator import HGPrompt
 from hgprompt_edge.fit.judge import Candidate, Judge
 from hgprompt_edge.maths.feature_statistics import Clean
-from hgprompt_edge.prompts.bank import PromptBank, mix
+from hgprompt_edge.prompts.bank import PromptBank
+from hgprompt_edge.prompts.mixing import mix
 from hgprompt_edge.training.prompt_tuning import Recipe
 from hgprompt_edge.training.tune import epochs_for, starting_prompt, tune, tuning_recipe
 

@@ -43,7 +43,9 @@ from hgprompt_edge.heads.heads import (
     cross_fitted_logits,
     log_loss,
 )
-from hgprompt_edge.prompts.bank import START, Normalization, PromptBank, mix, source_shares
+from hgprompt_edge.prompts.bank import PromptBank
+from hgprompt_edge.prompts.mixing import mix, source_shares
+from hgprompt_edge.prompts.prompt import START, Normalization
 
 
 @pytest.fixture(scope="module")

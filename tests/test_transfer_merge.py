@@ -20,7 +20,7 @@ from hgprompt_edge.backbones.load import load_backbone
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import read_safetensors, write_safetensors
 from hgprompt_edge.fit.merged_bundle import with_mix
-from hgprompt_edge.prompts.bank import mix as fold
+from hgprompt_edge.prompts.mixing import mix as fold
 from hgprompt_edge.state.history import Version
 from hgprompt_edge.state.merge import CAP, NEAR, REACH, merge, read_updates, robust_mean
 from hgprompt_edge.state.update_file import Update, read_update, write_update

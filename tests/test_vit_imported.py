@@ -17,7 +17,7 @@ from small_vits import make_backbone
 
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.prompts.bank import Prompt, read_prompt, write_prompt
+from hgprompt_edge.prompts.prompt import Prompt, read_prompt, write_prompt
 from hgprompt_edge.training.import_prompt import NORMALIZATIONS, import_prompt
 
 TOKENS = np.random.default_rng(0).normal(size=(2, 5, 32)).astype(np.float32)

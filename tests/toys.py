@@ -12,7 +12,8 @@ from small_vits import TOKENS
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.forward import extract_features
 from hgprompt_edge.data import Images, Task
-from hgprompt_edge.prompts.bank import Prompt, PromptBank
+from hgprompt_edge.prompts.bank import PromptBank
+from hgprompt_edge.prompts.prompt import Prompt
 
 CLASSES = 3
 

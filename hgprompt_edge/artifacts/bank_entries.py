@@ -16,7 +16,7 @@ from hgprompt_edge.artifacts.bundle import Bundle, Floats
 from hgprompt_edge.artifacts.folded import pack_more
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import sha256_arrays
-from hgprompt_edge.prompts.bank import mix
+from hgprompt_edge.prompts.mixing import mix
 
 NO_PROMPT, TUNED, LEARNED = "no prompt", "tuned", "learned"
 """Entries of a device's bank that are no sources."""

@@ -25,7 +25,7 @@ from hgprompt_edge.backbones.support import check_supported
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import sha256_arrays
 from hgprompt_edge.images.preprocess import RESAMPLING, Preprocessing
-from hgprompt_edge.prompts.bank import Normalization
+from hgprompt_edge.prompts.prompt import Normalization
 
 POSITIONS = "timm.resample_abs_pos_embed, bicubic, antialiased, on the CPU"
 """How position embeddings come to another image size. Part of every fingerprint: other libraries

@@ -139,7 +139,7 @@ def fit(
     from hgprompt_edge.data.conditions import check_names
     from hgprompt_edge.errors import UserError
     from hgprompt_edge.files import check_writable
-    from hgprompt_edge.prompts.bank import SHALLOW
+    from hgprompt_edge.prompts.prompt import SHALLOW
 
     start = time.perf_counter()
     if tune and folded > 1:
@@ -276,7 +276,7 @@ def _document(
     figure: Path | None,
     seconds: float,
 ) -> dict[str, Any]:
-    from hgprompt_edge.prompts.bank import source_shares
+    from hgprompt_edge.prompts.mixing import source_shares
 
     names = [source["name"] for source in bundle.sources]
     return {

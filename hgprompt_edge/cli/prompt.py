@@ -32,7 +32,7 @@ from hgprompt_edge.cli.shared.resize import check_resize
 from hgprompt_edge.cli.shared.server import load_pytorch, needs_server
 
 if TYPE_CHECKING:
-    from hgprompt_edge.prompts.bank import Prompt
+    from hgprompt_edge.prompts.prompt import Prompt
 
 app = typer.Typer(help="Train, import and show source prompts.", no_args_is_help=True)
 
@@ -86,7 +86,8 @@ def train(
 ) -> None:
     """Train one source prompt by VPT; run it again to go on after an interruption."""
     from hgprompt_edge.files import check_writable
-    from hgprompt_edge.prompts.bank import check_joins, write_prompt, write_start
+    from hgprompt_edge.prompts.bank import check_joins, write_start
+    from hgprompt_edge.prompts.prompt import write_prompt
 
     found = find_images(task, data, seed=seed, download=download)
     check_resize(resize, found)
@@ -196,7 +197,8 @@ def import_(
     """Import a prompt of the VPT code or of a safetensors file into a bank."""
     from hgprompt_edge.errors import UserError
     from hgprompt_edge.files import check_storable, check_writable
-    from hgprompt_edge.prompts.bank import check_joins, write_prompt
+    from hgprompt_edge.prompts.bank import check_joins
+    from hgprompt_edge.prompts.prompt import write_prompt
 
     for option, text in (("--name", name), ("--task", task), ("--family", family)):
         check_storable(text, option)
@@ -244,7 +246,8 @@ def show(
     json: options.Json = False,
 ) -> None:
     """Print what a prompt or a bank holds."""
-    from hgprompt_edge.prompts.bank import read_bank, read_prompt
+    from hgprompt_edge.prompts.bank import read_bank
+    from hgprompt_edge.prompts.prompt import read_prompt
 
     path = Path(source)
     if path.is_file():

@@ -32,7 +32,9 @@ from hgprompt_edge.fit.choice import Decision, choose, decide, source_candidates
 from hgprompt_edge.fit.choice import best_source as best_of
 from hgprompt_edge.fit.judge import Candidate, Judge
 from hgprompt_edge.heads.heads import cross_fitted_log_loss
-from hgprompt_edge.prompts.bank import Floats, PromptBank, mix, on_basis
+from hgprompt_edge.prompts.bank import PromptBank
+from hgprompt_edge.prompts.mixing import mix, on_basis
+from hgprompt_edge.prompts.prompt import Floats
 from hgprompt_edge.training.prompt_tuning import Recipe, Trained
 from hgprompt_edge.training.tune import BATCH_SIZE, LEARNING_RATE, epochs_for, train_from
 

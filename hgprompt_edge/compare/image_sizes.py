@@ -24,7 +24,8 @@ from hgprompt_edge.features.pooling import choose_pooling
 from hgprompt_edge.fit.algorithm import Progress
 from hgprompt_edge.fit.judge import Candidate, Judge
 from hgprompt_edge.images.preprocess import Preprocessing
-from hgprompt_edge.prompts.bank import SHALLOW, PromptBank
+from hgprompt_edge.prompts.bank import PromptBank
+from hgprompt_edge.prompts.prompt import SHALLOW
 
 Load = Callable[[Preprocessing], Task]
 """Reads the task for a backbone's preprocessing, the same images for each."""

@@ -16,7 +16,8 @@ from hgprompt_edge.features.pooling import choose_pooling
 from hgprompt_edge.fit.algorithm import Progress
 from hgprompt_edge.fit.checks import check_bank, check_validation, leave_out_family
 from hgprompt_edge.fit.judge import Judge
-from hgprompt_edge.prompts.bank import PromptBank, effective_sources, source_shares
+from hgprompt_edge.prompts.bank import PromptBank
+from hgprompt_edge.prompts.mixing import effective_sources, source_shares
 
 RESAMPLES = 2000
 KEPT = "hgprompt_guarded"

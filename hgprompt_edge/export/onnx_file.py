@@ -32,7 +32,7 @@ from hgprompt_edge.export.graph.rewrites import Attention, Rewrites
 from hgprompt_edge.export.verify import Verification, at_initial, verify_onnx
 from hgprompt_edge.files import atomic_paths
 from hgprompt_edge.images.preprocess import CROP, LETTERBOX, SQUASH, Preprocessing
-from hgprompt_edge.prompts.bank import source_shares
+from hgprompt_edge.prompts.mixing import source_shares
 
 MAX_MODEL_BYTES = 2**31 - 2**24
 """Largest model that one protobuf file holds, with room for the metadata."""

@@ -19,7 +19,7 @@ from hgprompt_edge.backbones.forward import features_prefix, features_token, nor
 from hgprompt_edge.errors import CheckError
 from hgprompt_edge.maths.parity import TOLERANCE, compare
 from hgprompt_edge.maths.softmax import log_mean_softmax
-from hgprompt_edge.prompts.bank import mix
+from hgprompt_edge.prompts.mixing import mix
 from hgprompt_edge.runtime.engines.engine import Engine, LoadError
 from hgprompt_edge.runtime.engines.onnx_engine import OnnxEngine
 

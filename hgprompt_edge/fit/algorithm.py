@@ -19,7 +19,9 @@ from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.fit.alignment import Alignment, common_head, head_alignment
 from hgprompt_edge.fit.objective import Objective, Terms, make_objective
 from hgprompt_edge.heads.heads import Labels
-from hgprompt_edge.prompts.bank import Floats, PromptBank, mix, source_shares
+from hgprompt_edge.prompts.bank import PromptBank
+from hgprompt_edge.prompts.mixing import mix, source_shares
+from hgprompt_edge.prompts.prompt import Floats
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, steps done, steps in all); 0 in all: nobody knows how many."""

@@ -21,7 +21,8 @@ from hgprompt_edge.fit.judge import Candidate
 from hgprompt_edge.heads.heads import Head
 from hgprompt_edge.maths.feature_statistics import Clean
 from hgprompt_edge.maths.softmax import log_mean_softmax
-from hgprompt_edge.prompts.bank import DEEP, SOURCE, Floats, Prompt, PromptBank
+from hgprompt_edge.prompts.bank import PromptBank
+from hgprompt_edge.prompts.prompt import DEEP, SOURCE, Floats, Prompt
 
 PROBE_IMAGES = 16
 PACKAGES = ("torch", "timm", "numpy", "hgprompt-edge")

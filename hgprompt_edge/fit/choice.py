@@ -19,7 +19,8 @@ from hgprompt_edge.artifacts.bundle import Row
 from hgprompt_edge.fit.algorithm import uniform_weights
 from hgprompt_edge.fit.judge import Candidate, Judge
 from hgprompt_edge.heads.best_head import averaged_losses
-from hgprompt_edge.prompts.bank import PromptBank, mix, on_basis
+from hgprompt_edge.prompts.bank import PromptBank
+from hgprompt_edge.prompts.mixing import mix, on_basis
 
 MIN_GAIN, SELECTION = 2.0, 3.0
 """Nats over all held-out images that a prompt must gain over no prompt: prior odds of exp(2), and

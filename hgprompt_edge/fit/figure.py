@@ -23,7 +23,7 @@ from hgprompt_edge.figures.style import (
     style,
 )
 from hgprompt_edge.maths.proportions import Proportion, wilson
-from hgprompt_edge.prompts.bank import source_shares
+from hgprompt_edge.prompts.mixing import source_shares
 
 ROW_HEIGHT = 0.2
 """Inches for each prompt."""

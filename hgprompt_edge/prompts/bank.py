@@ -1,96 +1,30 @@
-"""Source prompts and banks of them: read, check, match, mix, write.
-
-A prompt file is a safetensors file: tensor `prompt [L, T, D]` float32, optionally `head.weight
-[K, D]` and `head.bias [K]`, and flat string metadata (`format`, `backbone`, ...). A bank is a
-folder of prompt files that fit each other, with the untrained prompt that they started from.
-"""
+"""A bank: a folder of prompt files that fit each other, with the prompt that they started from."""
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge import models
-from hgprompt_edge.errors import UserError, brief
-from hgprompt_edge.files import (
-    DAMAGE,
-    check_storable,
-    read_safetensors,
-    sha256_file,
-    write_safetensors,
-)
+from hgprompt_edge.errors import UserError
 from hgprompt_edge.images.listing import files_in
+from hgprompt_edge.prompts.matching import match_tokens
+from hgprompt_edge.prompts.prompt import (
+    SOURCE,
+    START,
+    Normalization,
+    Prompt,
+    read_prompt,
+    write_prompt,
+)
 
-FORMAT = "hgprompt.prompt/1"
-SOURCE, START = "source", "start"
-"""Roles of a prompt in its bank."""
 START_NAME = "untrained"
 """Name of the file with the prompt that a bank's sources started from."""
-DEEP, SHALLOW = "deep", "shallow"
+
 Floats = npt.NDArray[np.float32]
-Triple = tuple[float, float, float]
-
-
-class Normalization(NamedTuple):
-    """What is subtracted from pixels in [0, 1] and what they are divided by, per channel."""
-
-    mean: Triple
-    std: Triple
-
-    def __str__(self) -> str:
-        mean, std = (" ".join(f"{value:.3g}" for value in triple) for triple in self)
-        return f"mean {mean}, std {std}"
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One source prompt and what is known about it.
-
-    Attributes
-    ----------
-    tokens
-        `[L, T, D]` float32; `L` is the backbone's depth (deep) or 1 (shallow).
-    backbone, backbone_sha256
-        name of the backbone, and the fingerprint of the weights that the prompt was trained on.
-    init_seed
-        Seed of the initialisation, None where nobody knows it. Only tokens that started alike
-        correspond token by token.
-    test_accuracy, test_accuracy_unprompted
-        On the source's own test part with the same closed-form head, in [0, 1].
-    recipe
-        How it was trained, for people.
-    normalization
-        Of the pixels that it was trained on; None: the backbone's own.
-    role
-        `source`, or `start`: what the sources of its `init_seed` were before training.
-    sha256
-        Of the file it was read from, else empty.
-    """
-
-    tokens: Floats
-    name: str
-    backbone: str
-    backbone_sha256: str
-    image_size: int
-    mode: str = DEEP
-    init_seed: int | None = 0
-    task: str = ""
-    family: str = ""
-    classes: tuple[str, ...] = ()
-    test_accuracy: float | None = None
-    test_accuracy_unprompted: float | None = None
-    recipe: dict[str, Any] = field(default_factory=dict)
-    head_weight: Floats | None = None
-    head_bias: Floats | None = None
-    normalization: Normalization | None = None
-    role: str = SOURCE
-    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -164,64 +98,6 @@ class PromptBank:
         """Leave out the sources of a target's own family, so that a comparison is honest."""
         kept = tuple(p for p in self.prompts if not family or p.family != family)
         return replace(self, prompts=kept)
-
-
-def read_prompt(path: Path) -> Prompt:
-    """Read and check one prompt file.
-
-    Raises
-    ------
-    UserError
-        Damaged file, other format or version, wrong shape or dtype, NaN or inf.
-    """
-    check_storable(path.stem, f"{path.parent}: the prompt")
-    tensors, metadata = read_safetensors(path)
-    version = metadata.get("format", "")
-    if not version.startswith("hgprompt.prompt/"):
-        raise UserError(
-            f"{path}: not a prompt file (its format is '{brief(version or 'missing')}')"
-        )
-    if version != FORMAT:
-        raise UserError(
-            f"{path}: format {brief(version)} is newer than this hgedge reads ({FORMAT})"
-        )
-    _check_tensors(path, tensors)
-    try:
-        prompt = _from_metadata(path, tensors, metadata)
-    except DAMAGE as error:
-        raise UserError(f"{path}: metadata is missing or malformed ({brief(error)})") from error
-    if (prompt.mode == SHALLOW) != (len(prompt.tokens) == 1):
-        raise UserError(
-            f"{path}: mode '{prompt.mode}' does not fit {len(prompt.tokens)} layers of tokens"
-        )
-    return prompt
-
-
-def write_prompt(path: Path, prompt: Prompt) -> None:
-    """Write one prompt file, whole or not at all."""
-    tensors = {"prompt": prompt.tokens.astype(np.float32)}
-    if prompt.head_weight is not None and prompt.head_bias is not None:
-        tensors["head.weight"] = prompt.head_weight.astype(np.float32)
-        tensors["head.bias"] = prompt.head_bias.astype(np.float32)
-    metadata = {
-        "format": FORMAT,
-        "backbone": prompt.backbone,
-        "backbone_sha256": prompt.backbone_sha256,
-        "image_size": str(prompt.image_size),
-        "mode": prompt.mode,
-        "init_seed": json.dumps(prompt.init_seed),
-        "task": prompt.task,
-        "family": prompt.family,
-        "classes": json.dumps(prompt.classes),
-        "test_accuracy": json.dumps(prompt.test_accuracy),
-        "test_accuracy_unprompted": json.dumps(prompt.test_accuracy_unprompted),
-        "recipe": json.dumps(prompt.recipe, sort_keys=True),
-    }
-    if prompt.role != SOURCE:
-        metadata["role"] = prompt.role
-    if prompt.normalization is not None:
-        metadata["normalization"] = json.dumps(prompt.normalization._asdict())
-    write_safetensors(path, tensors, metadata)
 
 
 def write_start(folder: Path, trained: Prompt, tokens: Floats) -> None:
@@ -324,124 +200,6 @@ def match_prompts(bank: PromptBank) -> PromptBank:
             prompt = replace(prompt, tokens=match_tokens(reference.tokens, prompt.tokens))
         prompts.append(prompt)
     return replace(bank, prompts=tuple(prompts), matched=tuple(names))
-
-
-def match_tokens(reference: Floats, tokens: Floats) -> Floats:
-    """Permute `tokens [L, T, D]`, layer by layer, to correspond to `reference [L, T, D]`."""
-    # scipy comes with the server extra; a device never matches.
-    from scipy.optimize import linear_sum_assignment
-
-    result = np.empty_like(tokens)
-    for layer, (target, moving) in enumerate(zip(reference, tokens, strict=True)):
-        cosine = _centred_directions(target) @ _centred_directions(moving).T  # [T, T]
-        _, columns = linear_sum_assignment(cosine, maximize=True)
-        result[layer] = moving[columns]
-    return result
-
-
-def mix(tokens: Floats, weights: npt.ArrayLike) -> Floats:
-    """Fold `tokens [N, L, T, D]` into one prompt `[L, T, D]` (METHOD eq. 1).
-
-    `weights` are `[N]`, or `[N, L]` where each layer has its own.
-    """
-    weights = np.asarray(weights, dtype=np.float64)
-    if weights.ndim == 1:
-        return np.tensordot(weights, tokens.astype(np.float64), axes=1).astype(np.float32)
-    mixed: Floats = np.einsum("nl,nltd->ltd", weights, tokens, dtype=np.float64).astype(np.float32)
-    return mixed
-
-
-def on_basis(weights: npt.ArrayLike, size: int) -> npt.NDArray[np.float64]:
-    """Weights `[N]` or `[N, L]` of the sources as weights of a basis of so many prompts."""
-    weights = np.asarray(weights, dtype=np.float64)
-    return np.concatenate([weights, np.zeros((size - len(weights), *weights.shape[1:]))])
-
-
-def source_shares(weights: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Share `[N]` of each source: its weight, of weights `[N, L]` the mean over the layers."""
-    weights = np.asarray(weights, dtype=np.float64)
-    return weights if weights.ndim == 1 else weights.mean(1)
-
-
-def effective_sources(weights: npt.ArrayLike) -> float:
-    """Effective number of sources: the exponential of the entropy of their shares.
-
-    `weights` are those of the sources, `[N]` or `[N, L]`; they need not sum to 1.
-    """
-    weights = source_shares(weights)
-    positive = weights[weights > 0]
-    positive = positive / positive.sum()
-    return float(np.exp(-np.sum(positive * np.log(positive))))
-
-
-def _centred_directions(tokens: Floats) -> npt.NDArray[np.float64]:
-    centred = tokens.astype(np.float64) - tokens.mean(axis=-1, keepdims=True)
-    norms = np.linalg.norm(centred, axis=-1, keepdims=True)
-    return cast("npt.NDArray[np.float64]", centred / np.maximum(norms, 1e-12))
-
-
-def _check_tensors(path: Path, tensors: dict[str, npt.NDArray[np.generic]]) -> None:
-    if "prompt" not in tensors:
-        raise UserError(f"{path}: has no tensor named 'prompt'")
-    unknown = sorted(set(tensors) - {"prompt", "head.weight", "head.bias"})
-    if unknown:
-        raise UserError(
-            f"{path}: unknown tensor '{brief(unknown[0])}'; a prompt file holds one prompt"
-        )
-    if tensors["prompt"].ndim != 3 or 0 in tensors["prompt"].shape:
-        shape = list(tensors["prompt"].shape)
-        raise UserError(f"{path}: 'prompt' must be [layers, tokens, width], got {shape}")
-    for name, tensor in tensors.items():
-        if tensor.dtype != np.float32:
-            raise UserError(
-                f"{path}: '{name}' must be float32, got {tensor.dtype}; save it in float32"
-            )
-        if not np.isfinite(tensor).all():
-            raise UserError(f"{path}: '{name}' holds NaN or inf; train the prompt again")
-
-
-def _from_metadata(
-    path: Path, tensors: dict[str, npt.NDArray[np.generic]], metadata: dict[str, str]
-) -> Prompt:
-    mode = metadata["mode"]
-    if mode not in (DEEP, SHALLOW):
-        raise ValueError(f"mode is '{mode}'")
-    return Prompt(
-        tokens=cast("Floats", tensors["prompt"]),
-        name=path.stem,
-        backbone=metadata["backbone"],
-        backbone_sha256=metadata["backbone_sha256"],
-        image_size=int(metadata["image_size"]),
-        mode=mode,
-        init_seed=None if metadata["init_seed"] == "null" else int(metadata["init_seed"]),
-        task=metadata.get("task", ""),
-        family=metadata.get("family", ""),
-        classes=tuple(json.loads(metadata.get("classes", "[]"))),
-        test_accuracy=json.loads(metadata.get("test_accuracy", "null")),
-        test_accuracy_unprompted=json.loads(metadata.get("test_accuracy_unprompted", "null")),
-        recipe=json.loads(metadata.get("recipe", "{}")),
-        head_weight=cast("Floats | None", tensors.get("head.weight")),
-        head_bias=cast("Floats | None", tensors.get("head.bias")),
-        normalization=_normalization(metadata.get("normalization", "null")),
-        role=_role(metadata.get("role", SOURCE)),
-        sha256=sha256_file(path),
-    )
-
-
-def _role(text: str) -> str:
-    if text not in (SOURCE, START):
-        raise ValueError(f"role is '{text}'")
-    return text
-
-
-def _normalization(text: str) -> Normalization | None:
-    fields = json.loads(text)
-    if fields is None:
-        return None
-    mean, std = ([float(value) for value in fields[name]] for name in ("mean", "std"))
-    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
-        raise ValueError(f"normalization is {text}")
-    return Normalization((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
 def _sources_in(folder: Path) -> list[Prompt]:

@@ -31,7 +31,7 @@ from timm.data.constants import (
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import sha256_file
-from hgprompt_edge.prompts.bank import DEEP, SHALLOW, Floats, Normalization, Prompt
+from hgprompt_edge.prompts.prompt import DEEP, SHALLOW, Floats, Normalization, Prompt
 from hgprompt_edge.training.vpt_checkpoint import prompt_of_checkpoint
 
 NORMALIZATIONS = {

@@ -26,7 +26,7 @@ from hgprompt_edge.backbones.linearize import Linearized
 from hgprompt_edge.backbones.passes import in_parts
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import cache_folder, read_safetensors, sha256_arrays, write_safetensors
-from hgprompt_edge.prompts.bank import DEEP
+from hgprompt_edge.prompts.prompt import DEEP
 from hgprompt_edge.training.resume import load_state, save_state
 
 NOISE_CELLS = (2, 4, 8, 16, 32)

@@ -26,7 +26,7 @@ from hgprompt_edge.backbones.forward import extract_features
 from hgprompt_edge.backbones.linearize import Inputs, Linearized
 from hgprompt_edge.heads.best_head import fit_head
 from hgprompt_edge.heads.heads import accuracy, cross_fitted_logits, log_loss
-from hgprompt_edge.prompts.bank import DEEP
+from hgprompt_edge.prompts.prompt import DEEP
 from hgprompt_edge.training.augment import Augmentation
 from hgprompt_edge.training.neutral_prompt import neutral_tokens
 from hgprompt_edge.training.resume import load_state, save_state

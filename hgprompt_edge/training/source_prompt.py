@@ -18,7 +18,7 @@ from hgprompt_edge.files import sha256_arrays
 from hgprompt_edge.fit.checks import check_batch, check_validation
 from hgprompt_edge.heads.best_head import fit_head
 from hgprompt_edge.heads.heads import Head
-from hgprompt_edge.prompts.bank import DEEP, Prompt
+from hgprompt_edge.prompts.prompt import DEEP, Prompt
 from hgprompt_edge.training.prompt_tuning import Draw, PromptTrainer, Recipe, Trained
 
 Report = Callable[[int, int], None]

@@ -20,7 +20,8 @@ from hgprompt_edge.fit.assemble import token_logits
 from hgprompt_edge.fit.checks import check_batch, check_same_images
 from hgprompt_edge.fit.choice import Proof, prove
 from hgprompt_edge.fit.judge import Candidate, Judge
-from hgprompt_edge.prompts.bank import Floats, mix
+from hgprompt_edge.prompts.mixing import mix
+from hgprompt_edge.prompts.prompt import Floats
 from hgprompt_edge.training.prompt_tuning import PromptTrainer, Recipe, Trained
 
 STEPS, BATCH_SIZE, LEARNING_RATE = 60, 400, 5e-3

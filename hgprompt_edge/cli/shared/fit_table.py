@@ -121,7 +121,7 @@ def _within_chance(bundle: Bundle, none: Row, kept: Row, images: Task) -> str:
 
 def sources_line(bundle: Bundle) -> str:
     """Say which sources have the largest shares of the learned mix."""
-    from hgprompt_edge.prompts.bank import source_shares
+    from hgprompt_edge.prompts.mixing import source_shares
 
     shares = source_shares(bundle.learned_weights)
     order = np.argsort(-shares, kind="stable")
@@ -135,7 +135,7 @@ def sources_line(bundle: Bundle) -> str:
 
 def weights_table(bundle: Bundle) -> Table:
     """Share and score of each prompt, and its weight in each layer."""
-    from hgprompt_edge.prompts.bank import source_shares
+    from hgprompt_edge.prompts.mixing import source_shares
 
     table = Table(box=None, pad_edge=False)
     table.add_column("prompt")

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from hgprompt_edge.backbones.backbone import Backbone
     from hgprompt_edge.cli.shared.options import Pixels
     from hgprompt_edge.data import FoundTask
-    from hgprompt_edge.prompts.bank import Normalization, PromptBank
+    from hgprompt_edge.prompts.bank import PromptBank
+    from hgprompt_edge.prompts.prompt import Normalization
 
 NO_BANK = "none"
 """What `--sources` takes where no prompts are to be used."""
