@@ -211,7 +211,6 @@ def import_seconds() -> dict[str, float]:
     )
     found = {}
     for module in (
-        "hgprompt_edge.device",
         "hgprompt_edge.runtime.predictor",
         "hgprompt_edge.adapt.command",
     ):

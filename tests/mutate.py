@@ -19,7 +19,7 @@ from hgprompt_edge.artifacts.device_bank import bank_path, read_bank
 from hgprompt_edge.artifacts.keys import check_public_key
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.prompts.prompt import read_prompt
-from hgprompt_edge.runtime.predictor import open_history
+from hgprompt_edge.runtime.learned import open_history
 from hgprompt_edge.runtime.verify import describe_signature, verify_model
 from hgprompt_edge.state.update_file import read_update
 

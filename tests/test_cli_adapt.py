@@ -25,7 +25,8 @@ from hgprompt_edge.adapt.images import read_unlabelled
 from hgprompt_edge.artifacts.bank_entries import bank_tokens
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.maths.feature_statistics import Clean, clean_of
-from hgprompt_edge.runtime.predictor import Predictor, open_history, state_folder
+from hgprompt_edge.runtime.learned import open_history, state_folder
+from hgprompt_edge.runtime.predictor import Predictor
 from hgprompt_edge.runtime.watch import watch
 from hgprompt_edge.state.update_file import read_update
 
@@ -402,7 +403,7 @@ def test_two_at_once_one_wins(planted: Planted, seen: Path, tmp_path: Path) -> N
 def planted_lock(planted: Planted, state: Path) -> object:
     from contextlib import contextmanager
 
-    from hgprompt_edge.runtime.predictor import open_history
+    from hgprompt_edge.runtime.learned import open_history
 
     @contextmanager
     def held():  # type: ignore[no-untyped-def]

@@ -19,7 +19,7 @@ import hgprompt_edge
 from hgprompt_edge import Classification, Classifier, Predictor, UserError
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.images.decode import UnreadableImageError
-from hgprompt_edge.runtime.predictor import open_history, state_folder
+from hgprompt_edge.runtime.learned import open_history, state_folder
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from small_vits import make_backbone, make_mixable
 
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.onnx_file import export_onnx
-from hgprompt_edge.runtime.predictor import Predictor, open_history
+from hgprompt_edge.runtime.learned import open_history
+from hgprompt_edge.runtime.predictor import Predictor
 from hgprompt_edge.runtime.watch import watch
 
 

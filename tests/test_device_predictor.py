@@ -23,7 +23,8 @@ from hgprompt_edge.images.listing import list_images
 from hgprompt_edge.images.preprocess import read_image
 from hgprompt_edge.maths.softmax import softmax
 from hgprompt_edge.runtime.engines.onnx_engine import explain
-from hgprompt_edge.runtime.predictor import Prediction, Predictor
+from hgprompt_edge.runtime.prediction import Prediction
+from hgprompt_edge.runtime.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parents[1]
 

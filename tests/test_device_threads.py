@@ -18,7 +18,8 @@ from toys import pixels_of
 
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.export.onnx_file import export_onnx
-from hgprompt_edge.runtime.predictor import Predictor, open_history
+from hgprompt_edge.runtime.learned import open_history
+from hgprompt_edge.runtime.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -19,7 +19,8 @@ from hgprompt_edge.adapt.optimizer import Settings
 from hgprompt_edge.artifacts.device_bank import Bank, adapt_path
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.maths.feature_statistics import places_of
-from hgprompt_edge.runtime.predictor import Predictor, head_of
+from hgprompt_edge.runtime.learned import head_of
+from hgprompt_edge.runtime.predictor import Predictor
 from hgprompt_edge.state.history import RETURN, History, Version
 from hgprompt_edge.state.version import Figures
 

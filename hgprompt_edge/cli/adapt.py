@@ -114,7 +114,8 @@ def adapt(
     """Re-learn the mixing weights from images that the device has seen, and keep what is better."""
     from hgprompt_edge.adapt.command import Request, adapt_model, bank_of
     from hgprompt_edge.adapt.optimizer import Settings
-    from hgprompt_edge.runtime.predictor import Predictor, open_history, state_folder
+    from hgprompt_edge.runtime.learned import open_history, state_folder
+    from hgprompt_edge.runtime.predictor import Predictor
 
     predictor = Predictor(model, threads=threads)
     bank, folder = bank_of(predictor), state or state_folder(model)

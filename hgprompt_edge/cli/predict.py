@@ -28,7 +28,8 @@ from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:
     from hgprompt_edge.images.listing import Listing
-    from hgprompt_edge.runtime.predictor import Prediction, Predictor
+    from hgprompt_edge.runtime.prediction import Prediction
+    from hgprompt_edge.runtime.predictor import Predictor
 
 
 @reports_errors
@@ -115,7 +116,7 @@ def _what_is_wrong(unreadable: int, images: int, listing: Listing) -> str:
 
 def _unused(listing: Listing) -> list[Prediction]:
     """Return what stands in the JSON document for files without a prediction."""
-    from hgprompt_edge.runtime.predictor import Prediction
+    from hgprompt_edge.runtime.prediction import Prediction
 
     left_out = [(item.name, f"left out: {item.reason}") for item in listing.left_out]
     missing = [(item.name, item.reason) for item in listing.missing]

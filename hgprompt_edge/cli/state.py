@@ -83,7 +83,8 @@ def _opened(
     model: Path, state: Path | None, *, read_only: bool = False
 ) -> Iterator[tuple[Predictor, History, Sequence[str]]]:
     from hgprompt_edge.adapt.command import bank_of
-    from hgprompt_edge.runtime.predictor import Predictor, open_history, state_folder
+    from hgprompt_edge.runtime.learned import open_history, state_folder
+    from hgprompt_edge.runtime.predictor import Predictor
 
     predictor = Predictor(model)
     bank = bank_of(predictor)

@@ -13,8 +13,8 @@ from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.errors import CheckError
 from hgprompt_edge.export.onnx_file import check_fits
 from hgprompt_edge.export.verify import verify_mixes
+from hgprompt_edge.runtime.contract import read_bank_of, tolerance_of
 from hgprompt_edge.runtime.engines.open import open_engine
-from hgprompt_edge.runtime.predictor import read_bank_of, tolerance_of
 from hgprompt_edge.runtime.verify import Check
 
 

@@ -16,7 +16,8 @@ from PIL import Image
 
 from hgprompt_edge.images.decode import open_image, upright_rgb
 from hgprompt_edge.images.preprocess import Preprocessing, to_array
-from hgprompt_edge.runtime.predictor import Floats, Pixels, Predictor, state_folder
+from hgprompt_edge.runtime.learned import state_folder
+from hgprompt_edge.runtime.predictor import Floats, Pixels, Predictor
 
 Photo: TypeAlias = "str | PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]"
 """A file's path or its content, a Pillow image, or pixels `[H, W, 3]`, RGB, or grey `[H, W]`."""

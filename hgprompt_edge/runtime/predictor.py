@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import cast
@@ -13,36 +12,25 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.artifacts.device_bank import Bank, bank_path, difference, read_bank
-from hgprompt_edge.artifacts.metadata import PREFIX, Metadata, assume_metadata, parse_metadata
-from hgprompt_edge.errors import UserError, brief
-from hgprompt_edge.images.preprocess import Preprocessing, UnreadableImageError, read_image
-from hgprompt_edge.maths.parity import TOLERANCES, Comparison, compare
+from hgprompt_edge.artifacts.metadata import PREFIX, Metadata, parse_metadata
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.images.preprocess import Preprocessing
+from hgprompt_edge.maths.parity import Comparison, compare
 from hgprompt_edge.maths.softmax import softmax
-from hgprompt_edge.runtime.engines.engine import Engine, Port
+from hgprompt_edge.runtime.contract import (
+    assumed_metadata,
+    check_contract,
+    read_bank_of,
+    tolerance_of,
+)
 from hgprompt_edge.runtime.engines.open import open_engine
+from hgprompt_edge.runtime.learned import content_of, head_of, open_history
 from hgprompt_edge.runtime.other_cpu import Agreement, check_once, compare_cpus
+from hgprompt_edge.runtime.prediction import Prediction, predict_files
 from hgprompt_edge.state.history import History, Version
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The most probable classes of one image.
-
-    Attributes
-    ----------
-    labels
-        `(class, probability)`, most probable first; empty for an image that cannot be read.
-    error
-        Why it cannot be read, else None.
-    """
-
-    path: Path
-    labels: tuple[tuple[str, float], ...]
-    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -116,10 +104,10 @@ class Predictor:
         self.path = path = Path(path)
         self._engine = open_engine(path, threads, device=device, bf16=bf16)
         known = any(key.startswith(PREFIX) for key in self._engine.entries)
-        self.assumed = None if known else _assume(self._engine)
+        self.assumed = None if known else assumed_metadata(self._engine)
         self.metadata: Metadata = self.assumed or parse_metadata(path, self._engine.entries)
         self.bank = read_bank_of(path, self.metadata)
-        _check_contract(path, self._engine, self.metadata, self.bank)
+        check_contract(path, self._engine, self.metadata, self.bank)
         self._at_work = _AtWork({})
         self._history: History | None = None
         self._changing = Lock()
@@ -187,7 +175,7 @@ class Predictor:
             if history is None or bank is None or not (force or history.changed()):
                 return False
             version, now = history.current(), self._at_work
-            if now.version is not None and _content(now.version) == _content(version):
+            if now.version is not None and content_of(now.version) == content_of(version):
                 self._at_work = replace(now, version=version)
                 return False
             given = bank.inputs(version.weights)
@@ -295,121 +283,6 @@ class Predictor:
         UserError
             The memory does not hold so many images.
         """
-        remaining = iter(paths)
-        while batch := list(islice(remaining, batch_size)):
-            try:
-                images = [self._read(path) for path in batch]
-                readable = [image for image in images if not isinstance(image, str)]
-                rows = iter(self.probabilities(np.stack(readable)) if readable else ())
-            except MemoryError as error:
-                raise UserError(
-                    f"--batch-size {batch_size}: not enough memory for {len(batch)} images at a "
-                    "time; give a smaller one"
-                ) from error
-            for path, image in zip(batch, images, strict=True):
-                if isinstance(image, str):
-                    yield Prediction(path, (), image)
-                else:
-                    yield Prediction(path, self._top(next(rows), top))
-
-    def _read(self, path: Path) -> Pixels | str:
-        try:
-            return read_image(path, self.preprocessing)
-        except UnreadableImageError as error:
-            return error.reason
-
-    def _top(self, probabilities: Floats, top: int) -> tuple[tuple[str, float], ...]:
-        order = np.argsort(-probabilities, kind="stable")[:top]
-        return tuple((self.classes[index], float(probabilities[index])) for index in order)
-
-
-def tolerance_of(entries: Mapping[str, str]) -> float:
-    """How far a model's logits may be from PyTorch's, relative to the largest (METHOD 8)."""
-    return TOLERANCES[entries.get(f"{PREFIX}precision", "fp32")]
-
-
-def _assume(engine: Engine) -> Metadata | None:
-    """Metadata for a model of others, if it takes pixels and gives logits under our names."""
-    shapes = [port.shape for port in (*engine.inputs, *engine.outputs)]
-    if [len(shape) for shape in shapes] != [3, 1]:
-        return None
-    (height, width, _), (classes,) = shapes
-    if height is None or height != width or classes is None:
-        return None
-    return assume_metadata(height, classes)
-
-
-def read_bank_of(path: Path, metadata: Metadata) -> Bank | None:
-    """Read the bank beside a model with `--weights runtime`, or None for one without.
-
-    Raises
-    ------
-    UserError
-        It is missing, damaged or of another model.
-    """
-    if not metadata.bank_sha256:
-        return None
-    place = bank_path(path)
-    bank = read_bank(place)
-    content, classes = metadata.bank_content_sha256, len(metadata.classes)
-    if found := difference(bank, metadata.bank_sha256, content, classes):
-        raise UserError(
-            f"{place}: the bank of another model than {path.name} (it has {found}); copy both "
-            "files of one export"
-        )
-    return bank
-
-
-def head_of(version: Version, bank: Bank) -> tuple[Floats, Floats] | None:
-    """Head `[K, D]`, `[K]` that a version moved; None: the model's own."""
-    weight, bias = version.head_weight, version.head_bias
-    if weight is None and bias is None:
-        return None
-    return (
-        bank.head_weight if weight is None else weight,
-        bank.head_bias if bias is None else bias,
-    )
-
-
-def _content(version: Version) -> tuple[object, ...]:
-    """Return what sets a version apart, also from one of the same number in another history."""
-    arrays = (version.weights, version.head_weight, version.head_bias)
-    return version.id, *(None if array is None else array.tobytes() for array in arrays)
-
-
-def state_folder(model: Path) -> Path:
-    """Where `hgedge adapt` keeps what it has learned for a model, unless told otherwise."""
-    return model.with_name(f"{model.stem}.state")
-
-
-def open_history(
-    state: Path, bank: Bank, classes: Sequence[str], *, resize: str = "", read_only: bool = False
-) -> History:
-    """Open what a device has learned for a model with this bank and these classes.
-
-    `resize` is the model's `crop_mode`.
-    """
-    return History(
-        state, bank.sha256, bank.initial, read_only=read_only, classes=classes, resize=resize
-    )
-
-
-def _check_contract(path: Path, engine: Engine, metadata: Metadata, bank: Bank | None) -> None:
-    """Refuse a file whose graph is not what its metadata and its bank say."""
-    side, classes = metadata.preprocessing.image_size, len(metadata.classes)
-    inputs, outputs = (
-        [Port("image", "uint8", (side, side, 3))],
-        [Port("logits", "float", (classes,))],
-    )
-    if bank is not None:
-        given = bank.inputs(bank.initial).items()
-        inputs += [Port(name, "float", array.shape[1:]) for name, array in given]
-        outputs.append(Port("features", "float", bank.head_weight.shape[1:]))
-    if (engine.inputs, engine.outputs) != (tuple(inputs), tuple(outputs)):
-        takes, gives = (
-            brief(", ".join(map(str, ports))) for ports in (engine.inputs, engine.outputs)
-        )
-        raise UserError(
-            f"{path}: takes {takes} and gives {gives}, which does not fit its metadata "
-            f"({side} px, {classes} classes); export it again"
+        return predict_files(
+            self.probabilities, self.preprocessing, self.classes, paths, top, batch_size
         )

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.images.listing import list_images
-from hgprompt_edge.runtime.predictor import Prediction, Predictor
+from hgprompt_edge.runtime.prediction import Prediction
+from hgprompt_edge.runtime.predictor import Predictor
 from hgprompt_edge.state.history import Version
 
 INTERVAL = 0.2

@@ -26,7 +26,8 @@ def open_model(
     UserError
         As of `Predictor`.
     """
-    from hgprompt_edge.runtime.predictor import Predictor, state_folder
+    from hgprompt_edge.runtime.learned import state_folder
+    from hgprompt_edge.runtime.predictor import Predictor
 
     predictor = Predictor(model, threads=threads, device=device, bf16=bf16, state=state)
     if state is not None and not state.exists():

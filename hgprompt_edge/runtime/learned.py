@@ -1,0 +1,48 @@
+"""What a device has learned for a model: where it lies, and how it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hgprompt_edge.artifacts.device_bank import Bank
+from hgprompt_edge.state.history import History, Version
+
+Floats = npt.NDArray[np.float32]
+
+
+def head_of(version: Version, bank: Bank) -> tuple[Floats, Floats] | None:
+    """Head `[K, D]`, `[K]` that a version moved; None: the model's own."""
+    weight, bias = version.head_weight, version.head_bias
+    if weight is None and bias is None:
+        return None
+    return (
+        bank.head_weight if weight is None else weight,
+        bank.head_bias if bias is None else bias,
+    )
+
+
+def content_of(version: Version) -> tuple[object, ...]:
+    """Return what sets a version apart, also from one of the same number in another history."""
+    arrays = (version.weights, version.head_weight, version.head_bias)
+    return version.id, *(None if array is None else array.tobytes() for array in arrays)
+
+
+def state_folder(model: Path) -> Path:
+    """Where `hgedge adapt` keeps what it has learned for a model, unless told otherwise."""
+    return model.with_name(f"{model.stem}.state")
+
+
+def open_history(
+    state: Path, bank: Bank, classes: Sequence[str], *, resize: str = "", read_only: bool = False
+) -> History:
+    """Open what a device has learned for a model with this bank and these classes.
+
+    `resize` is the model's `crop_mode`.
+    """
+    return History(
+        state, bank.sha256, bank.initial, read_only=read_only, classes=classes, resize=resize
+    )
