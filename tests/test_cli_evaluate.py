@@ -24,7 +24,7 @@ from small_vits import make_backbone, make_bundle
 from test_layers import BLOCK, SERVER_ONLY
 
 from hgprompt_edge.data.labelled import Labelled, find_labelled
-from hgprompt_edge.data.task import Entry
+from hgprompt_edge.data.parts import Entry
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.evaluate.classes import match_classes, parse_map
 from hgprompt_edge.evaluate.run import evaluate

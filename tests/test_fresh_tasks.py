@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hgprompt_edge.data.load import FAMILIES
+from hgprompt_edge.data.known_tasks import FAMILIES
 from hgprompt_edge.images.preprocess import Preprocessing
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))

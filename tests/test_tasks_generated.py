@@ -10,7 +10,7 @@ import pytest
 from hgprompt_edge.data import load_task
 from hgprompt_edge.data.generated import KINDS, generate
 from hgprompt_edge.data.generated.characters import _folder, _glyph
-from hgprompt_edge.data.load import FAMILIES, NO_FLIPS
+from hgprompt_edge.data.known_tasks import FAMILIES, NO_FLIPS
 from hgprompt_edge.data.vtab import VTAB
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.images.preprocess import Preprocessing

@@ -209,7 +209,7 @@ def import_(
     load_pytorch()
 
     from hgprompt_edge.backbones.load import load_backbone
-    from hgprompt_edge.data.load import FAMILIES
+    from hgprompt_edge.data.known_tasks import FAMILIES
     from hgprompt_edge.training.import_prompt import NORMALIZATIONS, import_prompt
 
     with working("loading the backbone"):

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from hgprompt_edge.data.decode import Progress, numbers_of
+from hgprompt_edge.data.parts import Entry, Parts
 from hgprompt_edge.data.split import Indices, carve_test_groups
-from hgprompt_edge.data.task import Entry, Parts, Progress, numbers_of
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.images.listing import LeftOut
 from hgprompt_edge.images.near_pairs import near_pairs_within

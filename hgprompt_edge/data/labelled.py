@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hgprompt_edge.data.layouts.folder import TEST_SHARE, list_parts
-from hgprompt_edge.data.load import read_data
-from hgprompt_edge.data.task import Entry, check_once, parts_without_test
+from hgprompt_edge.data.layouts.read import read_data
+from hgprompt_edge.data.parts import Entry, check_once, parts_without_test
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.images.listing import LeftOut
 

@@ -3,91 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
 from hgprompt_edge.data import generated
+from hgprompt_edge.data.decode import Progress, decode_parts
+from hgprompt_edge.data.known_tasks import BUILT_IN, FAMILIES, NO_FLIPS, own_name
 from hgprompt_edge.data.layouts import archives
-from hgprompt_edge.data.layouts.folder import is_class_folder, read_folder
-from hgprompt_edge.data.layouts.hub import fetch_parquet, is_hub_id
-from hgprompt_edge.data.layouts.lists import is_listed, read_lists
-from hgprompt_edge.data.layouts.parquet import parquet_files, read_parquet
-from hgprompt_edge.data.layouts.zipped import is_zipped, read_zip
+from hgprompt_edge.data.layouts.hub import is_hub_id
+from hgprompt_edge.data.layouts.read import check_there, name_of, read_parts
+from hgprompt_edge.data.parts import Parts, check_parts
 from hgprompt_edge.data.split import split
-from hgprompt_edge.data.task import (
-    Entry,
-    Parts,
-    Progress,
-    Task,
-    check_parts,
-    decode_parts,
-    make_task,
-    parts_without_test,
-)
-from hgprompt_edge.data.vtab import ALIASES, BENCHMARK, VTAB, VtabTask, missing
+from hgprompt_edge.data.task import Task, make_task
+from hgprompt_edge.data.vtab import VTAB
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import check_storable
-from hgprompt_edge.images.listing import holds_images, subfolders
 from hgprompt_edge.images.picture_hash import sees_near_copies
 from hgprompt_edge.images.preprocess import Preprocessing
-
-FAMILIES = {
-    "chars34-font": "characters",
-    "chars34-poor": "characters",
-    "chars34-scene": "characters",
-    "cifar10": "cifar",
-    "clothing10": "clothing",
-    "deeppcb": "deeppcb",
-    "digits": "digits",
-    "dtd10": "texture",
-    "fashion-mnist": "clothing",
-    "flowers17": "flowers",
-    "grocery81": "grocery81",
-    "gtsrb": "signs",
-    "houses4": "houses4",
-    "magnetic-tile": "magnetic-tile",
-    "magnetic-tile-bright": "magnetic-tile",
-    "magnetic-tile-dark": "magnetic-tile",
-    "neu-cls": "neu-cls",
-    "pacs-art-painting": "pacs",
-    "pacs-cartoon": "pacs",
-    "pacs-photo": "pacs",
-    "pacs-sketch": "pacs",
-    "pneumonia-mnist": "pneumonia-mnist",
-    "rsscn7": "aerial",
-    "sign-language-digits": "digits",
-    "trashnet": "trashnet",
-    "weather4": "weather",
-    **{alias: VTAB[name].family for alias, name in ALIASES.items()},
-    **{kind: described.family for kind, described in generated.KINDS.items()},
-}
-"""Tasks of one family never serve each other as source and target."""
-
-NO_FLIPS = {
-    "chars34-font",
-    "chars34-poor",
-    "chars34-scene",
-    "digits",
-    "gtsrb",
-    "sign-language-digits",
-    *(name for name, task in VTAB.items() if not task.flips),
-    *(kind for kind, description in generated.KINDS.items() if not description.flips),
-}
-"""A mirrored sign, digit or position is another one, or none."""
-
-SET_FOLDERS = {BENCHMARK, *ALIASES, *(layout.folder for layout in archives.LAYOUTS.values())}
-"""What the folders of known data sets are called."""
-
-DIGITS_TEST_SHARE = 797 / 1797
-"""Of scikit-learn's 1,797 digits 1,000 train."""
-
-BUILT_IN = {"digits", *archives.LAYOUTS, *VTAB, *generated.KINDS}
-"""Tasks whose images come from a known place."""
 
 GENERATED_IMAGES = 1000
 """A generated task has as many for training (fewer under a lower limit) and for the test."""
@@ -239,8 +170,8 @@ def find_task(
             "--data DIR"
         )
     if data is not None and not download:
-        _check_there(data)
-    label = _known(name if name is not None else _name_of(data))
+        check_there(data)
+    label = own_name(name if name is not None else name_of(data))
     check_storable(label, "--task" if name is not None else "--task: the folder")
     if label in generated.KINDS:
         if data is not None:
@@ -258,8 +189,8 @@ def find_task(
         raise UserError(
             "--group-by-hash: needs ImageHash to find near-copies; install hgprompt-edge[leaks]"
         )
-    known = label if label in FAMILIES or data is None else _known(_name_of(data))
-    parts, own = _read(label, data, download)
+    known = label if label in FAMILIES or data is None else own_name(name_of(data))
+    parts, own = read_parts(label, data, download)
     check_parts(parts)
     return FoundTask(
         name=label,
@@ -280,163 +211,6 @@ def _place(name: str, data: Path | None) -> str:
     if data is None and name in (*VTAB, *archives.LAYOUTS):
         data = archives.DEFAULT_DATA
     return "" if data is None else str(data.resolve())
-
-
-def _name_of(data: Path | None) -> str:
-    if data is None:
-        raise UserError("--task: name a task, or the folder of your images with --data DIR")
-    if is_hub_id(data):
-        return data.parts[1] if len(data.parts) > 1 else data.name
-    path = data.resolve()
-    folder = path.parent if path.name == "images.zip" else path
-    for task, layout in archives.LAYOUTS.items():
-        if layout.folder and folder.name == layout.folder:
-            return task
-    return folder.stem if folder.is_file() else folder.name
-
-
-def _known(name: str) -> str:
-    """Return the task's own name where `name` is one that its folder goes by, else `name`."""
-    return ALIASES.get(name, name)
-
-
-def read_data(data: Path) -> tuple[str, Parts | None]:
-    """Name the task of `data` as `find_task` does and list its images; no image is decoded.
-
-    None in place of them where `data` is a folder of class folders. A training part may be missing
-    where the data says which part images are of.
-
-    Raises
-    ------
-    UserError
-        It is not there, or not usable; see the readers.
-    """
-    _check_there(data)
-    name = _known(_name_of(data))
-    found = _read_known(name, data, download=False, training=False)
-    return name, None if found is None else found[0]
-
-
-def _check_there(data: Path) -> None:
-    if not (data.exists() or is_hub_id(data)):
-        raise UserError(
-            f"--data {data}: no such file or folder; name the folder that holds the images"
-        )
-
-
-def _read(name: str, data: Path | None, download: bool) -> tuple[Parts, bool]:
-    """Read the files of a task, and say whether they may be anybody's rather than the known ones.
-
-    A folder in a layout that known data sets also come in is taken for the one of that name.
-    """
-    found = _read_known(name, data, download)
-    if found is not None:
-        return found
-    if data is not None:
-        return read_folder(data), True
-    if name == "digits":
-        return _digits(), False
-    raise UserError(_unknown(name))
-
-
-def _read_known(
-    name: str, data: Path | None, download: bool, *, training: bool = True
-) -> tuple[Parts, bool] | None:
-    """Do as `_read` but for class folders and for what is in no folder: None for these."""
-    task = VTAB.get(name)
-    if data is not None and is_hub_id(data):
-        return read_parquet(fetch_parquet(data), task, str(data)), task is None
-    if task is not None and (parts := _read_benchmark(task, data)) is not None:
-        return parts, False
-    if name in archives.LAYOUTS and (data is None or archives.find_root(name, data) is not None):
-        return archives.read_torchvision(name, data, download=download), False
-    if data is not None and (parts := _read_files(data, task, training)) is not None:
-        return parts, task is None or is_zipped(data)
-    sets = [] if data is None else _sets_in(data)
-    own = data is not None and not sets and is_class_folder(data)
-    if name in archives.LAYOUTS and (download or not own):
-        return archives.read_torchvision(name, data, download=download), False
-    if task is not None and not own and not (data is not None and data.is_file()):
-        raise UserError(missing(task, data or archives.DEFAULT_DATA))
-    if data is not None:
-        if not data.is_dir():
-            raise UserError(
-                f"--data {data}: neither a folder nor a zip file; name a folder of class folders "
-                "or of parquet files, or a zip file with labels.csv"
-            )
-        if sets:
-            raise UserError(
-                f"--data {data}: holds {len(sets):,} data set(s), such as {sets[0]}, not class "
-                "folders; name one with --task, or rename the folder if it is a class of yours"
-            )
-    return None
-
-
-def _read_files(data: Path, task: VtabTask | None, training: bool) -> Parts | None:
-    """Read `data` by the lists, zip file or parquet files in it; None where there are none."""
-    if is_listed(data):
-        return read_lists(data, task)
-    if is_zipped(data):
-        return read_zip(data)
-    return read_parquet(data, task, training=training) if parquet_files(data) else None
-
-
-def _sets_in(data: Path) -> list[str]:
-    """Name the folders in `data` that are data sets rather than classes."""
-    return [
-        path.name
-        for path in (subfolders(data) if data.is_dir() else [])
-        # A class may well be called flowers; its images then lie in it.
-        if is_listed(path) or (path.name in SET_FOLDERS and not holds_images(path))
-    ]
-
-
-def _read_benchmark(task: VtabTask, data: Path | None) -> Parts | None:
-    """Read a task's own folder below `data`; None where there is none with lists or parquet."""
-    base = archives.DEFAULT_DATA if data is None else data
-    for root in (base / BENCHMARK, base):
-        for folder in (root / name for name in (*task.folders, task.name)):
-            if is_listed(folder):
-                return read_lists(folder, task)
-            if parquet_files(folder):
-                return read_parquet(folder, task)
-    return None
-
-
-def _unknown(name: str) -> str:
-    if name in FAMILIES:
-        return (
-            f"--task {name}: its images are not installed; name the folder that holds images.zip "
-            "and labels.csv, or class folders, with --data DIR"
-        )
-    found = get_close_matches(name.lower(), FAMILIES, n=6, cutoff=0.5)
-    near = list(dict.fromkeys(map(_known, found)))[:3]
-    names = near or ["digits", *dict.fromkeys([*archives.LAYOUTS, *VTAB]), *generated.KINDS]
-    return (
-        f"--task {name}: no such task ({'near' if near else 'known'}: {', '.join(names)}); for "
-        "images of your own name their folder with --data DIR"
-    )
-
-
-def _digits() -> Parts:
-    """scikit-learn's handwritten digits, 8 x 8: 1,000 train, 797 test."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise UserError(
-            "--task digits needs scikit-learn; install hgprompt-edge[server]"
-        ) from error
-    found = load_digits()
-    pixels = np.round(found.images * (255.0 / 16.0)).astype(np.uint8)
-    entries = [
-        Entry(f"digits/{i:04d}", str(label), partial(_grey, pixels[i]))
-        for i, label in enumerate(found.target)
-    ]
-    return parts_without_test("digits", entries, share=DIGITS_TEST_SHARE)
-
-
-def _grey(pixels: npt.NDArray[np.uint8]) -> Image.Image:
-    return Image.fromarray(pixels).convert("RGB")
 
 
 def _generated(name: str, preprocessing: Preprocessing, seed: int, limit: int | None) -> Task:

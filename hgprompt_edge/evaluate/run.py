@@ -9,8 +9,9 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
+from hgprompt_edge.data.decode import check_unreadable
 from hgprompt_edge.data.labelled import Labelled
-from hgprompt_edge.data.task import Entry, check_unreadable
+from hgprompt_edge.data.parts import Entry
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.evaluate.classes import match_classes
 from hgprompt_edge.evaluate.copies import Copies, find_copies

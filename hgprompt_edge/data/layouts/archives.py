@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from hgprompt_edge.data.layouts.clevr import scene_labels
-from hgprompt_edge.data.task import Entry, Parts, parts_without_test
+from hgprompt_edge.data.parts import Entry, Parts, parts_without_test
 from hgprompt_edge.data.vtab import VTAB
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.images.listing import is_image_name

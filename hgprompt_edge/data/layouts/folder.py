@@ -10,7 +10,7 @@ from os.path import relpath
 from pathlib import Path
 
 from hgprompt_edge.data.layouts.part_names import USUAL_NAMES, part_of
-from hgprompt_edge.data.task import Entry, Parts, parts_without_test
+from hgprompt_edge.data.parts import Entry, Parts, parts_without_test
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.images.listing import (
     LeftOut,

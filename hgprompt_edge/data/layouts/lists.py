@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from hgprompt_edge.data.task import Entry, Parts
+from hgprompt_edge.data.parts import Entry, Parts
 from hgprompt_edge.data.vtab import VtabTask
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.images.preprocess import open_image

@@ -17,7 +17,7 @@ from PIL import Image
 
 from hgprompt_edge.data.layouts.folder import TEST_SHARE
 from hgprompt_edge.data.layouts.part_names import SPLIT_NAMES, USUAL_NAMES
-from hgprompt_edge.data.task import Entry, Parts, parts_without_test
+from hgprompt_edge.data.parts import Entry, Parts, parts_without_test
 from hgprompt_edge.data.vtab import VtabTask
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.images.listing import LeftOut, files_in

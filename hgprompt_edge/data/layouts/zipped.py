@@ -14,7 +14,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from hgprompt_edge.data.layouts.part_names import part_of
-from hgprompt_edge.data.task import Entry, Parts
+from hgprompt_edge.data.parts import Entry, Parts
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.images.listing import LeftOut, is_image_name
 from hgprompt_edge.images.preprocess import UnreadableImageError, open_image
