@@ -20,3 +20,9 @@ def brief(text: object, limit: int = 100) -> str:
         return words
     half = (limit - 3) // 2
     return f"{words[:half]}...{words[-half:]}"
+
+
+def first_line(error: BaseException, limit: int = 120) -> str:
+    """Quote an error of a library: its first line without the full stop, or the error's class."""
+    lines = str(error).strip().splitlines()
+    return (lines[0][:limit].rstrip(".:; ") if lines else "") or type(error).__name__

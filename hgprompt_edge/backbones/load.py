@@ -22,7 +22,7 @@ from hgprompt_edge import models
 from hgprompt_edge.backbones.backbone import Backbone, fingerprint, in_halves, wrap_backbone
 from hgprompt_edge.backbones.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from hgprompt_edge.backbones.support import check_supported
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import UserError, first_line
 from hgprompt_edge.files import check_storable
 
 HUB_TIMEOUT_S = 5.0
@@ -194,7 +194,7 @@ def _pretrained(spec: str) -> dict[str, Tensor]:
     except Exception as error:
         raise UserError(
             f"--backbone {spec}: its weights could not be downloaded from the hub "
-            f"({_brief(error)}); {models.DEFAULT} is bundled, or download the safetensors file "
+            f"({first_line(error)}); {models.DEFAULT} is bundled, or download the safetensors file "
             "elsewhere and give it with --checkpoint"
         ) from error
 
@@ -254,8 +254,3 @@ def _resample_positions(model: VisionTransformer, positions: Tensor) -> Tensor:
 
 def _others(keys: list[str]) -> str:
     return f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-
-
-def _brief(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:120].rstrip(". ") if lines else type(error).__name__

@@ -25,7 +25,7 @@ from hgprompt_edge.artifacts.metadata import (
 from hgprompt_edge.artifacts.model_digest import BLANK, FILE_SHA256, seal
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
-from hgprompt_edge.errors import CheckError, UserError
+from hgprompt_edge.errors import CheckError, UserError, first_line
 from hgprompt_edge.export.bank_file import beside, make_bank, write_beside
 from hgprompt_edge.export.graph.inference import OPSET, PLAIN_OPSET, build_graph
 from hgprompt_edge.export.graph.rewrites import Attention, Rewrites
@@ -106,7 +106,7 @@ def export_onnx(
             if bank is not None:
                 write_beside(bundle, backbone, bank, others)
         except (CheckError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
-            reason = _brief(e).replace(str(temporary), path.name)
+            reason = first_line(e, 1000).replace(str(temporary), path.name)
             raise CheckError(f"{path}: {reason}; nothing was written") from e
         if not verification.ok:
             raise CheckError(
@@ -244,14 +244,6 @@ def append_metadata(path: Path, entries: dict[str, str]) -> None:
     onnx.helper.set_model_props(tail, entries)
     with path.open("ab") as file:
         file.write(tail.SerializeToString(deterministic=True))
-
-
-def _brief(error: Exception) -> str:
-    return (
-        str(error).strip().splitlines()[0].rstrip(".")
-        if str(error).strip()
-        else type(error).__name__
-    )
 
 
 def _versions() -> dict[str, str]:

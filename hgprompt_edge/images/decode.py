@@ -12,7 +12,7 @@ from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import UserError, first_line
 from hgprompt_edge.images.depth import Depth
 from hgprompt_edge.images.orientation import orientation_of
 
@@ -194,5 +194,5 @@ _quiet = _Quiet()
 
 
 def _brief(error: BaseException) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return "unknown format" if isinstance(error, UnidentifiedImageError) else text[:80].lower()
+    unknown = isinstance(error, UnidentifiedImageError)
+    return "unknown format" if unknown else first_line(error, 80).lower()

@@ -29,7 +29,7 @@ from timm.data.constants import (
 )
 
 from hgprompt_edge.backbones.backbone import Backbone
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import UserError, first_line
 from hgprompt_edge.files import sha256_file
 from hgprompt_edge.prompts.prompt import DEEP, SHALLOW, Floats, Normalization, Prompt
 from hgprompt_edge.training.vpt_checkpoint import prompt_of_checkpoint
@@ -223,5 +223,4 @@ def _listed(names: list[str]) -> str:
 
 
 def _brief(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return text.splitlines()[0][:120].lower() if text else type(error).__name__
+    return str(getattr(error, "strerror", None) or first_line(error)).lower()

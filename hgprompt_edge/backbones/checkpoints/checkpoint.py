@@ -27,10 +27,10 @@ from hgprompt_edge.backbones.checkpoints.beside import (
     read_config,
     read_json,
 )
-from hgprompt_edge.backbones.checkpoints.checkpoint_file import TensorFile, brief, read_tensors
+from hgprompt_edge.backbones.checkpoints.checkpoint_file import TensorFile, read_tensors
 from hgprompt_edge.backbones.checkpoints.layouts import TIMM
 from hgprompt_edge.backbones.checkpoints.translate import Translated, translate
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ def _check_complete(path: Path, found: Translated, own: _Own) -> None:
     except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"--checkpoint {path}: the architecture that {own.source} describes cannot be built "
-            f"({brief(error)}); name its timm id with --backbone"
+            f"({first_line(error)}); name its timm id with --backbone"
         ) from error
     expected = model.state_dict()
     missing = sorted(expected.keys() - found.weights.keys())

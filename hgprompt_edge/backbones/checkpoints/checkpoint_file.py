@@ -17,7 +17,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import UserError, first_line
 
 CONTAINERS = ("teacher", "model", "state_dict")
 """Entries under which training code keeps the weights, the first that is there is taken."""
@@ -105,7 +105,8 @@ def _read_safetensors(path: Path) -> TensorFile:
     except (OSError, safetensors.SafetensorError) as error:
         raise _bad(
             path,
-            f"cannot be read as a safetensors file ({brief(error)}); copy or download it again",
+            f"cannot be read as a safetensors file ({first_line(error)}); "
+            "copy or download it again",
         ) from error
     if not tensors:
         raise _bad(path, "holds no tensors; save the model again")
@@ -164,9 +165,3 @@ def shown(keys: list[str]) -> str:
     """Quote the first keys and say how many more there are."""
     names = ", ".join(f"'{key}'" for key in keys[:SHOWN_KEYS])
     return names + (f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else "")
-
-
-def brief(error: BaseException) -> str:
-    """Return the first line of an error, shortened."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:120].rstrip(". ") if lines else type(error).__name__

@@ -15,7 +15,7 @@ from PIL import Image
 from hgprompt_edge.data.layouts.clevr import scene_labels
 from hgprompt_edge.data.parts import Entry, Parts, parts_without_test
 from hgprompt_edge.data.vtab import VTAB
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import UserError, first_line
 from hgprompt_edge.images.listing import is_image_name
 from hgprompt_edge.images.preprocess import UnreadableImageError, open_image
 
@@ -132,8 +132,8 @@ def read_torchvision(name: str, data: Path | None, *, download: bool = False) ->
         where = (root or base) / layout.folder
         what = "the download of" if root is None else "the copy of"
         raise UserError(
-            f"--data {where}: {what} {layout.title} is not usable ({_brief(error)}); remove it and "
-            "fetch it again with --download"
+            f"--data {where}: {what} {layout.title} is not usable ({first_line(error)}); "
+            "remove it and fetch it again with --download"
         ) from error
 
 
@@ -347,9 +347,5 @@ def _open_item(found: Any, index: int, name: str) -> Image.Image:
     try:
         image: Image.Image = found[index][0]
     except (OSError, LookupError) as error:
-        raise UnreadableImageError(name, f"not readable ({_brief(error)})") from error
+        raise UnreadableImageError(name, f"not readable ({first_line(error)})") from error
     return image
-
-
-def _brief(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]

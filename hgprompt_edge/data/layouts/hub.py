@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from hgprompt_edge.data.layouts.parquet import SPLIT_WORDS
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import UserError, first_line
 
 PREFIX = "hf:"
 CONVERTED = "refs/convert/parquet"
@@ -92,8 +92,8 @@ def _answering(data: Path) -> Iterator[None]:
         ) from error
     except Exception as error:  # what the client raises comes from several libraries
         raise UserError(
-            f"--data {data}: could not be fetched from the hub ({_brief(error)}); download its "
-            "parquet files elsewhere and name their local folder with --data DIR"
+            f"--data {data}: could not be fetched from the hub ({first_line(error, 100)}); "
+            "download its parquet files elsewhere and name their local folder with --data DIR"
         ) from error
 
 
@@ -139,8 +139,3 @@ def _fetch(repository: str, folder: PurePosixPath, revision: str | None) -> Path
             allow_patterns=str(folder / "*.parquet"),
         )
     )
-
-
-def _brief(error: BaseException) -> str:
-    text = (str(error).strip().splitlines() or [""])[0].strip()
-    return (text or type(error).__name__)[:100].rstrip(".:; ")

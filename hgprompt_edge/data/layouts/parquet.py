@@ -19,7 +19,7 @@ from hgprompt_edge.data.layouts.folder import TEST_SHARE
 from hgprompt_edge.data.layouts.part_names import SPLIT_NAMES, USUAL_NAMES
 from hgprompt_edge.data.parts import Entry, Parts, parts_without_test
 from hgprompt_edge.data.vtab import VtabTask
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import UserError, first_line
 from hgprompt_edge.images.listing import LeftOut, files_in
 from hgprompt_edge.images.preprocess import UnreadableImageError, open_image
 
@@ -165,9 +165,8 @@ def _opened(path: Path) -> Iterator[Any]:
         with ParquetFile(path) as file:
             yield file
     except (ArrowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
         raise UserError(
-            f"{path}: not a readable parquet file ({reason}); fetch it again"
+            f"{path}: not a readable parquet file ({first_line(error, 100)}); fetch it again"
         ) from error
 
 
