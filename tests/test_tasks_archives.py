@@ -17,8 +17,8 @@ from layouts import listed
 from PIL import Image
 
 from hgprompt_edge.data import Task, load_task
-from hgprompt_edge.data.layouts.archives import LAYOUTS, find_root
-from hgprompt_edge.data.layouts.clevr import count_label, distance_label
+from hgprompt_edge.data.layouts.archives.clevr import count_label, distance_label
+from hgprompt_edge.data.layouts.archives.layouts import LAYOUTS, find_root
 from hgprompt_edge.data.vtab import VTAB
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.images.preprocess import Preprocessing

@@ -12,7 +12,7 @@ from PIL import Image
 
 import hgprompt_edge.data as tasks
 from hgprompt_edge.data.known_tasks import FAMILIES, NO_FLIPS
-from hgprompt_edge.data.layouts.archives import LAYOUTS
+from hgprompt_edge.data.layouts.archives.layouts import LAYOUTS
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.images.preprocess import Preprocessing
 

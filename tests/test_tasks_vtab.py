@@ -12,7 +12,7 @@ from layouts import listed, write_list
 from hgprompt_edge.data import load_task
 from hgprompt_edge.data.generated import KINDS
 from hgprompt_edge.data.known_tasks import FAMILIES
-from hgprompt_edge.data.layouts.archives import LAYOUTS
+from hgprompt_edge.data.layouts.archives.layouts import LAYOUTS
 from hgprompt_edge.data.vtab import ALIASES, VTAB
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.images.preprocess import Preprocessing

@@ -35,7 +35,7 @@ def tasks(json: options.Json = False) -> None:
 
 def _rows() -> list[dict[str, Any]]:
     from hgprompt_edge.data.generated import KINDS
-    from hgprompt_edge.data.layouts.archives import LAYOUTS
+    from hgprompt_edge.data.layouts.archives.layouts import LAYOUTS
     from hgprompt_edge.data.vtab import VTAB
 
     rows = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from hgprompt_edge.data import generated
-from hgprompt_edge.data.layouts import archives
+from hgprompt_edge.data.layouts.archives.layouts import LAYOUTS
 from hgprompt_edge.data.vtab import ALIASES, BENCHMARK, VTAB
 
 FAMILIES = {
@@ -52,10 +52,10 @@ NO_FLIPS = {
 }
 """A mirrored sign, digit or position is another one, or none."""
 
-SET_FOLDERS = {BENCHMARK, *ALIASES, *(layout.folder for layout in archives.LAYOUTS.values())}
+SET_FOLDERS = {BENCHMARK, *ALIASES, *(layout.folder for layout in LAYOUTS.values())}
 """What the folders of known data sets are called."""
 
-BUILT_IN = {"digits", *archives.LAYOUTS, *VTAB, *generated.KINDS}
+BUILT_IN = {"digits", *LAYOUTS, *VTAB, *generated.KINDS}
 """Tasks whose images come from a known place."""
 
 
@@ -73,7 +73,7 @@ def unknown_task(name: str) -> str:
         )
     found = get_close_matches(name.lower(), FAMILIES, n=6, cutoff=0.5)
     near = list(dict.fromkeys(map(own_name, found)))[:3]
-    names = near or ["digits", *dict.fromkeys([*archives.LAYOUTS, *VTAB]), *generated.KINDS]
+    names = near or ["digits", *dict.fromkeys([*LAYOUTS, *VTAB]), *generated.KINDS]
     return (
         f"--task {name}: no such task ({'near' if near else 'known'}: {', '.join(names)}); for "
         "images of your own name their folder with --data DIR"

@@ -8,7 +8,7 @@ from pathlib import Path
 from hgprompt_edge.data import generated
 from hgprompt_edge.data.decode import Progress, decode_parts
 from hgprompt_edge.data.known_tasks import BUILT_IN, FAMILIES, NO_FLIPS, own_name
-from hgprompt_edge.data.layouts import archives
+from hgprompt_edge.data.layouts.archives.layouts import DEFAULT_DATA, LAYOUTS
 from hgprompt_edge.data.layouts.hub import is_hub_id
 from hgprompt_edge.data.layouts.read import check_there, name_of, read_parts
 from hgprompt_edge.data.parts import Parts, check_parts
@@ -135,7 +135,7 @@ def find_task(
     2. a task of VTAB-1k by its name or a usual one of its folder (`vtab.ALIASES`), if `data`
        (default `./data`) or a folder of that name in it, or in its `vtab-1k`, holds the
        benchmark's lists or parquet files, or if `data` is laid out as its archive is
-       (`archives.LAYOUTS`);
+       (`LAYOUTS`);
     3. with `data`: `hf:ORG/NAME` of the hub, lists, `images.zip` with `labels.csv`, parquet files,
        else a folder of class folders, if what `name` means is not to be downloaded; the name is a
        label, and where it or the folder's name is a key of `FAMILIES` it gives family and flips;
@@ -208,8 +208,8 @@ def _place(name: str, data: Path | None) -> str:
     """Where the images lie, so that they are found from any folder."""
     if data is not None and is_hub_id(data):
         return str(data)
-    if data is None and name in (*VTAB, *archives.LAYOUTS):
-        data = archives.DEFAULT_DATA
+    if data is None and name in (*VTAB, *LAYOUTS):
+        data = DEFAULT_DATA
     return "" if data is None else str(data.resolve())
 
 

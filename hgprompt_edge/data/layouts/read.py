@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hgprompt_edge.data.known_tasks import SET_FOLDERS, own_name, unknown_task
-from hgprompt_edge.data.layouts import archives
+from hgprompt_edge.data.layouts.archives.layouts import DEFAULT_DATA, LAYOUTS, find_root
+from hgprompt_edge.data.layouts.archives.read import read_torchvision
 from hgprompt_edge.data.layouts.digits import read_digits
 from hgprompt_edge.data.layouts.folder import is_class_folder, read_folder
 from hgprompt_edge.data.layouts.hub import fetch_parquet, is_hub_id
@@ -34,7 +35,7 @@ def name_of(data: Path | None) -> str:
         return data.parts[1] if len(data.parts) > 1 else data.name
     path = data.resolve()
     folder = path.parent if path.name == "images.zip" else path
-    for task, layout in archives.LAYOUTS.items():
+    for task, layout in LAYOUTS.items():
         if layout.folder and folder.name == layout.folder:
             return task
     return folder.stem if folder.is_file() else folder.name
@@ -89,16 +90,16 @@ def _read_known(
         return read_parquet(fetch_parquet(data), task, str(data)), task is None
     if task is not None and (parts := _read_benchmark(task, data)) is not None:
         return parts, False
-    if name in archives.LAYOUTS and (data is None or archives.find_root(name, data) is not None):
-        return archives.read_torchvision(name, data, download=download), False
+    if name in LAYOUTS and (data is None or find_root(name, data) is not None):
+        return read_torchvision(name, data, download=download), False
     if data is not None and (parts := _read_files(data, task, training)) is not None:
         return parts, task is None or is_zipped(data)
     sets = [] if data is None else _sets_in(data)
     own = data is not None and not sets and is_class_folder(data)
-    if name in archives.LAYOUTS and (download or not own):
-        return archives.read_torchvision(name, data, download=download), False
+    if name in LAYOUTS and (download or not own):
+        return read_torchvision(name, data, download=download), False
     if task is not None and not own and not (data is not None and data.is_file()):
-        raise UserError(missing(task, data or archives.DEFAULT_DATA))
+        raise UserError(missing(task, data or DEFAULT_DATA))
     if data is not None:
         if not data.is_dir():
             raise UserError(
@@ -134,7 +135,7 @@ def _sets_in(data: Path) -> list[str]:
 
 def _read_benchmark(task: VtabTask, data: Path | None) -> Parts | None:
     """Read a task's own folder below `data`; None where there is none with lists or parquet."""
-    base = archives.DEFAULT_DATA if data is None else data
+    base = DEFAULT_DATA if data is None else data
     for root in (base / BENCHMARK, base):
         for folder in (root / name for name in (*task.folders, task.name)):
             if is_listed(folder):
