@@ -295,7 +295,7 @@ def test_fit_and_tune_in_one_command_goes_on_after_an_interruption(
     words = f"fit --tune --sources {workplace / 'prompts'} --data {data} --steps 0 --json".split()
     words.append("--no-keep-sources")
     with monkeypatch.context() as patch:
-        patch.setattr("hgprompt_edge.cli.fit.progress_bar", interrupted)
+        patch.setattr("hgprompt_edge.cli.fit.command.progress_bar", interrupted)
         assert run(*words).exit_code == 130
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [".mine.tuning"]
     result = run(*words)
@@ -313,7 +313,7 @@ def test_fit_and_tune_in_one_command_goes_on_after_an_interruption(
 
 def test_defaults_are_those_of_the_estimator() -> None:
     from hgprompt_edge import HGPrompt
-    from hgprompt_edge.cli.fit import fit
+    from hgprompt_edge.cli.fit.command import fit
     from hgprompt_edge.cli.tune import tune
 
     recipe = signature(tuning_recipe).parameters

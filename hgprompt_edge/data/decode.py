@@ -8,13 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from hgprompt_edge.data.parts import Entry, Parts, check_classes, check_parts, encode
-from hgprompt_edge.data.split import (
-    VALIDATION_SHARE,
-    Indices,
-    sample,
-    split,
-    split_groups,
-)
+from hgprompt_edge.data.split import VALIDATION_SHARE, Indices, sample, split, split_groups
 from hgprompt_edge.data.task import Images, Task, make_task
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.images.listing import LeftOut

@@ -11,10 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from hgprompt_edge.data.split import (
-    Indices,
-    carve_test,
-)
+from hgprompt_edge.data.split import Indices, carve_test
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import check_storable
 from hgprompt_edge.images.listing import LeftOut

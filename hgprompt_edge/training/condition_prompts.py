@@ -30,11 +30,7 @@ from hgprompt_edge.heads.heads import Head
 from hgprompt_edge.maths.feature_statistics import clean_of
 from hgprompt_edge.maths.paired import paired
 from hgprompt_edge.prompts.prompt import DEEP, START
-from hgprompt_edge.training.condition_trainer import (
-    ConditionRecipe,
-    ConditionTrainer,
-    seen_under,
-)
+from hgprompt_edge.training.condition_trainer import ConditionRecipe, ConditionTrainer, seen_under
 from hgprompt_edge.training.neutral_prompt import neutral_tokens
 
 Pixels = npt.NDArray[np.uint8]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hgprompt_edge.cli.shared.console import (
-    drawn,
-)
+from hgprompt_edge.cli.shared.console import drawn
 
 if TYPE_CHECKING:
     from hgprompt_edge.prompts.prompt import Prompt

@@ -10,12 +10,7 @@ from rich.table import Table
 
 from hgprompt_edge.cli.prompt.facts import facts, gain, outline, percent
 from hgprompt_edge.cli.shared import options
-from hgprompt_edge.cli.shared.console import (
-    note_ignored,
-    out,
-    print_json,
-    reports_errors,
-)
+from hgprompt_edge.cli.shared.console import note_ignored, out, print_json, reports_errors
 
 if TYPE_CHECKING:
     from hgprompt_edge.prompts.prompt import Prompt

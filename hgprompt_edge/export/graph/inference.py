@@ -28,13 +28,7 @@ from hgprompt_edge.backbones.fitted import as_fitted
 from hgprompt_edge.backbones.forward import project_prefix
 from hgprompt_edge.export.graph import rewrites
 from hgprompt_edge.export.graph.attend import attend, attend_absorbed
-from hgprompt_edge.export.graph.attention import (
-    CONTRIB,
-    Given,
-    Layer,
-    can_absorb,
-    prepare,
-)
+from hgprompt_edge.export.graph.attention import CONTRIB, Given, Layer, can_absorb, prepare
 from hgprompt_edge.export.graph.head import join_prompts, stack_heads, write_head
 from hgprompt_edge.export.graph.rewrites import Attention, Linear, Rewrites
 from hgprompt_edge.export.graph.writer import Doubles, Writer, to_array

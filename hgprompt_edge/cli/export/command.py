@@ -4,61 +4,30 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from enum import Enum
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
+from hgprompt_edge.cli.export.choices import SUFFIXES, Format, Precision, Weights
+from hgprompt_edge.cli.export.report import int8_document, print_file, print_others, print_trials
+from hgprompt_edge.cli.export.write import files_to_sign, remove_old, write_float, write_int8
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import (
     note,
     out,
     print_json,
     print_next,
-    progress_bar,
     reports_errors,
     working,
 )
 from hgprompt_edge.cli.shared.inputs import find_images_of
-from hgprompt_edge.cli.shared.left_out import note_left_out
 from hgprompt_edge.cli.shared.server import needs_server
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import check_storable
 
 if TYPE_CHECKING:
-    from hgprompt_edge.artifacts.bundle import Bundle
-    from hgprompt_edge.backbones.backbone import Backbone
-    from hgprompt_edge.data import FoundTask
     from hgprompt_edge.export.int8.quantize import Int8
-    from hgprompt_edge.export.verify import Verification
-
-
-class Format(str, Enum):
-    """File formats of exported models."""
-
-    ONNX = "onnx"
-    OPENVINO = "openvino"
-
-
-class Precision(str, Enum):
-    """Precisions of exported models."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    INT8 = "int8"
-
-
-class Weights(str, Enum):
-    """Where the mixing weights are."""
-
-    FOLDED = "folded"
-    RUNTIME = "runtime"
-
-
-SUFFIXES = {Format.ONNX: ".onnx", Format.OPENVINO: ".xml"}
 
 
 @reports_errors
@@ -183,7 +152,7 @@ def export(
         backbone = backbone_of(content, checkpoint)
     result: Int8 | None = None
     if found is not None:
-        result = _quantize(
+        result = write_int8(
             content,
             backbone,
             path,
@@ -198,121 +167,25 @@ def export(
         checked = result.verification
     else:
         with working("exporting"):
-            checked = _write(content, backbone, path, precision, opset, digest, runtime, graph)
-    _remove_old(path, runtime, graph)
-    signatures = [sign_model(file, sign) for file in _signed(path, graph)] if sign else []
+            checked = write_float(content, backbone, path, precision, opset, digest, runtime, graph)
+    remove_old(path, runtime, graph)
+    signatures = [sign_model(file, sign) for file in files_to_sign(path, graph)] if sign else []
     seconds = time.perf_counter() - start
     if json:
         print_json(
             {"model": str(path), "seconds": round(seconds, 2), **vars(checked)}
             | {"folded_prompts": len(content.folded)}
             | ({"signatures": [str(signature) for signature in signatures]} if sign else {})
-            | (_int8_document(result) if result else {})
+            | (int8_document(result) if result else {})
         )
         return
     if result is not None:
-        _print_trials(result, max_drop)
-    _print_file(path, checked, precision, len(content.folded))
-    _print_others(path, runtime, graph)
+        print_trials(result, max_drop)
+    print_file(path, checked, precision, len(content.folded))
+    print_others(path, runtime, graph)
     for signature in signatures:
         out.print(f"{signature}: signed with {sign}", soft_wrap=True)
     print_next("predict", "--model", path, "IMAGE...")
-
-
-def _remove_old(path: Path, runtime: bool, adapt: bool) -> None:
-    """Remove bank and graph of the gradient that an earlier export left under the model's name.
-
-    They may be those of a model of the same name in the other format, which then needs them.
-    """
-    from hgprompt_edge.artifacts.device_bank import adapt_path, bank_path
-    from hgprompt_edge.artifacts.signature import signature_path
-    from hgprompt_edge.export.gradient.file import is_adapt_graph
-
-    if any(path.with_suffix(suffix).exists() for suffix in set(SUFFIXES.values()) - {path.suffix}):
-        return
-    old = [] if runtime else [bank_path(path)]
-    graph = adapt_path(path)
-    if not adapt and is_adapt_graph(graph):  # any other may be a model of that name
-        old += [graph, signature_path(graph)]
-    if old := [file for file in old if file.exists()]:
-        for file in old:
-            file.unlink()
-        names = ", ".join(map(str, old))
-        note(f"removed {names}, of an earlier export; this model does not use them")
-
-
-def _signed(path: Path, adapt: bool) -> list[Path]:
-    """Return the models to sign; that of `path` names the bank by its digest."""
-    from hgprompt_edge.artifacts.device_bank import adapt_path
-
-    return [path, adapt_path(path)] if adapt else [path]
-
-
-def _write(
-    bundle: Bundle,
-    backbone: Backbone,
-    path: Path,
-    precision: Precision,
-    opset: int | None,
-    digest: str,
-    runtime: bool,
-    adapt: bool,
-) -> Verification:
-    """Write a model in floating point; its name says for which runtime."""
-    if path.suffix == SUFFIXES[Format.OPENVINO]:
-        from hgprompt_edge.export import openvino_file
-
-        stored = openvino_file.Precision(precision.value)
-        return openvino_file.export_openvino(
-            bundle,
-            backbone,
-            path,
-            precision=stored,
-            bundle_sha256=digest,
-            runtime_weights=runtime,
-            adapt=adapt,
-        )
-    from hgprompt_edge.export.graph.inference import OPSET
-    from hgprompt_edge.export.onnx_file import export_onnx
-
-    return export_onnx(
-        bundle,
-        backbone,
-        path,
-        opset=OPSET if opset is None else opset,
-        bundle_sha256=digest,
-        runtime_weights=runtime,
-        adapt=adapt,
-    )
-
-
-def _print_file(path: Path, checked: Verification, precision: Precision, prompts: int) -> None:
-    from hgprompt_edge.runtime.bench import file_bytes
-
-    several = f"{prompts} folded prompts, " if prompts > 1 else ""
-    how = "near" if precision is not Precision.FP32 else "equal to"
-    out.print(
-        f"{path}: {file_bytes(path) / 1e6:.1f} MB, {several}{how} PyTorch on {checked.images} "
-        f"images (largest difference {checked.max_abs_diff:.1e}, bound {checked.bound:.1e})",
-        soft_wrap=True,
-    )
-
-
-def _print_others(path: Path, runtime: bool, adapt: bool) -> None:
-    """Name what was written beside the model, which has to go with it."""
-    from hgprompt_edge.artifacts.device_bank import adapt_path, bank_path, read_bank
-
-    if runtime:
-        bank = bank_path(path)
-        size = bank.stat().st_size / 1e6
-        content = read_bank(bank)
-        mixes = f"what the device mixes: {', '.join(content.names)}"
-        what = mixes if content.mixer else "the head, which the device can move"
-        out.print(f"{bank}: {size:.1f} MB, {what}", soft_wrap=True)
-    if adapt:
-        graph = adapt_path(path)
-        size = graph.stat().st_size / 1e6
-        out.print(f"{graph}: {size:.1f} MB, its gradient equal to PyTorch's", soft_wrap=True)
 
 
 def _check_name(path: Path, file_format: Format) -> None:
@@ -330,54 +203,6 @@ def _check_name(path: Path, file_format: Format) -> None:
         kind = "an OpenVINO" if file_format is Format.OPENVINO else "an ONNX"
         raise UserError(
             f"--output {path}: the name of {kind} model ends in {wanted}; choose one that does"
-        )
-
-
-def _quantize(
-    bundle: Bundle,
-    backbone: Backbone,
-    path: Path,
-    found: FoundTask,
-    **how: Any,
-) -> Int8:
-    from hgprompt_edge.export.int8.quantize import export_int8
-
-    with progress_bar() as report:
-        images = found.load(bundle.preprocessing, progress=partial(report, "reading images"))
-        if images.digest != bundle.split_digest:
-            note(f"{images.data or images.name}: not the images on which {bundle.task} was fitted")
-        note_left_out(images.unreadable, images.left_out)
-        return export_int8(bundle, backbone, path, images, report=report, **how)
-
-
-def _int8_document(result: Int8) -> dict[str, Any]:
-    test = result.test and vars(result.test) | {"images": result.test_images}
-    return {
-        "images": result.images,
-        "accuracy_fp32": result.float_accuracy,
-        "tried": [vars(trial) for trial in result.tried],
-        "proven": result.proven,
-        "images_needed": result.needed,
-        "test": test,
-    }
-
-
-def _print_trials(result: Int8, max_drop: float) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("int8 scheme")
-    table.add_column(f"{result.images} held-out images", justify="right")
-    table.add_column("change (90 % interval)", justify="right")
-    table.add_row("(float32)", f"{100 * result.float_accuracy:.1f} %", "")
-    tests = [result.test] if result.test else []
-    for trial in [*result.tried, *([result.bf16] if result.bf16 else []), *tests]:
-        name = f"{result.test_images} test images" if trial is result.test else trial.scheme
-        table.add_row(name, f"{100 * trial.accuracy:.1f} %", trial.change)
-    out.print(table)
-    if not result.proven:
-        would = f"about {result.needed:,}" if result.needed else "no number of"
-        note(
-            f"not proven to keep within --max-drop {max_drop:g} on so few images; {would} images "
-            "would decide"
         )
 
 

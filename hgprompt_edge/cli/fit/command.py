@@ -9,30 +9,25 @@ from dataclasses import asdict, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import numpy.typing as npt
 import typer
 
-from hgprompt_edge.cli.condition import condition_names, condition_state, why_left_out, worth_table
+from hgprompt_edge.cli.condition import condition_names, condition_state, why_left_out
+from hgprompt_edge.cli.fit.report import document_of, print_fit
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import (
-    drawn,
     fastest,
     note,
-    out,
     print_json,
-    print_next,
     progress_bar,
     reports_errors,
     resumes,
     working,
 )
-from hgprompt_edge.cli.shared.fit_table import print_result
 from hgprompt_edge.cli.shared.inputs import bank_and_backbone, find_images
 from hgprompt_edge.cli.shared.leaks import leaks_document, note_leaks, write_sheet
-from hgprompt_edge.cli.shared.left_out import note_left_out, of_task, write_left_out
+from hgprompt_edge.cli.shared.left_out import note_left_out, write_left_out
 from hgprompt_edge.cli.shared.resize import (
     check_resize,
     note_cut_away,
@@ -44,13 +39,11 @@ from hgprompt_edge.cli.shared.server import load_pytorch, needs_server
 from hgprompt_edge.cli.shared.tuning import train_further, tuning_document, tuning_state
 
 if TYPE_CHECKING:
-    from hgprompt_edge.artifacts.bundle import Bundle
     from hgprompt_edge.backbones.backbone import Backbone
-    from hgprompt_edge.data import Task
-    from hgprompt_edge.features.pooling import Pooling
     from hgprompt_edge.fit.estimator import HGPrompt
     from hgprompt_edge.training.condition_prompts import Worth
     from hgprompt_edge.training.tune import Tuning
+
 
 OF_A_BANK = {"lam", "steps", "folded", "keep_sources"}
 """Parameters that only a fit with prompts looks at."""
@@ -233,7 +226,7 @@ def fit(
     left_out = mixer.left_out_ if mixer else ()
     seconds = time.perf_counter() - start
     if json:
-        document = _document(fitted, left_out, images, path, figure, seconds)
+        document = document_of(fitted, left_out, images, path, figure, seconds)
         document |= leaks_document(leaks)
         document["pooling"] = {**vars(pooling), "cost": round(cost, 3)}
         document["resize"] = resize_document(fitted.preprocessing, images, rules)
@@ -243,9 +236,7 @@ def fit(
     else:
         if rules is not None:
             print_resize(rules)
-        _print_result(
-            fitted, left_out, pooling, images, path, figure, worths, cost, seconds, verbose
-        )
+        print_fit(fitted, left_out, pooling, images, path, figure, worths, cost, seconds, verbose)
 
 
 def _check_plain(context: typer.Context, sources: str | None, backbone: Backbone) -> None:
@@ -266,87 +257,3 @@ def _given(context: typer.Context, chosen: Callable[[str], bool]) -> list[str]:
         for parameter in context.command.params
         if chosen(str(parameter.name)) and options.is_given(context, str(parameter.name))
     ]
-
-
-def _document(
-    bundle: Bundle,
-    left_out: tuple[str, ...],
-    images: Task,
-    path: Path,
-    figure: Path | None,
-    seconds: float,
-) -> dict[str, Any]:
-    from hgprompt_edge.prompts.mixing import source_shares
-
-    names = [source["name"] for source in bundle.sources]
-    return {
-        "task": images.name,
-        "images": _counts(images),
-        **of_task(images),
-        "left_out": list(left_out),
-        "learned_weights": _by_name(names, source_shares(bundle.learned_weights)),
-        "learned_weights_by_layer": (
-            _by_name(names, bundle.learned_weights) if bundle.learned_weights.ndim == 2 else None
-        ),
-        "weights": _by_name(names, source_shares(bundle.weights)),
-        "objective": bundle.objective,
-        "table": [vars(row) for row in bundle.table],
-        "choice": bundle.choice,
-        "bundle": str(path),
-        "figure": figure and str(figure),
-        "seconds": round(seconds, 2),
-    }
-
-
-def _by_name(names: list[str], weights: npt.NDArray[np.floating]) -> dict[str, Any]:
-    return dict(zip(names, weights.tolist(), strict=True))
-
-
-def _print_result(
-    bundle: Bundle,
-    left_out: tuple[str, ...],
-    pooling: Pooling,
-    images: Task,
-    path: Path,
-    figure: Path | None,
-    worths: tuple[Worth, ...],
-    cost: float,
-    seconds: float,
-    verbose: bool,
-) -> None:
-    counts = ", ".join(f"{count} {name}" for name, count in _counts(images).items())
-    out.print(f"{images.name}: {len(images.classes)} classes; {counts} images", soft_wrap=True)
-    if left_out:
-        out.print(f"left out, same family as the target: {', '.join(left_out)}")
-    if pooling.name != "token" and pooling.gain:
-        out.print(_pooling_line(pooling, cost), soft_wrap=True)
-    print_result(bundle, images, verbose)
-    if worths:
-        out.print(worth_table(worths))
-    written = f"{path}, {figure}" if figure else f"{path}"
-    out.print(f"{written} ({seconds:.0f} s)", soft_wrap=True)
-    print_next(
-        "export",
-        path,
-        *(("--adapt",) if any(worth.kept for worth in worths) else ("--format", "onnx")),
-    )
-
-
-def _pooling_line(pooling: Pooling, cost: float) -> str:
-    """Say what the head sees where it is not the backbone's own, and what that costs."""
-    what = {"token": "the class token", "avg": "the mean of the patch tokens"}
-    name = what.get(pooling.name, "the class token and the mean of the patch tokens")
-    gain = f"{pooling.gain:.3f} {drawn('±', '+/-')} {pooling.error:.3f}"
-    return (
-        f"features: {name}; without a prompt this gains {gain} "
-        f"nats an image over the class token, and an image takes {100 * cost:+.0f} % (PyTorch, one "
-        "thread)"
-    )
-
-
-def _counts(images: Task) -> dict[str, int]:
-    return {
-        "train": len(images.train),
-        "validation": len(images.validation),
-        "test": len(images.test),
-    }

@@ -1,0 +1,103 @@
+"""Write the model in the format and precision that were asked for, and what lies beside it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hgprompt_edge.cli.export.choices import SUFFIXES, Format, Precision
+from hgprompt_edge.cli.shared.console import note, progress_bar
+from hgprompt_edge.cli.shared.left_out import note_left_out
+
+if TYPE_CHECKING:
+    from hgprompt_edge.artifacts.bundle import Bundle
+    from hgprompt_edge.backbones.backbone import Backbone
+    from hgprompt_edge.data import FoundTask
+    from hgprompt_edge.export.int8.quantize import Int8
+    from hgprompt_edge.export.verify import Verification
+
+
+def remove_old(path: Path, runtime: bool, adapt: bool) -> None:
+    """Remove bank and graph of the gradient that an earlier export left under the model's name.
+
+    They may be those of a model of the same name in the other format, which then needs them.
+    """
+    from hgprompt_edge.artifacts.device_bank import adapt_path, bank_path
+    from hgprompt_edge.artifacts.signature import signature_path
+    from hgprompt_edge.export.gradient.file import is_adapt_graph
+
+    if any(path.with_suffix(suffix).exists() for suffix in set(SUFFIXES.values()) - {path.suffix}):
+        return
+    old = [] if runtime else [bank_path(path)]
+    graph = adapt_path(path)
+    if not adapt and is_adapt_graph(graph):  # any other may be a model of that name
+        old += [graph, signature_path(graph)]
+    if old := [file for file in old if file.exists()]:
+        for file in old:
+            file.unlink()
+        names = ", ".join(map(str, old))
+        note(f"removed {names}, of an earlier export; this model does not use them")
+
+
+def files_to_sign(path: Path, adapt: bool) -> list[Path]:
+    """Return the models to sign; that of `path` names the bank by its digest."""
+    from hgprompt_edge.artifacts.device_bank import adapt_path
+
+    return [path, adapt_path(path)] if adapt else [path]
+
+
+def write_float(
+    bundle: Bundle,
+    backbone: Backbone,
+    path: Path,
+    precision: Precision,
+    opset: int | None,
+    digest: str,
+    runtime: bool,
+    adapt: bool,
+) -> Verification:
+    """Write a model in floating point; its name says for which runtime."""
+    if path.suffix == SUFFIXES[Format.OPENVINO]:
+        from hgprompt_edge.export import openvino_file
+
+        stored = openvino_file.Precision(precision.value)
+        return openvino_file.export_openvino(
+            bundle,
+            backbone,
+            path,
+            precision=stored,
+            bundle_sha256=digest,
+            runtime_weights=runtime,
+            adapt=adapt,
+        )
+    from hgprompt_edge.export.graph.inference import OPSET
+    from hgprompt_edge.export.onnx_file import export_onnx
+
+    return export_onnx(
+        bundle,
+        backbone,
+        path,
+        opset=OPSET if opset is None else opset,
+        bundle_sha256=digest,
+        runtime_weights=runtime,
+        adapt=adapt,
+    )
+
+
+def write_int8(
+    bundle: Bundle,
+    backbone: Backbone,
+    path: Path,
+    found: FoundTask,
+    **how: Any,
+) -> Int8:
+    """Write an int8 model, whose accuracy is measured on the images of `found`."""
+    from hgprompt_edge.export.int8.quantize import export_int8
+
+    with progress_bar() as report:
+        images = found.load(bundle.preprocessing, progress=partial(report, "reading images"))
+        if images.digest != bundle.split_digest:
+            note(f"{images.data or images.name}: not the images on which {bundle.task} was fitted")
+        note_left_out(images.unreadable, images.left_out)
+        return export_int8(bundle, backbone, path, images, report=report, **how)

@@ -1,0 +1,106 @@
+"""What `hgedge fit` prints of its result, as text and as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hgprompt_edge.cli.condition import worth_table
+from hgprompt_edge.cli.shared.console import drawn, out, print_next
+from hgprompt_edge.cli.shared.fit_table import print_result
+from hgprompt_edge.cli.shared.left_out import of_task
+
+if TYPE_CHECKING:
+    from hgprompt_edge.artifacts.bundle import Bundle
+    from hgprompt_edge.data import Task
+    from hgprompt_edge.features.pooling import Pooling
+    from hgprompt_edge.training.condition_prompts import Worth
+
+
+def document_of(
+    bundle: Bundle,
+    left_out: tuple[str, ...],
+    images: Task,
+    path: Path,
+    figure: Path | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """Make the JSON document of a fit."""
+    from hgprompt_edge.prompts.mixing import source_shares
+
+    names = [source["name"] for source in bundle.sources]
+    return {
+        "task": images.name,
+        "images": _counts(images),
+        **of_task(images),
+        "left_out": list(left_out),
+        "learned_weights": _by_name(names, source_shares(bundle.learned_weights)),
+        "learned_weights_by_layer": (
+            _by_name(names, bundle.learned_weights) if bundle.learned_weights.ndim == 2 else None
+        ),
+        "weights": _by_name(names, source_shares(bundle.weights)),
+        "objective": bundle.objective,
+        "table": [vars(row) for row in bundle.table],
+        "choice": bundle.choice,
+        "bundle": str(path),
+        "figure": figure and str(figure),
+        "seconds": round(seconds, 2),
+    }
+
+
+def _by_name(names: list[str], weights: npt.NDArray[np.floating]) -> dict[str, Any]:
+    return dict(zip(names, weights.tolist(), strict=True))
+
+
+def print_fit(
+    bundle: Bundle,
+    left_out: tuple[str, ...],
+    pooling: Pooling,
+    images: Task,
+    path: Path,
+    figure: Path | None,
+    worths: tuple[Worth, ...],
+    cost: float,
+    seconds: float,
+    verbose: bool,
+) -> None:
+    """Print what was fitted on what, what is kept, where it is, and what to run next."""
+    counts = ", ".join(f"{count} {name}" for name, count in _counts(images).items())
+    out.print(f"{images.name}: {len(images.classes)} classes; {counts} images", soft_wrap=True)
+    if left_out:
+        out.print(f"left out, same family as the target: {', '.join(left_out)}")
+    if pooling.name != "token" and pooling.gain:
+        out.print(_pooling_line(pooling, cost), soft_wrap=True)
+    print_result(bundle, images, verbose)
+    if worths:
+        out.print(worth_table(worths))
+    written = f"{path}, {figure}" if figure else f"{path}"
+    out.print(f"{written} ({seconds:.0f} s)", soft_wrap=True)
+    print_next(
+        "export",
+        path,
+        *(("--adapt",) if any(worth.kept for worth in worths) else ("--format", "onnx")),
+    )
+
+
+def _pooling_line(pooling: Pooling, cost: float) -> str:
+    """Say what the head sees where it is not the backbone's own, and what that costs."""
+    what = {"token": "the class token", "avg": "the mean of the patch tokens"}
+    name = what.get(pooling.name, "the class token and the mean of the patch tokens")
+    gain = f"{pooling.gain:.3f} {drawn('±', '+/-')} {pooling.error:.3f}"
+    return (
+        f"features: {name}; without a prompt this gains {gain} "
+        f"nats an image over the class token, and an image takes {100 * cost:+.0f} % (PyTorch, one "
+        "thread)"
+    )
+
+
+def _counts(images: Task) -> dict[str, int]:
+    return {
+        "train": len(images.train),
+        "validation": len(images.validation),
+        "test": len(images.test),
+    }
