@@ -38,11 +38,12 @@ from torch import nn
 
 from hgprompt_edge import export_onnx, load_backbone
 from hgprompt_edge.adapt.gradient import AdaptGraph, Head
-from hgprompt_edge.adapt.guard import accuracy, mean_entropy
+from hgprompt_edge.adapt.guard.measures import accuracy, mean_entropy
 from hgprompt_edge.adapt.learner import GradientLearner
-from hgprompt_edge.adapt.loop import Proposal, Weights, adapt_labelled, adapt_unlabelled
+from hgprompt_edge.adapt.loop import adapt_labelled, adapt_unlabelled
 from hgprompt_edge.adapt.losses import Slope, statistics_distance
 from hgprompt_edge.adapt.optimizer import Descent, Point, Settings, descend
+from hgprompt_edge.adapt.proposal import Proposal, Weights
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.artifacts.device_bank import Bank, adapt_path

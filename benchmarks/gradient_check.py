@@ -19,11 +19,12 @@ import torch
 from adapt import TASKS, Device
 
 from hgprompt_edge import load_backbone
-from hgprompt_edge.adapt import gradient as step
+from hgprompt_edge.adapt import gradient_check as step
 from hgprompt_edge.adapt.learner import CHECKED_IMAGES
 from hgprompt_edge.data.conditions import SHIFTS, corrupt
 from hgprompt_edge.errors import CheckError
 from hgprompt_edge.files import write_bytes
+from hgprompt_edge.maths.simplex import smoothed
 
 RESULTS = Path(__file__).parent / "results" / "gradient_check.json"
 
@@ -56,7 +57,7 @@ def is_refused(device: Device, shift: str, severity: int, seed: int) -> bool:
     images = corrupt(device.test.pixels[rows], shift, severity, seed)
     mix_logits = rng.normal(size=len(device.bank.names))
     if seed == 0:
-        mix_logits = np.log(step.smoothed(device.bank.initial))
+        mix_logits = np.log(smoothed(device.bank.initial))
     try:
         step.check_gradient(device.graph, images, mix_logits, rng)
     except CheckError:

@@ -32,11 +32,13 @@ from targets import load_target
 
 from hgprompt_edge import export_onnx, load_backbone
 from hgprompt_edge.adapt.gradient import AdaptGraph, Floats, Pixels
-from hgprompt_edge.adapt.guard import accuracy, judge_unlabelled
+from hgprompt_edge.adapt.guard.measures import accuracy
+from hgprompt_edge.adapt.guard.unlabelled import judge_unlabelled
 from hgprompt_edge.adapt.learner import GradientLearner
-from hgprompt_edge.adapt.loop import Weights, learn_unlabelled
+from hgprompt_edge.adapt.loop import learn_unlabelled
 from hgprompt_edge.adapt.losses import statistics_distance
 from hgprompt_edge.adapt.optimizer import Descent, Point, Settings
+from hgprompt_edge.adapt.proposal import Weights
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.artifacts.device_bank import adapt_path

@@ -24,8 +24,9 @@ from rows import read_rows, write_rows
 from targets import load_target
 
 from hgprompt_edge import load_backbone
-from hgprompt_edge.adapt.guard import accuracy, log_loss, standard_error
-from hgprompt_edge.adapt.loop import Weights, adapt_labelled
+from hgprompt_edge.adapt.guard.measures import accuracy, log_loss, standard_error
+from hgprompt_edge.adapt.loop import adapt_labelled
+from hgprompt_edge.adapt.proposal import Weights
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.backbones.backbone import Backbone

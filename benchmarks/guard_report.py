@@ -8,20 +8,15 @@ from typing import Any
 import numpy as np
 from rows import read_rows
 
-from hgprompt_edge.adapt.evidence import least_shown
-from hgprompt_edge.adapt.guard import (
-    MAX_RISE,
+from hgprompt_edge.adapt.guard.evidence import least_shown
+from hgprompt_edge.adapt.guard.labelled import MAX_RISE, MIN_ERRORS, SLACK, errors_asked
+from hgprompt_edge.adapt.guard.unlabelled import (
     MIN_AGREEMENT,
     MIN_CLASSES,
-    MIN_DISTANCE,
     MIN_DISTANCE_IN_FORCE,
-    MIN_ERRORS,
-    MIN_FALL,
-    SLACK,
-    comes_back,
-    errors_asked,
     judge_clean,
 )
+from hgprompt_edge.adapt.guard.verdict import MIN_DISTANCE, MIN_FALL, comes_back
 
 RESULTS = Path(__file__).parent / "results"
 GUARD = RESULTS / "guard.json"

@@ -24,9 +24,9 @@ from rows import read_rows, write_rows
 from targets import load_target
 
 from hgprompt_edge import load_backbone
-from hgprompt_edge.adapt.guard import accuracy
-from hgprompt_edge.adapt.loop import TOWARDS
+from hgprompt_edge.adapt.guard.measures import accuracy
 from hgprompt_edge.adapt.losses import statistics_distance
+from hgprompt_edge.adapt.starts import TOWARDS
 from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.data import Task
 from hgprompt_edge.data.conditions import CONDITIONS, SEVERITIES, corrupt

@@ -9,7 +9,7 @@ import numpy as np
 from small_vits import make_backbone, make_mixable, token_logits
 
 from hgprompt_edge.adapt.gradient import AdaptGraph, Head
-from hgprompt_edge.adapt.loop import Weights
+from hgprompt_edge.adapt.proposal import Weights
 from hgprompt_edge.artifacts.bank_entries import bank_tokens
 from hgprompt_edge.artifacts.device_bank import adapt_path
 from hgprompt_edge.export.onnx_file import export_onnx

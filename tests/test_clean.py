@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hgprompt_edge.adapt.evidence import (
+from hgprompt_edge.adapt.guard.evidence import (
     expect,
     judge_known,
     judge_labels,

@@ -12,26 +12,23 @@ import pytest
 from planted import Planted
 from small_vits import token_features
 
-from hgprompt_edge.adapt.gradient import AdaptGraph, check_gradient, smoothed
+from hgprompt_edge.adapt.gradient import AdaptGraph
+from hgprompt_edge.adapt.gradient_check import check_gradient
 from hgprompt_edge.adapt.learner import ForwardLearner, GradientLearner, Learner
-from hgprompt_edge.adapt.loop import (
-    Proposal,
-    Weights,
-    adapt_labelled,
-    adapt_unlabelled,
-    learn_unlabelled,
-)
+from hgprompt_edge.adapt.loop import adapt_labelled, adapt_unlabelled, learn_unlabelled
 from hgprompt_edge.adapt.losses import (
     anchored_judge,
     statistics_distance,
     statistics_judge,
 )
 from hgprompt_edge.adapt.optimizer import Descent, Settings, start_at
+from hgprompt_edge.adapt.proposal import Proposal, Weights
 from hgprompt_edge.artifacts.bank_entries import bank_tokens
 from hgprompt_edge.artifacts.device_bank import adapt_path
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.maths.feature_statistics import Clean
+from hgprompt_edge.maths.simplex import smoothed
 from hgprompt_edge.maths.softmax import log_softmax
 from hgprompt_edge.runtime.predictor import Predictor
 

@@ -7,14 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hgprompt_edge.adapt.guard import (
-    MIN_ERRORS,
-    errors_asked,
-    fold_of,
-    judge_clean,
-    judge_labelled,
-    judge_unlabelled,
-)
+from hgprompt_edge.adapt.guard.labelled import MIN_ERRORS, errors_asked, fold_of, judge_labelled
+from hgprompt_edge.adapt.guard.unlabelled import judge_clean, judge_unlabelled
 from hgprompt_edge.maths.paired import score_interval
 
 

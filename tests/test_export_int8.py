@@ -17,8 +17,9 @@ from toys import make_task, pixels_of
 from typer.testing import CliRunner, Result
 
 from hgprompt_edge.adapt.learner import ForwardLearner
-from hgprompt_edge.adapt.loop import Weights, adapt_labelled
+from hgprompt_edge.adapt.loop import adapt_labelled
 from hgprompt_edge.adapt.optimizer import Settings
+from hgprompt_edge.adapt.proposal import Weights
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.bundle_file import write_bundle
 from hgprompt_edge.artifacts.device_bank import adapt_path, bank_path

@@ -17,7 +17,7 @@ from test_cli_condition import one_epoch
 
 from hgprompt_edge import read_bundle
 from hgprompt_edge.adapt.gradient import Head
-from hgprompt_edge.adapt.guard import judge_bias
+from hgprompt_edge.adapt.guard.unlabelled import judge_bias
 from hgprompt_edge.adapt.head_learner import HeadLearner
 from hgprompt_edge.adapt.optimizer import Settings, start_at
 from hgprompt_edge.artifacts.device_bank import read_bank

@@ -9,13 +9,15 @@ from typing import cast
 
 import numpy as np
 
-from hgprompt_edge.adapt.evidence import Expected, expect
 from hgprompt_edge.adapt.gradient import AdaptGraph, Head
+from hgprompt_edge.adapt.guard.evidence import Expected, expect
 from hgprompt_edge.adapt.head_learner import HeadLearner
 from hgprompt_edge.adapt.images import Seen, read_labelled, read_unlabelled
 from hgprompt_edge.adapt.learner import ForwardLearner, GradientLearner, Learner
-from hgprompt_edge.adapt.loop import Proposal, Report, Weights, adapt_labelled, adapt_unlabelled
+from hgprompt_edge.adapt.loop import adapt_labelled, adapt_unlabelled
 from hgprompt_edge.adapt.optimizer import Settings
+from hgprompt_edge.adapt.proposal import Proposal, Weights
+from hgprompt_edge.adapt.starts import Report
 from hgprompt_edge.artifacts.device_bank import Bank, adapt_path
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.maths.feature_statistics import places_of

@@ -10,15 +10,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.adapt.gradient import (
-    AdaptGraph,
-    Doubles,
-    Floats,
-    Head,
-    Pixels,
-    check_gradient,
-    smoothed,
-)
+from hgprompt_edge.adapt.gradient import AdaptGraph, Doubles, Floats, Head, Pixels
+from hgprompt_edge.adapt.gradient_check import check_gradient
 from hgprompt_edge.adapt.losses import (
     anchor_unit,
     anchored_judge,
@@ -37,6 +30,7 @@ from hgprompt_edge.adapt.optimizer import (
 from hgprompt_edge.artifacts.device_bank import Bank
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.maths.feature_statistics import Statistics
+from hgprompt_edge.maths.simplex import smoothed
 from hgprompt_edge.maths.softmax import log_softmax, softmax
 from hgprompt_edge.runtime.predictor import Predictor
 

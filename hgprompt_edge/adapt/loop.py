@@ -9,77 +9,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from hgprompt_edge.adapt.evidence import (
+from hgprompt_edge.adapt.gradient import Floats, Pixels
+from hgprompt_edge.adapt.guard.evidence import (
     Expected,
     expect,
     judge_known,
     judge_labels,
     judge_shown,
 )
-from hgprompt_edge.adapt.gradient import Doubles, Floats, Head, Pixels, smoothed
-from hgprompt_edge.adapt.guard import (
-    FOLDS,
-    Labels,
-    Verdict,
-    fold_of,
-    judge_bias,
-    judge_clean,
-    judge_labelled,
-    judge_unlabelled,
-    log_loss,
-)
+from hgprompt_edge.adapt.guard.labelled import FOLDS, fold_of, judge_labelled
+from hgprompt_edge.adapt.guard.measures import Labels
+from hgprompt_edge.adapt.guard.unlabelled import judge_bias, judge_clean, judge_unlabelled
+from hgprompt_edge.adapt.guard.verdict import Verdict
 from hgprompt_edge.adapt.learner import Learner
-from hgprompt_edge.adapt.losses import anchor_unit, statistics_distance
-from hgprompt_edge.adapt.optimizer import (
-    Descent,
-    Point,
-    average,
-    deadline_of,
-    divergence,
-    share_of,
-    start_at,
-)
+from hgprompt_edge.adapt.losses import statistics_distance
+from hgprompt_edge.adapt.optimizer import Descent, Point, average, deadline_of, share_of, start_at
+from hgprompt_edge.adapt.proposal import Proposal, Weights, propose
+from hgprompt_edge.adapt.starts import stage_of, starts
 from hgprompt_edge.maths.feature_statistics import Clean, Statistics
 
-TOWARDS = 0.9
-"""How far towards each prompt another start lies."""
-STARTS_SHARE = 3
-"""One part of so many of a budget of seconds is for finding where to start."""
-
 Report = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A mix `[M]` and a head for the model's features."""
-
-    mix: Doubles
-    head: Head
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """What adaptation came to.
-
-    Attributes
-    ----------
-    weights
-        The new ones; whether to take them over is the verdict's.
-    steps, seconds
-        What it took, all folds included.
-    images
-        How many it was learned from.
-    """
-
-    weights: Weights
-    verdict: Verdict
-    steps: int
-    seconds: float
-    images: int
 
 
 def adapt_labelled(
@@ -114,25 +67,25 @@ def adapt_labelled(
     at_initial, before = _features_before(learner, images, current)
     old = current.head.logits(before)
     held_out = old.copy()
-    points, losses = _starts(learner, images, labels, start, at_initial, deadline, report)
+    points, losses = starts(learner, images, labels, start, at_initial, deadline, report)
     descents: list[Descent] = []
     for place, fold in enumerate(np.unique(folds)):
         kept, out = folds != fold, folds == fold
-        tell = _stage(report, f"fold {fold + 1} of {FOLDS}")
+        tell = stage_of(report, f"fold {fold + 1} of {FOLDS}")
         best = points[int(losses[:, kept].mean(axis=1).argmin())]
         end = share_of(deadline, FOLDS + 1 - place)
         descents.append(learner.learn(images[kept], rows[kept], best, tell, end))
         point = descents[-1].point
         held_out[out] = point.head.logits(learner.features(images[out], point.mix))
     middle = average([descent.point for descent in descents])
-    tell = _stage(report, "all images")
+    tell = stage_of(report, "all images")
     descents.append(learner.learn(images, rows, middle, tell, deadline))
     point = descents[-1].point
     after = learner.features(images, point.mix)
     distances = _distances(learner, before, after)
     verdict = judge_labelled(old, held_out, labels, distances, point.head.logits(after))
     steps = sum(descent.steps for descent in descents)
-    return _propose(point, verdict, steps, begin, len(images))
+    return propose(point, verdict, steps, begin, len(images))
 
 
 def adapt_unlabelled(
@@ -217,16 +170,16 @@ def learn_unlabelled(
     """
     begin, deadline = time.monotonic(), deadline_of(learner.settings.seconds)
     origin = _checked_start(learner, images, current, np.random.default_rng(seed))
-    points, losses = _starts(learner, images, None, origin, before[0], deadline, report)
+    points, losses = starts(learner, images, None, origin, before[0], deadline, report)
     start = points[int(losses.mean(axis=1).argmin())]
-    descent = learner.learn(images, None, start, _stage(report, "images"), deadline)
+    descent = learner.learn(images, None, start, stage_of(report, "images"), deadline)
     point, verdict = _judged(learner, images, descent.point, current, before, expected)
     if not verdict.taken and start is not origin:
         # A descent may leave a sound mix for one whose statistics are right and predictions wrong.
         fallback, sound = _judged(learner, images, start, current, before, expected)
         if sound.taken:
             point, verdict = fallback, sound
-    return _propose(point, verdict, descent.steps, begin, len(images))
+    return propose(point, verdict, descent.steps, begin, len(images))
 
 
 def _judged(
@@ -285,51 +238,3 @@ def _features_before(learner: Learner, images: Pixels, current: Weights) -> tupl
     if np.array_equal(current.mix, learner.initial):
         return initial, initial
     return initial, learner.features(images, current.mix)
-
-
-def _propose(point: Point, verdict: Verdict, steps: int, begin: float, images: int) -> Proposal:
-    weights = Weights(point.mix, point.head)
-    return Proposal(weights, verdict, steps, time.monotonic() - begin, images)
-
-
-def _starts(
-    learner: Learner,
-    images: Pixels,
-    labels: Labels | None,
-    start: Point,
-    at_initial: Floats,
-    deadline: float,
-    report: Report | None,
-) -> tuple[list[Point], Doubles]:
-    """Points to start from, and the loss of each image at each of them, `[S, n]`.
-
-    The loss has more than one valley, and a descent stays in the one it begins in: beside the start
-    itself there are points well on the way to each of the prompts, or to as many as there is time
-    for. Without labels all images have the same loss, that of their statistics.
-    """
-    points = [start]
-    for corner in np.eye(len(start.mix_logits)):
-        points.append(Point(np.log((1 - TOWARDS) * start.mix + TOWARDS * corner), start.head))
-    prior, settings, clean = smoothed(learner.initial), learner.settings, learner.clean
-    unit = 0.0 if clean is None else anchor_unit(at_initial, clean, settings.anchor)
-    end = share_of(deadline, STARTS_SHARE)
-    losses: list[Doubles] = []
-    for point in points:
-        if losses and time.monotonic() >= end:
-            break
-        features = learner.features(images, point.mix)
-        loss = np.zeros(len(images))
-        if labels is not None:
-            loss = log_loss(point.head.logits(features), labels)
-        if clean is not None:
-            loss = loss + unit * statistics_distance(features, *clean)[0]
-        losses.append(loss + settings.proximal * divergence(point.mix, prior))
-        if report is not None:
-            report("starts", len(losses), len(points))
-    return points[: len(losses)], np.stack(losses)
-
-
-def _stage(report: Report | None, stage: str) -> Callable[[int, int], None] | None:
-    if report is None:
-        return None
-    return lambda done, total: report(stage, done, total)

@@ -10,16 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from hgprompt_edge.adapt.gradient import Floats
-from hgprompt_edge.adapt.guard import (
-    MIN_DISTANCE,
-    NO_STATISTICS,
-    Labels,
-    Verdict,
-    effective_classes,
-)
+from hgprompt_edge.adapt.guard.measures import Labels, effective_classes
+from hgprompt_edge.adapt.guard.unlabelled import NO_STATISTICS
+from hgprompt_edge.adapt.guard.verdict import MIN_DISTANCE, Verdict
 from hgprompt_edge.maths.feature_statistics import Clean, Statistics
+
+Floats = npt.NDArray[np.float32]
 
 MIN_SHOWN, LEAST_SHOWN = 0.5, 1.5
 """The images must show so much of the effective number of classes that clean images show, and of
