@@ -10,15 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hgprompt_edge.images import listing
-from hgprompt_edge.images.listing import (
-    IMAGE_SUFFIXES,
-    files_in,
-    is_image_name,
-    list_folders,
-    list_images,
-    summary,
-)
+from hgprompt_edge.images import image_names
+from hgprompt_edge.images.image_names import IMAGE_SUFFIXES, is_image_name
+from hgprompt_edge.images.listing import files_in, list_folders, list_images, summary
 
 
 def touch(*paths: Path) -> None:
@@ -70,11 +64,11 @@ def test_photographs_in_heic_need_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     touch(tmp_path / "a.HEIC", tmp_path / "b.png")
-    monkeypatch.setattr(listing, "find_spec", lambda name: None)
+    monkeypatch.setattr(image_names, "find_spec", lambda name: None)
     assert names(tmp_path) == ["b.png"]
     (left,) = list_images([tmp_path]).left_out
     assert left.reason == "HEIC without pillow-heif; install hgprompt-edge[heic]"
-    monkeypatch.setattr(listing, "find_spec", lambda name: object())
+    monkeypatch.setattr(image_names, "find_spec", lambda name: object())
     assert names(tmp_path) == ["a.HEIC", "b.png"]
 
 

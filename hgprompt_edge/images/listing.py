@@ -10,37 +10,17 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 from hgprompt_edge.errors import UserError
-
-# fmt: off
-IMAGE_SUFFIXES = frozenset({
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".gif", ".tif",
-    ".tiff", ".bmp", ".dib", ".tga", ".vda", ".icb", ".vst", ".ppm", ".pgm", ".pbm", ".pnm",
-    ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc", ".pcx", ".qoi", ".sgi", ".rgb", ".rgba",
-    ".bw", ".ras", ".dds", ".psd", ".xbm", ".xpm",
-})
-# fmt: on
-"""Raster formats that Pillow decodes by itself. Not PDF, PostScript, video, icons, or the
-scientific formats for which it only has stubs."""
-
-HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
-"""Read where pillow-heif is installed."""
-
-# fmt: off
-SYSTEM_FOLDERS = frozenset({
-    "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@synoresource", "#recycle", "#snapshot",
-    "__macosx", "$recycle.bin", "recycler", "lost+found", "__pycache__", "thumbnails",
-    "_thumbnails", "_thumbs",
-    "system volume information",
-})
-# fmt: on
-"""Folders that devices and programs make beside the user's own, in lower case."""
-
-SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
-"""Files that are nobody's data; not worth a word."""
+from hgprompt_edge.images.image_names import (
+    HEIF_SUFFIXES,
+    IMAGE_SUFFIXES,
+    is_image_name,
+    suffix_of,
+    why_not_file,
+    why_not_folder,
+)
 
 
 @dataclass(frozen=True)
@@ -79,18 +59,6 @@ class Listing:
     images: tuple[Path, ...]
     left_out: tuple[LeftOut, ...] = ()
     missing: tuple[LeftOut, ...] = ()
-
-
-def reads_heif() -> bool:
-    """Whether HEIC photographs can be decoded here (the extra `heic`)."""
-    return find_spec("pillow_heif") is not None
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file of this name is read as an image, by its suffix; dot files never are."""
-    suffix = _suffix(name)
-    known = suffix in IMAGE_SUFFIXES or (suffix in HEIF_SUFFIXES and reads_heif())
-    return known and not name.startswith(".")
 
 
 def list_images(paths: Sequence[Path]) -> Listing:
@@ -154,7 +122,7 @@ def subfolders(folder: Path) -> list[Path]:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"{folder}: cannot be read ({reason}); name a folder") from error
-    return [path for path in found if _why_not_folder(path.name) is None]
+    return [path for path in found if why_not_folder(path.name) is None]
 
 
 def beside(folder: Path, reason: str) -> list[LeftOut]:
@@ -172,7 +140,7 @@ def beside(folder: Path, reason: str) -> list[LeftOut]:
     ]
     walk = _Walk()
     for path in _entries(folder):
-        why = _why_not_folder(path.name)
+        why = why_not_folder(path.name)
         if why is not None and path.is_dir() and not path.is_symlink():
             walk.count(path, why)
     return found + walk.left_out
@@ -220,7 +188,7 @@ class _Walk:
                 is_folder = False
             if not is_folder:
                 self._take(path)
-            elif (why := _why_not_folder(entry.name)) is not None:
+            elif (why := why_not_folder(entry.name)) is not None:
                 self.count(path, why)
             elif entry.is_symlink():
                 self.links.append(path)
@@ -232,11 +200,11 @@ class _Walk:
         for entry in self._scan(folder):
             if entry.is_dir(follow_symlinks=False):
                 self.count(Path(entry.path), why)
-            elif _suffix(entry.name) in IMAGE_SUFFIXES | HEIF_SUFFIXES:
+            elif suffix_of(entry.name) in IMAGE_SUFFIXES | HEIF_SUFFIXES:
                 self.left_out.append(LeftOut(entry.path, why))
 
     def _take(self, path: Path) -> None:
-        why = _why_not_file(path)
+        why = why_not_file(path)
         if why is None:
             self.images.append(path)
         elif why:
@@ -251,33 +219,6 @@ class _Walk:
             self.left_out.append(LeftOut(str(folder), f"a folder that cannot be read ({reason})"))
             return
         yield from found
-
-
-def _why_not_folder(name: str) -> str | None:
-    if name.startswith("."):
-        return f"in a hidden folder ({name})"
-    return f"in a system folder ({name})" if name.lower() in SYSTEM_FOLDERS else None
-
-
-def _why_not_file(path: Path) -> str | None:
-    """Say why a file is no image; None for an image, empty where that is not worth a word."""
-    suffix = _suffix(path.name)
-    pictured = suffix in IMAGE_SUFFIXES or suffix in HEIF_SUFFIXES
-    if path.name.startswith("."):
-        return "hidden" if pictured else ""
-    if path.name.lower() in SYSTEM_FILES:
-        return ""
-    if not path.exists():
-        return "a link that leads nowhere"
-    if not pictured:
-        return f"of a type that is not read ({suffix or 'no suffix'})"
-    if suffix in HEIF_SUFFIXES and not reads_heif():
-        return "HEIC without pillow-heif; install hgprompt-edge[heic]"
-    return None if path.is_file() else "not a regular file"
-
-
-def _suffix(name: str) -> str:
-    return Path(name.lstrip(".")).suffix.lower()  # a hidden .jpg has one, too
 
 
 def _entries(folder: Path) -> list[Path]:

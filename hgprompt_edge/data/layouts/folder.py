@@ -12,11 +12,11 @@ from pathlib import Path
 from hgprompt_edge.data.layouts.part_names import USUAL_NAMES, part_of
 from hgprompt_edge.data.parts import Entry, Parts, parts_without_test
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.images.image_names import is_image_name
 from hgprompt_edge.images.listing import (
     LeftOut,
     beside,
     holds_images,
-    is_image_name,
     list_folders,
     subfolders,
     summary,

@@ -16,7 +16,8 @@ from PIL import Image
 from hgprompt_edge.data.layouts.part_names import part_of
 from hgprompt_edge.data.parts import Entry, Parts
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.images.listing import LeftOut, is_image_name
+from hgprompt_edge.images.image_names import is_image_name
+from hgprompt_edge.images.listing import LeftOut
 from hgprompt_edge.images.preprocess import UnreadableImageError, open_image
 
 IMAGES, LABELS = "images.zip", "labels.csv"

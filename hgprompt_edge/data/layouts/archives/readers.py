@@ -14,7 +14,7 @@ from hgprompt_edge.data.layouts.archives.layouts import LAYOUTS
 from hgprompt_edge.data.parts import Entry, Parts, parts_without_test
 from hgprompt_edge.data.vtab import VTAB
 from hgprompt_edge.errors import first_line
-from hgprompt_edge.images.listing import is_image_name
+from hgprompt_edge.images.image_names import is_image_name
 from hgprompt_edge.images.preprocess import UnreadableImageError, open_image
 
 CALTECH_TRAIN_PER_CLASS = 30
