@@ -6,12 +6,10 @@ being written is there whole or not at all. Readers and a writer do not wait for
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +17,13 @@ import numpy as np
 
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.state.database import Database
-from hgprompt_edge.state.lock import TakenError, only_one
+from hgprompt_edge.state.lock import only_one_adapts
 from hgprompt_edge.state.sqlite import explained
-from hgprompt_edge.state.version import Figures, Floats, Version
+from hgprompt_edge.state.version import Figures, Floats, Version, classes_digest
 
 __all__ = ["RETURN", "History", "Version"]
 
-FILE, LOCK = "history.sqlite", "adapt.lock"
+FILE = "history.sqlite"
 INITIAL, RESET, ROLLBACK = "initial", "reset", "rollback"
 RETURN = "return"
 """To the initial weights, because images look clean under them again."""
@@ -214,8 +212,7 @@ class History:
         with explained(self.path):
             return self._database.is_another or self._database.stamp() != self._seen
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> AbstractContextManager[None]:
         """Be the only process that adapts this state; one that is killed frees it at once.
 
         Raises
@@ -223,22 +220,7 @@ class History:
         UserError
             Another process is at work, or the folder cannot be written.
         """
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(only_one(self.folder / LOCK))
-            except TakenError as error:
-                holder = f"pid {error.holder}" if error.holder else "its pid is not known"
-                raise UserError(
-                    f"another hgedge adapt is at work on {self.folder} ({holder}); "
-                    "wait for it or stop it"
-                ) from error
-            except OSError as error:
-                reason = (error.strerror or str(error)).lower()
-                raise UserError(
-                    f"{self.folder}: cannot be locked ({reason}); name a state folder that can "
-                    "be written"
-                ) from error
-            yield
+        return only_one_adapts(self.folder)
 
     def _open(self) -> None:
         if self.read_only:
@@ -307,8 +289,3 @@ class History:
         if np.array_equal(version.weights, self._first.weights):
             return False
         return self._origin(version).method in (INITIAL, RESET, RETURN)
-
-
-def classes_digest(classes: Sequence[str]) -> str:
-    """Digest of the names of classes: 16 hexadecimal digits, empty where there are none."""
-    return hashlib.sha256(json.dumps(list(classes)).encode()).hexdigest()[:16] if classes else ""

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from hgprompt_edge.errors import UserError
+
+LOCK = "adapt.lock"
 
 if sys.platform == "win32":
     import msvcrt
@@ -57,6 +61,31 @@ def only_one(path: Path) -> Iterator[None]:
             _write(descriptor, b"")
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def only_one_adapts(folder: Path) -> Iterator[None]:
+    """Hold the lock of a state folder for the block.
+
+    Raises
+    ------
+    UserError
+        Another process holds it, or the folder cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(only_one(folder / LOCK))
+        except TakenError as error:
+            holder = f"pid {error.holder}" if error.holder else "its pid is not known"
+            raise UserError(
+                f"another hgedge adapt is at work on {folder} ({holder}); wait for it or stop it"
+            ) from error
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise UserError(
+                f"{folder}: cannot be locked ({reason}); name a state folder that can be written"
+            ) from error
+        yield
 
 
 def _holder(descriptor: int) -> int:

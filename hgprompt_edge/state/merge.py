@@ -19,8 +19,8 @@ from hgprompt_edge.artifacts.bank_entries import bank_entries, bank_sha256
 from hgprompt_edge.artifacts.bundle import Bundle, Floats, check_one_prompt
 from hgprompt_edge.errors import UserError, brief
 from hgprompt_edge.images.listing import files_in
-from hgprompt_edge.state.history import classes_digest
 from hgprompt_edge.state.update_file import Update, read_update
+from hgprompt_edge.state.version import classes_digest
 
 CAP = 4.0
 """A device counts at most as much as this many times the median device."""

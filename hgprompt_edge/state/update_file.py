@@ -20,8 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from hgprompt_edge.errors import UserError, brief
 from hgprompt_edge.files import write_bytes
 from hgprompt_edge.images.preprocess import CROP
-from hgprompt_edge.state.history import classes_digest
-from hgprompt_edge.state.version import Figures, Floats, Version
+from hgprompt_edge.state.version import Figures, Floats, Version, classes_digest
 
 FORMAT, OLDER = "hgprompt.version/2", "hgprompt.version/1"
 """The older one does not say which device it is from."""

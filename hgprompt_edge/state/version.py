@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -117,3 +118,8 @@ def _bytes(array: Floats | None) -> bytes | None:
 
 def _floats(data: bytes | None) -> Floats | None:
     return None if data is None else np.frombuffer(data, "<f4").astype(np.float32)
+
+
+def classes_digest(classes: Sequence[str]) -> str:
+    """Digest of the names of classes: 16 hexadecimal digits, empty where there are none."""
+    return hashlib.sha256(json.dumps(list(classes)).encode()).hexdigest()[:16] if classes else ""
