@@ -20,7 +20,8 @@ from hypothesis.extra import numpy as hnp
 
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.state import database as database
-from hgprompt_edge.state.history import LOCK, RETURN, History, Version
+from hgprompt_edge.state.history import RETURN, History, Version
+from hgprompt_edge.state.lock import LOCK
 from hgprompt_edge.state.version import seal, unseal
 
 
