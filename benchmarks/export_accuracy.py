@@ -24,7 +24,8 @@ from rows import read_rows, write_rows
 from targets import load_target
 
 from hgprompt_edge import HGPrompt, load_backbone, read_bank
-from hgprompt_edge.export.int8.quantize import BATCHES, export_int8
+from hgprompt_edge.export.int8.measure import BATCHES
+from hgprompt_edge.export.int8.quantize import export_int8
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.export.openvino_file import export_openvino
 from hgprompt_edge.features.cached import FeatureStore

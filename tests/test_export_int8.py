@@ -32,6 +32,7 @@ from hgprompt_edge.export.graph.body import attach_head, split_head
 from hgprompt_edge.export.graph.inference import build_graph
 from hgprompt_edge.export.graph.rewrites import Attention, Rewrites
 from hgprompt_edge.export.int8 import quantize as int8
+from hgprompt_edge.export.int8.measure import right_in_any_batch
 from hgprompt_edge.export.int8.quantize import export_int8
 from hgprompt_edge.export.int8.schemes import Scheme, onnx_schemes
 from hgprompt_edge.export.onnx_file import export_onnx
@@ -164,7 +165,7 @@ class LooksAround:
 
 def test_accuracy_counts_what_is_right_alone_and_among_others() -> None:
     images = Images(pixels_of(20), np.array([0, 1] * 10), tuple(map(str, range(20))))
-    right = int8.right_in_any_batch(
+    right = right_in_any_batch(
         LooksAround(), images, None, lambda found: found.argmax(1) == images.labels
     )
     assert not right.any()  # half of them at either size
@@ -227,7 +228,7 @@ def test_every_scheme_of_onnxruntime_runs(tmp_path: Path, family: str, mode: str
         path = tmp_path / f"{index}.onnx"
         scheme.write(graph, bundle.probe_images[:4], path)
         onnx.checker.check_model(path)
-        logits = int8.OnnxEngine(path).run(bundle.probe_images)
+        logits = OnnxEngine(path).run(bundle.probe_images)
         assert np.abs(logits - bundle.probe_logits).max() < 0.6 * scale, scheme.name
         kinds = {node.op_type for node in onnx.load(path).graph.node}
         assert kinds & {"MatMulInteger", "DequantizeLinear"}, f"{scheme.name} quantized nothing"
@@ -474,7 +475,7 @@ def test_of_what_is_not_proven_the_least_loss_at_worst_is_in_the_file(
         found.append(Paired(200, *((9, 3), (4, 2), (6, 3), (90, 1))[len(found)]))
         return found[-1]
 
-    monkeypatch.setattr(int8, "_compare", compared)
+    monkeypatch.setattr(int8, "held_against", compared)
     result = export_int8(bundle, backbone, path, task, max_drop=2, accept_unproven=True)
     assert [t.scheme for t in result.tried] == [f"moved by {n}" for n in (3, 2, 1000, 1)]
     assert result.tried[-1].drop == 1

@@ -9,55 +9,41 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 import tempfile
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
-import torch
 
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.metadata import PREFIX, parse_metadata, probe_count
 from hgprompt_edge.artifacts.model_digest import BLANK, FILE_SHA256, seal
 from hgprompt_edge.backbones.backbone import Backbone
-from hgprompt_edge.data.task import Images, Task
+from hgprompt_edge.data.task import Task
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export.bank_file import beside, make_bank, write_beside
 from hgprompt_edge.export.graph.body import attach_head, split_head
-from hgprompt_edge.export.graph.head import Head, head_logits
+from hgprompt_edge.export.graph.head import head_logits
 from hgprompt_edge.export.graph.inference import build_graph
 from hgprompt_edge.export.graph.rewrites import Attention, Rewrites
-from hgprompt_edge.export.int8.held_out import Features, HeldOut, features_of, graph_head, hold_out
-from hgprompt_edge.export.int8.schemes import Control, Given, Scheme, onnx_schemes, openvino_schemes
+from hgprompt_edge.export.int8.held_out import Features, features_of, graph_head, hold_out
+from hgprompt_edge.export.int8.measure import held_against, on_test_images, open_body
+from hgprompt_edge.export.int8.schemes import Control, onnx_schemes, openvino_schemes
+from hgprompt_edge.export.int8.search import MIN_CALIBRATION, Report, try_schemes
 from hgprompt_edge.export.int8.trials import Trial, refusal, takes, trial_of, unproven
 from hgprompt_edge.export.onnx_file import append_metadata, check_fits, describe
 from hgprompt_edge.export.openvino_file import add_metadata
 from hgprompt_edge.export.verify import Verification, at_initial, verify_mixes
 from hgprompt_edge.files import atomic_paths
 from hgprompt_edge.heads.best_head import fit_head
-from hgprompt_edge.maths.paired import Paired, paired
 from hgprompt_edge.maths.parity import TOLERANCES
-from hgprompt_edge.maths.softmax import log_mean_softmax, softmax
-from hgprompt_edge.runtime.engines.engine import Engine
-from hgprompt_edge.runtime.engines.onnx_engine import OnnxEngine
+from hgprompt_edge.maths.softmax import softmax
 from hgprompt_edge.runtime.engines.openvino_engine import OpenVinoEngine, computes_bf16
 from hgprompt_edge.runtime.other_cpu import describe_cpu
 
-MIN_CALIBRATION, MAX_CALIBRATION = 32, 300
 MAX_DROP = 1.0
 """Points of accuracy that may be lost by default. A thousand images, as many as `fit` takes, prove
 it of a model that loses nothing; one that loses half a point would take some 3,000."""
-MAX_TEST = 1000
-"""Test images at most that the figure beside it is over."""
-BATCHES = (1, 16)
-"""As a camera and as `hgedge predict` give them: a class must not depend on the other images."""
-Report = Callable[[str, int, int], None]
-Floats = npt.NDArray[np.float32]
-Right = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -159,8 +145,8 @@ def export_int8(
             write_beside(bundle, backbone, bank, temporary[: -len(files)])
         body, head = split_head(build_graph(start, backbone, on, bank))
         ir.save(body, graph)
-        measure = functools.partial(_compare, held=held, given=given)
-        tried, compared = _try(
+        measure = functools.partial(held_against, held=held, given=given)
+        tried, compared = try_schemes(
             schemes, graph, written, task, measure, held.accuracy, max_drop, report
         )
         proven = tried[-1].holds(max_drop)
@@ -174,10 +160,17 @@ def export_int8(
             engine = OpenVinoEngine(temporary[-1], bf16=True, cache=False)
             name = f"{tried[-1].scheme}, the rest in bfloat16"
             rounded = trial_of(name, measure(engine), held.accuracy)
-        test, test_images = _on_test(_open(temporary[-1]), start, task, features, head, given)
+        test, test_images = on_test_images(
+            open_body(temporary[-1]), start, task, features, head, given
+        )
         attach_head(temporary[-1], head, keep_features=bank is not None)
         verification = verify_mixes(
-            _open(temporary[-1]), bundle, backbone, bundle.probe_images, bank, TOLERANCES["int8"]
+            open_body(temporary[-1]),
+            bundle,
+            backbone,
+            bundle.probe_images,
+            bank,
+            TOLERANCES["int8"],
         )
         if not verification.ok:
             raise CheckError(f"{path}: the int8 model is broken ({verification}); nothing written")
@@ -197,14 +190,14 @@ def export_int8(
                     "bf16": asdict(rounded) if rounded else None,
                     "test": asdict(test) if test else None,
                     "test_images": test_images,
-                    **describe_cpu(_open(temporary[-1]), images, given),
+                    **describe_cpu(open_body(temporary[-1]), images, given),
                 }
             ),
             FILE_SHA256: BLANK,
         }
         (add_metadata if is_ir else append_metadata)(temporary[-1], entries)
         seal(temporary[-1])
-        parse_metadata(path, _open(temporary[-1]).entries)
+        parse_metadata(path, open_body(temporary[-1]).entries)
     return Int8(
         tuple(tried),
         len(held.images),
@@ -216,56 +209,6 @@ def export_int8(
         test_images,
         verification,
     )
-
-
-def right_in_any_batch(
-    body: Engine, images: Images, given: Given | None, judge: Callable[[Floats], Right]
-) -> Right:
-    """Which images `[n]` are right at each size of `BATCHES`, not by themselves only.
-
-    Parameters
-    ----------
-    judge
-        Which images are right by their features `[n, D]`.
-    """
-    right = np.ones(len(images), bool)
-    for batch in BATCHES:
-        parts = range(0, len(images), batch)
-        right &= judge(
-            np.concatenate([body.run(images.pixels[i : i + batch], given) for i in parts])
-        )
-    return right
-
-
-def _compare(body: Engine, held: HeldOut, given: Given | None) -> Paired:
-    """Hold a body against float32 on the images that judge."""
-    if not len(held.images):
-        return Paired(0, 0, 0)
-    right = right_in_any_batch(body, held.images, given, held.right)
-    return paired(held.floating.astype(np.float64), right.astype(np.float64))
-
-
-def _on_test(
-    body: Engine, bundle: Bundle, task: Task, features: Features, head: Head, given: Given
-) -> tuple[Trial | None, int]:
-    """Hold a body against float32 on test images under the bundle's head; how many, too."""
-    rows = np.random.default_rng(0).permutation(len(task.test))[:MAX_TEST]
-    if not len(rows):
-        return None, 0
-    images = task.test.subset(np.sort(rows))
-    heads = [
-        (torch.from_numpy(f.head_weight), torch.from_numpy(f.head_bias)) for f in bundle.folded
-    ]
-    logits = [
-        (features(images, one.prompt).double() @ weight.double().T + bias.double()).numpy()
-        for one, (weight, bias) in zip(bundle.folded, heads, strict=True)
-    ]
-    exact = log_mean_softmax(np.stack(logits)).argmax(1) == images.labels
-    right = right_in_any_batch(
-        body, images, given, lambda found: head_logits(found, head).argmax(1) == images.labels
-    )
-    found = paired(exact.astype(np.float64), right.astype(np.float64))
-    return trial_of("test images", found, float(exact.mean())), len(images)
 
 
 def _control(
@@ -284,62 +227,6 @@ def _control(
     ]
     judge = graph_head(bundle, backbone, heads, on)
     return Control(task.validation, lambda f: softmax(head_logits(f, judge)), max_drop)
-
-
-def _try(
-    schemes: list[Scheme],
-    graph: Path,
-    files: Sequence[Path],
-    task: Task,
-    measure: Callable[[Engine], Paired],
-    floating: float,
-    max_drop: float,
-    report: Report | None,
-) -> tuple[list[Trial], Paired]:
-    """Write a body with one scheme after the other until one is proven to hold.
-
-    Where none is, the one that loses least at worst is in the files, and the last in the list.
-    """
-    calibration, path = _calibration(task), files[-1]
-    kept = [graph.with_name(f"best{file.suffix}") for file in files]
-    tried: list[Trial] = []
-    best: tuple[Trial, Paired] | None = None
-    for index, scheme in enumerate(schemes):
-        if report:
-            report(f"int8: {scheme.name}", index, len(schemes))
-        scheme.write(graph, calibration, path)
-        found = measure(_open(path))
-        trial = trial_of(scheme.name, found, floating)
-        tried.append(trial)
-        if best is None or _rank(trial, max_drop) < _rank(best[0], max_drop):
-            best = trial, found
-            for file, copy in zip(files, kept, strict=True):
-                shutil.copyfile(file, copy)
-        # So few images prove nothing, however little a scheme loses: the fastest one is taken.
-        hopeless = Paired(found.images, 0, 0).interval[0] < -max_drop and trial.drop <= max_drop
-        if trial.holds(max_drop) or hopeless:
-            return tried, found
-    if best is not None and best[0].holds(max_drop) is False:
-        return tried, best[1]  # nothing is written
-    if best is None:
-        raise ValueError("There must be a scheme.")
-    for file, copy in zip(files, kept, strict=True):
-        copy.replace(file)
-    return [*(trial for trial in tried if trial is not best[0]), best[0]], best[1]
-
-
-def _rank(trial: Trial, max_drop: float) -> tuple[bool, float]:
-    """Smallest for the scheme that loses least at worst, of those not known to lose too much."""
-    return trial.holds(max_drop) is False, trial.high
-
-
-def _open(path: Path) -> Engine:
-    return OpenVinoEngine(path, cache=False) if path.suffix == ".xml" else OnnxEngine(path)
-
-
-def _calibration(task: Task) -> npt.NDArray[np.uint8]:
-    order = np.random.default_rng(0).permutation(len(task.train))[:MAX_CALIBRATION]
-    return task.train.pixels[np.sort(order)]
 
 
 def _check_task(bundle: Bundle, task: Task) -> None:

@@ -1,0 +1,85 @@
+"""How many images a quantized body gets right, against float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.data.task import Images, Task
+from hgprompt_edge.export.graph.head import Head, head_logits
+from hgprompt_edge.export.int8.held_out import Features, HeldOut
+from hgprompt_edge.export.int8.schemes import Given
+from hgprompt_edge.export.int8.trials import Trial, trial_of
+from hgprompt_edge.maths.paired import Paired, paired
+from hgprompt_edge.maths.softmax import log_mean_softmax
+from hgprompt_edge.runtime.engines.engine import Engine
+from hgprompt_edge.runtime.engines.onnx_engine import OnnxEngine
+from hgprompt_edge.runtime.engines.openvino_engine import OpenVinoEngine
+
+MAX_TEST = 1000
+"""Test images at most that the figure beside it is over."""
+BATCHES = (1, 16)
+"""As a camera and as `hgedge predict` give them: a class must not depend on the other images."""
+
+Floats = npt.NDArray[np.float32]
+Right = npt.NDArray[np.bool_]
+
+
+def right_in_any_batch(
+    body: Engine, images: Images, given: Given | None, judge: Callable[[Floats], Right]
+) -> Right:
+    """Which images `[n]` are right at each size of `BATCHES`, not by themselves only.
+
+    Parameters
+    ----------
+    judge
+        Which images are right by their features `[n, D]`.
+    """
+    right = np.ones(len(images), bool)
+    for batch in BATCHES:
+        parts = range(0, len(images), batch)
+        right &= judge(
+            np.concatenate([body.run(images.pixels[i : i + batch], given) for i in parts])
+        )
+    return right
+
+
+def held_against(body: Engine, held: HeldOut, given: Given | None) -> Paired:
+    """Hold a body against float32 on the images that judge."""
+    if not len(held.images):
+        return Paired(0, 0, 0)
+    right = right_in_any_batch(body, held.images, given, held.right)
+    return paired(held.floating.astype(np.float64), right.astype(np.float64))
+
+
+def on_test_images(
+    body: Engine, bundle: Bundle, task: Task, features: Features, head: Head, given: Given
+) -> tuple[Trial | None, int]:
+    """Hold a body against float32 on test images under the bundle's head; how many, too."""
+    rows = np.random.default_rng(0).permutation(len(task.test))[:MAX_TEST]
+    if not len(rows):
+        return None, 0
+    images = task.test.subset(np.sort(rows))
+    heads = [
+        (torch.from_numpy(f.head_weight), torch.from_numpy(f.head_bias)) for f in bundle.folded
+    ]
+    logits = [
+        (features(images, one.prompt).double() @ weight.double().T + bias.double()).numpy()
+        for one, (weight, bias) in zip(bundle.folded, heads, strict=True)
+    ]
+    exact = log_mean_softmax(np.stack(logits)).argmax(1) == images.labels
+    right = right_in_any_batch(
+        body, images, given, lambda found: head_logits(found, head).argmax(1) == images.labels
+    )
+    found = paired(exact.astype(np.float64), right.astype(np.float64))
+    return trial_of("test images", found, float(exact.mean())), len(images)
+
+
+def open_body(path: Path) -> Engine:
+    """Open a model file, without a cache of what the runtime makes of it."""
+    return OpenVinoEngine(path, cache=False) if path.suffix == ".xml" else OnnxEngine(path)
