@@ -27,7 +27,7 @@ from transfer import BACKBONE, GROUPS, difference, load_target, mean
 from hgprompt_edge import load_backbone, read_bank
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fastest import choose_compute
-from hgprompt_edge.compare.baselines import Contest
+from hgprompt_edge.compare.contest import Contest
 from hgprompt_edge.compare.run import Result, compare
 from hgprompt_edge.data import Task
 from hgprompt_edge.files import write_bytes

@@ -20,7 +20,8 @@ from toys import make_bank, make_task, noise_tokens
 from hgprompt_edge.backbones.image_count import watch_images
 from hgprompt_edge.cli.shared import console
 from hgprompt_edge.cli.shared.console import Stages
-from hgprompt_edge.compare.baselines import METHODS, Budget
+from hgprompt_edge.compare.baselines import METHODS
+from hgprompt_edge.compare.contest import Budget
 from hgprompt_edge.compare.estimate import compare_passes, fit_passes, tune_passes
 from hgprompt_edge.compare.run import compare
 from hgprompt_edge.fit.estimator import HGPrompt

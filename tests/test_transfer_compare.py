@@ -17,8 +17,9 @@ from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.forward import extract_features
-from hgprompt_edge.compare.baselines import METHODS, Budget, Contest
+from hgprompt_edge.compare.baselines import METHODS
 from hgprompt_edge.compare.compare_figure import TITLES, draw_comparison
+from hgprompt_edge.compare.contest import Budget, Contest
 from hgprompt_edge.compare.run import Result, bootstrap, compare
 from hgprompt_edge.data import Task
 from hgprompt_edge.errors import UserError

@@ -19,7 +19,7 @@ from toys import make_bank, make_task, noise_tokens
 
 from hgprompt_edge.backbones.backbone import Backbone, wrap_backbone
 from hgprompt_edge.backbones.forward import features_token, normalize
-from hgprompt_edge.compare.baselines import Budget
+from hgprompt_edge.compare.contest import Budget
 from hgprompt_edge.compare.image_sizes import Point, measure_sizes
 from hgprompt_edge.compare.image_sizes_figure import draw_image_sizes
 from hgprompt_edge.compare.latency import (

@@ -91,8 +91,9 @@ def compare(
     load_pytorch()
 
     from hgprompt_edge.backbones.fastest import check_device
-    from hgprompt_edge.compare.baselines import METHODS, Budget, learn
+    from hgprompt_edge.compare.baselines import METHODS, learn
     from hgprompt_edge.compare.compare_figure import draw_comparison
+    from hgprompt_edge.compare.contest import Budget
     from hgprompt_edge.compare.estimate import compare_passes
     from hgprompt_edge.compare.run import compare as run
     from hgprompt_edge.fit.checks import leave_out_family

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hgprompt_edge.compare.baselines import Budget
+from hgprompt_edge.compare.contest import Budget
 from hgprompt_edge.data import Task
 from hgprompt_edge.prompts.bank import PromptBank
 from hgprompt_edge.training.tune import epochs_for

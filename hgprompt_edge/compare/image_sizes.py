@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from hgprompt_edge.artifacts.folded import MAX_FOLDED
 from hgprompt_edge.backbones.backbone import Backbone
-from hgprompt_edge.compare.baselines import Budget, Contest, decision
+from hgprompt_edge.compare.baselines import decision
+from hgprompt_edge.compare.contest import Budget, Contest
 from hgprompt_edge.compare.latency import Deployed, milliseconds
 from hgprompt_edge.compare.run import bootstrap, prepare
 from hgprompt_edge.data import Task

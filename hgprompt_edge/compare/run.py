@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.backbones.backbone import Backbone
-from hgprompt_edge.compare.baselines import METHODS, Budget, Contest, Done
+from hgprompt_edge.compare.baselines import METHODS
+from hgprompt_edge.compare.contest import Budget, Contest, Done
 from hgprompt_edge.data import Task
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.features.pooling import choose_pooling
@@ -115,7 +116,7 @@ def prepare(
     store = FeatureStore(backbone.normalized(bank.normalization), enabled=cache)
     store = store.with_pooling(choose_pooling(store, task, seed).name)
     judge = Judge(store, task, seed=seed)
-    contest = Contest(store, task, bank, judge, budget or Budget(), seed)
+    contest = Contest(store, task, bank, judge, budget or Budget(), METHODS, seed)
     for source in contest.tokens:
         store.features(task.train.pixels, source)
     return contest
