@@ -27,7 +27,8 @@ from hgprompt_edge import (
 from hgprompt_edge.artifacts.bundle import ROW_TITLES
 from hgprompt_edge.backbones.fastest import choose_compute
 from hgprompt_edge.backbones.forward import features_token, normalize
-from hgprompt_edge.cli.shared.console import out, prepare_output, print_next, progress_bar
+from hgprompt_edge.cli.shared.console import out, prepare_output, print_next
+from hgprompt_edge.cli.shared.progress import progress_bar
 from hgprompt_edge.fit.figure import draw_fit
 
 OUT = Path("demo")

@@ -18,8 +18,8 @@ from small_vits import make_backbone
 from toys import make_bank, make_task, noise_tokens
 
 from hgprompt_edge.backbones.image_count import watch_images
-from hgprompt_edge.cli.shared import console
-from hgprompt_edge.cli.shared.console import Stages
+from hgprompt_edge.cli.shared import console, progress
+from hgprompt_edge.cli.shared.progress import Stages
 from hgprompt_edge.compare.baselines import METHODS
 from hgprompt_edge.compare.contest import Budget
 from hgprompt_edge.compare.estimate import compare_passes, fit_passes, tune_passes
@@ -66,10 +66,10 @@ def test_images_that_pass_before_any_stage_are_shown(stages: Stages) -> None:
 def test_a_terminal_sees_stages_and_images(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     terminal = Console(file=stream, force_terminal=True, width=100)
-    monkeypatch.setattr(console, "err", terminal)
+    monkeypatch.setattr(progress, "err", terminal)
     monkeypatch.setattr(start, "NEUTRAL_STEPS", 2)
     backbone = make_backbone()
-    with console.working("loading [x]"):
+    with progress.working("loading [x]"):
         start.neutral_tokens(backbone, 2, DEEP, 0, report=None)
     assert "loading [x]" in stream.getvalue()
     assert re.search(r"\d+ images", stream.getvalue())

@@ -18,10 +18,10 @@ from hgprompt_edge.cli.shared.console import (
     note,
     out,
     print_json,
-    progress_bar,
     reports_errors,
 )
 from hgprompt_edge.cli.shared.left_out import as_rows, note_left_out
+from hgprompt_edge.cli.shared.progress import progress_bar
 from hgprompt_edge.cli.state import as_dict
 
 if TYPE_CHECKING:

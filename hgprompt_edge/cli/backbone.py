@@ -10,7 +10,8 @@ from rich.table import Table
 
 from hgprompt_edge import models
 from hgprompt_edge.cli.shared import options
-from hgprompt_edge.cli.shared.console import out, print_json, progress_bar, reports_errors
+from hgprompt_edge.cli.shared.console import out, print_json, reports_errors
+from hgprompt_edge.cli.shared.progress import progress_bar
 from hgprompt_edge.cli.shared.server import needs_server
 
 if TYPE_CHECKING:

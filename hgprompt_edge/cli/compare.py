@@ -12,18 +12,11 @@ from rich.table import Table
 
 from hgprompt_edge.cli.image_sizes import IGNORED, compare_sizes, load_sizes, parse_sizes
 from hgprompt_edge.cli.shared import options
-from hgprompt_edge.cli.shared.console import (
-    fastest,
-    out,
-    print_json,
-    progress_bar,
-    reports_errors,
-    resumes,
-    working,
-)
+from hgprompt_edge.cli.shared.console import fastest, out, print_json, reports_errors, resumes
 from hgprompt_edge.cli.shared.inputs import bank_and_backbone, find_images, needs_bank
 from hgprompt_edge.cli.shared.leaks import leaks_document, note_leaks
 from hgprompt_edge.cli.shared.left_out import note_left_out, of_task
+from hgprompt_edge.cli.shared.progress import progress_bar, working
 from hgprompt_edge.cli.shared.resize import check_resize
 from hgprompt_edge.cli.shared.server import load_pytorch, needs_server
 

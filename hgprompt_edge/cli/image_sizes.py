@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from hgprompt_edge.cli.shared.console import note, out, print_json, progress_bar
+from hgprompt_edge.cli.shared.console import note, out, print_json
+from hgprompt_edge.cli.shared.progress import progress_bar
 from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,14 +9,8 @@ import typer
 from rich.table import Table
 
 from hgprompt_edge.cli.shared import options
-from hgprompt_edge.cli.shared.console import (
-    note,
-    out,
-    print_json,
-    print_next,
-    reports_errors,
-    working,
-)
+from hgprompt_edge.cli.shared.console import note, out, print_json, print_next, reports_errors
+from hgprompt_edge.cli.shared.progress import working
 from hgprompt_edge.cli.shared.server import needs_server
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ from hgprompt_edge.cli.shared.console import (
     note,
     out,
     print_json,
-    progress_bar,
     reports_errors,
 )
 from hgprompt_edge.cli.shared.left_out import note_left_out
 from hgprompt_edge.cli.shared.opened import note_bf16, open_model
+from hgprompt_edge.cli.shared.progress import progress_bar
 from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:

@@ -16,15 +16,14 @@ from hgprompt_edge.cli.shared.console import (
     out,
     print_json,
     print_next,
-    progress_bar,
     reports_errors,
     resumes,
-    working,
 )
 from hgprompt_edge.cli.shared.fit_table import print_result
 from hgprompt_edge.cli.shared.inputs import find_images_of
 from hgprompt_edge.cli.shared.leaks import leaks_document, note_leaks
 from hgprompt_edge.cli.shared.left_out import note_left_out, of_task, write_left_out
+from hgprompt_edge.cli.shared.progress import progress_bar, working
 from hgprompt_edge.cli.shared.server import load_pytorch, needs_server
 from hgprompt_edge.cli.shared.tuning import train_further, tuning_document, tuning_state
 

@@ -15,8 +15,8 @@ from hgprompt_edge.cli.shared.console import (
     out,
     print_json,
     reports_errors,
-    working,
 )
+from hgprompt_edge.cli.shared.progress import working
 from hgprompt_edge.cli.shared.server import SERVER_PACKAGES, is_installed
 from hgprompt_edge.errors import UserError
 

@@ -13,15 +13,9 @@ from hgprompt_edge.cli.export.choices import SUFFIXES, Format, Precision, Weight
 from hgprompt_edge.cli.export.report import int8_document, print_file, print_others, print_trials
 from hgprompt_edge.cli.export.write import files_to_sign, remove_old, write_float, write_int8
 from hgprompt_edge.cli.shared import options
-from hgprompt_edge.cli.shared.console import (
-    note,
-    out,
-    print_json,
-    print_next,
-    reports_errors,
-    working,
-)
+from hgprompt_edge.cli.shared.console import note, out, print_json, print_next, reports_errors
 from hgprompt_edge.cli.shared.inputs import find_images_of
+from hgprompt_edge.cli.shared.progress import working
 from hgprompt_edge.cli.shared.server import needs_server
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import check_storable

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hgprompt_edge.cli.export.choices import SUFFIXES, Format, Precision
-from hgprompt_edge.cli.shared.console import note, progress_bar
+from hgprompt_edge.cli.shared.console import note
 from hgprompt_edge.cli.shared.left_out import note_left_out
+from hgprompt_edge.cli.shared.progress import progress_bar
 
 if TYPE_CHECKING:
     from hgprompt_edge.artifacts.bundle import Bundle

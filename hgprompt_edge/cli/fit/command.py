@@ -16,18 +16,11 @@ import typer
 from hgprompt_edge.cli.condition import condition_names, condition_state, why_left_out
 from hgprompt_edge.cli.fit.report import document_of, print_fit
 from hgprompt_edge.cli.shared import options
-from hgprompt_edge.cli.shared.console import (
-    fastest,
-    note,
-    print_json,
-    progress_bar,
-    reports_errors,
-    resumes,
-    working,
-)
+from hgprompt_edge.cli.shared.console import fastest, note, print_json, reports_errors, resumes
 from hgprompt_edge.cli.shared.inputs import bank_and_backbone, find_images
 from hgprompt_edge.cli.shared.leaks import leaks_document, note_leaks, write_sheet
 from hgprompt_edge.cli.shared.left_out import note_left_out, write_left_out
+from hgprompt_edge.cli.shared.progress import progress_bar, working
 from hgprompt_edge.cli.shared.resize import (
     check_resize,
     note_cut_away,

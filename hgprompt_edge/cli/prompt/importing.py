@@ -16,8 +16,8 @@ from hgprompt_edge.cli.shared.console import (
     print_json,
     print_next,
     reports_errors,
-    working,
 )
+from hgprompt_edge.cli.shared.progress import working
 from hgprompt_edge.cli.shared.server import load_pytorch, needs_server
 
 if TYPE_CHECKING:

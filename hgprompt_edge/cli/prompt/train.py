@@ -19,14 +19,13 @@ from hgprompt_edge.cli.shared.console import (
     out,
     print_json,
     print_next,
-    progress_bar,
     reports_errors,
     resumes,
-    working,
 )
 from hgprompt_edge.cli.shared.inputs import find_images, normalized_as
 from hgprompt_edge.cli.shared.leaks import note_leaks
 from hgprompt_edge.cli.shared.left_out import note_left_out, of_task
+from hgprompt_edge.cli.shared.progress import progress_bar, working
 from hgprompt_edge.cli.shared.resize import check_resize
 from hgprompt_edge.cli.shared.server import load_pytorch, needs_server
 

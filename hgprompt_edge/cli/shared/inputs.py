@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hgprompt_edge import models
-from hgprompt_edge.cli.shared.console import note, note_backbone, note_bank, working
+from hgprompt_edge.cli.shared.console import note, note_backbone, note_bank
+from hgprompt_edge.cli.shared.progress import working
 from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from hgprompt_edge.cli.shared.console import Report, note, out
+from hgprompt_edge.cli.shared.console import note, out
 from hgprompt_edge.cli.shared.fit_table import interval, unproven
 from hgprompt_edge.cli.shared.options import DeviceName, PrecisionName, ResizeOrAuto
+from hgprompt_edge.cli.shared.progress import Report
 from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import ParamSpec, TypeVar
 
-from hgprompt_edge.cli.shared.console import working
+from hgprompt_edge.cli.shared.progress import working
 from hgprompt_edge.errors import UserError
 
 P = ParamSpec("P")

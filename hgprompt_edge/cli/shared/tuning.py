@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hgprompt_edge.cli.shared.console import Report, note
+from hgprompt_edge.cli.shared.console import note
 from hgprompt_edge.cli.shared.fit_table import unproven
+from hgprompt_edge.cli.shared.progress import Report
 from hgprompt_edge.cli.shared.text import command_line
 
 if TYPE_CHECKING:
