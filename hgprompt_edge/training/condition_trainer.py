@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from hgprompt_edge.backbones.backbone import Backbone
@@ -20,7 +20,7 @@ from hgprompt_edge.backbones.forward import block_rows, model_input
 from hgprompt_edge.backbones.passes import in_parts
 from hgprompt_edge.data.conditions import CONDITIONS, training_corruption
 from hgprompt_edge.heads.heads import Head
-from hgprompt_edge.training.resume import load_state, save_state
+from hgprompt_edge.training.descent import Descent
 
 Pixels = npt.NDArray[np.uint8]
 Tokens = npt.NDArray[np.float32]
@@ -95,7 +95,7 @@ class Restored:
     history: tuple[dict[str, float], ...]
 
 
-class ConditionTrainer:
+class ConditionTrainer(Descent):
     """Trains one condition prompt; its state goes to a file, so that a kill costs little.
 
     It trains and evaluates in the backbone's precision.
@@ -125,21 +125,12 @@ class ConditionTrainer:
         validation: Seen,
         state: Path | None = None,
     ) -> None:
+        super().__init__(recipe, torch.from_numpy(start), state)
         self.backbone, self.recipe, self.condition = backbone, recipe, condition
         self.train, self.validation = train, validation.subset(slice(VALIDATION_IMAGES))
-        self.state_path = state
         self.head = Head(head.weight.float(), head.bias.float())
         self.centre = train.features.mean(0)
         self.spread = train.rows.var(0) + MIN_VARIANCE
-        self.start = torch.from_numpy(start)
-        self.prompt = nn.Parameter(self.start.clone())
-        self.averaged = self.start.clone()
-        self.optimizer = torch.optim.AdamW(
-            [self.prompt], lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0
-        )
-        self.best, self.best_epoch = self.start.clone(), 0
-        self.history: list[dict[str, float]] = []
-        self.epoch, self.step = 0, 0
 
     def run(self, report: Callable[[int, int], None] | None = None) -> Restored:
         """Train to the end of the recipe, from the state file where there is one."""
@@ -170,22 +161,18 @@ class ConditionTrainer:
         batches = max(1, len(order) // self.recipe.batch_size)
         losses = []
         for rows in np.array_split(order, batches):
-            self._set_learning_rate(batches * self.recipe.epochs)
             clean = self.train.subset(rows)
             pixels = clean.pixels.copy()
             changed = slice(round(self.recipe.clean * len(rows)), None)
             pixels[changed] = self.corrupted(pixels[changed], rng)
-            losses.append(self._take_step(pixels, clean))
+            losses.append(self._descend(pixels, clean, batches * self.recipe.epochs))
         return float(np.mean(losses))
 
-    def _take_step(self, pixels: Pixels, clean: Seen) -> float:
+    def _descend(self, pixels: Pixels, clean: Seen, total: int) -> float:
+        """Take one of so many steps in all, and return the loss before it."""
         found = self._losses(pixels, clean, self.prompt.detach(), gradient=True)
         losses, gradients = zip(*found, strict=True)
-        self.prompt.grad = torch.stack(gradients).sum(0).div(len(pixels)).to(self.prompt.dtype)
-        self.optimizer.step()
-        self.step += 1
-        decay = min(self.recipe.average, (self.step + 1) / (self.step + 10))
-        self.averaged.lerp_(self.prompt.detach(), 1 - decay)
+        self.take_step(torch.stack(gradients).sum(0).div(len(pixels)), total)
         return math.fsum(losses) / len(pixels)
 
     def _losses(
@@ -228,50 +215,10 @@ class ConditionTrainer:
         pixels = self.corrupted(self.validation.pixels, rng)
         found = self._losses(pixels, self.validation, self.averaged, gradient=False)
         value = math.fsum(part for part, _ in found) / len(pixels)
-        self.history.append({"epoch": float(self.epoch), "loss": loss, "val_loss": value})
-        if value <= min(row["val_loss"] for row in self.history):
-            self.best, self.best_epoch = self.averaged.clone(), self.epoch
+        self.note({"epoch": float(self.epoch), "loss": loss, "val_loss": value}, by="val_loss")
 
-    def _set_learning_rate(self, total: int) -> None:
-        warm = min(1.0, (self.step + 1) / max(1.0, self.recipe.warmup * total))
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / total)))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * warm * cosine
-
-    def _save_state(self) -> None:
-        state = {
-            "of": self._of(),
-            "start": self.start,
-            "target": self.train.features,
-            "prompt": self.prompt.detach(),
-            "averaged": self.averaged,
-            "optimizer": self.optimizer.state_dict(),
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "history": self.history,
-            "epoch": self.epoch,
-            "step": self.step,
-        }
-        save_state(self.state_path, state)
-
-    def _load_state(self) -> None:
-        """Take over a state file of the same recipe, start and images; ignore any other."""
-        state = load_state(self.state_path)
-        if state is None:
-            return
-        same = (
-            state.get("of") == self._of()
-            and torch.equal(state["start"], self.start)
-            and torch.equal(state["target"], self.train.features)
-        )
-        if not same:
-            return
-        with torch.no_grad():
-            self.prompt.copy_(state["prompt"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.averaged, self.best = state["averaged"], state["best"]
-        self.best_epoch, self.history = state["best_epoch"], state["history"]
-        self.epoch, self.step = state["epoch"], state["step"]
+    def _anchors(self) -> dict[str, Tensor]:
+        return {"start": self.start, "target": self.train.features}
 
     def _of(self) -> dict[str, Any]:
         return {

@@ -8,7 +8,6 @@ with differentiable closed-form solvers", for the idea). Prompt: VPT (Jia et al.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from hgprompt_edge.backbones.backbone import Backbone
@@ -28,8 +27,8 @@ from hgprompt_edge.heads.best_head import fit_head
 from hgprompt_edge.heads.heads import accuracy, cross_fitted_logits, log_loss
 from hgprompt_edge.prompts.prompt import DEEP
 from hgprompt_edge.training.augment import Augmentation
+from hgprompt_edge.training.descent import Descent
 from hgprompt_edge.training.neutral_prompt import neutral_tokens
-from hgprompt_edge.training.resume import load_state, save_state
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -107,7 +106,7 @@ class Trained:
     seconds: float
 
 
-class PromptTrainer:
+class PromptTrainer(Descent):
     """Trains one prompt; its state goes to a file every few epochs, so a kill costs little.
 
     It trains and evaluates in the backbone's precision.
@@ -140,25 +139,15 @@ class PromptTrainer:
         start: npt.NDArray[np.float32] | None = None,
         images: str = "",
     ) -> None:
-        self.backbone, self.recipe, self.num_classes = backbone, recipe, num_classes
-        self.draw, self.head_images, self.validation = draw, head_images, validation
-        self.state_path, self.images = state, images
-        self.start = (
+        tokens = (
             neutral_tokens(backbone, recipe.tokens, recipe.mode, recipe.init_seed)
             if start is None
             else torch.from_numpy(start)
         )
-        self.prompt = nn.Parameter(self.start.clone())
-        self.averaged = self.start.clone()
-        self.optimizer = torch.optim.AdamW(
-            [self.prompt],
-            lr=recipe.learning_rate,
-            betas=(0.9, 0.98),
-            weight_decay=0.0,
-        )
-        self.best, self.best_epoch = self.start.clone(), 0
-        self.history: list[dict[str, float]] = []
-        self.epoch, self.step = 0, 0
+        super().__init__(recipe, tokens, state)
+        self.backbone, self.recipe, self.num_classes = backbone, recipe, num_classes
+        self.draw, self.head_images, self.validation = draw, head_images, validation
+        self.images = images
 
     def run(
         self,
@@ -202,16 +191,10 @@ class PromptTrainer:
         batches = max(1, len(labels) // self.recipe.batch_size)
         losses = []
         for rows in np.array_split(order, batches):
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate(batches * self.recipe.epochs)
             inputs = self._inputs(pixels[rows], generator)
             batch = Linearized(self.backbone, inputs, len(rows), self.prompt.detach())
             loss, slope = self._loss(batch.features, torch.from_numpy(labels[rows]))
-            self.prompt.grad = batch.pull(slope).to(self.prompt.dtype)
-            self.optimizer.step()
-            self.step += 1
-            decay = min(self.recipe.average, (self.step + 1) / (self.step + 10))
-            self.averaged.lerp_(self.prompt.detach(), 1 - decay)
+            self.take_step(batch.pull(slope), batches * self.recipe.epochs)
             losses.append(loss)
         return float(np.nanmean(losses)) if np.isfinite(losses).any() else float("nan")
 
@@ -252,12 +235,6 @@ class PromptTrainer:
 
         return inputs
 
-    def learning_rate(self, total: int) -> float:
-        """Rate of the next of so many steps in all: up to the recipe's, then down by a cosine."""
-        warm = min(1.0, (self.step + 1) / max(1.0, self.recipe.warmup * total))
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / total)))
-        return self.recipe.learning_rate * warm * cosine
-
     def _evaluate(self, loss: float) -> None:
         features, held_out = (
             extract_features(self.backbone, pixels, self.averaged)
@@ -272,40 +249,8 @@ class PromptTrainer:
             "val_accuracy": accuracy(logits, self.validation[1]),
             "val_log_loss": log_loss(logits, self.validation[1]),
         }
-        self.history.append(row)
         # Accuracy on 200 images is coarse; the log-loss sees small steps.
-        if row["val_log_loss"] <= min(past["val_log_loss"] for past in self.history):
-            self.best, self.best_epoch = self.averaged.clone(), self.epoch
-
-    def _save_state(self) -> None:
-        state = {
-            "of": self._of(),
-            "start": self.start,
-            "prompt": self.prompt.detach(),
-            "averaged": self.averaged,
-            "optimizer": self.optimizer.state_dict(),
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "history": self.history,
-            "epoch": self.epoch,
-            "step": self.step,
-        }
-        save_state(self.state_path, state)
-
-    def _load_state(self) -> bool:
-        """Take over a state file of the same recipe, backbone, images and start, or no other."""
-        state = load_state(self.state_path)
-        if state is None or state.get("of") != self._of():
-            return False
-        if not torch.equal(state["start"], self.start):
-            return False
-        with torch.no_grad():
-            self.prompt.copy_(state["prompt"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.averaged, self.best = state["averaged"], state["best"]
-        self.best_epoch, self.history = state["best_epoch"], state["history"]
-        self.epoch, self.step = state["epoch"], state["step"]
-        return True
+        self.note(row, by="val_log_loss")
 
     def _of(self) -> dict[str, Any]:
         return {
