@@ -21,7 +21,7 @@ from command_line import class_folders, hgedge, pets_archive, photo, run, small_
 
 from hgprompt_edge.artifacts.bundle import ROW_TITLES
 from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
-from hgprompt_edge.data.load import BUILT_IN
+from hgprompt_edge.data.known_tasks import BUILT_IN
 from hgprompt_edge.prompts.bank import read_bank, write_start
 from hgprompt_edge.prompts.prompt import write_prompt
 from hgprompt_edge.training.tune import tuning_recipe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,9 @@ DEVICE = (
 SERVER_ONLY = {
     *("torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxscript", "sklearn", "pyarrow"),
 }
+
+LONGEST, HALF = 300, 150
+"""Lines: no file has more than the first, and half of the files have fewer than the second."""
 
 
 def modules() -> dict[str, Path]:
@@ -90,6 +94,16 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         leaves = {name for name, needs in graph.items() if not needs & graph.keys()}
         assert leaves, f"a circle among {sorted(graph)}"
         graph = {name: needs for name, needs in graph.items() if name not in leaves}
+
+
+def test_files_are_one_idea_each() -> None:
+    lengths = {
+        name: len(path.read_text().splitlines())
+        for name, path in modules().items()
+        if path.name != "__init__.py"
+    }
+    assert {name: lines for name, lines in lengths.items() if lines > LONGEST} == {}
+    assert statistics.median(lengths.values()) < HALF
 
 
 @pytest.mark.parametrize("name", [name for name in modules() if room(name) in DEVICE])
