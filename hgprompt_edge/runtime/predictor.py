@@ -27,6 +27,9 @@ from hgprompt_edge.state.history import Journal, Version
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
+NO_PROBABILITIES = "the model gives no probabilities for it; export the model again"
+"""Why an image has no class: its logits are NaN or infinite."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -35,9 +38,9 @@ class Prediction:
     Attributes
     ----------
     labels
-        `(class, probability)`, most probable first; empty for an image that cannot be read.
+        `(class, probability)`, most probable first; empty for an image with an error.
     error
-        Why it cannot be read, else None.
+        Why it cannot be read, or `NO_PROBABILITIES`; else None.
     """
 
     path: Path
@@ -245,7 +248,10 @@ class Predictor:
             )
 
     def probabilities(self, pixels: Pixels) -> Floats:
-        """Probabilities `[n, K]` of pixels `[n, S, S, 3]`; each row sums to 1."""
+        """Probabilities `[n, K]` of pixels `[n, S, S, 3]`.
+
+        Each row sums to 1, or holds NaN where its logits are NaN or infinite.
+        """
         return softmax(self.logits(pixels))
 
     def compare_probe(self) -> Comparison:
@@ -300,7 +306,9 @@ class Predictor:
             try:
                 images = [self._read(path) for path in batch]
                 readable = [image for image in images if not isinstance(image, str)]
-                rows = iter(self.probabilities(np.stack(readable)) if readable else ())
+                rows: Iterator[Floats] = iter(
+                    self.probabilities(np.stack(readable)) if readable else ()
+                )
             except MemoryError as error:
                 raise UserError(
                     f"--batch-size {batch_size}: not enough memory for {len(batch)} images at a "
@@ -309,8 +317,12 @@ class Predictor:
             for path, image in zip(batch, images, strict=True):
                 if isinstance(image, str):
                     yield Prediction(path, (), image)
+                    continue
+                row = next(rows)
+                if np.isfinite(row).all():
+                    yield Prediction(path, self._top(row, top))
                 else:
-                    yield Prediction(path, self._top(next(rows), top))
+                    yield Prediction(path, (), NO_PROBABILITIES)
 
     def _read(self, path: Path) -> Pixels | str:
         try:
