@@ -194,5 +194,6 @@ _quiet = _Quiet()
 
 
 def _brief(error: BaseException) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    text = getattr(error, "strerror", None) or str(error)
+    text = text.splitlines()[0] if text else type(error).__name__
     return "unknown format" if isinstance(error, UnidentifiedImageError) else text[:80].lower()

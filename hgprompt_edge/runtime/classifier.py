@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from os import PathLike
@@ -19,8 +19,12 @@ from hgprompt_edge.images.decode import open_image, upright_rgb
 from hgprompt_edge.images.preprocess import Preprocessing, to_array
 from hgprompt_edge.runtime.predictor import Floats, Pixels, Predictor, state_folder
 
-Photo: TypeAlias = "str | PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]"
+Photo: TypeAlias = (
+    "str | PathLike[str] | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]"
+)
 """A file's path or its content, a Pillow image, or pixels `[H, W, 3]`, RGB, or grey `[H, W]`."""
+
+CONTENT = (bytes, bytearray, memoryview)
 
 BATCH = 16
 
@@ -99,12 +103,17 @@ class Classifier:
             What is no image, or an array of another type or shape.
         """
         self.predictor.refresh()
-        if isinstance(images, (str, PathLike, bytes, Image.Image)):
+        if isinstance(images, (str, PathLike, *CONTENT, Image.Image)):
             return self._classify([images], ["image"])[0]
         if isinstance(images, np.ndarray) and images.ndim != 4:
             return self._classify([images], ["image"])[0]
-        if not isinstance(images, Iterable):
-            raise TypeError(f"The 'images' must be photographs. Got {_kind(images)} instead.")
+        # What has items that are no photographs would fail on the first of these.
+        foreign = hasattr(images, "read") or isinstance(images, Mapping)
+        if foreign or not isinstance(images, Iterable):
+            raise TypeError(
+                "The 'images' must be photographs: paths, bytes, Pillow images or arrays. "
+                f"Got {_kind(images)} instead."
+            )
         return self._several(images)
 
     def _several(self, images: Iterable[Photo]) -> list[Classification]:
@@ -178,7 +187,7 @@ def _pixels(image: Photo, preprocessing: Preprocessing, name: str = "image") -> 
     if isinstance(image, (str, PathLike)):
         path = Path(image)
         return to_array(open_image(path), preprocessing, str(path))
-    if isinstance(image, bytes):
+    if isinstance(image, CONTENT):
         return to_array(open_image(io.BytesIO(image), name), preprocessing, name)
     if isinstance(image, np.ndarray):
         image = Image.fromarray(_checked(image, name))
