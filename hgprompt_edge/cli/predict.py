@@ -73,11 +73,6 @@ def predict(
         except KeyboardInterrupt:  # the way to end it
             raise typer.Exit(EXIT_INTERRUPTED) from None
         return
-    if predictor.assumed:
-        note(
-            f"{model}: not from `hgedge export`: it lacks class names and the resize rule; classes "
-            "are numbers, the shorter side is resized to the model's and the centre cropped"
-        )
     note_bf16(predictor, bf16)
     predictions = []
     with progress_bar() as report:

@@ -30,6 +30,11 @@ Floats = npt.NDArray[np.float32]
 NO_PROBABILITIES = "the model gives no probabilities for it; export the model again"
 """Why an image has no class: its logits are NaN or infinite."""
 
+ASSUMED = (
+    "not from `hgedge export`: it lacks class names and the resize rule; classes are numbers, the "
+    "shorter side is resized to the model's and the centre cropped"
+)
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -98,8 +103,9 @@ class Predictor:
     Warns
     -----
     UserWarning
-        An int8 model computes other logits on this CPU than where its accuracy was measured. This
-        is checked at the first start with a file on a CPU and remembered in the cache.
+        The file says nothing of itself, so that its resize rule is assumed. An int8 model computes
+        other logits on this CPU than where its accuracy was measured; this is checked at the first
+        start with a file on a CPU and remembered in the cache.
 
     Raises
     ------
@@ -120,6 +126,8 @@ class Predictor:
         self._engine = open_engine(path, threads, device=device, bf16=bf16)
         known = any(key.startswith(PREFIX) for key in self._engine.entries)
         self.assumed = None if known else _assume(self._engine)
+        if self.assumed:
+            warnings.warn(f"{path}: {ASSUMED}", stacklevel=2)
         self.metadata: Metadata = self.assumed or parse_metadata(path, self._engine.entries)
         self.bank = read_bank_of(path, self.metadata)
         _check_contract(path, self._engine, self.metadata, self.bank)
