@@ -80,12 +80,12 @@ def compare(
     json: options.Json = False,
 ) -> None:
     """Compare ways to use the sources on one task: a table, a JSON file and a figure."""
-    from hgprompt_edge.files import check_writable, write_bytes
+    from hgprompt_edge.files import check_output, write_bytes
 
     began = time.perf_counter()
     given = [option for name, option in IGNORED.items() if options.is_given(context, name)]
     sizes = parse_sizes(image_sizes, more_sizes, given)
-    check_writable(output.parent if output else Path(), "--output")
+    check_output(output, "--output")
     task_found = find_images(task, data, seed=seed, download=download, group_by_hash=group_by_hash)
     check_resize(resize, task_found)
     load_pytorch()

@@ -23,6 +23,7 @@ from hgprompt_edge.files import (
     check_storable,
     read_safetensors,
     sha256_file,
+    why_not,
     write_safetensors,
 )
 from hgprompt_edge.images.listing import files_in
@@ -286,7 +287,9 @@ def read_bank(source: str | Path = models.DEFAULT, *, match: bool = True) -> Pro
     """
     folder = models.bank_folder(str(source)) if source in models.NAMES else Path(source)
     if not folder.is_dir():
-        raise UserError(f"--sources {source}: no such folder; name one that holds prompt files")
+        raise UserError(
+            f"--sources {source}: {why_not(folder, 'folder')}; name one that holds prompt files"
+        )
     paths = files_in(folder, ".safetensors")
     if not paths:
         raise UserError(

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from hgprompt_edge.artifacts.device_bank import Bank, bank_path, difference, read_bank
 from hgprompt_edge.artifacts.metadata import PREFIX, Metadata, assume_metadata, parse_metadata
 from hgprompt_edge.errors import UserError, brief
+from hgprompt_edge.files import why_not
 from hgprompt_edge.images.preprocess import Preprocessing, UnreadableImageError, read_image
 from hgprompt_edge.maths.parity import TOLERANCES, Comparison, compare
 from hgprompt_edge.maths.softmax import softmax
@@ -155,6 +156,10 @@ class Predictor:
             raise UserError(
                 f"--state {state}: the weights of {self.path} are folded into it; "
                 "export it with `--weights runtime` to change them later"
+            )
+        if state.exists() and not state.is_dir():
+            raise UserError(
+                f"--state {state}: {why_not(state, 'folder')}; name the one that `adapt` printed"
             )
         mode = self.preprocessing.crop_mode
         journal = open_journal(state, self.bank, self.classes, resize=mode, read_only=True)
