@@ -26,6 +26,7 @@ from hgprompt_edge.cli.shared.leaks import leaks_document, note_leaks
 from hgprompt_edge.cli.shared.left_out import note_left_out, of_task
 from hgprompt_edge.cli.shared.resize import check_resize
 from hgprompt_edge.cli.shared.server import load_pytorch, needs_server
+from hgprompt_edge.cli.shared.text import as_json
 
 if TYPE_CHECKING:
     from hgprompt_edge.compare.run import Result
@@ -132,7 +133,7 @@ def compare(
         "sources": names,
         "rows": [_row(result) for result in results],
     }
-    write_bytes(path, _dumps(document))
+    write_bytes(path, f"{as_json(document)}\n".encode())
     figure = path.with_suffix(".png")
     history = learn(contest).history if "hgprompt" in chosen else []
     with working("drawing"):
@@ -169,12 +170,6 @@ def _row(result: Result) -> dict[str, Any]:
         "inference_passes": result.inference_passes,
         "seconds": round(result.seconds, 2),
     }
-
-
-def _dumps(document: dict[str, Any]) -> bytes:
-    from json import dumps
-
-    return (dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _table(results: tuple[Result, ...]) -> Table:
