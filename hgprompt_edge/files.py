@@ -156,6 +156,26 @@ def check_writable(folder: Path, option: str) -> None:
         raise UserError(message) from error
 
 
+def why_not(path: Path, kind: str) -> str:
+    """Say why a path is not the kind of file or folder that is wanted, such as `model file`."""
+    if path.is_dir():
+        return f"a folder, not a {kind}"
+    return f"a file, not a {kind}" if path.exists() else f"no such {kind}"
+
+
+def check_output(path: Path | None, option: str) -> None:
+    """Refuse, before hours of work, what cannot become a file; None: one in the current folder.
+
+    Raises
+    ------
+    UserError
+        It is a folder, or lies in one that takes no file.
+    """
+    if path is not None and path.is_dir():
+        raise UserError(f"{option} {path}: {why_not(path, 'file')}; name a file")
+    check_writable(Path() if path is None else path.parent, option)
+
+
 def check_storable(text: str, what: str) -> None:
     """Refuse a name that no file of ours can hold: it has bytes that are not UTF-8.
 

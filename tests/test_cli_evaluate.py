@@ -23,6 +23,7 @@ from planted import Planted
 from small_vits import make_backbone, make_bundle
 from test_layers import BLOCK, SERVER_ONLY
 
+import hgprompt_edge
 from hgprompt_edge.data.labelled import Labelled, find_labelled
 from hgprompt_edge.data.parts import Entry
 from hgprompt_edge.errors import UserError
@@ -271,6 +272,9 @@ def test_a_model_without_names_of_classes(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "c.onnx: has no names of classes, only the numbers 0 to 2; say which" in result.stderr
     assert f"meant by 0, 1 of {data}, each with --map CLASS=NUMBER" in result.stderr
+    assert "it lacks class names and the resize rule" in result.stderr
+    with pytest.warns(UserWarning, match="c.onnx: .* the shorter side is resized to the model's"):
+        hgprompt_edge.load(model)
     mapped = as_json(model, "--data", data, "--map", "0=1", "--map", "1=0")
     assert mapped["models"][0]["accuracy"]["value"] == 1
 

@@ -75,7 +75,7 @@ def test_an_imported_prompt_does_not_fit_a_bank_of_other_pixels(
 
 BAD_IMPORTS = {
     "missing": ("none.pth --backbone tiny --name a", "none.pth: no such file"),
-    "a folder": (". --backbone tiny --name a", ".: no such file"),
+    "a folder": (". --backbone tiny --name a", ".: a folder, not a file"),
     "a path as name": ("a.pth --backbone tiny --name ../a", "--name '../a': must be"),
     "no name": ("a.pth --backbone tiny --name=", "--name '': must be"),
     "unknown backbone": ("a.pth --backbone vit_tin --name a", "--backbone vit_tin: neither"),

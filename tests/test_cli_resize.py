@@ -80,6 +80,10 @@ def test_auto_takes_what_held_out_images_prove(here: Path) -> None:
     assert lines[4].endswith(" points over crop")
     assert kept in ("squash", "letterbox")
     assert "100.0 %" in lines[2]
+    accuracy = [float(line.split()[1]) for line in lines[1:4]]
+    change = [float(line.split(") ")[1].split()[0]) for line in lines[2:4]]
+    differences = [each - accuracy[0] for each in accuracy[1:]]
+    assert change == pytest.approx(differences, abs=0.11), "images count in parts in both"
 
 
 def test_auto_keeps_the_crop_where_nothing_is_cut_off(here: Path) -> None:

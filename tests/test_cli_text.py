@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import shlex
 import sys
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 from hgprompt_edge.cli.shared import console
-from hgprompt_edge.cli.shared.text import AS_GIVEN
+from hgprompt_edge.cli.shared.text import AS_GIVEN, as_json
 from hgprompt_edge.compare.compare_figure import draw_comparison
 from hgprompt_edge.compare.run import Result
 
@@ -53,6 +54,29 @@ def test_names_are_printed_as_they_were_given(
     assert "[b]irman[x]" in result.stdout
     assert "in/broken [x].jpg: not a readable image" in result.stderr
     assert "hgedge: --data [/y]: no such" in run("fit", "--data", "[/y]").stderr
+
+
+DOCUMENTS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(document=DOCUMENTS, bad=st.sampled_from([math.nan, math.inf, -math.inf]))
+def test_json_has_null_for_what_is_no_number(document: object, bad: float) -> None:
+    """As of one validation image: the uncertainty is infinite. Other parsers refuse `Infinity`."""
+    text = as_json({"error": bad, "rows": [(document, bad)], "same": document})
+    parsed = json.loads(text, parse_constant=pytest.fail)
+    assert parsed == {"error": None, "rows": [[document, None]], "same": document}
+
+
+@given(document=DOCUMENTS)
+def test_json_is_otherwise_that_of_python(document: object) -> None:
+    assert as_json(document) == json.dumps(document, indent=2, ensure_ascii=False)
 
 
 def test_a_name_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,10 +57,13 @@ def test_a_photograph_gives_the_same_in_any_form(
     expected = predicted(path, photo)
     upright = np.array(Image.open(photo).transpose(Image.Transpose.ROTATE_270))
     with Image.open(photo) as opened:
-        forms = [photo, str(photo), photo.read_bytes(), opened, upright, Image.fromarray(upright)]
-        assert [model(form) for form in forms] == [expected] * 6
-        assert model(forms) == [expected] * 6
-        assert model(form for form in forms) == [expected] * 6
+        content = photo.read_bytes()
+        files = [photo, str(photo), content, bytearray(content), memoryview(content)]
+        fortran = np.asfortranarray(upright)
+        forms = [*files, opened, upright, fortran, Image.fromarray(upright)]
+        assert [model(form) for form in forms] == [expected] * len(forms)
+        assert model(forms) == [expected] * len(forms)
+        assert model(form for form in forms) == [expected] * len(forms)
     assert model(np.stack([upright] * 2)) == [expected] * 2
     assert model([]) == []
     assert hgprompt_edge.load(str(path))(str(photo)) == expected
@@ -100,7 +103,10 @@ BAD = {
     "floats": (np.zeros((9, 9, 3)), ValueError, r"The image must be uint8 .* Got float64 \[9, 9"),
     "channels first": (np.zeros((3, 9, 9), np.uint8), ValueError, r"Got uint8 \[3, 9, 9\]"),
     "no pixels": (np.zeros((0, 9, 3), np.uint8), ValueError, r"Got uint8 \[0, 9, 3\]"),
-    "a number": (3, TypeError, "must be photographs. Got int instead"),
+    "a number": (3, TypeError, "must be photographs: paths, .* Got int instead"),
+    "an open file": (io.BytesIO(b"hello"), TypeError, "Got BytesIO instead"),
+    "a dictionary": ({"photo.jpg": 1}, TypeError, "Got dict instead"),
+    "a folder": (Path(), UnreadableImageError, r"not a readable image \(is a directory\)"),
     "several, one of them none": ([b"", None], UnreadableImageError, "image 0: not a readable"),
     "several with nothing": ([np.zeros((9, 9), np.uint8), None], TypeError, "The image 1 must be"),
     "no file": ("none.jpg", UnreadableImageError, "none.jpg: no such file"),
@@ -113,6 +119,25 @@ def test_what_is_no_photograph_is_named(name: str, model: Classifier) -> None:
     images, error, words = BAD[name]
     with pytest.raises(error, match=words):
         model(images)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "La", "P", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"]
+)
+def test_pillow_images_of_every_mode_are_taken(mode: str, model: Classifier) -> None:
+    grey = Image.linear_gradient("L").resize((30, 20))
+    image = grey.convert("LA").convert("La") if mode == "La" else grey.convert("RGB").convert(mode)
+    assert image.mode == mode
+    plain = image.convert("LA").convert("RGB") if mode == "La" else image.convert("RGB")
+    assert model(image).probabilities == pytest.approx(model(plain).probabilities, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_pixels_that_do_not_say_how_bright_white_is_are_refused(
+    mode: str, model: Classifier
+) -> None:
+    with pytest.raises(UnreadableImageError, match=r"read as black|floating-point pixels"):
+        model(Image.linear_gradient("L").convert(mode))
 
 
 def test_an_image_whose_file_was_closed_is_unreadable(model: Classifier, photo: Path) -> None:

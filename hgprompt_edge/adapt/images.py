@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import why_not
 from hgprompt_edge.images.listing import LeftOut, beside, list_folders, list_images, subfolders
 from hgprompt_edge.images.near_pairs import same_pixels
 from hgprompt_edge.images.picture_hash import hash_pixels, stack
@@ -168,7 +169,9 @@ def _read(
 
 def _folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise UserError(f"--data {folder}: no such folder; name the one with the images")
+        raise UserError(
+            f"--data {folder}: {why_not(folder, 'folder')}; name the one with the images"
+        )
     return subfolders(folder)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import why_not
 
 PASSPHRASE = "HGEDGE_KEY_PASSPHRASE"
 """Environment variable with the passphrase of a private key. An option would show it to everybody
@@ -89,7 +90,7 @@ def check_public_key(path: Path, option: str) -> None:
 
 def _read(path: Path, option: str) -> bytes:
     if not path.is_file():
-        raise UserError(f"{option} {path}: no such key file; check the path")
+        raise UserError(f"{option} {path}: {why_not(path, 'key file')}; check the path")
     try:
         return path.read_bytes()
     except OSError as error:

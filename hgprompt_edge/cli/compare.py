@@ -19,6 +19,7 @@ from hgprompt_edge.cli.shared.left_out import note_left_out, of_task
 from hgprompt_edge.cli.shared.progress import progress_bar, working
 from hgprompt_edge.cli.shared.resize import check_resize
 from hgprompt_edge.cli.shared.server import load_pytorch, needs_server
+from hgprompt_edge.cli.shared.text import as_json
 
 if TYPE_CHECKING:
     from hgprompt_edge.compare.run import Result
@@ -73,12 +74,12 @@ def compare(
     json: options.Json = False,
 ) -> None:
     """Compare ways to use the sources on one task: a table, a JSON file and a figure."""
-    from hgprompt_edge.files import check_writable, write_bytes
+    from hgprompt_edge.files import check_output, write_bytes
 
     began = time.perf_counter()
     given = [option for name, option in IGNORED.items() if options.is_given(context, name)]
     sizes = parse_sizes(image_sizes, more_sizes, given)
-    check_writable(output.parent if output else Path(), "--output")
+    check_output(output, "--output")
     task_found = find_images(task, data, seed=seed, download=download, group_by_hash=group_by_hash)
     check_resize(resize, task_found)
     load_pytorch()
@@ -126,7 +127,7 @@ def compare(
         "sources": names,
         "rows": [_row(result) for result in results],
     }
-    write_bytes(path, _dumps(document))
+    write_bytes(path, f"{as_json(document)}\n".encode())
     figure = path.with_suffix(".png")
     history = learn(contest).history if "hgprompt" in chosen else []
     with working("drawing"):
@@ -163,12 +164,6 @@ def _row(result: Result) -> dict[str, Any]:
         "inference_passes": result.inference_passes,
         "seconds": round(result.seconds, 2),
     }
-
-
-def _dumps(document: dict[str, Any]) -> bytes:
-    from json import dumps
-
-    return (dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _table(results: tuple[Result, ...]) -> Table:

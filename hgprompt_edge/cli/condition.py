@@ -77,7 +77,7 @@ def condition(
     from hgprompt_edge.artifacts.bundle import check_one_prompt
     from hgprompt_edge.artifacts.bundle_file import newest_bundle, read_bundle, write_bundle
     from hgprompt_edge.data.conditions import check_names
-    from hgprompt_edge.files import check_writable
+    from hgprompt_edge.files import check_output
 
     began = time.perf_counter()
     if bundle is None:
@@ -86,7 +86,7 @@ def condition(
     fitted = read_bundle(bundle)
     check_one_prompt(fitted, "condition")
     path = output or conditioned_path(bundle)
-    check_writable(path.parent, "--output")
+    check_output(path, "--output")
     names = condition_names(conditions)
     check_names(names)
     found = find_images_of(fitted, task, data)

@@ -54,14 +54,14 @@ def evaluate(
 ) -> None:
     """Compare what models say with the classes of labelled images."""
     from hgprompt_edge.cli.shared.evaluate_tables import print_evaluation
-    from hgprompt_edge.files import check_writable
+    from hgprompt_edge.files import check_output
 
     if state is not None and len(models) > 1:
         raise UserError(
             "--state: is of one model; name one, or leave it out for MODEL.state of each"
         )
     if as_csv is not None:
-        check_writable(as_csv.parent, "--csv")
+        check_output(as_csv, "--csv")
     predictors = [
         open_model(model, threads=threads, device=device, bf16=bf16, state=state)
         for model in models

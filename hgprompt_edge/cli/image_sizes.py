@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from hgprompt_edge.cli.shared.console import note, out, print_json
 from hgprompt_edge.cli.shared.progress import progress_bar
+from hgprompt_edge.cli.shared.text import as_json
 from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def compare_sizes(
         "cpu": cpu_name(),
         "rows": [_row(point) for point in points],
     }
-    write_bytes(path, (dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, f"{as_json(document)}\n".encode())
     figure = path.with_suffix(".png")
     draw_image_sizes(tasks[0], points, figure)
     if json:

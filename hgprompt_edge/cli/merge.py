@@ -45,7 +45,7 @@ def merge(
     """Average the mixing weights that devices learned, and write a bundle with them."""
     from hgprompt_edge.artifacts.bundle_file import SUFFIX, newest_bundle, read_bundle, write_bundle
     from hgprompt_edge.backbones.fitted import backbone_of
-    from hgprompt_edge.files import check_writable
+    from hgprompt_edge.files import check_output
     from hgprompt_edge.fit.merged_bundle import is_folded, with_mix
     from hgprompt_edge.state.merge import merge as average
     from hgprompt_edge.state.merge import read_updates, summary
@@ -54,7 +54,7 @@ def merge(
         path = newest_bundle(Path())
         note(f"merging into {path}, the newest bundle here")
     target = output or path.with_name(f"{path.stem.removesuffix('.merged')}.merged{SUFFIX}")
-    check_writable(target.parent, "--output")
+    check_output(target, "--output")
     bundle = read_bundle(path)
     delivery = read_updates(files, bundle)
     for sentence in delivery.refused + delivery.idle:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,11 +74,6 @@ def predict(
         except KeyboardInterrupt:  # the way to end it
             raise typer.Exit(EXIT_INTERRUPTED) from None
         return
-    if predictor.assumed:
-        note(
-            f"{model}: not from `hgedge export`: it lacks class names and the resize rule; classes "
-            "are numbers, the shorter side is resized to the model's and the centre cropped"
-        )
     note_bf16(predictor, bf16)
     predictions = []
     with progress_bar() as report:
@@ -92,25 +87,32 @@ def predict(
     else:
         _print_table(predictions)
     note_left_out((), listing.left_out)
-    unreadable = [p for p in predictions if p.error]
-    for prediction in unreadable:
+    failed = [p for p in predictions if p.error]
+    for prediction in failed:
         note(f"{prediction.path}: {prediction.error}")
     for item in listing.missing:
         note(str(item))
-    if unreadable or listing.missing:
-        fail(_what_is_wrong(len(unreadable), len(predictions), listing), EXIT_BAD_INPUT)
+    if failed or listing.missing:
+        fail(_what_is_wrong(failed, len(predictions), listing), EXIT_BAD_INPUT)
 
 
-def _what_is_wrong(unreadable: int, images: int, listing: Listing) -> str:
+def _what_is_wrong(failed: Sequence[Prediction], images: int, listing: Listing) -> str:
     """Count what could not be classified, in words that fit one and many."""
+    from hgprompt_edge.runtime.prediction import NO_PROBABILITIES
+
     found = []
-    if unreadable:
-        which = "the image" if images == 1 else f"{unreadable:,} of {images:,} images"
-        found.append(f"{which} cannot be read")
+    undecided = sum(prediction.error == NO_PROBABILITIES for prediction in failed)
+    for count, what in (
+        (len(failed) - undecided, "cannot be read"),
+        (undecided, "got no probabilities"),
+    ):
+        if count:
+            which = "the image" if images == 1 else f"{count:,} of {images:,} images"
+            found.append(f"{which} {what}")
     if listing.missing:
         one = len(listing.missing) == 1
         found.append(f"{len(listing.missing):,} path{' holds' if one else 's hold'} no image")
-    rest = "; the others were classified" if unreadable < images else ""
+    rest = "; the others were classified" if len(failed) < images else ""
     return f"{' and '.join(found)}{rest}"
 
 

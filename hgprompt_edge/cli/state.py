@@ -14,6 +14,7 @@ from rich.table import Table
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import note, out, print_json, reports_errors
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import why_not
 
 if TYPE_CHECKING:
     from hgprompt_edge.runtime.predictor import Predictor
@@ -88,8 +89,10 @@ def _opened(
 
     predictor = Predictor(model)
     bank = bank_of(predictor)
-    if state is not None and not state.exists():
-        raise UserError(f"--state {state}: no such folder; name the one that `adapt` printed")
+    if state is not None and not state.is_dir():
+        raise UserError(
+            f"--state {state}: {why_not(state, 'folder')}; name the one that `adapt` printed"
+        )
     folder = state or state_folder(model)
     rule = predictor.preprocessing.crop_mode
     with open_history(folder, bank, predictor.classes, resize=rule, read_only=read_only) as history:

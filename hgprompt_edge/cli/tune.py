@@ -67,7 +67,7 @@ def tune(
     """
     from hgprompt_edge.artifacts.bundle import check_one_prompt
     from hgprompt_edge.artifacts.bundle_file import SUFFIX, newest_bundle, read_bundle, write_bundle
-    from hgprompt_edge.files import check_writable
+    from hgprompt_edge.files import check_output
 
     began = time.perf_counter()
     if bundle is None:
@@ -76,7 +76,7 @@ def tune(
     fitted = read_bundle(bundle)
     check_one_prompt(fitted, "tune")
     path = output or bundle.with_name(f"{fitted.task}.tuned{SUFFIX}")
-    check_writable(path.parent, "--output")
+    check_output(path, "--output")
 
     found = find_images_of(fitted, task, data)
     load_pytorch()

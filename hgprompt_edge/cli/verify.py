@@ -19,6 +19,7 @@ from hgprompt_edge.cli.shared.console import (
 from hgprompt_edge.cli.shared.progress import working
 from hgprompt_edge.cli.shared.server import SERVER_PACKAGES, is_installed
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import why_not
 
 if TYPE_CHECKING:
     from hgprompt_edge.runtime.verify import Check
@@ -50,7 +51,7 @@ def verify(
             "out"
         )
     if bundle is not None and not bundle.is_file():
-        raise UserError(f"--bundle {bundle}: no such file; check the path")
+        raise UserError(f"--bundle {bundle}: {why_not(bundle, 'file')}; check the path")
     with working("verifying"):
         checks = verify_model(model, key=key, bundle=bundle)
     failed = [check for check in checks if check.ok is False]

@@ -195,4 +195,5 @@ _quiet = _Quiet()
 
 def _brief(error: BaseException) -> str:
     unknown = isinstance(error, UnidentifiedImageError)
-    return "unknown format" if unknown else first_line(error, 80).lower()
+    text = getattr(error, "strerror", None) or first_line(error, 80)
+    return "unknown format" if unknown else text.lower()

@@ -61,6 +61,8 @@ class Depth:
         """Convert an image, or a part of it, to RGB of 8 bits; notes the values that it meets."""
         if image.mode.startswith("I"):
             image = Image.fromarray(self._to_bytes(np.asarray(image)))
+        elif image.mode == "La":  # Pillow converts it to nothing else
+            image = image.convert("LA")
         elif image.mode == "P" or "transparency" in image.info:
             image = image.convert("RGBA")
         return image if image.mode == "RGB" else image.convert("RGB")

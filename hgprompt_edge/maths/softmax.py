@@ -11,9 +11,10 @@ Array = TypeVar("Array", npt.NDArray[np.float32], npt.NDArray[np.float64])
 
 
 def softmax(logits: Array) -> Array:
-    """Probabilities in the logits' own precision."""
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return cast("Array", exponentials / exponentials.sum(axis=-1, keepdims=True))
+    """Probabilities in the logits' own precision; NaN beside a logit that is NaN or infinite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return cast("Array", exponentials / exponentials.sum(axis=-1, keepdims=True))
 
 
 def log_softmax(logits: npt.ArrayLike) -> npt.NDArray[np.float64]:

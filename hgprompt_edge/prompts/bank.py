@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from hgprompt_edge import models
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import why_not
 from hgprompt_edge.images.listing import files_in
 from hgprompt_edge.prompts.matching import match_tokens
 from hgprompt_edge.prompts.prompt import (
@@ -162,7 +163,9 @@ def read_bank(source: str | Path = models.DEFAULT, *, match: bool = True) -> Pro
     """
     folder = models.bank_folder(str(source)) if source in models.NAMES else Path(source)
     if not folder.is_dir():
-        raise UserError(f"--sources {source}: no such folder; name one that holds prompt files")
+        raise UserError(
+            f"--sources {source}: {why_not(folder, 'folder')}; name one that holds prompt files"
+        )
     paths = files_in(folder, ".safetensors")
     if not paths:
         raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from os import PathLike
@@ -14,13 +14,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from hgprompt_edge.errors import UserError
 from hgprompt_edge.images.decode import open_image, upright_rgb
 from hgprompt_edge.images.preprocess import Preprocessing, to_array
 from hgprompt_edge.runtime.learned import state_folder
 from hgprompt_edge.runtime.predictor import Floats, Pixels, Predictor
 
-Photo: TypeAlias = "str | PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]"
+Photo: TypeAlias = (
+    "str | PathLike[str] | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]"
+)
 """A file's path or its content, a Pillow image, or pixels `[H, W, 3]`, RGB, or grey `[H, W]`."""
+
+CONTENT = (bytes, bytearray, memoryview)
 
 BATCH = 16
 
@@ -93,33 +98,46 @@ class Classifier:
         ------
         UnreadableImageError
             A file that is missing or cannot be decoded; its attribute `name` says which.
+        UserError
+            The model gives no probabilities for an image: its logits are NaN or infinite.
         TypeError, ValueError
             What is no image, or an array of another type or shape.
         """
         self.predictor.refresh()
-        if isinstance(images, (str, PathLike, bytes, Image.Image)):
-            return self._classify([_pixels(images, self.predictor.preprocessing)])[0]
+        if isinstance(images, (str, PathLike, *CONTENT, Image.Image)):
+            return self._classify([images], ["image"])[0]
         if isinstance(images, np.ndarray) and images.ndim != 4:
-            return self._classify([_pixels(images, self.predictor.preprocessing)])[0]
-        if not isinstance(images, Iterable):
-            raise TypeError(f"The 'images' must be photographs. Got {_kind(images)} instead.")
+            return self._classify([images], ["image"])[0]
+        # What has items that are no photographs would fail on the first of these.
+        foreign = hasattr(images, "read") or isinstance(images, Mapping)
+        if foreign or not isinstance(images, Iterable):
+            raise TypeError(
+                "The 'images' must be photographs: paths, bytes, Pillow images or arrays. "
+                f"Got {_kind(images)} instead."
+            )
         return self._several(images)
 
     def _several(self, images: Iterable[Photo]) -> list[Classification]:
         found: list[Classification] = []
         remaining = iter(images)
         while batch := list(islice(remaining, BATCH)):
-            names = (f"image {number}" for number in range(len(found), len(found) + len(batch)))
-            preprocessing = self.predictor.preprocessing
-            pixels = [
-                _pixels(image, preprocessing, name)
-                for image, name in zip(batch, names, strict=True)
-            ]
-            found += self._classify(pixels)
+            found += self._classify(batch, [f"image {len(found) + i}" for i in range(len(batch))])
         return found
 
-    def _classify(self, pixels: list[Pixels]) -> list[Classification]:
-        return [self._sorted(row) for row in self.predictor.probabilities(np.stack(pixels))]
+    def _classify(self, images: Sequence[Photo], names: Sequence[str]) -> list[Classification]:
+        preprocessing = self.predictor.preprocessing
+        pixels = [
+            _pixels(image, preprocessing, name) for image, name in zip(images, names, strict=True)
+        ]
+        rows = self.predictor.probabilities(np.stack(pixels))
+        for image, name, row in zip(images, names, rows, strict=True):
+            if not np.isfinite(row).all():
+                raise UserError(
+                    f"{self.predictor.path}: gives no probabilities for "
+                    f"{image if isinstance(image, (str, PathLike)) else name}; export the model "
+                    "again"
+                )
+        return [self._sorted(row) for row in rows]
 
     def _sorted(self, probabilities: Floats) -> Classification:
         order = np.argsort(-probabilities, kind="stable")
@@ -170,7 +188,7 @@ def _pixels(image: Photo, preprocessing: Preprocessing, name: str = "image") -> 
     if isinstance(image, (str, PathLike)):
         path = Path(image)
         return to_array(open_image(path), preprocessing, str(path))
-    if isinstance(image, bytes):
+    if isinstance(image, CONTENT):
         return to_array(open_image(io.BytesIO(image), name), preprocessing, name)
     if isinstance(image, np.ndarray):
         image = Image.fromarray(_checked(image, name))

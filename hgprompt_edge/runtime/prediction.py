@@ -16,6 +16,9 @@ from hgprompt_edge.images.preprocess import Preprocessing, UnreadableImageError,
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
+NO_PROBABILITIES = "the model gives no probabilities for it; export the model again"
+"""Why an image has no class: its logits are NaN or infinite."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -24,9 +27,9 @@ class Prediction:
     Attributes
     ----------
     labels
-        `(class, probability)`, most probable first; empty for an image that cannot be read.
+        `(class, probability)`, most probable first; empty for an image with an error.
     error
-        Why it cannot be read, else None.
+        Why it cannot be read, or `NO_PROBABILITIES`; else None.
     """
 
     path: Path
@@ -54,7 +57,7 @@ def predict_files(
         try:
             images = [_read(path, preprocessing) for path in batch]
             readable = [image for image in images if not isinstance(image, str)]
-            rows = iter(probabilities(np.stack(readable)) if readable else ())
+            rows: Iterator[Floats] = iter(probabilities(np.stack(readable)) if readable else ())
         except MemoryError as error:
             raise UserError(
                 f"--batch-size {batch_size}: not enough memory for {len(batch)} images at a "
@@ -63,8 +66,12 @@ def predict_files(
         for path, image in zip(batch, images, strict=True):
             if isinstance(image, str):
                 yield Prediction(path, (), image)
+                continue
+            row = next(rows)
+            if np.isfinite(row).all():
+                yield Prediction(path, _first(row, classes, top))
             else:
-                yield Prediction(path, _first(next(rows), classes, top))
+                yield Prediction(path, (), NO_PROBABILITIES)
 
 
 def _read(path: Path, preprocessing: Preprocessing) -> Pixels | str:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from hgprompt_edge.artifacts.metadata import PREFIX, Metadata, parse_metadata
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import why_not
 from hgprompt_edge.images.preprocess import Preprocessing
 from hgprompt_edge.maths.parity import Comparison, compare
 from hgprompt_edge.maths.softmax import softmax
@@ -31,6 +32,11 @@ from hgprompt_edge.state.history import History, Version
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+
+ASSUMED = (
+    "not from `hgedge export`: it lacks class names and the resize rule; classes are numbers, the "
+    "shorter side is resized to the model's and the centre cropped"
+)
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,9 @@ class Predictor:
     Warns
     -----
     UserWarning
-        An int8 model computes other logits on this CPU than where its accuracy was measured. This
-        is checked at the first start with a file on a CPU and remembered in the cache.
+        The file says nothing of itself, so that its resize rule is assumed. An int8 model computes
+        other logits on this CPU than where its accuracy was measured; this is checked at the first
+        start with a file on a CPU and remembered in the cache.
 
     Raises
     ------
@@ -105,6 +112,8 @@ class Predictor:
         self._engine = open_engine(path, threads, device=device, bf16=bf16)
         known = any(key.startswith(PREFIX) for key in self._engine.entries)
         self.assumed = None if known else assumed_metadata(self._engine)
+        if self.assumed:
+            warnings.warn(f"{path}: {ASSUMED}", stacklevel=2)
         self.metadata: Metadata = self.assumed or parse_metadata(path, self._engine.entries)
         self.bank = read_bank_of(path, self.metadata)
         check_contract(path, self._engine, self.metadata, self.bank)
@@ -132,6 +141,10 @@ class Predictor:
             raise UserError(
                 f"--state {state}: the weights of {self.path} are folded into it; "
                 "export it with `--weights runtime` to change them later"
+            )
+        if state.exists() and not state.is_dir():
+            raise UserError(
+                f"--state {state}: {why_not(state, 'folder')}; name the one that `adapt` printed"
             )
         mode = self.preprocessing.crop_mode
         history = open_history(state, self.bank, self.classes, resize=mode, read_only=True)
@@ -233,7 +246,10 @@ class Predictor:
             )
 
     def probabilities(self, pixels: Pixels) -> Floats:
-        """Probabilities `[n, K]` of pixels `[n, S, S, 3]`; each row sums to 1."""
+        """Probabilities `[n, K]` of pixels `[n, S, S, 3]`.
+
+        Each row sums to 1, or holds NaN where its logits are NaN or infinite.
+        """
         return softmax(self.logits(pixels))
 
     def compare_probe(self) -> Comparison:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import why_not
 from hgprompt_edge.images.listing import list_images
 from hgprompt_edge.runtime.prediction import Prediction
 from hgprompt_edge.runtime.predictor import Predictor
@@ -47,7 +48,7 @@ def watch(
     known: dict[Path, tuple[int, Stamp | None]] = {}  # the size at the last look, what was served
     while True:
         if not folder.is_dir():
-            raise UserError(f"--watch {folder}: no such folder; make it first")
+            raise UserError(f"--watch {folder}: {why_not(folder, 'folder')}; make it first")
         found = _images(folder)
         known = {path: known.get(path, (-1, None)) for path in found}  # without those that are gone
         for path, stamp in found.items():

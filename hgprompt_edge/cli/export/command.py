@@ -106,7 +106,7 @@ def export(
     from hgprompt_edge.artifacts.bundle_file import newest_bundle, read_bundle
     from hgprompt_edge.artifacts.signature import check_signer
     from hgprompt_edge.artifacts.signature import sign as sign_model
-    from hgprompt_edge.files import check_writable, sha256_file
+    from hgprompt_edge.files import check_output, sha256_file
 
     _check_options(file_format, precision, opset)
     _check_int8_alone(context, precision)
@@ -138,7 +138,7 @@ def export(
         )
     graph = adapt and has_prompts(content)
     _check_name(path, file_format)
-    check_writable(path.parent, "--output")
+    check_output(path, "--output")
     found = find_images_of(content, task, data) if precision is Precision.INT8 else None
     with working("loading the backbone"):
         from hgprompt_edge.backbones.fitted import backbone_of  # PyTorch takes seconds

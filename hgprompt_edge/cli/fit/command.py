@@ -124,7 +124,7 @@ def fit(
     from hgprompt_edge.artifacts.bundle_file import SUFFIX, write_bundle
     from hgprompt_edge.data.conditions import check_names
     from hgprompt_edge.errors import UserError
-    from hgprompt_edge.files import check_writable
+    from hgprompt_edge.files import check_output
     from hgprompt_edge.prompts.prompt import SHALLOW
 
     start = time.perf_counter()
@@ -133,7 +133,7 @@ def fit(
             f"--tune: trains one prompt, and --folded {folded} may keep several; leave one of the "
             "two out"
         )
-    check_writable(output.parent if output else Path(), "--output")
+    check_output(output, "--output")
     wanted = [] if conditions is None else condition_names(conditions)
     if conditions is not None:
         check_names(wanted)

@@ -65,7 +65,7 @@ def import_(
 ) -> None:
     """Import a prompt of the VPT code or of a safetensors file into a bank."""
     from hgprompt_edge.errors import UserError
-    from hgprompt_edge.files import check_storable
+    from hgprompt_edge.files import check_storable, why_not
     from hgprompt_edge.prompts.bank import check_joins
     from hgprompt_edge.prompts.prompt import write_prompt
 
@@ -74,7 +74,7 @@ def import_(
     if not name or Path(name).name != name:
         raise UserError(f"--name '{name}': must be a file's name; give one without folders")
     if not file.is_file():
-        raise UserError(f"{file}: no such file; name the one that holds the prompt")
+        raise UserError(f"{file}: {why_not(file, 'file')}; name the one that holds the prompt")
     load_pytorch()
 
     from hgprompt_edge.backbones.load import load_backbone

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import functools
 import io
-import json
 import os
 import sys
 import warnings
@@ -20,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hgprompt_edge.cli.shared.text import AS_GIVEN, command_line, visible
+from hgprompt_edge.cli.shared.text import AS_GIVEN, as_json, command_line, visible
 from hgprompt_edge.errors import CheckError, UserError
 
 if TYPE_CHECKING:
@@ -179,11 +178,11 @@ def note_ignored(bank: PromptBank) -> None:
 
 def print_json(document: object, *, indent: int | None = 2) -> None:
     """Print one JSON document on stdout, with escapes where stdout cannot encode a character."""
-    text = json.dumps(document, indent=indent, ensure_ascii=False)
+    text = as_json(document, indent=indent)
     try:
         text.encode(out.encoding)
     except UnicodeEncodeError:
-        text = json.dumps(document, indent=indent)
+        text = as_json(document, indent=indent, escaped=True)
     sys.stdout.write(text + "\n")
     sys.stdout.flush()  # for whoever reads a watched folder
 

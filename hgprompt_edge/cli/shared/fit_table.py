@@ -51,8 +51,11 @@ def accuracy_table(bundle: Bundle, images: Task, verbose: bool = False) -> Table
 
 
 def interval(accuracy: float, images: int) -> str:
-    """Accuracy in [0, 1] with its 95 % interval (Wilson 1927), such as `79.3 % (76.0 to 82.2)`."""
-    return str(wilson(round(accuracy * images), images))
+    """Accuracy in [0, 1] with its 95 % interval (Wilson 1927), such as `79.3 % (76.0 to 82.2)`.
+
+    Parts of images count, where one is looked at several times.
+    """
+    return str(wilson(min(accuracy * images, images), images))
 
 
 def print_result(bundle: Bundle, images: Task, verbose: bool = False) -> None:

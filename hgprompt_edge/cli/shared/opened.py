@@ -28,10 +28,12 @@ def open_model(
     """
     from hgprompt_edge.runtime.learned import state_folder
     from hgprompt_edge.runtime.predictor import Predictor
+    from hgprompt_edge.state.history import FILE
 
     predictor = Predictor(model, threads=threads, device=device, bf16=bf16, state=state)
-    if state is not None and not state.exists():
-        note(f"--state {state}: not there (yet), so the initial weights are in force")
+    if state is not None and not (state / FILE).exists():
+        what = "holds nothing that was learned" if state.exists() else "not there"
+        note(f"--state {state}: {what} (yet), so the initial weights are in force")
     if state is None and predictor.bank is not None:
         predictor.follow(state_folder(model))
     return predictor

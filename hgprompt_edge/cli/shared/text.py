@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import json
+import math
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 AS_GIVEN = "hgedge.as_given"
 """Name of the error handler for characters that stdout or stderr cannot encode."""
@@ -17,6 +20,19 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def visible(text: str) -> str:
     """Escape control characters, with which a file's name could drive the terminal."""
     return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def as_json(document: object, *, indent: int | None = 2, escaped: bool = False) -> str:
+    """Return one JSON document; NaN and infinity, which JSON lacks, become null."""
+    return json.dumps(_known(document), indent=indent, ensure_ascii=escaped, allow_nan=False)
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _known(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def command_line(*words: str | Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from hgprompt_edge.artifacts.bundle_file import SUFFIX
 from hgprompt_edge.artifacts.external_weights import check_external_data
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import check_storable
+from hgprompt_edge.files import check_storable, why_not
 from hgprompt_edge.runtime.engines.engine import Engine, LoadError
 
 
@@ -33,7 +33,7 @@ def open_engine(
         options for OpenVINO, or with weights outside its folder.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such model file; make it with `hgedge export`")
+        raise UserError(f"{path}: {why_not(path, 'model file')}; make it with `hgedge export`")
     if path.suffix == SUFFIX:
         raise UserError(
             f"{path}: a bundle, not a model; run `hgedge export` on it and name the file "
