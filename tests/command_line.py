@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -9,11 +10,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import typer.testing
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from hgprompt_edge import models
 from hgprompt_edge.cli.main import app
+
+# typer builds all commands anew for each one that is run, which takes longer than most of them.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 PETS = ("Abyssinian", "Birman", "Bombay")
 
