@@ -279,6 +279,25 @@ def test_a_model_without_names_of_classes(tmp_path: Path) -> None:
     assert mapped["models"][0]["accuracy"]["value"] == 1
 
 
+def test_a_map_for_one_of_several_models(case: Case, tmp_path: Path) -> None:
+    """A model of others beside ours, which knows the classes by the data's names."""
+    others, one, two = colours(tmp_path / "c.onnx"), *case.classes[:2]
+    images = np.random.default_rng(0).integers(0, 256, (12, 24, 24, 3), np.uint8)
+    data = folder_of(tmp_path / "d", images, [one, two] * 6)
+    maps = ("--map", f"{one}=0", "--map", f"{two}=1")
+    together = as_json(case.model, others, "--data", data, *maps)["models"]
+    alone = [as_json(case.model, "--data", data), as_json(others, "--data", data, *maps)]
+    for both, document in zip(together, alone, strict=True):
+        assert both["confusion"] == document["models"][0]["confusion"]
+    for words, message in (
+        (("--map", f"{one}=7", "--map", f"{two}=1"), f"--map {one}=7: {case.model} has no class 7"),
+        (("--map", f"{two}=1"), "c.onnx: has no names of classes, only the numbers 0 to 2"),
+    ):
+        refused = run("evaluate", *map(str, (case.model, others, "--data", data, *words)))
+        assert refused.exit_code == 2
+        assert message in refused.stderr
+
+
 def test_images_that_cannot_be_read_are_counted_and_listed(case: Case, tmp_path: Path) -> None:
     label = case.classes[0]
     data = folder_of(tmp_path / "d", np.zeros((3, 24, 24, 3), np.uint8), [label] * 3)

@@ -107,7 +107,8 @@ def evaluate(
     Parameters
     ----------
     mapping
-        Classes of the data that the models know under another name, see `match_classes`.
+        Classes of the data that models know under another name, see `match_classes`. A model that
+        has no class of that name, where another one has, goes by the data's own name.
     batch_size
         Images at a time.
     report
@@ -120,11 +121,16 @@ def evaluate(
         `check_unreadable` takes; a model whose probabilities are not finite; too little memory.
     """
     names = images.classes
+    known = {name for predictor in predictors for name in predictor.classes}
     places = [
         match_classes(
             names,
             predictor.classes,
-            mapping or {},
+            {
+                name: target
+                for name, target in (mapping or {}).items()
+                if target in predictor.classes or target not in known
+            },
             data=images.data,
             model=str(predictor.path),
             named=predictor.assumed is None,
