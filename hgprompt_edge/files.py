@@ -164,13 +164,7 @@ def why_not(path: Path, kind: str) -> str:
 
 
 def check_output(path: Path | None, option: str) -> None:
-    """Refuse, before hours of work, what cannot become a file; None: one in the current folder.
-
-    Raises
-    ------
-    UserError
-        It is a folder, or lies in one that takes no file.
-    """
+    """Refuse, before hours of work, what cannot become a file; None: one in the current folder."""
     if path is not None and path.is_dir():
         raise UserError(f"{option} {path}: {why_not(path, 'file')}; name a file")
     check_writable(Path() if path is None else path.parent, option)

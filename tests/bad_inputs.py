@@ -28,7 +28,10 @@ from pyarrow.parquet import write_table
 from small_vits import make_bundle
 from test_export_folded import TWO, of
 
-from hgprompt_edge.artifacts.bundle import Bundle, FoldedPrompt, bank_sha256, write_bundle
+from hgprompt_edge.artifacts.bank_entries import bank_sha256
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.bundle_file import write_bundle
+from hgprompt_edge.artifacts.folded import FoldedPrompt
 from hgprompt_edge.backbones.load import load_backbone
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.files import write_safetensors

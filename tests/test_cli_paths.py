@@ -14,7 +14,7 @@ from small_vits import make_backbone, make_bundle
 
 import hgprompt_edge
 from hgprompt_edge import UserError
-from hgprompt_edge.artifacts.bundle import write_bundle
+from hgprompt_edge.artifacts.bundle_file import write_bundle
 from hgprompt_edge.runtime.learned import open_history, state_folder
 
 WRONG_KIND = {
@@ -67,7 +67,7 @@ def test_a_path_of_the_wrong_kind_is_named(
     assert made <= before
 
 
-def test_a_folder_that_is_no_state_is_no_silent_return_to_the_initial_weights(
+def test_a_folder_that_is_no_state_is_no_silent_return_to_the_start(
     here: Path, tmp_path: Path
 ) -> None:
     """The weights of a device are in force, or it is said that they are not."""

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.artifacts.device_bank import Bank
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.files import why_not
 from hgprompt_edge.state.history import History, Version
 
 Floats = npt.NDArray[np.float32]
@@ -42,7 +44,16 @@ def open_history(
     """Open what a device has learned for a model with this bank and these classes.
 
     `resize` is the model's `crop_mode`.
+
+    Raises
+    ------
+    UserError
+        A file lies where the folder would be; or as of `History`.
     """
+    if state.exists() and not state.is_dir():
+        raise UserError(
+            f"--state {state}: {why_not(state, 'folder')}; name the folder of `hgedge adapt`"
+        )
     return History(
         state, bank.sha256, bank.initial, read_only=read_only, classes=classes, resize=resize
     )

@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from hgprompt_edge.artifacts.metadata import PREFIX, Metadata, parse_metadata
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import why_not
 from hgprompt_edge.images.preprocess import Preprocessing
 from hgprompt_edge.maths.parity import Comparison, compare
 from hgprompt_edge.maths.softmax import softmax
@@ -141,10 +140,6 @@ class Predictor:
             raise UserError(
                 f"--state {state}: the weights of {self.path} are folded into it; "
                 "export it with `--weights runtime` to change them later"
-            )
-        if state.exists() and not state.is_dir():
-            raise UserError(
-                f"--state {state}: {why_not(state, 'folder')}; name the one that `adapt` printed"
             )
         mode = self.preprocessing.crop_mode
         history = open_history(state, self.bank, self.classes, resize=mode, read_only=True)
