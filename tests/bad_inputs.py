@@ -35,8 +35,8 @@ from hgprompt_edge.artifacts.folded import FoldedPrompt
 from hgprompt_edge.backbones.load import load_backbone
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.files import write_safetensors
-from hgprompt_edge.state.history import Version
 from hgprompt_edge.state.update_file import write_update
+from hgprompt_edge.state.version import Version
 
 PROMPT = {"format": "hgprompt.prompt/1"}
 
@@ -53,6 +53,7 @@ def make_bad_inputs(folder: Path) -> None:
     (folder / "wrong").mkdir()
     for name in ("x.hgbundle", "x.onnx", "x.xml", "x.pth", "x.safetensors", "x.json", "x.pem"):
         (folder / "wrong" / name).write_bytes(b"something else")
+    (folder / "wrong" / "zip.pth").write_bytes(b"PK damaged")
     _bundles(folder / "tiny")
     fit = f"fit --backbone tiny --sources none --data {folder / 'many'}"
     run(*fit.split(), "--output", str(folder / "tiny" / "many.hgbundle"))
@@ -203,8 +204,6 @@ def _devices(folder: Path) -> None:
     (folder / "foreign.state").mkdir()
     (folder / "foreign.state" / "history.sqlite").write_bytes(b"something else")
     (folder / "first.state").mkdir()
-    # Opens a history of one version, and finds no earlier one.
-    run(*f"state rollback --model {folder / 'pets.onnx'} --state {folder / 'first.state'}".split())
 
 
 def _keys(folder: Path) -> None:
@@ -224,4 +223,6 @@ def _keys(folder: Path) -> None:
     locked = kinds["ec"].private_bytes(Encoding.PEM, pkcs8, BestAvailableEncryption(b"secret"))
     (folder / "locked.pem").write_bytes(locked)
     (folder / "empty.pub").write_bytes(b"")
+    damaged = "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"
+    (folder / "damaged.pub").write_text(damaged)
     (folder / "certificate.pub").write_text("-----BEGIN CERTIFICATE-----\n")

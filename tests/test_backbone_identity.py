@@ -110,30 +110,6 @@ def test_models_that_are_not_installed_get_one_sentence(monkeypatch: pytest.Monk
         assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("size", "why"),
-    [
-        ("0", "images have at least one pixel a side; give a multiple of the backbone's patch"),
-        ("-64", "images have at least one pixel a side; give a multiple of the backbone's patch"),
-        ("65", "tiny cuts images into patches of 8 pixels"),
-    ],
-)
-@pytest.mark.parametrize("command", ["fit", "compare", "prompt train"])
-def test_image_sizes_that_no_patch_fills_are_refused(command: str, size: str, why: str) -> None:
-    result = run(*command.split(), "--backbone", "tiny", "--image-size", size, "--task", "digits")
-    assert result.exit_code == 2
-    assert f"--image-size {size}: {why}" in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
-
-
-def test_prompts_of_another_image_size_are_named_with_what_to_do() -> None:
-    words = "fit --sources tiny --image-size 96 --task digits"
-    result = run(*words.split())
-    assert result.exit_code == 2
-    assert "the prompts are for images of 64 px, --backbone tiny takes 96 px" in result.stderr
-    assert "use --image-size 64" in result.stderr
-
-
 def test_a_bundle_remembers_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     as_float32(tmp_path / "own.safetensors", 1e-2)
@@ -169,13 +145,6 @@ def test_the_bundled_backbones_are_listed_with_speed_and_accuracy() -> None:
     shown = run("backbone", "list").stdout
     assert "default: dinov2-small" in shown
     assert f"{100 * large['accuracy']['dtd10']:.1f} %" in shown
-
-
-def test_prompts_of_another_backbone_are_named_with_both() -> None:
-    result = run(*"fit --sources tiny --backbone dinov2-small --task digits".split())
-    assert result.exit_code == 2
-    assert "--sources tiny: the prompts were trained on other weights (tiny, " in result.stderr
-    assert "than those of --backbone dinov2-small (" in result.stderr
 
 
 def test_a_damaged_bundled_bank_is_named_and_not_done_without(

@@ -18,9 +18,12 @@ from subprocess import CompletedProcess
 import numpy as np
 import pytest
 from command_line import class_folders, hgedge, pets_archive, photo, run, small_bank
+from typer.main import get_command
 
 from hgprompt_edge.artifacts.bundle import ROW_TITLES
 from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
+from hgprompt_edge.cli.main import app
+from hgprompt_edge.compare.baselines import METHODS
 from hgprompt_edge.data.known_tasks import BUILT_IN
 from hgprompt_edge.prompts.bank import read_bank, write_start
 from hgprompt_edge.prompts.prompt import write_prompt
@@ -116,7 +119,10 @@ def test_predict_as_table_and_csv(workplace: Path, monkeypatch: pytest.MonkeyPat
     broken = run(*"predict --model pets.onnx photo.jpg broken.jpg".split())
     assert broken.exit_code == 2
     assert "photo.jpg" in broken.stdout
-    assert "broken.jpg" in broken.stderr
+    assert broken.stderr.splitlines() == [
+        "broken.jpg: not a readable image (unknown format)",
+        "hgedge: 1 of 2 images cannot be read; the others were classified",
+    ]
 
 
 def test_prompt_show_and_cache(tmp_path: Path) -> None:
@@ -359,3 +365,9 @@ def test_all_known_tasks_are_listed() -> None:
     assert {row["task"] for row in listed} == BUILT_IN
     shown = run("tasks").stdout
     assert all(f"{row['task']} " in shown for row in listed)
+
+
+def test_the_help_of_compare_names_every_method() -> None:
+    (methods,) = (p for p in get_command(app).commands["compare"].params if p.name == "methods")
+    named = methods.help.partition(": ")[2].rstrip(".").split(", ")
+    assert named == list(METHODS)

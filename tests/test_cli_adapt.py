@@ -184,9 +184,6 @@ def test_state_beside_the_model_is_followed_where_the_model_can(
     assert json.loads(run(*words).stdout) != initial
     export_onnx(planted.bundle, planted.backbone, model)  # folded, under the same name
     assert run(*words).exit_code == 0, "the state of the model that was here is none of its own"
-    result = run(*words, "--state", str(tmp_path / "pets.state"))
-    assert result.exit_code == 2
-    assert "are folded into it" in " ".join(result.stderr.split())
 
 
 def test_forwards_only_and_without_labels(planted: Planted, seen: Path, tmp_path: Path) -> None:
@@ -294,17 +291,12 @@ def test_clean_images_of_one_class_move_nothing_without_labels(
     said = " ".join(expected.stdout.split())
     # Few clean images of the one class are known here, and the sentence says so.
     assert "clean images of the classes that are expected" in said or "look as clean" in said
-    assert run(*words, "--expect-classes", "no such").exit_code == 2
 
 
 def test_expected_classes_are_those_that_there_are_labels_of(
     planted: Planted, seen: Path, tmp_path: Path
 ) -> None:
     names = planted.predictor.classes
-    words = ("adapt", "--model", str(planted.path), "--data", str(seen), "--steps", "1")
-    result = run(*words, "--state", str(tmp_path / "s"), "--expect-classes", names[0])
-    assert result.exit_code == 2
-    assert f"--expect-classes: there are images of '{names[1]}'" in " ".join(result.stderr.split())
     for name in names[1:]:
         shutil.rmtree(seen / name, ignore_errors=True)
     shutil.copytree(seen / names[0], seen / names[1])
@@ -355,41 +347,6 @@ def test_needs_no_torch(planted: Planted, seen: Path, tmp_path: Path) -> None:
     assert "AssertionError" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("adapt", "Missing option '--data'"),
-        ("adapt --data nowhere", "no such folder"),
-        ("adapt --data nowhere --unlabelled", "no such file or folder"),
-        ("state rollback", "no such folder; name the one that `adapt` printed"),
-        ("state history", "no such folder; name the one that `adapt` printed"),
-        ("state send v.json", "no such folder; name the one that `adapt` printed"),
-        ("adapt --data . --unlabelled --head weights", "--head weights: needs labels"),
-        ("adapt --data . --method cma --head bias", "--head bias: needs the gradient"),
-    ],
-)
-def test_bad_input_is_one_sentence(
-    planted: Planted, tmp_path: Path, words: str, message: str
-) -> None:
-    state = str(tmp_path / "state")
-    result = run(*words.split(), "--model", str(planted.path), "--state", state)
-    assert result.exit_code == 2
-    assert message in " ".join(result.stderr.split())
-    assert "Traceback" not in result.output
-
-
-def test_there_is_no_way_back_to_what_never_was(planted: Planted, tmp_path: Path) -> None:
-    """In the folder that is there by itself, too, which `adapt` has not made yet."""
-    words = ("--model", str(planted.path), "--state", str(tmp_path))
-    for more, message in (
-        ((), "version 1 is the initial one"),
-        (("--to", "9"), "holds no version 9"),
-    ):
-        result = run("state", "rollback", *words, *more)
-        assert result.exit_code == 2
-        assert message in result.stderr
-
-
 def test_two_at_once_one_wins(planted: Planted, seen: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
     with planted_lock(planted, state):
@@ -397,7 +354,10 @@ def test_two_at_once_one_wins(planted: Planted, seen: Path, tmp_path: Path) -> N
             "adapt", "--model", str(planted.path), "--state", str(state), "--data", str(seen)
         )
     assert result.exit_code == 2
-    assert "another hgedge adapt is at work" in " ".join(result.stderr.split())
+    assert result.stderr == (
+        f"hgedge: another hgedge adapt is at work on {state} (pid {os.getpid()}); "
+        "wait for it or stop it\n"
+    )
 
 
 def planted_lock(planted: Planted, state: Path) -> object:
@@ -459,12 +419,6 @@ def test_watch_ends_quietly_when_nobody_reads(planted: Planted, tmp_path: Path) 
     process.wait(timeout=30)
     assert process.returncode == 1
     assert said == ""
-
-
-def test_watch_or_images(planted: Planted, tmp_path: Path) -> None:
-    result = run("predict", "--model", str(planted.path))
-    assert result.exit_code == 2
-    assert "images or --watch" in result.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone")

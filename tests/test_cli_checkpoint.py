@@ -73,21 +73,3 @@ def test_the_bundled_backbone_is_the_same_from_other_files(shared: Path, tmp_pat
     meta = load_backbone(checkpoint=tmp_path / "dinov2_vits14_pretrain.pth", image_size=112)
     assert (meta.sha256, meta.preprocessing) == (bundled.sha256, bundled.preprocessing)
     assert torch.equal(meta.model.pos_embed, bundled.model.pos_embed)
-
-
-@pytest.mark.parametrize("content", [b"", b"PK damaged", b"hello"])
-def test_a_bad_checkpoint_is_one_sentence_and_exit_code_2(content: bytes, tmp_path: Path) -> None:
-    path, data = tmp_path / "w.pth", class_folders(tmp_path / "pets", per_class=4)
-    path.write_bytes(content)
-    result = run(
-        "fit",
-        "--checkpoint",
-        str(path),
-        "--data",
-        str(data),
-        "--output",
-        str(tmp_path / "o.hgbundle"),
-    )
-    assert result.exit_code == 2
-    assert "copy or download it again" in " ".join(result.output.split())
-    assert not (tmp_path / "o.hgbundle").exists()

@@ -76,29 +76,6 @@ def test_json_and_another_file(fitted: Path) -> None:
     assert float(about["prompted"]) == worth["validation"]["prompted"]
 
 
-def test_bad_input_is_one_sentence(fitted: Path) -> None:
-    class_folders(fitted / "others", 10)
-    for words, message in (
-        ("--data mine --conditions dark,sandstorm", "unknown condition 'sandstorm'; choose from"),
-        ("--data mine --conditions ,", "none is named"),
-        ("--data others", "not the images on which the bundle of mine"),
-    ):
-        result = run("condition", *words.split())
-        assert result.exit_code == 2, result.output
-        assert message in " ".join(result.stderr.split())
-    assert not (fitted / ".mine.conditions").exists()
-
-
-def test_fit_refuses_before_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    data = class_folders(tmp_path / "mine")
-    fit = f"fit --backbone tiny --data {data} --conditions dark --no-keep-sources"
-    result = run(*fit.split())
-    assert result.exit_code == 2
-    assert "with --no-keep-sources there are none" in " ".join(result.stderr.split())
-    assert not list(tmp_path.glob("*.hgbundle"))
-
-
 def test_fit_trains_them_and_names_the_next_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

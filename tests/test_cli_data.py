@@ -107,4 +107,7 @@ def test_unknown_conditions_are_refused_before_pytorch_loads(tmp_path: Path) -> 
     words = "fit --task digits --conditions dark,fire"
     result = hgedge(tmp_path, *words.split(), PYTHONPATH=str(tmp_path / "nothing"))
     assert result.returncode == 2
-    assert "--conditions: unknown condition 'fire'; choose from dark, blur" in result.stderr
+    assert result.stderr == (
+        "hgedge: --conditions: unknown condition 'fire'; choose from dark, blur, noise, cast, "
+        "jpeg, lowres\n"
+    )

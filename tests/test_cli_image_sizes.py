@@ -37,55 +37,6 @@ def test_sizes_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (tmp_path / "mine.sizes.png").read_bytes().startswith(b"\x89PNG")
 
 
-BAD_CALLS = {
-    "words without the option": ("64 72 --task digits", "64: not expected"),
-    "no number": (
-        "--image-sizes 64 large --task digits",
-        "--image-sizes large: must be whole numbers of pixels",
-    ),
-    "negative": ("--image-sizes=-64 --task digits", "--image-sizes -64: must be whole numbers"),
-    "no number at all": ("--image-sizes , --task digits", "--image-sizes ,: must be whole numbers"),
-    "no multiple of the patch": (
-        "--image-sizes 64 65 --backbone tiny --task digits",
-        "--image-sizes 65: tiny cuts images into patches of 8 pixels; give multiples of 8",
-    ),
-    "below a patch": (
-        "--image-sizes 0 --backbone tiny --task digits",
-        "--image-sizes 0: tiny cuts images into patches of 8 pixels",
-    ),
-    "with methods": (
-        "--image-sizes 64 --methods none --task digits",
-        "--methods: does not go with --image-sizes",
-    ),
-    "with steps of tune": (
-        "--image-sizes 64 --tune-steps 20 --task digits",
-        "--tune-steps: does not go with --image-sizes",
-    ),
-    "with another size of the prompts": (
-        "--image-sizes 64 --image-size 64 --task digits",
-        "--image-size: does not go with --image-sizes",
-    ),
-    "without prompts": (
-        "--image-sizes 64 --sources none --backbone tiny --task digits",
-        "--sources: there are no bundled prompts for tiny",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD_CALLS)
-def test_one_sentence_and_nothing_written(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    options, words = BAD_CALLS[name]
-    result = run("compare", *options.split())
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    assert words in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert not list(tmp_path.iterdir())
-
-
 @given(st.lists(st.integers(0, 9999), min_size=1, max_size=6), st.data())
 def test_any_way_to_write_a_list_gives_its_sizes(sizes: list[int], data: st.DataObject) -> None:
     words = [str(size) for size in sizes]

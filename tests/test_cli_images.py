@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import PETS, class_folders, photo, run
+from command_line import PETS, class_folders, photo, run, small_bank
+from layouts import listed
 from PIL import Image
 from planted import Planted
 
@@ -126,3 +127,19 @@ def test_fit_names_what_it_did_not_use(tmp_path: Path, monkeypatch: pytest.Monke
             thumbnail.unlink()
     write_left_out(load_task(None, Preprocessing(8, 8), data=data), Path("mine.hgbundle"))
     assert not Path("mine.left-out.csv").exists()
+
+
+def test_an_image_in_two_lists_is_told_and_the_fit_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = listed(tmp_path / "data" / "vtab-1k" / "kitti", 4, per_class=6)
+    test = (folder / "test.txt").read_text().splitlines()
+    with (folder / "train800.txt").open("a") as file:
+        file.write("\n".join(test[:2]))
+    bank = small_bank(tmp_path / "prompts")
+    result = run(*f"fit --sources {bank} --task kitti --steps 0".split())
+    assert result.exit_code == 0, result.stderr
+    assert "2 image(s) of test.txt are in the training lists, too" in result.stderr
+    assert "kitti: 4 classes; 24 train, 4 validation, 4 test images" in result.stdout
+    assert (tmp_path / "kitti.hgbundle").exists()

@@ -82,20 +82,3 @@ def test_a_bundle_without_a_prompt_says_where_the_mix_goes(fleet: Bundle, tmp_pa
     assert "next: hgedge export new.hgbundle --adapt" in result.stdout
     assert "some devices moved their head's bias, too; it stays on them" in result.stderr
     assert read_bundle(tmp_path / "new.hgbundle").prompt is None
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        ("merge", "Missing argument 'files'"),
-        ("merge nowhere.json", "nowhere.json: cannot be read (no such file or directory)"),
-        ("merge sent --task digits", "No such option: --task"),
-        ("merge sent --bundle no.hgbundle", "no.hgbundle: cannot be read"),
-        ("merge sent -o nowhere/new.hgbundle", "--output: cannot write to the folder"),
-    ],
-)
-def test_bad_input_is_one_sentence(fleet: Bundle, words: str, sentence: str) -> None:
-    result = run(*words.split())
-    assert result.exit_code == 2
-    assert sentence in result.stderr
-    assert not Path("pets.merged.hgbundle").exists()

@@ -108,24 +108,8 @@ def test_compare_reads_pictures_by_the_rule(here: Path) -> None:
     assert found[1]["accuracy"] == 1
 
 
-@pytest.mark.parametrize("command", ["fit", "compare", "prompt train"])
-def test_drawn_images_have_no_rule(command: str, here: Path) -> None:
-    result = run(*f"{command} --task generated-count --backbone tiny --resize squash".split())
-    assert result.exit_code == 2
-    assert "--resize squash: the images of generated-count are drawn square" in result.stderr
-    assert not list(here.glob("*.hgbundle"))
-
-
-def test_prompts_of_other_pixels_than_asked_for_are_refused(here: Path) -> None:
+def test_the_pixels_of_the_prompts_may_be_named(here: Path) -> None:
     small_bank(here / "bank", 1)
-    for sources in ("--sources bank", ""):
-        result = run(*f"{FIT} {sources} --preprocessing none".split())
-        assert result.exit_code == 2, result.output
-        assert (
-            "--preprocessing none: the prompts were trained on pixels normalised by mean 0.5 0.5 "
-            "0.5, std 0.5 0.5 0.5, not by mean 0 0 0, std 1 1 1; leave it out, or use no prompts "
-            "with --sources none"
-        ) in " ".join(result.stderr.split())
     words = f"{FIT} --sources bank --steps 0 --preprocessing inception --json"
     assert run(*words.split()).exit_code == 0, "the same as the prompts'"
 

@@ -116,25 +116,6 @@ def test_a_passphrase_that_is_not_needed_does_no_harm(
     assert check_signature(copied, public) == "m.onnx.sig"
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "not a public key in PEM"),
-        (b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "not a public key"),
-        (b"-----BEGIN CERTIFICATE-----\n", "a certificate, not a public key"),
-        (b"-----BEGIN EC PRIVATE KEY-----\n", "a private key, not a public key"),
-    ],
-)
-def test_what_is_no_public_key_is_named(
-    tmp_path: Path, model: Path, content: bytes, words: str
-) -> None:
-    key = tmp_path / "key.pub"
-    key.write_bytes(content)
-    (tmp_path / "m.onnx.sig").write_text("{}")
-    copied = shutil.copy(model, tmp_path)
-    assert words in sentence("verify", str(copied), "--key", str(key))
-
-
 @pytest.fixture
 def signed(tmp_path: Path, model: Path) -> tuple[Path, Path]:
     """A signed model in a folder of its own, and the public key."""

@@ -405,22 +405,6 @@ def test_a_device_refuses_what_another_set_of_prompts_learned(
         Predictor(tmp_path / "other.onnx", state=state)
 
 
-@pytest.mark.parametrize(
-    "words", ["adapt --data seen --method cma", "adapt --data seen --head none", "state send x"]
-)
-def test_a_mix_that_is_fixed_is_not_adapted(
-    device: Device, monkeypatch: pytest.MonkeyPatch, words: str
-) -> None:
-    monkeypatch.chdir(device.path.parent)
-    result = run(*words.split(), "--model", "m.onnx")
-    assert result.exit_code == 2
-    found = " ".join(result.stderr.split())
-    assert (
-        "this model averages folded prompts whose mixing weights are fixed (run `hgedge " in found
-    )
-    assert "fit` with `--folded 1` and export that to adapt them)" in found
-
-
 @pytest.fixture
 def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bundle of two folded prompts on the bundled backbone, in the current folder."""
@@ -447,18 +431,6 @@ def test_the_command_line_says_how_many_prompts_are_folded(pets: Path) -> None:
     run("export", "one.hgbundle")
     rows = bench([Path("one.onnx"), Path("pets.onnx")], threads=1, runs=2)
     assert [row.folded_prompts for row in rows] == [1, 2]
-
-
-@pytest.mark.parametrize(
-    "words", ["tune", "condition --conditions dark", "merge none.json --bundle pets.hgbundle"]
-)
-def test_what_works_on_one_prompt_refuses_several(pets: Path, words: str) -> None:
-    before = sorted(pets.iterdir())
-    result = run(*words.split())
-    assert result.exit_code == 2
-    found = " ".join(result.stderr.split())
-    assert "the bundle of pets averages 2 folded prompts, and this works on one" in found
-    assert sorted(pets.iterdir()) == before
 
 
 def test_a_mix_of_devices_cannot_replace_several_prompts(backbone: Backbone) -> None:

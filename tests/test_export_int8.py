@@ -539,31 +539,6 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Path("digits.onnx").stat().st_size < 5e6, "3.6 M parameters, one byte each, and a head"
 
 
-BAD = {
-    "no images": ("--precision int8", "name its folder with --data DIR"),
-    "an opset": ("--precision int8 --task digits --opset 20", "--opset: int8 models come in one"),
-    "a negative drop": ("--precision int8 --task digits --max-drop -1", "--max-drop"),
-    "accuracy control of onnxruntime": (
-        "--precision int8 --task digits --accuracy-control",
-        "--accuracy-control: NNCF does it, for OpenVINO",
-    ),
-    "no such data": ("--precision int8 --data nowhere", "--data nowhere: no such file or folder"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    from hgprompt_edge import load_backbone
-
-    words, message = BAD[name]
-    monkeypatch.chdir(tmp_path)
-    write_bundle(Path("pets.hgbundle"), make_bundle(load_backbone("tiny")))
-    result = run("export", *words.split())
-    assert result.exit_code == 2
-    assert message in result.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["pets.hgbundle"]
-
-
 def test_nncf_that_is_not_installed_names_the_extra(
     tmp_path: Path,
     backbone: Backbone,

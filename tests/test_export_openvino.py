@@ -342,53 +342,6 @@ def test_the_commands(exported: Path, bundle: Bundle) -> None:
     assert [row["runtime"].split()[0] for row in rows] == ["openvino", "onnxruntime"]
 
 
-BAD = {
-    "a name that does not end in .xml": (
-        "export --format openvino -o pets.onnx",
-        "--output pets.onnx: the name of an OpenVINO model ends in .xml",
-    ),
-    "an ONNX model named .xml": ("export -o pets.xml", "--output pets.xml: .xml is for OpenVINO"),
-    "int8 under another name": (
-        "export --format openvino --precision int8 --task digits -o pets.onnx",
-        "--output pets.onnx: the name of an OpenVINO model ends in .xml",
-    ),
-    "an opset for OpenVINO": ("export --format openvino --opset 20", "--opset: an OpenVINO model"),
-    "the bundle's own name": (
-        "export -o pets.hgbundle",
-        "--output pets.hgbundle: the name of an ONNX model ends in .onnx; choose one",
-    ),
-    "no suffix": ("export -o pets", "--output pets: the name of an ONNX model ends in .onnx"),
-    "a folder": ("export -o .", "--output .: a folder; name a file, as NAME.onnx"),
-    "opset 0": ("export --opset 0", "--opset 0: there is no such graph; 23 is the fastest"),
-    "images without int8": ("export --data .", "--data: for int8 alone; add --precision int8 or"),
-    "a task without int8": ("export --task digits", "--task: for int8 alone"),
-    "a drop without int8": ("export --max-drop 1", "--max-drop: for int8 alone"),
-    "a checkpoint to compare with nothing": (
-        "verify pets.onnx --checkpoint pets.safetensors",
-        "--checkpoint pets.safetensors: for the comparison with PyTorch; add --bundle",
-    ),
-    "float16 for ONNX": ("export --precision fp16", "--precision fp16: for OpenVINO models"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_options_are_one_sentence(exported: Path, name: str) -> None:
-    words, message = BAD[name]
-    result = run(*words.split())
-    assert result.exit_code == 2
-    assert message in result.stderr
-    assert [p.name for p in exported.iterdir()] == ["pets.hgbundle"]
-
-
-@pytest.mark.parametrize("option", [["--device", "GPU"], ["--bf16"]])
-def test_an_onnx_model_takes_no_option_of_openvino(exported: Path, option: list[str]) -> None:
-    assert run("export").exit_code == 0
-    result = run("predict", "--model", "pets.onnx", "pets.onnx", *option)
-    assert result.exit_code == 2
-    assert f"{' '.join(option)}: pets.onnx is an ONNX model" in result.stderr
-    assert "--format openvino" in result.stderr
-
-
 def test_openvino_that_is_not_installed_names_the_extra(
     exported: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ fit --task digits --backbone tiny --image-size 65
 fit --task digits --checkpoint nowhere.pth
 fit --task digits --checkpoint file
 fit --task digits --checkpoint wrong/x.pth
+fit --task digits --checkpoint wrong/zip.pth
 fit --task digits --checkpoint wrong/x.safetensors
 fit --task digits --checkpoint code.pth
 fit --task digits --checkpoint unknown.pth
@@ -92,6 +93,7 @@ compare --task digits --sources none
 compare --task digits --backbone tiny --sources none
 compare --task digits --backbone tiny --image-size 65
 compare --task digits --seed -1
+compare --task digits --seed 4294967296
 compare --task digits --device cuda
 compare --task digits --device mps
 compare --task generated-count --backbone tiny --resize squash
@@ -234,6 +236,7 @@ evaluate device/pets.onnx --data device/seen --split best
 evaluate device/pets.onnx --data device/seen --map cat
 evaluate device/pets.onnx --data device/seen --map cat=dog
 evaluate device/pets.onnx --data mine --map Birman=dog
+evaluate device/pets.onnx --data mine --map 'Birman=class 0, ä' --map 'Birman=class 1, ä'
 evaluate device/pets.onnx device/fixed.onnx --data device/seen --state device/first.state
 evaluate device/nameless.onnx --data device/seen
 evaluate device/pets.onnx --data device/seen --csv nowhere/rows.csv
@@ -260,6 +263,7 @@ adapt --model device/pets.onnx --data device/seen --state device/foreign.state
 adapt --model device/pets.onnx --data device/seen --state file
 adapt --model device/pets.onnx --data device/seen --steps 0
 adapt --model device/pets.onnx --data device/seen --seed -1
+adapt --model device/pets.onnx --data device/seen --seed 4294967296
 adapt --model device/plain.onnx --data device/seen --method cma
 adapt --model device/plain.onnx --data device/seen --head none
 adapt --model device/folded.onnx --data device/seen --method cma
@@ -297,6 +301,7 @@ verify device/fixed.onnx --key keys/ec.pub
 verify device/fixed.onnx --key keys/ec.pem
 verify device/fixed.onnx --key keys/rsa.pub
 verify device/fixed.onnx --key keys/empty.pub
+verify device/fixed.onnx --key keys/damaged.pub
 verify device/fixed.onnx --key keys/certificate.pub
 
 bench
@@ -314,6 +319,7 @@ prompt train --data nowhere --backbone tiny
 prompt train --data one --backbone tiny
 prompt train --task digits --backbone tiny --image-size 65 --output bank
 prompt train --task digits --backbone tiny --seed -1
+prompt train --task digits --backbone tiny --seed 4294967296
 prompt train --task digits --backbone tiny --device cuda --output bank
 prompt train --task digits --backbone tiny --device mps --output bank
 prompt train --task generated-count --backbone tiny --resize squash

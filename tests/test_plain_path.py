@@ -67,16 +67,6 @@ def test_fit_export_and_predict_on_a_backbone_without_prompts(
     assert json.loads(answer.stdout)[0]["classes"][0]["label"] in PETS
 
 
-def test_options_of_prompts_are_refused_without_any() -> None:
-    words = "fit --backbone tiny --sources none --lambda 0.1 --task digits"
-    result = run(*words.split())
-    assert result.exit_code == 2
-    assert "--lambda: for prompts, and there are none to mix here; leave it out" in result.stderr
-    result = run(*"compare --backbone tiny --sources none --task digits".split())
-    assert result.exit_code == 2
-    assert "there are no bundled prompts for tiny at 64 px; name a folder" in result.stderr
-
-
 def test_a_model_without_prompts_comes_with_its_head_alone(adaptable: Path) -> None:
     bank = read_bank(adaptable / "mine.bank.safetensors")
     assert bank.mixer is None
@@ -137,26 +127,6 @@ def test_images_of_one_class_move_nothing_without_labels(
     assert result.exit_code == 1, result.stderr
     assert "of 3 classes in effect" in " ".join(result.stdout.split())
     assert "version 1" in result.stdout
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (
-            "adapt --data mine --method cma",
-            "--method cma: searches for a mix, and this model has no",
-        ),
-        ("adapt --data mine --head none", "--head none: this model has no prompts to mix"),
-        ("state send out.json", "out.json: would hold mixing weights, and this model has no"),
-    ],
-)
-def test_what_needs_prompts_is_refused(
-    words: str, sentence: str, adaptable: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(adaptable)
-    result = run(*words.split(), "--model", "mine.onnx")
-    assert result.exit_code == 2
-    assert sentence in " ".join(result.stderr.split())
 
 
 class Given:

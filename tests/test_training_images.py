@@ -188,14 +188,3 @@ def test_a_model_without_hashes_says_so(fitted: Path) -> None:
     assert json.loads(asked.stdout)["models"][0]["training_images"] is None
     assert "does not record which images it was trained on" in " ".join(asked.stderr.split())
     assert run("verify", str(model), "--bundle", str(fitted / "d.hgbundle")).exit_code == 0
-
-
-def test_a_damaged_record_is_refused(fitted: Path, tmp_path: Path) -> None:
-    model = onnx.load(fitted / "d.onnx")
-    for entry in model.metadata_props:
-        if entry.key == "hgprompt.training_images":
-            entry.value = '{"count": 1}'
-    onnx.save(model, tmp_path / "bad.onnx")
-    asked = run("evaluate", str(tmp_path / "bad.onnx"), "--data", str(fitted / "d"))
-    assert asked.exit_code == 2
-    assert "'hgprompt.training_images' is malformed" in " ".join(asked.stderr.split())

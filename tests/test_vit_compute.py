@@ -333,21 +333,6 @@ def test_a_real_trial_leaves_pytorch_as_it_was(backbone: Backbone) -> None:
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize("device", ["cuda", "mps"])
-@pytest.mark.parametrize("command", ["fit", "compare", "prompt train"])
-def test_a_device_that_is_not_there_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, command: str
-) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
-    monkeypatch.chdir(tmp_path)
-    result = run(*command.split(), "--task", "digits", "--device", device)
-    assert result.exit_code == 2
-    assert f"--device {device}: PyTorch finds no" in result.stderr
-    assert "--device cpu" in result.stderr
-    assert not list(tmp_path.glob("*.hgbundle"))
-
-
 def test_fit_says_what_it_computes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     images, bank = class_folders(tmp_path / "images"), small_bank(tmp_path / "bank")
