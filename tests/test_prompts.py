@@ -20,7 +20,13 @@ from hgprompt_edge.prompts.bank import (
     write_start,
 )
 from hgprompt_edge.prompts.matching import match_tokens
-from hgprompt_edge.prompts.mixing import effective_sources, mix, on_basis, source_shares
+from hgprompt_edge.prompts.mixing import (
+    MixingWeights,
+    effective_sources,
+    mix,
+    on_basis,
+    source_shares,
+)
 from hgprompt_edge.prompts.prompt import Normalization, Prompt, read_prompt, write_prompt
 
 
@@ -283,6 +289,29 @@ def test_weights_of_sources_are_weights_of_a_basis_with_more_prompts() -> None:
     layers = np.array([[0.1, 0.9], [0.9, 0.1]])
     np.testing.assert_array_equal(on_basis(layers, 3), [*layers, [0, 0]])
     np.testing.assert_array_equal(on_basis(layers, 2), layers)
+
+
+@given(st.integers(1, 5), st.integers(0, 4), st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_mixing_weights_are_shares_of_the_mix(count: int, layers: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = (count, layers) if layers else (count,)
+    values = rng.dirichlet(np.ones(count), layers).T if layers else rng.dirichlet(np.ones(count))
+    learned = MixingWeights(tuple(f"p{i}" for i in range(count)), values)
+    assert learned.values.shape == shape
+    assert learned.by_layer == bool(layers)
+    assert learned.shares.sum() == pytest.approx(1)
+    assert learned.named_shares == dict(zip(learned.names, learned.shares.tolist(), strict=True))
+    # The mix of prompts that are one constant each is the share of each, averaged over the layers.
+    tokens = np.ones((count, layers or 1, 2, 3), np.float32) * np.arange(count)[:, None, None, None]
+    expected = float(learned.shares @ np.arange(count))
+    assert learned.mix(tokens.astype(np.float32)).mean() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2,), (4,), (), (3, 2, 2)])
+def test_mixing_weights_are_as_many_as_their_names(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"The 'values' must be \[3\] or \[3, L\]"):
+        MixingWeights(("a", "b", "c"), np.zeros(shape))
 
 
 def test_effective_sources() -> None:

@@ -16,7 +16,6 @@ from hgprompt_edge.artifacts.bundle import Bundle, Floats
 from hgprompt_edge.artifacts.folded import pack_more
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import sha256_arrays
-from hgprompt_edge.prompts.mixing import mix
 
 NO_PROMPT, TUNED, LEARNED = "no prompt", "tuned", "learned"
 """Entries of a device's bank that are no sources."""
@@ -83,9 +82,9 @@ def chosen_entry(bundle: Bundle) -> Entry | None:
         return Entry(NO_PROMPT, None)
     if bundle.choice == "tuned" and bundle.prompt is not None:
         return Entry(TUNED, bundle.prompt.astype(np.float16))
-    if bundle.choice == "learned" and bundle.learned_weights.ndim == 2:
+    if bundle.choice == "learned" and bundle.learned_mix.by_layer:
         # From what was learned, since `prompt` moves on when devices are merged.
-        learned = mix(_kept_sources(bundle).astype(np.float32), bundle.learned_weights)
+        learned = bundle.learned_mix.mix(_kept_sources(bundle).astype(np.float32))
         return Entry(LEARNED, learned.astype(np.float16))
     return None
 

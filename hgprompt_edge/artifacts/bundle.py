@@ -13,6 +13,7 @@ from hgprompt_edge.artifacts.training_images import TrainingImages
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.images.preprocess import Preprocessing
 from hgprompt_edge.maths.feature_statistics import Clean
+from hgprompt_edge.prompts.mixing import MixingWeights
 
 POOLINGS = ("token", "avg", "both")
 """What a head may see: the class token, the mean of the patch tokens, or one behind the other."""
@@ -141,6 +142,20 @@ class Bundle:
     group_by_hash: bool = False
     trained: TrainingImages | None = None
     more: tuple[FoldedPrompt, ...] = ()
+
+    @property
+    def mix(self) -> MixingWeights:
+        """The chosen mixing weights of the sources."""
+        return MixingWeights(self._source_names, self.weights)
+
+    @property
+    def learned_mix(self) -> MixingWeights:
+        """The learned mixing weights of the sources."""
+        return MixingWeights(self._source_names, self.learned_weights)
+
+    @property
+    def _source_names(self) -> tuple[str, ...]:
+        return tuple(source["name"] for source in self.sources)
 
     @property
     def folded(self) -> tuple[FoldedPrompt, ...]:

@@ -23,7 +23,6 @@ from hgprompt_edge.figures.style import (
     style,
 )
 from hgprompt_edge.maths.proportions import Proportion, wilson
-from hgprompt_edge.prompts.mixing import source_shares
 
 ROW_HEIGHT = 0.2
 """Inches for each prompt."""
@@ -60,12 +59,12 @@ def _interval(accuracy: float | None, images: int) -> Proportion | None:
 
 
 def _draw_weights(axes: Axes, bundle: Bundle) -> None:
-    names = [source["name"] for source in bundle.sources]
-    weights, shares = bundle.learned_weights, source_shares(bundle.learned_weights)
+    learned = bundle.learned_mix
+    names, weights, shares = learned.names, learned.values, learned.shares
     axes.barh(range(len(names)), shares, color=BLUE, alpha=0.85, label="mean of the layers")
     axes.set_yticks(range(len(names)), [drawable(name) for name in names], parse_math=False)
     axes.axvline(1 / len(names), color=GREY, linestyle=":", label="equal weights")
-    if weights.ndim == 2:
+    if learned.by_layer:
         rows = np.repeat(np.arange(len(names)), weights.shape[1])
         axes.plot(weights.flatten(), rows, ".", color=ORANGE, markersize=3, label="each layer")
     for row, share in enumerate(shares):

@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from hgprompt_edge.cli.condition import worth_table
 from hgprompt_edge.cli.shared.console import drawn, out, print_next
 from hgprompt_edge.cli.shared.fit_table import print_result
@@ -29,19 +26,16 @@ def document_of(
     seconds: float,
 ) -> dict[str, Any]:
     """Make the JSON document of a fit."""
-    from hgprompt_edge.prompts.mixing import source_shares
-
-    names = [source["name"] for source in bundle.sources]
+    learned = bundle.learned_mix
+    by_layer = dict(zip(learned.names, learned.values.tolist(), strict=True))
     return {
         "task": images.name,
         "images": _counts(images),
         **of_task(images),
         "left_out": list(left_out),
-        "learned_weights": _by_name(names, source_shares(bundle.learned_weights)),
-        "learned_weights_by_layer": (
-            _by_name(names, bundle.learned_weights) if bundle.learned_weights.ndim == 2 else None
-        ),
-        "weights": _by_name(names, source_shares(bundle.weights)),
+        "learned_weights": learned.named_shares,
+        "learned_weights_by_layer": by_layer if learned.by_layer else None,
+        "weights": bundle.mix.named_shares,
         "objective": bundle.objective,
         "table": [vars(row) for row in bundle.table],
         "choice": bundle.choice,
@@ -49,10 +43,6 @@ def document_of(
         "figure": figure and str(figure),
         "seconds": round(seconds, 2),
     }
-
-
-def _by_name(names: list[str], weights: npt.NDArray[np.floating]) -> dict[str, Any]:
-    return dict(zip(names, weights.tolist(), strict=True))
 
 
 def print_fit(

@@ -124,12 +124,11 @@ def _within_chance(bundle: Bundle, none: Row, kept: Row, images: Task) -> str:
 
 def sources_line(bundle: Bundle) -> str:
     """Say which sources have the largest shares of the learned mix."""
-    from hgprompt_edge.prompts.mixing import source_shares
-
-    shares = source_shares(bundle.learned_weights)
+    learned = bundle.learned_mix
+    shares = learned.shares
     order = np.argsort(-shares, kind="stable")
     named = order[:NAMED_SOURCES] if len(order) > NAMED_SOURCES + 1 else order
-    parts = [f"{bundle.sources[i]['name']} {100 * shares[i]:.0f} %" for i in named]
+    parts = [f"{learned.names[i]} {100 * shares[i]:.0f} %" for i in named]
     if len(named) < len(order):
         rest = 1 - float(shares[named].sum())
         parts.append(f"{len(order) - len(named)} others {100 * rest:.0f} %")
@@ -138,23 +137,20 @@ def sources_line(bundle: Bundle) -> str:
 
 def weights_table(bundle: Bundle) -> Table:
     """Share and score of each prompt, and its weight in each layer."""
-    from hgprompt_edge.prompts.mixing import source_shares
-
     table = Table(box=None, pad_edge=False)
     table.add_column("prompt")
     table.add_column("share", justify="right")
     table.add_column("H_d / (K - 1)", justify="right")
     table.add_column("by layer")
-    shares = source_shares(bundle.learned_weights)
+    learned = bundle.learned_mix
     scores = bundle.objective.get("scores", {})
-    for row, (source, share) in enumerate(zip(bundle.sources, shares, strict=True)):
-        weights = np.atleast_1d(bundle.learned_weights[row])
-        score = scores.get(source["name"])
+    for name, share, values in zip(learned.names, learned.shares, learned.values, strict=True):
+        score = scores.get(name)
         table.add_row(
-            source["name"],
+            name,
             f"{share:.3f}",
             "" if score is None else f"{score:.3f}",
-            sparkline(weights, float(bundle.learned_weights.max())),
+            sparkline(np.atleast_1d(values), float(learned.values.max())),
         )
     return table
 
