@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 
 from hgprompt_edge import files
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.paths import check_writable
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -181,4 +182,4 @@ def test_hostile_files_are_refused(tmp_path: Path, name: str) -> None:
 def test_an_unwritable_folder_is_refused_beforehand(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="--output: cannot write to the folder"):
-        files.check_writable(tmp_path / "file", "--output")
+        check_writable(tmp_path / "file", "--output")

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hgprompt_edge"
 FLOORS = (
     ("errors", "cores"),
-    ("files", "models"),
+    ("files", "models", "paths"),
     ("images", "maths"),
     ("prompts", "figures"),
     ("artifacts",),
@@ -28,8 +28,8 @@ FLOORS = (
 """From the ground up; a room may import from the floors below its own, and from itself."""
 LEVELS = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 DEVICE = (
-    *("errors", "cores", "files", "models", "images", "maths", "prompts", "artifacts", "state"),
-    *("runtime", "adapt"),
+    *("errors", "cores", "files", "models", "paths", "images", "maths", "prompts"),
+    *("artifacts", "state", "runtime", "adapt"),
 )
 """What runs on a device; imports from nowhere else."""
 SERVER_ONLY = {

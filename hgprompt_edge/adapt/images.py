@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import why_not
 from hgprompt_edge.images.listing import LeftOut, beside, list_folders, list_images, subfolders
 from hgprompt_edge.images.near_pairs import same_pixels
 from hgprompt_edge.images.picture_hash import hash_pixels, stack
 from hgprompt_edge.images.preprocess import Preprocessing, UnreadableImageError, read_image
+from hgprompt_edge.paths import why_not
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import why_not
+from hgprompt_edge.paths import why_not
 
 PASSPHRASE = "HGEDGE_KEY_PASSPHRASE"
 """Environment variable with the passphrase of a private key. An option would show it to everybody

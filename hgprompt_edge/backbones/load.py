@@ -23,7 +23,7 @@ from hgprompt_edge.backbones.backbone import Backbone, fingerprint, in_halves, w
 from hgprompt_edge.backbones.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from hgprompt_edge.backbones.support import check_supported
 from hgprompt_edge.errors import UserError, first_line
-from hgprompt_edge.files import check_storable
+from hgprompt_edge.paths import check_storable
 
 HUB_TIMEOUT_S = 5.0
 

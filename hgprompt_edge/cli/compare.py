@@ -74,7 +74,8 @@ def compare(
     json: options.Json = False,
 ) -> None:
     """Compare ways to use the sources on one task: a table, a JSON file and a figure."""
-    from hgprompt_edge.files import check_output, write_bytes
+    from hgprompt_edge.files import write_bytes
+    from hgprompt_edge.paths import check_output
 
     began = time.perf_counter()
     given = [option for name, option in IGNORED.items() if options.is_given(context, name)]

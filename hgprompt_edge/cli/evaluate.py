@@ -54,7 +54,7 @@ def evaluate(
 ) -> None:
     """Compare what models say with the classes of labelled images."""
     from hgprompt_edge.cli.shared.evaluate_tables import print_evaluation
-    from hgprompt_edge.files import check_output
+    from hgprompt_edge.paths import check_output
 
     if state is not None and len(models) > 1:
         raise UserError(

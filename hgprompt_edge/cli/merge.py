@@ -45,8 +45,8 @@ def merge(
     """Average the mixing weights that devices learned, and write a bundle with them."""
     from hgprompt_edge.artifacts.bundle_file import SUFFIX, newest_bundle, read_bundle, write_bundle
     from hgprompt_edge.backbones.fitted import backbone_of
-    from hgprompt_edge.files import check_output
     from hgprompt_edge.fit.merged_bundle import is_folded, with_mix
+    from hgprompt_edge.paths import check_output
     from hgprompt_edge.state.merge import merge as average
     from hgprompt_edge.state.merge import read_updates, summary
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import note, out, print_json, reports_errors
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import why_not
+from hgprompt_edge.paths import why_not
 
 if TYPE_CHECKING:
     from hgprompt_edge.runtime.predictor import Predictor

@@ -19,7 +19,7 @@ from hgprompt_edge.cli.shared.console import (
 from hgprompt_edge.cli.shared.progress import working
 from hgprompt_edge.cli.shared.server import SERVER_PACKAGES, is_installed
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import why_not
+from hgprompt_edge.paths import why_not
 
 if TYPE_CHECKING:
     from hgprompt_edge.runtime.verify import Check

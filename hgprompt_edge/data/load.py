@@ -16,9 +16,9 @@ from hgprompt_edge.data.split import split
 from hgprompt_edge.data.task import Task, make_task
 from hgprompt_edge.data.vtab import VTAB
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import check_storable
 from hgprompt_edge.images.picture_hash import sees_near_copies
 from hgprompt_edge.images.preprocess import Preprocessing
+from hgprompt_edge.paths import check_storable
 
 GENERATED_IMAGES = 1000
 """A generated task has as many for training (fewer under a lower limit) and for the test."""

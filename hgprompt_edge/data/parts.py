@@ -13,8 +13,8 @@ from PIL import Image
 
 from hgprompt_edge.data.split import Indices, carve_test
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import check_storable
 from hgprompt_edge.images.listing import LeftOut
+from hgprompt_edge.paths import check_storable
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from hgprompt_edge import models
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import why_not
 from hgprompt_edge.images.listing import files_in
+from hgprompt_edge.paths import why_not
 from hgprompt_edge.prompts.matching import match_tokens
 from hgprompt_edge.prompts.prompt import (
     SOURCE,

@@ -16,13 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.errors import UserError, brief
-from hgprompt_edge.files import (
-    DAMAGE,
-    check_storable,
-    read_safetensors,
-    sha256_file,
-    write_safetensors,
-)
+from hgprompt_edge.files import DAMAGE, read_safetensors, sha256_file, write_safetensors
+from hgprompt_edge.paths import check_storable
 
 FORMAT = "hgprompt.prompt/1"
 SOURCE, START = "source", "start"

@@ -11,6 +11,12 @@ from hgprompt_edge.errors import UserError, brief
 from hgprompt_edge.maths.parity import TOLERANCES
 from hgprompt_edge.runtime.engines.engine import Engine, Port
 
+ASSUMED = (
+    "not from `hgedge export`: it lacks class names and the resize rule; classes are numbers, the "
+    "shorter side is resized to the model's and the centre cropped"
+)
+"""What to say of a model of others."""
+
 
 def tolerance_of(entries: Mapping[str, str]) -> float:
     """How far a model's logits may be from PyTorch's, relative to the largest (METHOD 8)."""

@@ -1,8 +1,9 @@
-"""What a device has learned for a model: where it lies, and how it is opened."""
+"""What a device has learned for a model: where it lies, how it is opened, what of it is at work."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,29 @@ import numpy.typing as npt
 
 from hgprompt_edge.artifacts.device_bank import Bank
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import why_not
+from hgprompt_edge.paths import why_not
 from hgprompt_edge.state.history import History, Version
 
 Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class AtWork:
+    """What one prediction needs beside the image; replaced as a whole, never changed.
+
+    Attributes
+    ----------
+    given
+        What the graph takes beside the image.
+    head
+        In place of the model's own, `[K, D]`, `[K]`.
+    version
+        Where both come from.
+    """
+
+    given: Mapping[str, Floats]
+    head: tuple[Floats, Floats] | None = None
+    version: Version | None = None
 
 
 def head_of(version: Version, bank: Bank) -> tuple[Floats, Floats] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import cast
@@ -18,43 +18,20 @@ from hgprompt_edge.images.preprocess import Preprocessing
 from hgprompt_edge.maths.parity import Comparison, compare
 from hgprompt_edge.maths.softmax import softmax
 from hgprompt_edge.runtime.contract import (
+    ASSUMED,
     assumed_metadata,
     check_contract,
     read_bank_of,
     tolerance_of,
 )
 from hgprompt_edge.runtime.engines.open import open_engine
-from hgprompt_edge.runtime.learned import content_of, head_of, open_history
+from hgprompt_edge.runtime.learned import AtWork, content_of, head_of, open_history
 from hgprompt_edge.runtime.other_cpu import Agreement, check_once, compare_cpus
 from hgprompt_edge.runtime.prediction import Prediction, predict_files
 from hgprompt_edge.state.history import History, Version
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
-
-ASSUMED = (
-    "not from `hgedge export`: it lacks class names and the resize rule; classes are numbers, the "
-    "shorter side is resized to the model's and the centre cropped"
-)
-
-
-@dataclass(frozen=True)
-class _AtWork:
-    """What one prediction needs beside the image; replaced as a whole, never changed.
-
-    Attributes
-    ----------
-    given
-        What the graph takes beside the image.
-    head
-        In place of the model's own, `[K, D]`, `[K]`.
-    version
-        Where both come from.
-    """
-
-    given: Mapping[str, Floats]
-    head: tuple[Floats, Floats] | None = None
-    version: Version | None = None
 
 
 class Predictor:
@@ -116,7 +93,7 @@ class Predictor:
         self.metadata: Metadata = self.assumed or parse_metadata(path, self._engine.entries)
         self.bank = read_bank_of(path, self.metadata)
         check_contract(path, self._engine, self.metadata, self.bank)
-        self._at_work = _AtWork({})
+        self._at_work = AtWork({})
         self._history: History | None = None
         self._changing = Lock()
         if self.bank is not None:
@@ -170,7 +147,7 @@ class Predictor:
             raise ValueError(f"The weights of {self.path} are folded into it.")
         given = self.bank.inputs(weights)
         with self._changing:
-            self._at_work = _AtWork(given, head, self.version)
+            self._at_work = AtWork(given, head, self.version)
 
     def refresh(self, *, force: bool = False) -> bool:
         """Take over newer weights from the state folder; returns whether there were any.
@@ -187,7 +164,7 @@ class Predictor:
                 self._at_work = replace(now, version=version)
                 return False
             given = bank.inputs(version.weights)
-            self._at_work = _AtWork(given, head_of(version, bank), version)
+            self._at_work = AtWork(given, head_of(version, bank), version)
             return True
 
     @property

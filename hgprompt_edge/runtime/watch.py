@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import why_not
 from hgprompt_edge.images.listing import list_images
+from hgprompt_edge.paths import why_not
 from hgprompt_edge.runtime.prediction import Prediction
 from hgprompt_edge.runtime.predictor import Predictor
 from hgprompt_edge.state.history import Version

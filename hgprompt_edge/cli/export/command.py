@@ -18,7 +18,7 @@ from hgprompt_edge.cli.shared.inputs import find_images_of
 from hgprompt_edge.cli.shared.progress import working
 from hgprompt_edge.cli.shared.server import needs_server
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import check_storable
+from hgprompt_edge.paths import check_storable
 
 if TYPE_CHECKING:
     from hgprompt_edge.export.int8.quantize import Int8
@@ -106,7 +106,8 @@ def export(
     from hgprompt_edge.artifacts.bundle_file import newest_bundle, read_bundle
     from hgprompt_edge.artifacts.signature import check_signer
     from hgprompt_edge.artifacts.signature import sign as sign_model
-    from hgprompt_edge.files import check_output, sha256_file
+    from hgprompt_edge.files import sha256_file
+    from hgprompt_edge.paths import check_output
 
     _check_options(file_format, precision, opset)
     _check_int8_alone(context, precision)

@@ -124,7 +124,7 @@ def fit(
     from hgprompt_edge.artifacts.bundle_file import SUFFIX, write_bundle
     from hgprompt_edge.data.conditions import check_names
     from hgprompt_edge.errors import UserError
-    from hgprompt_edge.files import check_output
+    from hgprompt_edge.paths import check_output
     from hgprompt_edge.prompts.prompt import SHALLOW
 
     start = time.perf_counter()

@@ -65,7 +65,7 @@ def import_(
 ) -> None:
     """Import a prompt of the VPT code or of a safetensors file into a bank."""
     from hgprompt_edge.errors import UserError
-    from hgprompt_edge.files import check_storable, why_not
+    from hgprompt_edge.paths import check_storable, why_not
     from hgprompt_edge.prompts.bank import check_joins
     from hgprompt_edge.prompts.prompt import write_prompt
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from hgprompt_edge.artifacts.bundle_file import SUFFIX
 from hgprompt_edge.artifacts.external_weights import check_external_data
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.files import check_storable, why_not
+from hgprompt_edge.paths import check_storable, why_not
 from hgprompt_edge.runtime.engines.engine import Engine, LoadError
 
 
