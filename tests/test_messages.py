@@ -340,6 +340,7 @@ prompt train --task digits --backbone tiny --device mps --output bank
 prompt train --task generated-count --backbone tiny --resize squash
 prompt train --data many --backbone tiny --batch-size 16 --output bank
 prompt train --data mine --backbone tiny --output bank --tokens 10
+prompt train --data mine --backbone tiny --output bank --preprocessing none
 prompt train --task digits --backbone tiny --output file
 
 prompt import
