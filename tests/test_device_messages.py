@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -140,14 +141,32 @@ def test_long_metadata_of_other_files_are_quoted_in_brief(tmp_path: Path) -> Non
     assert sum(map(bool, texts)) > 6
 
 
-@pytest.mark.parametrize("key", ["objective", "sources", "conditions", "versions", "table"])
-@pytest.mark.parametrize("text", ["[" * 5000, "7", '"a"', "[7]", "null", "1" * 5000])
+DAMAGED_JSON = ("[" * 5000, "1" * 5000)
+OTHER_JSON = ("7", '"a"', "[7]", "null")
+UNNOTICED = pytest.mark.xfail(reason="read without a word", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        *itertools.product(
+            ("sources", "conditions", "table"),
+            (*DAMAGED_JSON, *OTHER_JSON),
+        ),
+        *itertools.product(("objective", "versions"), DAMAGED_JSON),
+        *(
+            pytest.param(key, text, marks=UNNOTICED)
+            for key in ("objective", "versions")
+            for text in OTHER_JSON
+        ),
+    ],
+)
 def test_json_of_another_kind_is_damage(tmp_path: Path, key: str, text: str) -> None:
     write_bundle(tmp_path / "m.hgbundle", make_mixable(make_backbone()))
     tensors, metadata = read_safetensors(tmp_path / "m.hgbundle")
     write_safetensors(tmp_path / "m.hgbundle", tensors, {**metadata, key: text})
-    text = refusal(read_bundle, tmp_path / "m.hgbundle")
-    assert not text or "damaged bundle" in text
+    with pytest.raises(UserError, match="damaged bundle"):
+        read_bundle(tmp_path / "m.hgbundle")
 
 
 def test_quotes_keep_both_ends() -> None:

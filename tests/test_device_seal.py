@@ -126,7 +126,7 @@ def test_every_bit_counts(model: Path, tmp_path: Path) -> None:
     """Those of the digest, too."""
     good, path = model.read_bytes(), tmp_path / "m.onnx"
     rng = np.random.default_rng(0)
-    digest = good.index(FILE_SHA256.encode()) + len(FILE_SHA256)
+    digest, unreadable = good.index(FILE_SHA256.encode()) + len(FILE_SHA256), 0
     for place in [*rng.integers(0, len(good), 60), *range(digest, digest + 66, 5)]:
         data = bytearray(good)
         data[place] ^= 1 << rng.integers(8)
@@ -134,10 +134,12 @@ def test_every_bit_counts(model: Path, tmp_path: Path) -> None:
         try:
             whole = is_whole(path, read_facts(path).entries)
         except UserError:
+            unreadable += 1
             continue
         assert whole is not True
         if place < digest - len(FILE_SHA256):
             assert whole is False or FILE_SHA256 not in read_facts(path).entries
+    assert unreadable < 30, "most of the 74 damaged files are read, and judged by their digest"
     path.write_bytes(good + b"\x12\x00")
     assert is_whole(path, read_facts(path).entries) is False
 

@@ -46,6 +46,7 @@ fit --task generated-count --group-by-hash
 fit --task generated-count --backbone tiny --resize squash
 fit --task digits --sources nowhere
 fit --task digits --sources empty
+fit --task digits --sources a.jpg
 fit --task digits --sources truncated
 fit --task digits --sources gigabyte
 fit --task digits --sources nan
@@ -84,6 +85,7 @@ fit --task digits --device mps
 fit --task digits --device gpu
 fit --task digits --backbone tiny --output file/a.hgbundle
 fit --task digits --backbone tiny --output nowhere/a.hgbundle
+fit --data mine --output empty
 
 compare
 compare --task pest
@@ -108,6 +110,7 @@ compare --task digits --image-sizes 64 --tune-steps 20
 compare --task digits --image-sizes 64 --image-size 64
 compare --task digits --image-sizes 64 --sources none --backbone tiny
 compare --task digits --output nowhere/a.json
+compare --data mine --output empty
 
 tune
 tune nowhere.hgbundle
@@ -125,6 +128,7 @@ tune tiny/many.hgbundle --data many --batch-size 16
 tune tiny/pets.hgbundle --batch-size 1
 tune tiny/pets.hgbundle --learning-rate 0
 tune tiny/pets.hgbundle --data mine --output nowhere/a.hgbundle
+tune tiny/pets.hgbundle --output empty
 
 condition
 condition nowhere.hgbundle
@@ -137,6 +141,7 @@ condition tiny/pets.hgbundle --conditions ,
 condition tiny/folded.hgbundle --conditions dark
 condition tiny/no-sources.hgbundle --data mine
 condition tiny/pets.hgbundle --data mine --output nowhere/a.hgbundle
+condition tiny/pets.hgbundle --output empty
 
 export
 export nowhere.hgbundle
@@ -195,6 +200,7 @@ merge tiny/sent --bundle device/pets.hgbundle
 merge tiny/sent --bundle tiny/folded.hgbundle
 merge tiny/sent --bundle tiny/no-sources.hgbundle
 merge tiny/sent --bundle tiny/pets.hgbundle --output nowhere/new.hgbundle
+merge tiny/sent --bundle tiny/pets.hgbundle --output empty
 
 predict
 predict a.jpg
@@ -216,13 +222,16 @@ predict --model device/pets.onnx a.jpg --device GPU
 predict --model device/pets.onnx a.jpg --bf16
 predict --model device/fixed.onnx a.jpg --state device/first.state
 predict --model device/pets.onnx a.jpg --state device/foreign.state
+predict --model device/pets.onnx a.jpg --state a.jpg
 predict --model device/pets.onnx a.jpg --json --csv
 predict --model device/pets.onnx a.jpg --watch empty
 predict --model device/pets.onnx --watch nowhere
+predict --model device/pets.onnx --watch a.jpg
 
 evaluate
 evaluate device/pets.onnx
 evaluate nowhere.onnx --data device/seen
+evaluate empty --data device/seen
 evaluate wrong/x.hgbundle --data device/seen
 evaluate device/pets.onnx --data nowhere
 evaluate device/pets.onnx --data empty
@@ -240,6 +249,8 @@ evaluate device/pets.onnx --data mine --map 'Birman=class 0, ä' --map 'Birman=c
 evaluate device/pets.onnx device/fixed.onnx --data device/seen --state device/first.state
 evaluate device/nameless.onnx --data device/seen
 evaluate device/pets.onnx --data device/seen --csv nowhere/rows.csv
+evaluate device/pets.onnx --data device/seen --csv empty
+evaluate device/pets.onnx --data device/seen --state a.jpg
 
 adapt
 adapt --data device/seen
@@ -249,6 +260,7 @@ adapt --model device/fixed.onnx --data device/seen
 adapt --model device/no-bank/pets.onnx --data device/seen
 adapt --model device/no-graph/pets.onnx --data device/seen --state device/first.state
 adapt --model device/pets.onnx --data nowhere
+adapt --model device/pets.onnx --data a.jpg
 adapt --model device/pets.onnx --data nowhere --unlabelled
 adapt --model device/pets.onnx --data empty
 adapt --model device/pets.onnx --data empty --unlabelled
@@ -274,6 +286,7 @@ state history
 state history --model nowhere.onnx
 state history --model device/fixed.onnx
 state history --model device/pets.onnx --state nowhere
+state history --model device/pets.onnx --state a.jpg
 state history --model device/pets.onnx --state device/foreign.state
 state rollback --model device/pets.onnx --state nowhere
 state rollback --model device/pets.onnx --state device/first.state
@@ -294,9 +307,11 @@ verify wrong/x.onnx
 verify device/half.onnx
 verify device/nameless.onnx
 verify device/fixed.onnx --bundle nowhere.hgbundle
+verify device/fixed.onnx --bundle empty
 verify device/fixed.onnx --checkpoint nowhere.safetensors
 verify device/other-bank/pets.onnx
 verify device/fixed.onnx --key nowhere.pub
+verify device/fixed.onnx --key empty
 verify device/fixed.onnx --key keys/ec.pub
 verify device/fixed.onnx --key keys/ec.pem
 verify device/fixed.onnx --key keys/rsa.pub
@@ -325,6 +340,7 @@ prompt train --task digits --backbone tiny --device mps --output bank
 prompt train --task generated-count --backbone tiny --resize squash
 prompt train --data many --backbone tiny --batch-size 16 --output bank
 prompt train --data mine --backbone tiny --output bank --tokens 10
+prompt train --data mine --backbone tiny --output bank --preprocessing none
 prompt train --task digits --backbone tiny --output file
 
 prompt import
