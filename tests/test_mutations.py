@@ -70,7 +70,7 @@ def add_optional(files: dict[str, Path], kind: str) -> Path:
     if kind == "key":
         pytest.importorskip("model_signing")
         from cryptography.hazmat.primitives.asymmetric import ec
-        from test_device_keys import write_pair
+        from test_artifacts_keys import write_pair
 
         return write_pair(folder, ec.generate_private_key(ec.SECP256R1()))[1]
     pytest.importorskip("openvino")

@@ -147,7 +147,7 @@ def test_every_bit_counts(model: Path, tmp_path: Path) -> None:
 def test_the_last_line_says_whether_it_is_signed(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("model_signing")
     from cryptography.hazmat.primitives.asymmetric import ec
-    from test_device_keys import write_pair
+    from test_artifacts_keys import write_pair
 
     private, public = write_pair(tmp_path, ec.generate_private_key(ec.SECP256R1()))
     path = tmp_path / "m.onnx"

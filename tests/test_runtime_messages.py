@@ -16,7 +16,7 @@ from command_line import run
 from onnx import helper
 from PIL import Image
 from small_vits import make_backbone, make_bundle, make_mixable
-from test_device_predictor import edited, foreign
+from test_runtime_predictor import edited, foreign
 
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
