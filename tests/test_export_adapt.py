@@ -287,6 +287,8 @@ def test_tolerance_is_that_of_method_8() -> None:
             {
                 "source_tokens": np.ones((1, 2, 5, 32), np.float16),
                 "sources": ({"name": "a"},),
+                "weights": np.ones(1, np.float32),
+                "learned_weights": np.ones(1, np.float32),
                 "conditions": (),
                 "condition_tokens": None,
             },
