@@ -15,8 +15,9 @@ prompt), `more.I.weights`, `more.I.head.weight`, `more.I.head.bias`, shaped as t
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -134,14 +135,14 @@ def read_bundle(path: Path) -> Bundle:
             head_bias=cast("Floats", tensors["head.bias"]),
             sources=tuple(json.loads(metadata["sources"])),
             table=tuple(Row(**row) for row in json.loads(metadata["table"])),
-            objective=json.loads(metadata["objective"]),
+            objective=_named(metadata, "objective"),
             probe_images=cast("npt.NDArray[np.uint8]", tensors["probe.images"]),
             probe_logits=cast("Floats", tensors["probe.logits"]),
             source_tokens=cast("npt.NDArray[np.float16] | None", tensors.get("sources")),
             initial=cast("Floats | None", tensors.get("initial")),
             split_digest=metadata["split_digest"],
             seed=int(metadata["seed"]),
-            versions=json.loads(metadata["versions"]),
+            versions=_named(metadata, "versions"),
             conditions=tuple(json.loads(metadata.get("conditions", "[]"))),
             condition_tokens=cast("npt.NDArray[np.float16] | None", tensors.get("conditions")),
             clean=read_clean(tensors, classes, clean),
@@ -157,6 +158,14 @@ def read_bundle(path: Path) -> Bundle:
         raise UserError(
             f"{path}: damaged bundle ({brief(error)}); run `hgedge fit` again"
         ) from error
+
+
+def _named(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    """Read a JSON object; refuse JSON of another kind, which would be read as no evidence."""
+    found = json.loads(metadata[key])
+    if not isinstance(found, dict):
+        raise ValueError(f"'{key}' is no JSON object")
+    return found
 
 
 def _known_pooling(name: str) -> str:

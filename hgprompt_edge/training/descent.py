@@ -6,6 +6,7 @@ What `PromptTrainer` and `ConditionTrainer` have in common; each brings its loss
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +31,7 @@ class Pace(Protocol):
     def average(self) -> float: ...  # noqa: D102
 
 
-class Descent:
+class Descent(ABC):
     """A prompt `[L, T, D]` on its way, its running average, and the best of these so far.
 
     Parameters
@@ -74,9 +75,9 @@ class Descent:
         if row[by] <= min(past[by] for past in self.history):
             self.best, self.best_epoch = self.averaged.clone(), self.epoch
 
+    @abstractmethod
     def _of(self) -> dict[str, Any]:
-        """Return what a state file must be of to be gone on from."""
-        raise NotImplementedError
+        """Return what a state file must be of to be resumed: recipe, backbone, images."""
 
     def _anchors(self) -> dict[str, Tensor]:
         """Return the tensors that must be the same for that."""
