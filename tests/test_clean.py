@@ -175,8 +175,12 @@ class TestEvidence:
 
     def test_labels_of_few_classes_judge_few(self) -> None:
         model = expect(None, 6)
-        verdict = judge_labels(np.array([0, 1, 1, 0]), model)
+        verdict = judge_labels(np.array([0, 1, 1, 0] * 3), model)
         assert verdict is not None
         assert "of 2 of 6 classes" in verdict.reason
-        assert judge_labels(np.array([0, 1, 2, 0]), model) is None
-        assert judge_labels(np.array([0, 1]), expect(None, 6, [0, 1, 2])) is None
+        assert judge_labels(np.array([0, 1, 2, 0] * 3), model) is None
+        assert judge_labels(np.array([0, 1] * 5), expect(None, 6, [0, 1, 2])) is None
+        few = judge_labels(np.array([0, 1, 2] * 3), model)
+        assert few is not None
+        assert not few.taken
+        assert "9 labelled images are too few" in few.reason

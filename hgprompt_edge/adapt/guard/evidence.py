@@ -132,8 +132,22 @@ def judge_shown(initial: Floats, expected: Expected) -> Verdict | None:
     return Verdict(False, why, {"classes_before": found})
 
 
+LEAST_LABELLED = 10
+"""Of fewer differences of the log-loss a multiple of their standard error is no evidence: by
+Student's distribution two of them would have to pass 51 standard errors, ten of them 3.1."""
+
+
 def judge_labels(labels: Labels, expected: Expected) -> Verdict | None:
-    """Refuse labelled images of fewer than half of the classes: nothing judges the others."""
+    """Refuse too few labelled images, or those of fewer than half of the classes.
+
+    Nothing judges what becomes of the other classes.
+    """
+    if len(labels) < LEAST_LABELLED:
+        why = (
+            f"{len(labels)} labelled images are too few to judge new weights by, "
+            f"{LEAST_LABELLED} are needed; give more"
+        )
+        return Verdict(False, why, {})
     found, needed = len(np.unique(labels)), MIN_SHOWN * len(expected.places)
     if found >= needed:
         return None
