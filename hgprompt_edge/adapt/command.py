@@ -82,19 +82,13 @@ def bank_of(predictor: Predictor) -> Bank:
     return predictor.bank
 
 
-def adapt_model(
-    predictor: Predictor, history: History, request: Request, report: Report | None = None
-) -> Adapted:
-    """Learn from the version in force; commit what the guard takes over, else change nothing.
-
-    The caller holds `history.exclusive()`.
+def read_seen(predictor: Predictor, request: Request) -> tuple[Seen, Expected]:
+    """Read the images and check that the model can learn from them; nothing is written.
 
     Raises
     ------
     UserError
-        Bad images or labels, a missing graph, or a loss that is no number.
-    CheckError
-        The runtime's gradient is wrong.
+        Bad images or labels, or options that do not fit the model.
     """
     bank = bank_of(predictor)
     _check_head(request, bank)
@@ -103,6 +97,29 @@ def adapt_model(
     expected = expect(bank.clean, len(classes), places)
     seen = _read(request, predictor)
     _check_labels(seen, expected, classes)
+    return seen, expected
+
+
+def adapt_model(
+    predictor: Predictor,
+    history: History,
+    request: Request,
+    seen: Seen,
+    expected: Expected,
+    report: Report | None = None,
+) -> Adapted:
+    """Learn from the version in force; commit what the guard takes over, else change nothing.
+
+    The caller holds `history.exclusive()`. `seen` and `expected` are those of `read_seen`.
+
+    Raises
+    ------
+    UserError
+        A missing graph, or a loss that is no number.
+    CheckError
+        The runtime's gradient is wrong.
+    """
+    bank = bank_of(predictor)
     learner = _learner(request, predictor, bank)
     learner.clean = expected.statistics
     before = history.current()
