@@ -387,17 +387,13 @@ def out_of_reach(*_: object, **__: object) -> None:
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of what is below a folder, but for what a device learned.
-
-    A history is opened, and made where there is none, before the images are read.
-    """
+    """Size and time of change of what is below a folder."""
     found = {}
     for place, _, names in os.walk(folder):
-        if not place.endswith(".state"):
-            found[place] = (0, 0)
-            for name in names:
-                stat = Path(place, name).stat()
-                found[f"{place}/{name}"] = (stat.st_size, stat.st_mtime_ns)
+        found[place] = (0, 0)
+        for name in names:
+            stat = Path(place, name).stat()
+            found[f"{place}/{name}"] = (stat.st_size, stat.st_mtime_ns)
     return found
 
 

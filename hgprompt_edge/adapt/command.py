@@ -82,13 +82,15 @@ def bank_of(predictor: Predictor) -> Bank:
     return predictor.bank
 
 
-def read_seen(predictor: Predictor, request: Request) -> tuple[Seen, Expected]:
-    """Read the images and check that the model can learn from them; nothing is written.
+def prepare(predictor: Predictor, request: Request) -> tuple[Seen, Expected, Learner]:
+    """Read the images, check that the model can learn from them, and open its graph.
+
+    Nothing is written.
 
     Raises
     ------
     UserError
-        Bad images or labels, or options that do not fit the model.
+        Bad images or labels, options that do not fit the model, or a missing graph.
     """
     bank = bank_of(predictor)
     _check_head(request, bank)
@@ -97,7 +99,9 @@ def read_seen(predictor: Predictor, request: Request) -> tuple[Seen, Expected]:
     expected = expect(bank.clean, len(classes), places)
     seen = _read(request, predictor)
     _check_labels(seen, expected, classes)
-    return seen, expected
+    learner = _learner(request, predictor, bank)
+    learner.clean = expected.statistics
+    return seen, expected, learner
 
 
 def adapt_model(
@@ -106,22 +110,21 @@ def adapt_model(
     request: Request,
     seen: Seen,
     expected: Expected,
+    learner: Learner,
     report: Report | None = None,
 ) -> Adapted:
     """Learn from the version in force; commit what the guard takes over, else change nothing.
 
-    The caller holds `history.exclusive()`. `seen` and `expected` are those of `read_seen`.
+    The caller holds `history.exclusive()`. `seen`, `expected` and `learner` are those of `prepare`.
 
     Raises
     ------
     UserError
-        A missing graph, or a loss that is no number.
+        The loss became NaN or infinite.
     CheckError
         The runtime's gradient is wrong.
     """
     bank = bank_of(predictor)
-    learner = _learner(request, predictor, bank)
-    learner.clean = expected.statistics
     before = history.current()
     current = weights_of(before, bank)
     if seen.labels is None:

@@ -112,7 +112,7 @@ def adapt(
     json: options.Json = False,
 ) -> None:
     """Re-learn the mixing weights from images that the device has seen, and keep what is better."""
-    from hgprompt_edge.adapt.command import Request, adapt_model, bank_of, read_seen
+    from hgprompt_edge.adapt.command import Request, adapt_model, bank_of, prepare
     from hgprompt_edge.adapt.optimizer import Settings
     from hgprompt_edge.runtime.learned import open_history, state_folder
     from hgprompt_edge.runtime.predictor import Predictor
@@ -132,12 +132,13 @@ def adapt(
         threads=threads,
         seed=seed,
     )
-    seen, expected = read_seen(predictor, request)  # first: bad images leave no folder behind
+    # First: what is refused here leaves no folder behind.
+    seen, expected, learner = prepare(predictor, request)
     rule = predictor.preprocessing.crop_mode
     with open_history(folder, bank, predictor.classes, resize=rule) as history:
         try:
             with history.exclusive(), progress_bar() as report:
-                adapted = adapt_model(predictor, history, request, seen, expected, report)
+                adapted = adapt_model(predictor, history, request, seen, expected, learner, report)
         except KeyboardInterrupt:
             number = history.current().id
             fail(f"interrupted; version {number} is in force ({folder})", EXIT_INTERRUPTED)

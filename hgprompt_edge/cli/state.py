@@ -86,6 +86,7 @@ def _opened(
     from hgprompt_edge.adapt.command import bank_of
     from hgprompt_edge.runtime.learned import open_history, state_folder
     from hgprompt_edge.runtime.predictor import Predictor
+    from hgprompt_edge.state.history import FILE
 
     predictor = Predictor(model)
     bank = bank_of(predictor)
@@ -94,6 +95,8 @@ def _opened(
             f"--state {state}: {why_not(state, 'folder')}; name the one that `adapt` printed"
         )
     folder = state or state_folder(model)
+    if not read_only and not (folder / FILE).exists():
+        raise UserError(f"{folder}: nothing was learned here, so there is nothing to go back to")
     rule = predictor.preprocessing.crop_mode
     with open_history(folder, bank, predictor.classes, resize=rule, read_only=read_only) as history:
         yield predictor, history, bank.names
