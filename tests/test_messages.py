@@ -332,7 +332,7 @@ prompt train
 prompt train --task pest --backbone tiny
 prompt train --data nowhere --backbone tiny
 prompt train --data one --backbone tiny
-prompt train --task digits --backbone tiny --image-size 65 --output bank
+prompt train --task digits --backbone tiny --image-size 65
 prompt train --task digits --backbone tiny --seed -1
 prompt train --task digits --backbone tiny --seed 4294967296
 prompt train --task digits --backbone tiny --device cuda --output bank

@@ -85,7 +85,8 @@ def train(
 
     found = find_images(task, data, seed=seed, download=download)
     check_resize(resize, found)
-    make_bank_folder(output)
+    if output.exists():
+        make_bank_folder(output)  # whether it can be written; a new one is made when all is checked
     load_pytorch()
 
     from hgprompt_edge.backbones.fastest import check_device
@@ -120,6 +121,7 @@ def train(
         check_batch(images, batch_size)  # before minutes of work
         blank = replace(blank_prompt(vit, images, recipe), normalization=normalization)
         check_joins(output, blank)
+        make_bank_folder(output)
         vit = fastest(vit, device, precision)
         more = images_beyond(images, load(limit=None)) if all_images else None
         # Minutes on a large backbone, once a bank: the training finds it in the cache.
