@@ -212,7 +212,7 @@ def import_seconds() -> dict[str, float]:
     found = {}
     for module in (
         "hgprompt_edge.runtime.predictor",
-        "hgprompt_edge.adapt.command",
+        "hgprompt_edge.adapt.model",
     ):
         runs = [
             float(subprocess.check_output([sys.executable, "-c", code.format(module)]))

@@ -137,7 +137,7 @@ def test_ctrl_c_says_what_is_in_force(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hgprompt_edge.adapt.command.adapt_model", interrupted)
+    monkeypatch.setattr("hgprompt_edge.adapt.model.adapt_model", interrupted)
     words = ("adapt", "--model", str(planted.path), "--state", str(state), "--data", str(seen))
     result = run(*words)
     assert result.exit_code == 130

@@ -25,7 +25,7 @@ from hgprompt_edge.cli.shared.progress import progress_bar
 from hgprompt_edge.cli.state import as_dict
 
 if TYPE_CHECKING:
-    from hgprompt_edge.adapt.command import Adapted
+    from hgprompt_edge.adapt.model import Adapted
 
 
 BIAS_HINT = "if the images show all classes alike, try again with --head bias"
@@ -112,7 +112,7 @@ def adapt(
     json: options.Json = False,
 ) -> None:
     """Re-learn the mixing weights from images that the device has seen, and keep what is better."""
-    from hgprompt_edge.adapt.command import Request, adapt_model, bank_of, prepare
+    from hgprompt_edge.adapt.model import Request, adapt_model, bank_of, prepare
     from hgprompt_edge.adapt.optimizer import Settings
     from hgprompt_edge.runtime.learned import open_history, state_folder
     from hgprompt_edge.runtime.predictor import Predictor

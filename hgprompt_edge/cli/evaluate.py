@@ -13,10 +13,10 @@ import typer
 
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import note, out, print_json, reports_errors
-from hgprompt_edge.cli.shared.known import known_document, notes_on_copies
 from hgprompt_edge.cli.shared.left_out import as_rows, note_left_out
 from hgprompt_edge.cli.shared.opened import note_bf16, open_model
 from hgprompt_edge.cli.shared.progress import progress_bar, working
+from hgprompt_edge.cli.shared.training_images import known_document, notes_on_copies
 from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:

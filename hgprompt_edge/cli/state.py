@@ -83,7 +83,7 @@ def send(
 def _opened(
     model: Path, state: Path | None, *, read_only: bool = False
 ) -> Iterator[tuple[Predictor, History, Sequence[str]]]:
-    from hgprompt_edge.adapt.command import bank_of
+    from hgprompt_edge.adapt.model import bank_of
     from hgprompt_edge.runtime.learned import open_history, state_folder
     from hgprompt_edge.runtime.predictor import Predictor
     from hgprompt_edge.state.history import FILE
@@ -103,7 +103,7 @@ def _opened(
 
 
 def _send(history: History, predictor: Predictor, path: Path, json: bool) -> None:
-    from hgprompt_edge.adapt.command import bank_of
+    from hgprompt_edge.adapt.model import bank_of
     from hgprompt_edge.state.update_file import write_update
 
     bank, version = bank_of(predictor), history.current()

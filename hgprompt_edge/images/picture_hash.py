@@ -144,11 +144,9 @@ def _library() -> Any:
         if find_spec("scipy") is None:  # ImageHash imports it when it hashes
             return None
         import imagehash
-
-        found = find_spec("scipy") is not None  # which ImageHash imports when it hashes
     except ImportError:
         return None
-    return imagehash if found else None
+    return imagehash
 
 
 def _look(library: Any, grey: Image.Image) -> bytes:
