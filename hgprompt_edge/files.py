@@ -176,7 +176,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
                 )
             data = head + file.read()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({(error.strerror or '').lower()})") from error
+        reason = (error.strerror or "").lower()
+        raise UserError(f"{path}: cannot be read ({reason}); check the path") from error
     try:
         tensors = load_safetensors(data)
         header = json.loads(data[8 : 8 + size])

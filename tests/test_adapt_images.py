@@ -70,7 +70,7 @@ class TestSeen:
         [
             ({}, "holds no class folders"),
             ({"zebra": 1}, "'zebra' is no class of the model"),
-            ({"class 0, ä": 3}, "one class alone"),
+            ({"class 0, ä": 3}, "learning from one class would make the model predict only that"),
         ],
     )
     def test_bad_labels(

@@ -59,7 +59,9 @@ class TestDescend:
 
     def test_nan_is_undone_then_given_up(self) -> None:
         start = Point(np.zeros(3), self.head)
-        with pytest.raises(UserError, match="loss or its gradient is no number, even after 5 halv"):
+        with pytest.raises(
+            UserError, match="loss or its gradient became NaN or infinite, even after 5 halv"
+        ):
             descend(self.nan_at(range(2, 99)), start, np.full(3, 1 / 3), Settings())
 
     def test_one_nan_does_no_harm(self) -> None:

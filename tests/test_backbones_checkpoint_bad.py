@@ -119,7 +119,7 @@ def broken(kind: str, tmp_path: Path) -> Path:
         ("config list", "config.json: must be a JSON object"),
         ("index", "index of a checkpoint in several files"),
         ("folder", "is a folder; give .*model.safetensors"),
-        ("missing", "No such file"),
+        ("missing", r"cannot be read \(no such file or directory\); check the path"),
         ("empty", "is empty"),
         ("text", "neither a safetensors file nor one of torch.save"),
         ("lfs", "pointer of Git LFS"),

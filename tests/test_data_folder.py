@@ -203,7 +203,7 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     refused(flat, r"no class folders .*seen: 0 folders, 3 images, 1 other files")
     single = tmp_path / "single"
     fill(single / "cat", 3)
-    refused(single, r"only one class \(cat\); a task needs images of two classes")
+    refused(single, r"only one class \(cat\); a task needs images of at least two classes")
     (single / "dog").mkdir()
     refused(single, r"the class folder dog holds no images; add some or remove it")
     fill(single / "dog", 1)

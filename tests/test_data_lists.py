@@ -117,7 +117,7 @@ BAD_LISTS = {
     "an absolute path": ({"test.txt": ["/images/a.png 0"]}, "line 1: /images/a.png is not below"),
     "a name": ({"test.txt": ["images/test/000000.png cat"]}, "line 1: not a path and the number"),
     "an endless number": ({"test.txt": ["a.png " + "1" * 5000]}, "line 1: not a path and the"),
-    "an empty list": ({"test.txt": ["", " "]}, r"test\.txt: it is empty; copy it again"),
+    "an empty list": ({"test.txt": ["", " "]}, r"test\.txt: is empty; copy it again"),
     "two classes": (
         {"val200.txt": ["images/val200/000000.png 0", "images/val200/000000.png 1"]},
         r"val200\.txt, line 2: images/val200/000000\.png has the class 1, and 0 in .*, line 1; cor",

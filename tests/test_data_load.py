@@ -57,7 +57,7 @@ def test_digits() -> None:
         ("generated-counts", ["near: generated-count"]),
         ("qqqq", ["known: digits, pets", "--data DIR"]),
         ("cifar10", ["--task cifar10: its images are not installed", "--data DIR"]),
-        (None, ["--task: name a task", "--data DIR"]),
+        (None, ["no images given; name a task with --task", "with --data"]),
         ("", ["--task '': must be a name", "--data DIR"]),
         ("data/pets", ["--task 'data/pets': must be a name without folders", "--data DIR"]),
     ],

@@ -81,8 +81,11 @@ def test_what_an_imported_prompt_has_and_lacks_survives_the_round_trip(tmp_path:
 BAD_TENSORS = {
     "NaN": (np.full((3, 4, 8), np.nan, np.float32), "NaN or inf"),
     "inf": (np.full((3, 4, 8), np.inf, np.float32), "NaN or inf"),
-    "flat": (np.ones((4, 8), np.float32), r"must be \[layers, tokens, width\]"),
-    "no tokens": (np.ones((3, 0, 8), np.float32), r"must be \[layers, tokens, width\]"),
+    "flat": (np.ones((4, 8), np.float32), r"must have the shape \[layers, tokens, width\], not"),
+    "no tokens": (
+        np.ones((3, 0, 8), np.float32),
+        r"must have the shape \[layers, tokens, width\], not",
+    ),
     "double": (np.ones((3, 4, 8), np.float64), "must be float32"),
 }
 

@@ -295,7 +295,7 @@ def test_bundles_of_another_version_or_pooling_are_refused(tmp_path: Path, bundl
     write_bundle(path, bundle)
     tensors, metadata = read_safetensors(path)
     write_safetensors(path, tensors, {**metadata, "format": "hgprompt.bundle/9"})
-    with pytest.raises(UserError, match="not a bundle of this version"):
+    with pytest.raises(UserError, match="not a bundle that this version reads"):
         read_bundle(path)
     write_safetensors(path, tensors, {**metadata, "pooling": "max"})
     with pytest.raises(UserError, match="'pooling' is 'max', none of token, avg, both"):

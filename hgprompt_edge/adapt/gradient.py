@@ -121,7 +121,7 @@ class AdaptGraph:
         if not path.is_file():
             raise UserError(
                 f"{path}: no such file; export the model with `--adapt`, or use --method cma, "
-                "which needs the model alone"
+                "which needs only the model"
             )
         check_external_data(path)
         try:

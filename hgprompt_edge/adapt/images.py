@@ -102,7 +102,7 @@ def read_labelled(
     if len(np.unique(labels)) < 2:
         raise UserError(
             f"{folder}: holds readable images of {len(np.unique(labels))} of the model's classes; "
-            "weights learned from one class alone would predict nothing else: add another class, "
+            "learning from one class would make the model predict only that: add another class, "
             "or use --unlabelled"
         )
     twice = tuple(

@@ -144,7 +144,7 @@ class ForwardLearner:
         if predictor.bank is None:
             raise UserError(
                 f"{predictor.path}: the weights are folded into this model; export it with "
-                "`--weights runtime` or `--adapt`"
+                "`hgedge export --adapt`"
             )
         self._predictor, self.settings, self._seed = predictor, settings, seed
         bank = predictor.bank

@@ -19,7 +19,7 @@ from hgprompt_edge.maths.softmax import softmax
 
 HEADS = ("none", "bias", "weights")
 HALVINGS = 5
-"""So often the rate is halved after a loss that is no number; then it is given up."""
+"""So often the rate is halved after a loss that became NaN or infinite; then it is given up."""
 PATIENCE, IMPROVEMENT = 5, 1e-3
 """Stop when that many steps together have improved the loss by less, relative to it."""
 
@@ -110,7 +110,7 @@ def descend(
     Raises
     ------
     UserError
-        The loss or its gradient is no number however small the steps are.
+        The loss or its gradient became NaN or infinite however small the steps are.
     """
     prior = smoothed(initial)
     adam, point, best = _Adam(settings, start), start, (math.inf, start)
@@ -124,8 +124,9 @@ def descend(
             halvings += 1
             if halvings > HALVINGS or not losses:
                 raise UserError(
-                    f"the loss or its gradient is no number, even after {halvings - 1} halvings of "
-                    "the rate; the weights stay as they were; are the images and the model whole?"
+                    f"the loss or its gradient became NaN or infinite, even after {halvings - 1} "
+                    "halvings of the rate; the weights stay as they were; check the images and the "
+                    "model file"
                 )
             adam.halve()
             point = best[1]

@@ -176,6 +176,6 @@ def check_one_prompt(bundle: Bundle, what: str) -> None:
     """
     if bundle.more:
         raise UserError(
-            f"{what}: the bundle of {bundle.task} averages {len(bundle.folded)} folded prompts, "
-            "and this works on one; run `hgedge fit` with `--folded 1` first"
+            f"the bundle of {bundle.task} averages {len(bundle.folded)} folded prompts, and "
+            f"`hgedge {what}` works on one; run `hgedge fit` with `--folded 1` first"
         )

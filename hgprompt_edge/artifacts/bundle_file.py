@@ -104,7 +104,8 @@ def read_bundle(path: Path) -> Bundle:
     if metadata.get("format") != FORMAT:
         found = metadata.get("format", "missing")
         raise UserError(
-            f"{path}: not a bundle of this version (format '{brief(found)}', not '{FORMAT}')"
+            f"{path}: not a bundle that this version reads (format '{brief(found)}', not "
+            f"'{FORMAT}'); run `hgedge fit` again"
         )
     for name, tensor in tensors.items():
         if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():

@@ -195,8 +195,7 @@ def read_bank(path: Path) -> Bank:
     """
     if not path.is_file():
         raise UserError(
-            f"{path}: no such file; a model with `--weights runtime` needs its bank beside it, "
-            "copy both"
+            f"{path}: no such file; a model that adapts needs its bank beside it, copy both"
         )
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") != FORMAT:

@@ -95,7 +95,7 @@ def _read(path: Path, option: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise UserError(f"{option} {path}: cannot be read ({reason})") from error
+        raise UserError(f"{option} {path}: cannot be read ({reason}); check it") from error
 
 
 def _check_kind(key: Any, what: str, advice: str) -> None:

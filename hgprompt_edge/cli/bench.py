@@ -45,7 +45,7 @@ def bench(
     from hgprompt_edge.runtime.cpu import cpu_features
 
     if data is None and (split or class_map):
-        raise UserError("--split and --map: are of --data; name labelled images with it")
+        raise UserError("--split and --map: need labelled images; name them with --data")
     judged = None if data is None else _judge(models, data, split, class_map, threads)
     with progress_bar() as report:
         rows = measure(

@@ -62,7 +62,8 @@ def predict(
     if json and as_csv:
         fail("--json and --csv: choose one of them", EXIT_BAD_INPUT)
     if bool(images) == (watch is not None):
-        raise UserError("images or --watch: name image files, or one folder to watch")
+        both = "--watch: does not go with image files; leave one of the two out"
+        raise UserError(both if images else "name images to classify, or a folder with --watch")
     listing = list_images(images or [] if watch is None else [watch])
     if watch is None and not listing.images:
         raise UserError(f"{listing.missing[0]}; name image files, or folders of them")

@@ -47,8 +47,8 @@ def verify(
 
     if checkpoint is not None and bundle is None:
         raise UserError(
-            f"--checkpoint {checkpoint}: for the comparison with PyTorch; add --bundle or leave it "
-            "out"
+            f"--checkpoint {checkpoint}: only used to compare with PyTorch; add --bundle or leave "
+            "it out"
         )
     if bundle is not None and not bundle.is_file():
         raise UserError(f"--bundle {bundle}: {why_not(bundle, 'file')}; check the path")

@@ -123,7 +123,7 @@ def check_classes(parts: Parts, labels: Indices, classes: tuple[str, ...]) -> No
     if len(classes) - given * len(empty) < 2:
         here = [label for label in classes if label not in empty]
         what = f"only one class ({here[0]})" if here else "no training images"
-        raise UserError(f"{origin}: {what}; a task needs images of two classes at least")
+        raise UserError(f"{origin}: {what}; a task needs images of at least two classes")
     if empty and not given:
         raise UserError(
             f"{origin}: no readable training image of {_some(empty)}; add some or remove the class"

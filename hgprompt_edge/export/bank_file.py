@@ -40,7 +40,7 @@ def make_bank(bundle: Bundle, backbone: Backbone) -> Bank:
     names, tokens = bank_tokens(bundle)
     if len(names) < 2 and len(tokens):
         raise UserError(
-            f"the bundle of {bundle.task} holds one prompt alone, so there is nothing to mix; fit "
+            f"the bundle of {bundle.task} holds only one prompt, so there is nothing to mix; fit "
             "more sources, or add condition prompts with `hgedge condition`"
         )
     blocks = [_block_weights(block) for block in backbone.model.blocks]

@@ -42,7 +42,7 @@ def with_mix(bundle: Bundle, mix: Floats, about: dict[str, Any], backbone: Backb
     UserError
         The backbone has other weights than the bundle's.
     """
-    check_one_prompt(bundle, "hgedge merge")
+    check_one_prompt(bundle, "merge")
     backbone = as_fitted(bundle, backbone)
     updated = replace(bundle, initial=mix, objective={**bundle.objective, "merged": about})
     if not is_folded(bundle):

@@ -97,20 +97,25 @@ def read_prompt(path: Path) -> Prompt:
     version = metadata.get("format", "")
     if not version.startswith("hgprompt.prompt/"):
         raise UserError(
-            f"{path}: not a prompt file (its format is '{brief(version or 'missing')}')"
+            f"{path}: not a prompt file of hgedge (format '{brief(version or 'missing')}'); import "
+            "files of other programs with `hgedge prompt import`"
         )
     if version != FORMAT:
         raise UserError(
-            f"{path}: format {brief(version)} is newer than this hgedge reads ({FORMAT})"
+            f"{path}: format {brief(version)} is newer than this hgedge reads ({FORMAT}); "
+            "upgrade hgprompt-edge"
         )
     _check_tensors(path, tensors)
     try:
         prompt = _from_metadata(path, tensors, metadata)
     except DAMAGE as error:
-        raise UserError(f"{path}: metadata is missing or malformed ({brief(error)})") from error
+        raise UserError(
+            f"{path}: metadata is missing or malformed ({brief(error)}); copy or train it again"
+        ) from error
     if (prompt.mode == SHALLOW) != (len(prompt.tokens) == 1):
         raise UserError(
-            f"{path}: mode '{prompt.mode}' does not fit {len(prompt.tokens)} layers of tokens"
+            f"{path}: mode '{prompt.mode}' does not fit {len(prompt.tokens)} layers of tokens; "
+            "train the prompt again"
         )
     return prompt
 
@@ -144,7 +149,10 @@ def write_prompt(path: Path, prompt: Prompt) -> None:
 
 def _check_tensors(path: Path, tensors: dict[str, npt.NDArray[np.generic]]) -> None:
     if "prompt" not in tensors:
-        raise UserError(f"{path}: has no tensor named 'prompt'")
+        raise UserError(
+            f"{path}: has no tensor named 'prompt'; import files of other programs with "
+            "`hgedge prompt import`"
+        )
     unknown = sorted(set(tensors) - {"prompt", "head.weight", "head.bias"})
     if unknown:
         raise UserError(
@@ -152,7 +160,10 @@ def _check_tensors(path: Path, tensors: dict[str, npt.NDArray[np.generic]]) -> N
         )
     if tensors["prompt"].ndim != 3 or 0 in tensors["prompt"].shape:
         shape = list(tensors["prompt"].shape)
-        raise UserError(f"{path}: 'prompt' must be [layers, tokens, width], got {shape}")
+        raise UserError(
+            f"{path}: 'prompt' must have the shape [layers, tokens, width], not {shape}; train or "
+            "import it again"
+        )
     for name, tensor in tensors.items():
         if tensor.dtype != np.float32:
             raise UserError(

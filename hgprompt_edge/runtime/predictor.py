@@ -116,7 +116,7 @@ class Predictor:
         if self.bank is None:
             raise UserError(
                 f"--state {state}: the weights of {self.path} are folded into it; "
-                "export it with `--weights runtime` to change them later"
+                "export it with `hgedge export --adapt` to change them later"
             )
         mode = self.preprocessing.crop_mode
         history = open_history(state, self.bank, self.classes, resize=mode, read_only=True)

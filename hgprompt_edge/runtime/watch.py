@@ -48,7 +48,8 @@ def watch(
     known: dict[Path, tuple[int, Stamp | None]] = {}  # the size at the last look, what was served
     while True:
         if not folder.is_dir():
-            raise UserError(f"--watch {folder}: {why_not(folder, 'folder')}; make it first")
+            todo = "name a folder" if folder.exists() else "make it first"
+            raise UserError(f"--watch {folder}: {why_not(folder, 'folder')}; {todo}")
         found = _images(folder)
         known = {path: known.get(path, (-1, None)) for path in found}  # without those that are gone
         for path, stamp in found.items():

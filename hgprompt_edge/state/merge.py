@@ -125,7 +125,7 @@ def read_updates(paths: Sequence[Path], bundle: Bundle) -> Delivery:
     UserError
         No files, half of them or more do not belong here, or no device has learned anything.
     """
-    check_one_prompt(bundle, "hgedge merge")
+    check_one_prompt(bundle, "merge")
     bank, classes = bank_sha256(bundle), classes_digest(bundle.classes)
     files = _find(paths)
     usable: dict[bytes, tuple[Path, Update]] = {}
@@ -203,7 +203,10 @@ def _check(path: Path, update: Update, bundle: Bundle, bank: str, classes: str) 
             f"{path}: does not say for which classes it was learned; send it again with this hgedge"
         )
     if update.classes_sha256 != classes:
-        raise UserError(f"{path}: learned for other classes than those of {bundle.task}")
+        raise UserError(
+            f"{path}: learned for other classes than those of {bundle.task}; name the bundle that "
+            "its model came from with --bundle"
+        )
     if update.resize != (mode := bundle.preprocessing.crop_mode):
         raise UserError(
             f"{path}: learned with another resize rule ({brief(update.resize)}) than that of "

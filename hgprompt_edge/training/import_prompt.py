@@ -110,7 +110,8 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(
-            f"{path}: cannot be read as a safetensors file ({_brief(error)})"
+            f"{path}: cannot be read as a safetensors file ({_brief(error)}); copy or download it "
+            "again"
         ) from error
     if version.startswith("hgprompt."):
         raise UserError(f"{path}: a file of hgedge ({version}); only files of others are imported")
@@ -124,7 +125,7 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({_brief(error)})") from error
+        raise UserError(f"{path}: cannot be read ({_brief(error)}); check the path") from error
     except Exception as error:  # what torch raises on damaged bytes has no common base
         wanted = re.search(r"(?:GLOBAL |<class ')([\w.]+)", str(error))
         if wanted is None:

@@ -77,7 +77,8 @@ def _first_bytes(path: Path) -> bytes:
         with path.open("rb") as stream:
             start = stream.read(64)
     except OSError as error:
-        raise _bad(path, f"cannot be read ({error.strerror or error})") from error
+        reason = (error.strerror or str(error)).lower()
+        raise _bad(path, f"cannot be read ({reason}); check the path") from error
     if not start:
         raise _bad(path, "is empty; copy or download it again")
     return start

@@ -214,10 +214,10 @@ def _check_int8_alone(context: typer.Context, precision: Precision) -> None:
 
 def _check_options(file_format: Format, precision: Precision, opset: int | None) -> None:
     if precision is Precision.INT8 and opset is not None:
-        raise UserError("--opset: int8 models come in one opset alone; leave it out")
+        raise UserError("--opset: int8 models have a fixed opset; leave it out")
     if file_format is Format.OPENVINO and opset is not None:
-        raise UserError("--opset: an OpenVINO model has none; leave it out or use --format onnx")
+        raise UserError("--opset: OpenVINO models have no opset; leave it out or use --format onnx")
     if file_format is Format.ONNX and precision is Precision.FP16:
         raise UserError(
-            "--precision fp16: for OpenVINO models; add --format openvino or leave it out"
+            "--precision fp16: only for OpenVINO models; add --format openvino or leave it out"
         )

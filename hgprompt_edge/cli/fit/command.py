@@ -238,7 +238,9 @@ def _check_plain(context: typer.Context, sources: str | None, backbone: Backbone
 
     unused = _given(context, lambda name: name in OF_A_BANK)
     if unused:
-        raise UserError(f"{unused[0]}: for prompts, and there are none to mix here; leave it out")
+        raise UserError(
+            f"{unused[0]}: only used to mix prompts, and there are none here; leave it out"
+        )
     why = "" if sources else f"no prompts for {backbone.name} at {backbone.image_size} px: "
     note(f"{why}fit learns the best head on frozen features")
 

@@ -40,7 +40,9 @@ def find_images(
     from hgprompt_edge.data import find_task
 
     if task is None and data is None:
-        raise UserError("--task: name a data set, or give your own images with --data FOLDER")
+        raise UserError(
+            "no images given; name a task with --task, or a folder of your own images with --data"
+        )
     with working("looking for images"):
         found = find_task(
             task, data=data, seed=seed, download=download, group_by_hash=group_by_hash

@@ -98,7 +98,7 @@ def _read(folder: Path, name: str) -> list[Row]:
             )
         rows.append(Row(where, _below(where, words[0].strip()), int(words[1])))
     if not rows:
-        raise UserError(f"{path}: it is empty; copy it again from the archive that it is from")
+        raise UserError(f"{path}: is empty; copy it again from its archive")
     return rows
 
 

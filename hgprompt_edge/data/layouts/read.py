@@ -30,7 +30,9 @@ def name_of(data: Path | None) -> str:
         There is no data.
     """
     if data is None:
-        raise UserError("--task: name a task, or the folder of your images with --data DIR")
+        raise UserError(
+            "no images given; name a task with --task, or a folder of your own images with --data"
+        )
     if is_hub_id(data):
         return data.parts[1] if len(data.parts) > 1 else data.name
     path = data.resolve()
