@@ -164,6 +164,11 @@ def test_evaluate_says_which_images_trained_the_model(fitted: Path) -> None:
         f"train/{label}/{i}.png" for label in ("dots", "ring") for i in range(6)
     )
     assert (found["count"], found["recorded"], found["near_copies"]) == (12, 12, [])
+    row = json.loads(
+        run("evaluate", model, "--data", str(fitted / "d"), "--split", "test", "--json").stdout
+    )["models"][0]
+    assert found["accuracy_on_new_images"] == row["accuracy"], "the others are the test part"
+    assert "accuracy on the other 6 images" in said
     assert document["two_classes"] == []
 
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from hgprompt_edge.cli.evaluate import as_interval, describe, evaluate_on, notes_on_data
+from hgprompt_edge.cli.evaluate import describe, evaluate_on, notes_on_data
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import note, out, print_json, reports_errors
 from hgprompt_edge.cli.shared.left_out import note_left_out
 from hgprompt_edge.cli.shared.opened import open_model
 from hgprompt_edge.cli.shared.progress import progress_bar
+from hgprompt_edge.cli.shared.text import as_interval
 from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from hgprompt_edge.cli.shared.console import note, out, print_json, reports_erro
 from hgprompt_edge.cli.shared.left_out import as_rows, note_left_out
 from hgprompt_edge.cli.shared.opened import note_bf16, open_model
 from hgprompt_edge.cli.shared.progress import progress_bar, working
+from hgprompt_edge.cli.shared.text import as_interval
 from hgprompt_edge.cli.shared.training_images import known_document, notes_on_copies
 from hgprompt_edge.errors import UserError
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from hgprompt_edge.data.labelled import Labelled
     from hgprompt_edge.evaluate.figures import Figures
     from hgprompt_edge.evaluate.run import Evaluation
-    from hgprompt_edge.maths.proportions import Proportion
     from hgprompt_edge.runtime.predictor import Predictor
 
 
@@ -211,11 +211,6 @@ def _as_dict(
         "unreadable": as_rows(found.unreadable),
         "files_left_out": as_rows(images.left_out),
     }
-
-
-def as_interval(proportion: Proportion) -> dict[str, float]:
-    """Return a proportion and its interval for a JSON document."""
-    return {key: round(value, 6) for key, value in asdict(proportion).items()}
 
 
 def figures_as_dict(figures: Figures) -> dict[str, Any]:

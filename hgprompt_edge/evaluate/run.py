@@ -20,7 +20,7 @@ from hgprompt_edge.images.listing import LeftOut
 from hgprompt_edge.images.picture_hash import PictureHash, hash_picture, stack
 from hgprompt_edge.images.preprocess import Preprocessing, UnreadableImageError, to_array
 from hgprompt_edge.maths.paired import score_interval
-from hgprompt_edge.maths.proportions import Proportion, Z
+from hgprompt_edge.maths.proportions import Proportion, Z, wilson
 from hgprompt_edge.runtime.predictor import Predictor
 
 Report = Callable[[int, int], None]
@@ -90,6 +90,19 @@ class Evaluation:
         won, lost = int((second & ~first).sum()), int((first & ~second).sum())
         low, high = score_interval(len(first), won, lost, Z)
         return Proportion((won - lost) / len(first), low, high)
+
+    def on_new_images(self, place: int) -> Proportion | None:
+        """Accuracy of a model on images that are no copies of its training images.
+
+        None where it does not record these, or where no image is left.
+        """
+        known = self.copies.known[place]
+        if known is None:
+            return None
+        new = np.ones(len(self.images), bool)
+        new[[*known.same.tolist(), *known.near.tolist()]] = False
+        right = self.answers[place].right[new]
+        return wilson(int(right.sum()), len(right)) if len(right) else None
 
 
 def evaluate(

@@ -7,8 +7,12 @@ import json
 import math
 import re
 import shlex
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hgprompt_edge.maths.proportions import Proportion
 
 AS_GIVEN = "hgedge.as_given"
 """Name of the error handler for characters that stdout or stderr cannot encode."""
@@ -56,3 +60,8 @@ def _as_given(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 codecs.register_error(AS_GIVEN, _as_given)
+
+
+def as_interval(proportion: Proportion) -> dict[str, float]:
+    """Return a proportion and its interval for a JSON document."""
+    return {key: round(value, 6) for key, value in asdict(proportion).items()}
