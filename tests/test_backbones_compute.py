@@ -29,6 +29,7 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.features.cached import FeatureStore, pull_back
 from hgprompt_edge.fit.estimator import HGPrompt
 from hgprompt_edge.fit.judge import Candidate, Judge
+from hgprompt_edge.fit.plain import fit_head
 from hgprompt_edge.heads.heads import Head, accuracy
 from hgprompt_edge.training.condition_trainer import (
     ConditionRecipe,
@@ -144,6 +145,10 @@ def test_fit_in_bfloat16_keeps_a_head_on_float32_features(backbone: Backbone) ->
     logits = head.logits(extract_features(backbone, task.test.pixels, kept.tokens))
     found = next(row for row in rough.table_ if row.method == rough.choice_)
     assert found.test_accuracy == accuracy(logits, task.test.labels)
+    # So is no prompt, against which it is claimed: the figure is that of a fit without prompts.
+    plain = fit_head(backbone, task)[0].table[0]
+    assert rough.table_[0].method == plain.method == "none"
+    assert rough.table_[0].test_accuracy == plain.test_accuracy
 
 
 @given(st.integers(0, 500), st.integers(1, 9), st.integers(1, 80))

@@ -18,13 +18,16 @@ ROWS = 4
 
 
 def fit_passes(task: Task, bank: PromptBank | None, steps: int) -> int:
-    """Image passes of a fit: features of each prompt, the steps, the table, what is kept anew."""
+    """Image passes of a fit: features of each prompt, the steps, the table.
+
+    What is kept and no prompt are measured anew in float32.
+    """
     train, held_out, test = len(task.train), len(task.validation), len(task.test)
     if bank is None:
         return train + held_out + test
     prompts = len(bank.basis) + 2  # the uniform mix, no prompt
     table = prompts * (train + held_out) + ROWS * test
-    return table + steps * 3 * train + 2 * (train + held_out) + test
+    return table + steps * 3 * train + 3 * (train + held_out) + 2 * test
 
 
 def tune_passes(task: Task, epochs: int) -> int:
