@@ -18,16 +18,16 @@ ROWS = 4
 
 
 def fit_passes(task: Task, bank: PromptBank | None, steps: int) -> int:
-    """Image passes of a fit: features of each prompt, the steps, the table.
+    """Image passes of a fit: features of each prompt, the steps, each row of the table anew.
 
-    What is kept and no prompt are measured anew in float32.
+    The last are in float32, whatever the steps are computed in.
     """
     train, held_out, test = len(task.train), len(task.validation), len(task.test)
     if bank is None:
         return train + held_out + test
     prompts = len(bank.basis) + 2  # the uniform mix, no prompt
-    table = prompts * (train + held_out) + ROWS * test
-    return table + steps * 3 * train + 3 * (train + held_out) + 2 * test
+    table = ROWS * (train + held_out + test)
+    return prompts * (train + held_out) + steps * 3 * train + table
 
 
 def tune_passes(task: Task, epochs: int) -> int:

@@ -138,8 +138,8 @@ class HGPrompt(BaseEstimator):  # type: ignore[misc]
         """Learn the weights, choose, fit the head.
 
         Sources of the task's own family are left out. Images are normalised as those that the
-        bank was trained on, for no prompt, too. They run as the backbone's `compute` says;
-        what is kept has its features in float32. Interrupted, it leaves the features it has
+        bank was trained on, for no prompt, too. They run as the backbone's `compute` says, those
+        of the final heads and of test images in float32. Interrupted, it leaves the features it has
         computed in the cache, so that the same call goes on from there.
 
         Raises
@@ -176,7 +176,7 @@ class HGPrompt(BaseEstimator):  # type: ignore[misc]
         self.choice_ = decision.chosen.method
         self.best_source_ = bank.names[decision.best_source]
         exact = judge.exact()
-        heads = self._measure(judge, exact, decision, report)
+        heads = self._measure(exact, decision, report)
         self.head_ = heads[0]
         self.objective_ = self._summary(bank, learned)
         self.bundle_ = make_bundle(
@@ -205,27 +205,17 @@ class HGPrompt(BaseEstimator):  # type: ignore[misc]
         if not 1 <= self.folded <= MAX_FOLDED:
             raise ValueError(f"The 'folded' must be 1 to {MAX_FOLDED}. Got {self.folded} instead.")
 
-    def _measure(
-        self, judge: Judge, exact: Judge, decision: Decision, report: Progress
-    ) -> list[Head]:
+    def _measure(self, exact: Judge, decision: Decision, report: Progress) -> list[Head]:
         """Complete the table; the test part is touched after the choice (METHOD 6).
 
-        What is kept gets its heads and its test accuracy in float32, and so does no prompt, against
-        which it is claimed: in bfloat16 a few images of a hundred are classified otherwise.
+        Every row gets its final heads and its test accuracy in float32, as what is kept will run:
+        in bfloat16 a few images of a hundred are classified otherwise.
         """
         rows = list(decision.rows)
         heads = exact.final_heads(decision.chosen)
         for index, candidate in enumerate(decision.candidates):
-            # Another row may be the same mix as the kept one: equal prompts have equal figures.
-            same = not candidate.more and not decision.chosen.more
-            if index == decision.kept or (
-                same and np.array_equal(candidate.weights, decision.chosen.weights)
-            ):
-                rows[index] = exact.on_test(rows[index], candidate, heads)
-            elif candidate.method == "none":
-                rows[index] = exact.on_test(rows[index], candidate)
-            else:
-                rows[index] = judge.on_test(rows[index], candidate)
+            given = heads if index == decision.kept else None
+            rows[index] = exact.on_test(rows[index], candidate, given)
             report("test images", index + 1, len(rows))
         self.table_ = tuple(rows)
         return heads
