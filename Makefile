@@ -29,7 +29,7 @@ check: $(STAMP)  ## lint, format, types
 	$(BIN)/mypy -p hgprompt_edge
 
 bench: $(STAMP)  ## speed and memory; prints what docs/results/benchmarks.md quotes
-	$(BIN)/python benchmarks/fit.py
+	$(BIN)/python benchmarks fit
 	$(BIN)/python benchmarks/export.py --quick
 
 clean:

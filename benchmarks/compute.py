@@ -10,11 +10,9 @@ cores that others use, read the quotient of processor time.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +33,9 @@ from hgprompt_edge.data import Task
 from hgprompt_edge.prompts.bank import PromptBank
 from hgprompt_edge.training import neutral_prompt as start
 from hgprompt_edge.training.prompt_tuning import PromptTrainer, Recipe
+from shared.rows import Row, write_rows
+from shared.study import make_parser
+from shared.timing import timed
 
 Kind = tuple[str, str]
 """Precision, and `forward` or `forward and back`."""
@@ -65,11 +66,11 @@ def main() -> None:
         rows.append(measure(name, backbone, bank, actions[name]))
         show(rows[-1])
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+        write_rows(options.json, rows)
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--backbone", default="dinov2-small")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--image-size", type=int)
@@ -100,9 +101,7 @@ def trainer(backbone: Backbone, bank: PromptBank, task: Task) -> PromptTrainer:
     return PromptTrainer(backbone, recipe, classes, lambda _: part, part, held_out, start=start)
 
 
-def measure(
-    name: str, backbone: Backbone, bank: PromptBank, action: Callable[[], Any]
-) -> dict[str, Any]:
+def measure(name: str, backbone: Backbone, bank: PromptBank, action: Callable[[], Any]) -> Row:
     """Time an action, its image passes, and some passes of each kind before and after."""
     precisions = sorted({"float32", backbone.compute.precision})
     kinds = [(p, way) for p in precisions for way in ("forward", "forward and back")]
@@ -180,13 +179,7 @@ def rate(kind: Kind, backbone: Backbone, tokens: np.ndarray[Any, Any]) -> Second
     return TRIAL_IMAGES / clock, TRIAL_IMAGES / processor
 
 
-def timed(action: Callable[[], Any]) -> Seconds:
-    clock, processor = time.perf_counter(), time.process_time()
-    action()
-    return time.perf_counter() - clock, time.process_time() - processor
-
-
-def show(row: dict[str, Any]) -> None:
+def show(row: Row) -> None:
     print(f"{row['what']}, {row['compute']}: {row['seconds']:.1f} s", flush=True)
     for each in row["passes"]:
         print(

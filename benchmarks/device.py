@@ -10,7 +10,6 @@ random weights; heads are random, since nothing here depends on them.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -18,48 +17,30 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import venv
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import requires
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from fast.device_models import CLASSES, MODELS, Site, make_site
 from hgprompt_edge.runtime.cpu import cpu_features
+from shared.commands import hgedge
+from shared.pages import ROOT
+from shared.rows import Rows, results_file
+from shared.study import make_parser
+from shared.timing import in_turns, timed
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "device.json"
-HGEDGE = (sys.executable, "-m", "hgprompt_edge.cli.main")
-CAPS = {"tiny": 512, "vit_small_patch16_224": 1024}
+RESULTS = results_file("device")
+CAPS = dict(zip(MODELS, (512, 1024), strict=True))
 """Megabytes of address space that `predict` and `adapt` must do with, on one core."""
-CLASSES, IMAGES = 4, 12
-MODELS = tuple(CAPS)
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
 """What a board with glibc 2.28 takes; pip does not know that older ones are among them."""
-MEASURE = """
-import json, resource, subprocess, sys
-done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-print(json.dumps([done.returncode, peak / 1024, done.stderr]))
-"""
-"""Runs a command from a small process: a child's peak starts at that of its parent."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """A folder with an exported model and images that a device has seen."""
-
-    model: Path
-    seen: Path
-    image: Path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--caps", action="store_true")
     parser.add_argument("--wheels", action="store_true")
     parser.add_argument("--rounds", type=int, default=15)
@@ -84,68 +65,15 @@ def main() -> None:
     print(json.dumps(found, indent=1))
 
 
-def make_site(name: str, folder: Path) -> Site:
-    """Export a model with its bank and its gradient, and save images into class folders."""
-    import torch
-
-    from hgprompt_edge import export_onnx, load_backbone, read_bank
-    from hgprompt_edge.artifacts.bundle import Bundle
-    from hgprompt_edge.backbones.backbone import wrap_backbone
-    from hgprompt_edge.export.verify import reference_logits
-
-    torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    if name == "tiny":
-        backbone = load_backbone(name)
-        tokens = read_bank(name).tokens
-    else:
-        import timm
-
-        backbone = wrap_backbone(name, timm.create_model(name, num_classes=0))
-        shape = (8, backbone.depth, 50, backbone.embed_dim)
-        tokens = rng.normal(size=shape).astype(np.float32)
-    side = backbone.image_size
-    probe = rng.integers(0, 256, (4, side, side, 3), dtype=np.uint8)
-    bundle = Bundle(
-        task=name,
-        classes=tuple(f"class-{i}" for i in range(CLASSES)),
-        backbone=backbone.name,
-        backbone_sha256=backbone.sha256,
-        preprocessing=backbone.preprocessing,
-        mode="deep",
-        pooling=backbone.pooling,
-        choice="best_source",
-        prompt=tokens[0],
-        weights=np.eye(len(tokens), dtype=np.float32)[0],
-        learned_weights=np.eye(len(tokens), dtype=np.float32)[0],
-        head_weight=rng.normal(size=(CLASSES, backbone.embed_dim)).astype(np.float32),
-        head_bias=np.zeros(CLASSES, np.float32),
-        sources=tuple({"name": f"source-{i}", "sha256": ""} for i in range(len(tokens))),
-        table=(),
-        objective={},
-        probe_images=probe,
-        probe_logits=np.zeros((0, CLASSES), np.float32),
-        source_tokens=tokens.astype(np.float16),
-    )
-    bundle = replace(bundle, probe_logits=reference_logits(bundle, backbone, probe))
-    folder.mkdir()
-    export_onnx(bundle, backbone, folder / "folded.onnx")
-    export_onnx(bundle, backbone, folder / "m.onnx", runtime_weights=True, adapt=True)
-    for index in range(IMAGES):
-        place = folder / "seen" / f"class-{index % CLASSES}"
-        place.mkdir(parents=True, exist_ok=True)
-        pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(place / f"{index}.png")
-    return Site(folder / "m.onnx", folder / "seen", place / f"{index}.png")
-
-
-def commands(site: Site) -> dict[str, tuple[str, ...]]:
+def commands(site: Site, state: str) -> dict[str, tuple[str, ...]]:
+    """Both commands; `adapt` with a state folder of that name."""
     model = ("--model", str(site.model), "--threads", "1")
     adapt = ("adapt", *model, "--data", str(site.seen), "--steps", "2")
+    adapt = (*adapt, "--state", str(site.model.with_name(state)))
     return {"predict": ("predict", *model, str(site.image)), "adapt": adapt}
 
 
-def run_capped(name: str, site: Site) -> list[dict[str, Any]]:
+def run_capped(name: str, site: Site) -> Rows:
     """Run both commands on one core with so much address space."""
 
     def cap() -> None:
@@ -154,53 +82,31 @@ def run_capped(name: str, site: Site) -> list[dict[str, Any]]:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
     rows = []
-    for command, words in commands(site).items():
-        code, peak, seconds, said = run(words, site.model.with_name("capped"), cap)
-        rows.append(
-            {"model": name, "command": command, "cap_mb": CAPS[name], "exit_code": code,
-             "peak_mb": peak, "seconds": seconds, **({"failed": said} if said else {})}
-        )  # fmt: skip
-        print(f"{name} {command} in {CAPS[name]} MB: exit code {code}, peak {peak} MB {said}")
+    for command, words in commands(site, "capped").items():
+        done = hgedge(*words, before=cap)
+        row = {
+            "model": name,
+            "command": command,
+            "cap_mb": CAPS[name],
+            "exit_code": done.code,
+            "peak_mb": round(done.peak / 2**20, 1),
+            "seconds": round(done.seconds, 2),
+        }
+        rows.append(row | ({"failed": done.failure} if done.failure else {}))
+        print(*rows[-1].values())
     return rows
 
 
-def run_free(name: str, site: Site) -> list[dict[str, Any]]:
+def run_free(name: str, site: Site) -> Rows:
     """Peak memory of both commands without a cap, the median of three."""
-    rows = []
-    for command, words in commands(site).items():
-        peaks = [run(words, site.model.with_name(f"free-{i}"))[1] for i in range(3)]
-        rows.append({"model": name, "command": command, "peak_mb": statistics.median(peaks)})
-    return rows
-
-
-def run(
-    words: Sequence[str], state: Path, before: Callable[[], None] | None = None
-) -> tuple[int, float, float, str]:
-    """Exit code, peak memory in MB, seconds, and what a failed command said, else nothing."""
-    command = words[0]
-    words = (*HGEDGE, *words, *(("--state", str(state)) if command == "adapt" else ()))
-    began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *words],
-        stdout=subprocess.PIPE,
-        check=True,
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-        preexec_fn=before,
-    )
-    code, peak, said = json.loads(done.stdout)
-    seconds = round(time.perf_counter() - began, 2)
-    return code, round(peak, 1), seconds, failure(command, code, said)
-
-
-def failure(command: str, code: int, said: str) -> str:
-    """Return what a failed command said last, or its exit code; nothing of one that did its work.
-
-    Exit code 1 is that of adapt's guard, and of Python for any exception.
-    """
-    raised = "Traceback" in said or "this is a bug" in said
-    if code == 0 or (command == "adapt" and code == 1 and not raised):
-        return ""
-    return said[-300:].strip() or f"exit code {code}"
+    peaks: dict[str, list[float]] = {}
+    for turn in range(3):
+        for command, words in commands(site, f"free-{turn}").items():
+            peaks.setdefault(command, []).append(round(hgedge(*words).peak / 2**20, 1))
+    return [
+        {"model": name, "command": command, "peak_mb": statistics.median(found)}
+        for command, found in peaks.items()
+    ]
 
 
 def import_seconds() -> dict[str, float]:
@@ -235,17 +141,12 @@ def step_ratio(site: Site, batch: int, rounds: int) -> dict[str, float]:
     images = rng.integers(0, 256, (batch, graph.side, graph.side, 3), dtype=np.uint8)
     labels = np.eye(CLASSES, dtype=np.float32)[np.arange(batch) % CLASSES]
     mix = np.full(len(bank.names), 1 / len(bank.names))
-    seconds: dict[str, list[float]] = {"inference": [], "forward": [], "step": []}
-    for _ in range(rounds + 2):
-        for name, call in (
-            ("inference", lambda: folded.run(images)),
-            ("forward", lambda: graph.forward(images, mix)),
-            ("step", lambda: graph(images, labels, mix)),
-        ):
-            began = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - began)
-    inference, forward, step = (statistics.median(taken[2:]) for taken in seconds.values())
+    calls = {
+        "inference": lambda: folded.run(images),
+        "forward": lambda: graph.forward(images, mix),
+        "step": lambda: graph(images, labels, mix),
+    }
+    inference, forward, step = in_turns(calls, rounds).values()
     return {
         "batch": batch,
         "inference_ms": round(1e3 * inference, 2),
@@ -260,12 +161,8 @@ def mixing_ms(site: Site) -> float:
     from hgprompt_edge.runtime.predictor import Predictor
 
     predictor = Predictor(site.model, threads=1)
-    rng, runs = np.random.default_rng(0), []
-    for _ in range(50):
-        weights = rng.dirichlet(np.ones(8))
-        began = time.perf_counter()
-        predictor.set_weights(weights)
-        runs.append(time.perf_counter() - began)
+    drawn = list(np.random.default_rng(0).dirichlet(np.ones(8), size=50))
+    runs = [timed(partial(predictor.set_weights, weights))[0] for weights in drawn]
     return round(1e3 * statistics.median(runs), 2)
 
 

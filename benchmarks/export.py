@@ -21,21 +21,23 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from export_models import NAMES, make_backbone, make_bundle, products, steps, token_module, trace
-from export_runtimes import Run, in_onnxruntime, in_openvino, in_pytorch, quantize
 
+from fast.export_entries import Models, make_entries
+from fast.export_models import NAMES
 from hgprompt_edge.files import write_bytes
 from hgprompt_edge.runtime.cpu import cpu_features
+from shared.rows import Row, Rows, results_file
+from shared.study import make_parser
+from shared.timing import in_turns
 
-RESULTS = Path(__file__).parent / "results" / "export.json"
+RESULTS = results_file("export")
 GROUPS = (
     ("onnxruntime", "fp32"),
     ("openvino", "fp32"),
@@ -48,68 +50,11 @@ GROUPS = (
     ("torch.compile", "bf16"),
 )
 """onnxruntime has no bfloat16 on CPUs, and PyTorch's int8 is for other architectures."""
-INT8_FORMS = {
-    "onnxruntime": ("unprompted", "naive", "folded", "+class_row", "+affine", "+biases",
-                    "+absorbed", "+joined", "hgedge", "products"),
-    "openvino": ("unprompted", "naive", "folded", "+absorbed", "hgedge", "products"),
-}  # fmt: skip
-"""onnxruntime does not quantize behind its own operators; NNCF takes up to a minute each."""
 IMAGES = 4
 
 
-@dataclass
-class Entry:
-    """A model of a group, ready to run: `run` takes pixels and gives logits."""
-
-    form: str
-    runtime: str
-    precision: str
-    run: Run
-    gflop: float | None = None
-
-
-@dataclass
-class Models:
-    """Files of one backbone and one kind of prompt, written when a group first needs them."""
-
-    model: str
-    prompt: str
-    folder: Path
-    full: bool
-
-    def __post_init__(self) -> None:
-        self.backbone = make_backbone(NAMES[self.model])
-        self.plain, self.prompted = (make_bundle(self.backbone, m) for m in ("none", self.prompt))
-        self.gflop = 0.0
-
-    def traced(self, form: str) -> Path:
-        """Write what `torch.onnx.export` makes of `unprompted` or `naive`."""
-        path = self.folder / f"{form}.onnx"
-        if not path.exists():
-            trace(self.backbone, self.plain if form == "unprompted" else self.prompted, path)
-        return path
-
-    def ours(self, form: str, on: Any) -> Path:
-        """Write our graph with some rewrites on."""
-        import onnx_ir as ir
-
-        from hgprompt_edge.export.graph.inference import build_graph
-
-        path = self.folder / f"{form}-{on.attention.value}.onnx"
-        if not path.exists():
-            ir.save(build_graph(self.prompted, self.backbone, on), path)
-        return path
-
-    def products(self) -> Path:
-        """Write the roofline."""
-        path = self.folder / "products.onnx"
-        if not path.exists():
-            self.gflop = products(self.backbone, self.prompt, path) / 1e9
-        return path
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="ViT-S, no PyTorch, few forms")
     parser.add_argument("--json", type=Path, help="file of the rows; groups that it has are kept")
     parser.add_argument("--models", nargs="*", choices=NAMES, default=list(NAMES))
@@ -150,22 +95,22 @@ def wanted(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
             yield runtime, precision
 
 
-def keys(rows: list[dict[str, Any]]) -> set[tuple[str, str, str, str]]:
+def keys(rows: Rows) -> set[tuple[str, str, str, str]]:
     return {(row["model"], row["prompt"], row["runtime"], row["precision"]) for row in rows}
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path) -> Rows:
     """Rows to go on from; those of another CPU or of other versions are not mixed with ours."""
     if not path.exists():
         return []
     document = json.loads(path.read_text())
     if {key: document.get(key) for key in ("cpu_features", "versions")} != machine():
         sys.exit(f"{path}: measured on another CPU or with other versions; choose another file")
-    rows: list[dict[str, Any]] = document["rows"]
+    rows: Rows = document["rows"]
     return rows
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
+def write(path: Path, rows: Rows) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     head = json.dumps(machine())[:-1]
     lines = ",\n".join(json.dumps(row) for row in rows)
@@ -185,7 +130,7 @@ def machine() -> dict[str, Any]:
     return {"cpu_features": list(cpu_features()), "versions": versions}
 
 
-def measure(models: Models, runtime: str, precision: str, rounds: int) -> list[dict[str, Any]]:
+def measure(models: Models, runtime: str, precision: str, rounds: int) -> Rows:
     """One group."""
     from hgprompt_edge.export.verify import reference_logits
 
@@ -194,10 +139,10 @@ def measure(models: Models, runtime: str, precision: str, rounds: int) -> list[d
     plain = reference_logits(models.plain, models.backbone, pixels)
     prompted = reference_logits(models.prompted, models.backbone, pixels)
     entries = list(make_entries(models, runtime, precision))
-    medians = time_in_turns([entry.run for entry in entries], pixels[:1], rounds)
-    by_key = {(e.form, e.runtime, e.precision): t for e, t in zip(entries, medians, strict=True)}
+    calls = {(e.form, e.runtime, e.precision): partial(e.run, pixels[:1]) for e in entries}
+    by_key = in_turns(calls, rounds)
     rows = []
-    for entry, median in zip(entries, medians, strict=True):
+    for entry, median in zip(entries, by_key.values(), strict=True):
         if (entry.runtime, entry.precision) != (runtime, precision):
             continue  # there to be compared with
         row = {
@@ -223,7 +168,7 @@ def measure(models: Models, runtime: str, precision: str, rounds: int) -> list[d
     return rows
 
 
-def show(model: str, row: dict[str, Any]) -> None:
+def show(model: str, row: Row) -> None:
     last = f"{row['gflop_per_s']:.0f} GFLOP/s" if "gflop_per_s" in row else ""
     if row["max_abs_diff"] is not None:
         last = f"difference {row['max_abs_diff']:.1e}"
@@ -233,83 +178,6 @@ def show(model: str, row: dict[str, Any]) -> None:
         f"  / naive {row['ratio_naive']:.3f}  {last}",
         flush=True,
     )
-
-
-def time_in_turns(runs: list[Run], pixels: Any, rounds: int) -> list[float]:
-    """Median seconds of each."""
-    times = np.zeros((rounds, len(runs)))
-    for run in runs:
-        run(pixels)
-    for index in range(rounds):
-        order = np.random.default_rng(index).permutation(len(runs))  # no one always follows another
-        for which in order:
-            began = time.perf_counter()
-            runs[which](pixels)
-            times[index, which] = time.perf_counter() - began
-    return [float(median) for median in np.median(times, axis=0)]
-
-
-def make_entries(models: Models, runtime: str, precision: str) -> Iterator[Entry]:
-    """Models of a group, and the two that all are compared with."""
-    naive = ("onnxruntime", "fp32")
-    if (runtime, precision) != naive:
-        yield Entry("naive", *naive, in_onnxruntime(models.traced("naive")))
-    if runtime in ("pytorch", "torch.compile"):
-        yield from pytorch_entries(models, runtime, precision)
-        return
-    if precision != "fp32":
-        run = load(models, models.traced("unprompted"), runtime, "fp32")
-        yield Entry("unprompted", runtime, "fp32", run)
-    for form, path in files(models, runtime):
-        if precision == "int8" and form not in INT8_FORMS[runtime]:
-            continue
-        gflop = models.gflop if form == "products" else None
-        yield Entry(form, runtime, precision, load(models, path, runtime, precision), gflop)
-
-
-def files(models: Models, runtime: str) -> Iterator[tuple[str, Path]]:
-    for form in ("unprompted", "naive"):
-        yield form, models.traced(form)
-    for form, on, runtimes in steps(models.full):
-        if runtime in runtimes:
-            yield form, models.ours(form, on)
-    yield "products", models.products()
-
-
-def load(models: Models, path: Path, runtime: str, precision: str) -> Run:
-    if precision == "int8":
-        path = quantize(path, models.backbone, runtime)
-    if runtime == "openvino":
-        # As predict does it: where a CPU has AMX, int8 models leave the rest to bfloat16.
-        rounded = precision == "bf16" or (precision == "int8" and "amx_bf16" in cpu_features())
-        return in_openvino(path, "bf16" if rounded else "f32")
-    return in_onnxruntime(path)
-
-
-def pytorch_entries(models: Models, runtime: str, precision: str) -> Iterator[Entry]:
-    """`hgedge` is the prefix form there."""
-    import torch
-
-    from hgprompt_edge.backbones.forward import features_prefix, normalize
-
-    prompt = torch.tensor(models.prompted.prompt)
-    head = torch.tensor(models.prompted.head_weight).T.contiguous()
-
-    def prefix(images: Any) -> Any:
-        x = normalize(images, models.prompted.preprocessing)
-        return features_prefix(models.backbone.model, x, prompt) @ head
-
-    forms = {
-        "unprompted": token_module(models.backbone, models.plain),
-        "naive": token_module(models.backbone, models.prompted),
-        "hgedge": prefix,
-    }
-    for kind in dict.fromkeys(("fp32", precision)):
-        for form, module in forms.items():
-            if kind == precision or form == "unprompted":
-                compiled = runtime == "torch.compile"
-                run = in_pytorch(module, compiled=compiled, bf16=kind == "bf16")
-                yield Entry(form, runtime, kind, run)
 
 
 if __name__ == "__main__":

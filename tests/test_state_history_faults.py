@@ -25,7 +25,7 @@ from hgprompt_edge.state.history import FILE, History
 
 def kill(tmp_path: Path, kills: int) -> None:
     path = tmp_path / "kills.json"
-    script = [sys.executable, str(ROOT / "benchmarks" / "kills.py")]
+    script = [sys.executable, str(ROOT / "benchmarks"), "kills"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     words = ["--kills", str(kills), "--seed", str(kills), "--json", str(path)]
     subprocess.run([*script, *words], check=True, env=environment)

@@ -1,0 +1,141 @@
+"""docs/results/transfer.md from the rows of `benchmarks/transfer.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from shared.intervals import bootstrap
+from shared.pages import fill, listed, table
+from shared.rows import Rows, distinct, mean_of, read_rows, results_file, select
+from shared.targets import GROUPS, TEST, TRAIN
+
+RESULTS = results_file("transfer")
+METHODS = {
+    "none": "no prompt",
+    "best_source": "best source",
+    "uniform": "uniform",
+    "soup": "greedy soup",
+    "prediction_average": "all averaged (N passes)",
+    "hgprompt": "learned mix",
+    "hgprompt_guarded": "kept by fit",
+    "two_folded": "two folded",
+    "three_folded": "three folded",
+}
+CLAIMS = (
+    ("best_source", "none"),
+    ("hgprompt", "best_source"),
+    ("hgprompt", "none"),
+    ("hgprompt", "uniform"),
+    ("hgprompt", "soup"),
+    ("hgprompt_guarded", "none"),
+    ("hgprompt_guarded", "best_source"),
+    ("hgprompt", "prediction_average"),
+    ("two_folded", "prediction_average"),
+    ("three_folded", "none"),
+    ("three_folded", "prediction_average"),
+)
+FEW = """
+## {count} training images a class
+
+{described}.
+
+{accuracies}
+
+{differences}
+"""
+
+
+def report() -> str:
+    """Make the page: accuracies, and differences with intervals; again for few images a class."""
+    rows = read_rows(RESULTS)
+    many = select(rows, per_class=None)
+    few = [
+        FEW.format(
+            count=count,
+            described=described(found),
+            accuracies=accuracies(found),
+            differences=differences(found),
+        )
+        for count in sorted({row["per_class"] for row in rows} - {None})
+        if (found := select(rows, per_class=count))
+    ]
+    return fill(
+        "transfer",
+        described=described(many),
+        train=TRAIN,
+        test=TEST,
+        accuracies=accuracies(many),
+        differences=differences(many),
+        few="".join(few).rstrip("\n"),
+    )
+
+
+def described(rows: Rows) -> str:
+    seeds = distinct(rows, "seed")
+    targets = len(distinct(rows, "task"))
+    return f"{targets} targets, seed{'s' * (len(seeds) > 1)} {listed(seeds)}"
+
+
+def accuracies(rows: Rows) -> str:
+    """Table of the targets, in the order of the groups, by the methods that were run."""
+    methods = [name for name in METHODS if select(rows, method=name)]
+    return table(
+        ("target", "seeds", *(METHODS[name] for name in methods)),
+        (
+            (
+                f"{name} ({group})",
+                len(distinct(found, "seed")),
+                *(f"{100 * mean(found, name, method):.1f}" for method in methods),
+            )
+            for group, names in GROUPS.items()
+            for name in names
+            if (found := select(rows, task=name))
+        ),
+    )
+
+
+def differences(rows: Rows) -> str:
+    """Table of `CLAIMS`, by group and in all."""
+    methods = {row["method"] for row in rows}
+    unions = {
+        "natural": ("natural",),
+        "specialised": ("specialised",),
+        "structured": ("structured",),
+        "specialised and structured": ("specialised", "structured"),
+        "all": tuple(GROUPS),
+    }
+    return table(
+        ("difference", *unions),
+        (
+            (
+                f"{METHODS[one]} - {METHODS[other]}",
+                *(difference(rows, union, one, other) for union in unions.values()),
+            )
+            for one, other in CLAIMS
+            if methods >= {one, other}
+        ),
+    )
+
+
+def mean(rows: Rows, task: str, method: str) -> float:
+    """Mean accuracy over the seeds."""
+    return mean_of(select(rows, task=task, method=method), "accuracy")
+
+
+def difference(rows: Rows, groups: Sequence[str], one: str, other: str) -> str:
+    """Mean difference in points over families with its interval."""
+    families: dict[str, list[float]] = {}
+    for name in (name for group in groups for name in GROUPS[group]):
+        found = select(rows, task=name)
+        if found:
+            gain = 100 * (mean(rows, name, one) - mean(rows, name, other))
+            families.setdefault(found[0]["family"] or name, []).append(gain)
+    if not families:
+        return ""
+    gains = [float(np.mean(values)) for values in families.values()]
+    if len(gains) < 3:
+        return f"{np.mean(gains):+.1f} ({len(gains)} families)"
+    low, high = bootstrap(gains)
+    return f"{np.mean(gains):+.1f} ({low:+.1f} to {high:+.1f}; {len(gains)} families)"

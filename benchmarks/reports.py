@@ -1,0 +1,33 @@
+"""Write every page that has its figures from rows.
+
+python benchmarks reports
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fast import speed_report
+from helps import adapt_report, heads, transfer_report
+from safe import leaks_report
+from shared.pages import write_page
+from shared.study import make_parser
+
+REPORTS: dict[str, Callable[[], str]] = {
+    "adapt": adapt_report.report,
+    "benchmarks": speed_report.report,
+    "copies": leaks_report.report,
+    "heads": heads.report,
+    "transfer": transfer_report.report,
+}
+"""Pages of docs/results by name. Those of `tune` and `image_sizes` join them with their rows."""
+
+
+def main() -> None:
+    make_parser(__doc__).parse_args()
+    for name, report in REPORTS.items():
+        write_page(name, report())
+
+
+if __name__ == "__main__":
+    main()
