@@ -17,9 +17,9 @@ from PIL import Image
 
 from hgprompt_edge import export_onnx, load_backbone
 from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.backbones.backbone import Backbone
 from shared.commands import hgedge
-from shared.device_study import study_bundle
 from shared.rows import distinct, read_rows, results_file, write_rows
 from shared.study import make_parser
 
@@ -33,7 +33,7 @@ def main() -> None:
     backbone = load_backbone("tiny")
     rows = read_rows(RESULTS)
     for task in distinct(rows, "task"):
-        bundle = study_bundle(task, options.bundles)
+        bundle = read_bundle(options.bundles / f"{task}.hgbundle")
         alone = replace(bundle, conditions=(), condition_tokens=None)
         for method, given, words in (
             ("mix", bundle, ()),

@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
         if not missing:
             continue
         if cell.task not in devices:
-            devices[cell.task] = Device(cell.task, backbone, options.data, options.bundles)
+            devices[cell.task] = Device.load(cell.task, backbone, options)
         add_rows(path, *run_cell(cell, devices[cell.task], missing))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import tempfile
 import time
@@ -20,8 +21,9 @@ from hgprompt_edge.adapt.proposal import Proposal, Weights
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.device_bank import Bank, adapt_path
 from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.data import Images
 from hgprompt_edge.runtime.predictor import Predictor
-from shared.device_study import in_parts, load_study_task, study_bundle
+from shared.device_study import in_parts, load_study
 
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -30,19 +32,12 @@ Labels = np.ndarray[Any, np.dtype[np.int64]]
 class Device:
     """An exported model with its bank, and images."""
 
-    name: str
     backbone: Backbone
-    data: Path
-    bundles: Path
-    given: Bundle | None = None
-    bundle: Bundle = field(init=False)
-    digest: str = field(init=False)
+    bundle: Bundle
+    test: Images
+    digest: str
 
     def __post_init__(self) -> None:
-        self.bundle = self.given or study_bundle(self.name, self.bundles)
-        path = self.bundles / f"{self.name}.hgbundle"
-        self.digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-        self.test = load_study_task(self.name, self.backbone, self.data).test
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "m.onnx"
             export_onnx(self.bundle, self.backbone, path, runtime_weights=True, adapt=True)
@@ -53,11 +48,18 @@ class Device:
         self.head = Head(self.bank.head_weight, self.bank.head_bias)
         self.initial = Weights(self.bank.initial.astype(np.float64), self.head)
 
+    @classmethod
+    def load(cls, name: str, backbone: Backbone, options: argparse.Namespace) -> Device:
+        """Make the device of a task."""
+        bundle, fitted, task = load_study(name, backbone, options)
+        content = (options.bundles / f"{name}.hgbundle").read_bytes()
+        return cls(fitted, bundle, task.test, hashlib.sha256(content).hexdigest()[:12])
+
     @cached_property
     def without_conditions(self) -> Device:
         """The same model with a bank of the sources alone."""
         bundle = replace(self.bundle, conditions=(), condition_tokens=None)
-        return Device(self.name, self.backbone, self.data, self.bundles, bundle)
+        return replace(self, bundle=bundle)
 
     def logits(self, pixels: Pixels, weights: Weights) -> Floats:
         """Logits of the exported model."""

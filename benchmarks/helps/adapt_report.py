@@ -60,7 +60,7 @@ def report() -> str:
         tasks=listed(distinct(rows, "task")),
         seeds=f"seed {listed(distinct(rows, 'seed'))}",
         table=by_shift(severe),
-        worst="\n".join(worst(rows, method) for method in GUARDED),
+        worst="\n".join(worst(rows, m) for m in GUARDED if select(rows, method=m)),
         **goals(rows, severe),
         by_severity=by_value(usual, "severity", "severity {}"),
         by_images=by_value(labelled, "images_per_class", "{} images a class"),
@@ -74,7 +74,8 @@ def goals(rows: Rows, severe: Rows) -> dict[str, str]:
     """Say what the rows recover of the goals, and whether these are met."""
     labelled, *others = ([100 * gained(row) for row in select(rows, method=m)] for m in GUARDED)
     unlabelled = [change for method in others for change in method]
-    safe = min(labelled) >= -WORST and min(unlabelled) >= -1 and np.mean(unlabelled) > 0
+    worst_change = min(unlabelled, default=0)
+    safe = min(labelled, default=0) >= -WORST and worst_change >= -1 and sum(unlabelled) > 0
     half = recovered(severe, "mix", CONDITIONS) >= 0.5
     return {
         "mix": percent(recovered(severe, "mix", CONDITIONS)),

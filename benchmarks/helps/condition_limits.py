@@ -33,7 +33,7 @@ from hgprompt_edge.training.condition_trainer import (
     Tokens,
     seen_under,
 )
-from shared.device_study import device_parser, load_study_task, load_tiny, study_bundle
+from shared.device_study import device_parser, load_study, load_tiny
 from shared.pages import listed, percent, table
 from shared.rows import Rows, add_rows, distinct, read_rows, results_file, select
 
@@ -65,9 +65,8 @@ def run(name: str, backbone: Backbone, options: argparse.Namespace) -> None:
     done = select(read_rows(RESULTS), task=name, method=EXACT, epochs=options.epochs)
     wanted = [each for each in options.conditions if not select(done, shift=each)]
     if wanted:
-        task = load_study_task(name, backbone, options.data)
-        bundle = study_bundle(name, options.bundles)
-        for found in measure(bundle, backbone, task, wanted, options.epochs):
+        bundle, fitted, task = load_study(name, backbone, options)
+        for found in measure(bundle, fitted, task, wanted, options.epochs):
             rows = read_rows(RESULTS)
             new = [{"task": name} | row for row in found]
             add_rows(RESULTS, *(row for row in new if row not in rows))

@@ -28,7 +28,7 @@ def main() -> None:
     backbone = load_tiny()
     rows: Rows = []
     for task in options.tasks:
-        device = Device(task, backbone, options.data, options.bundles)
+        device = Device.load(task, backbone, options)
         for halvings in (0, step.HALVINGS):
             with patch.object(step, "HALVINGS", halvings):
                 cells = [(s, v, seed) for s in SHIFTS for v in (1, 3) for seed in (0, 1)]

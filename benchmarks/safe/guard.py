@@ -47,9 +47,8 @@ from shared.device_study import (
     UNLABELLED,
     device_parser,
     in_parts,
-    load_study_task,
+    load_study,
     load_tiny,
-    study_bundle,
 )
 from shared.rows import Row, add_rows, read_rows, results_file, select
 
@@ -84,9 +83,9 @@ def run(name: str, severity: int, backbone: Backbone, options: argparse.Namespac
         if not select(done, shift=shift, classes=part)
     ]
     if missing:
-        task = load_study_task(name, backbone, options.data)
-        bundle = judging(study_bundle(name, options.bundles), backbone, task)
-        for row in measure(bundle, backbone, task, missing, severity):
+        bundle, fitted, task = load_study(name, backbone, options)
+        bundle = judging(bundle, fitted, task)
+        for row in measure(bundle, fitted, task, missing, severity):
             add_rows(RESULTS, {"task": name, "severity": severity} | row)
 
 

@@ -24,7 +24,7 @@ from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.data import Task
 from hgprompt_edge.data.conditions import SHIFTS, corrupt
 from safe.guard import StudyLearner, judging
-from shared.device_study import device_parser, load_study_task, load_tiny, study_bundle
+from shared.device_study import device_parser, load_study, load_tiny
 from shared.rows import Row, add_rows, read_rows, results_file, select
 
 RESULTS = results_file("guard_labelled")
@@ -58,9 +58,9 @@ def run(name: str, backbone: Backbone, options: argparse.Namespace) -> None:
     wanted = [(shift, severity, images, seed) for seed, images, severity, shift in every]
     missing = [cell for cell in wanted if cell not in done]
     if missing:
-        task = load_study_task(name, backbone, options.data)
-        bundle = judging(study_bundle(name, options.bundles), backbone, task)
-        for row in measure(bundle, backbone, task, missing):
+        bundle, fitted, task = load_study(name, backbone, options)
+        bundle = judging(bundle, fitted, task)
+        for row in measure(bundle, fitted, task, missing):
             add_rows(RESULTS, {"task": name} | row)
 
 

@@ -23,9 +23,8 @@ from safe.guard import CLEAN, StudyLearner, judging
 from shared.device_study import (
     UNLABELLED,
     device_parser,
-    load_study_task,
+    load_study,
     load_tiny,
-    study_bundle,
 )
 from shared.rows import Row, Rows, results_file, write_rows
 
@@ -37,9 +36,9 @@ def main() -> None:
     backbone = load_tiny()
     rows: Rows = []
     for name in options.tasks:
-        task = load_study_task(name, backbone, options.data)
-        bundle = judging(study_bundle(name, options.bundles), backbone, task)
-        rows += [{"task": name} | row for row in measure(StudyLearner(bundle, backbone), task)]
+        bundle, fitted, task = load_study(name, backbone, options)
+        learner = StudyLearner(judging(bundle, fitted, task), fitted)
+        rows += [{"task": name} | row for row in measure(learner, task)]
     write_rows(RESULTS, rows)
 
 

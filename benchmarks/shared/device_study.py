@@ -14,6 +14,7 @@ from hgprompt_edge.adapt.gradient import Floats, Pixels
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.backbones.fitted import as_fitted
 from hgprompt_edge.data import Task
 from shared.study import make_parser
 
@@ -44,9 +45,13 @@ def load_study_task(name: str, backbone: Backbone, data: Path) -> Task:
     return load_task(name, backbone.preprocessing, data=folder, seed=0)
 
 
-def study_bundle(name: str, bundles: Path) -> Bundle:
-    """Read the bundle of a task."""
-    return read_bundle(bundles / f"{name}.hgbundle")
+def load_study(
+    name: str, backbone: Backbone, options: argparse.Namespace
+) -> tuple[Bundle, Backbone, Task]:
+    """Read the bundle of a task; with the backbone as it was fitted on, and the images."""
+    bundle = read_bundle(options.bundles / f"{name}.hgbundle")
+    fitted = as_fitted(bundle, backbone)
+    return bundle, fitted, load_study_task(name, fitted, options.data)
 
 
 def in_parts(compute: Callable[[Pixels], Floats], pixels: Pixels) -> Floats:
