@@ -20,7 +20,7 @@ REPORTS: dict[str, Callable[[], str]] = {
     "heads": heads.report,
     "transfer": transfer_report.report,
 }
-"""Pages of docs/results by name."""
+"""Pages of docs/results by name. Those of `tune` and `image_sizes` join them with their rows."""
 
 
 def main() -> None:
