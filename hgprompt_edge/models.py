@@ -54,7 +54,7 @@ def pictures_folder() -> Path:
 def accuracies() -> dict[str, dict[str, float]]:
     """Test accuracy of each bundled backbone's frozen features, in [0, 1], by data set.
 
-    Written by `benchmarks/backbones.py`.
+    Written by `python benchmarks backbones`.
 
     Raises
     ------

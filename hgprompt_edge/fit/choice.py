@@ -25,7 +25,7 @@ from hgprompt_edge.prompts.mixing import mix, on_basis
 MIN_GAIN, SELECTION = 2.0, 3.0
 """Nats over all held-out images that a prompt must gain over no prompt: prior odds of exp(2), and
 more the more sources there are to choose from, since the best of many gains by chance. With
-permuted labels the best of 16 gains up to 8 nats (benchmarks/permuted.py)."""
+permuted labels the best of 16 gains up to 8 nats (python benchmarks permuted)."""
 
 CONFIDENCE = 0.95
 """One-sided, of the proof that what replaces something is better."""
