@@ -20,7 +20,7 @@ import safetensors
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from hgprompt_edge.errors import UserError, brief
+from hgprompt_edge.errors import FileError, brief
 
 Array = npt.NDArray[np.generic]
 
@@ -50,7 +50,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     except OSError as error:
-        raise UserError(_write_message(path, error)) from error
+        raise _not_written(path, error) from error
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -61,7 +61,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(_write_message(path, error)) from error
+        raise _not_written(path, error) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -87,7 +87,7 @@ def atomic_paths(*paths: Path) -> Iterator[tuple[Path, ...]]:
             dir=first.parent, prefix=f".{first.stem}.", suffix=".tmp", ignore_cleanup_errors=True
         )
     except OSError as error:
-        raise UserError(_write_message(first, error)) from error
+        raise _not_written(first, error) from error
     with folder as name:
         temporary = tuple(Path(name) / path.name for path in paths)
         try:
@@ -98,7 +98,7 @@ def atomic_paths(*paths: Path) -> Iterator[tuple[Path, ...]]:
             _replace_all(temporary, paths)
             _sync(first.parent)
         except OSError as error:
-            raise UserError(_write_message(first, error)) from error
+            raise _not_written(first, error) from error
 
 
 def _drop_leftovers(first: Path) -> None:
@@ -170,20 +170,21 @@ def read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
             head = file.read(8)
             size = int.from_bytes(head, "little")
             if len(head) == 8 and size > MAX_HEADER_BYTES:
-                raise UserError(
-                    f"{path}: the header claims {size:,} bytes, more than {MAX_HEADER_BYTES:,}; "
-                    "this is not a file that hgedge wrote"
+                raise FileError(
+                    path,
+                    f"the header claims {size:,} bytes, more than {MAX_HEADER_BYTES:,}; this is "
+                    "not a file that hgedge wrote",
                 )
             data = head + file.read()
     except OSError as error:
         reason = (error.strerror or "").lower()
-        raise UserError(f"{path}: cannot be read ({reason}); check the path") from error
+        raise FileError(path, f"cannot be read ({reason}); check the path") from error
     try:
         tensors = load_safetensors(data)
         header = json.loads(data[8 : 8 + size])
     except (safetensors.SafetensorError, *DAMAGE) as error:
-        raise UserError(
-            f"{path}: truncated or not a safetensors file ({brief(error)}); copy or make it again"
+        raise FileError(
+            path, f"truncated or not a safetensors file ({brief(error)}); copy or make it again"
         ) from error
     return tensors, dict(header.get("__metadata__") or {})
 
@@ -244,10 +245,12 @@ def _umask() -> int:
     return mask
 
 
-def _write_message(path: Path, error: OSError) -> str:
+def _not_written(path: Path, error: OSError) -> FileError:
     if error.errno == errno.ENOSPC:
-        return f"{path}: the disk is full; nothing was written, free some space and run it again"
-    if error.errno == errno.ENOENT:
-        return f"{path}: the folder {path.parent} does not exist; make it or choose another one"
-    reason = (error.strerror or str(error)).lower()
-    return f"{path}: cannot be written ({reason}); choose another output path"
+        problem = "the disk is full; nothing was written, free some space and run it again"
+    elif error.errno == errno.ENOENT:
+        problem = f"the folder {path.parent} does not exist; make it or choose another one"
+    else:
+        reason = (error.strerror or str(error)).lower()
+        problem = f"cannot be written ({reason}); choose another output path"
+    return FileError(path, problem)

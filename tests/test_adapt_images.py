@@ -69,7 +69,7 @@ class TestSeen:
         ("names", "message"),
         [
             ({}, "holds no class folders"),
-            ({"zebra": 1}, "'zebra' is no class of the model"),
+            ({"zebra": 1}, "'zebra' is not a class of the model"),
             ({"class 0, ä": 3}, "learning from one class would make the model predict only that"),
         ],
     )

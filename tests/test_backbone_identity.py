@@ -83,7 +83,7 @@ def test_weights_beyond_float16_are_refused(tmp_path: Path) -> None:
     weights = {key: value.float() for key, value in weights_of("tiny").items()}
     weights["norm.bias"][0] = 1e6
     save_file(weights, tmp_path / "wild.safetensors")
-    with pytest.raises(UserError, match=r"wild.safetensors: 'norm.bias' holds values beyond"):
+    with pytest.raises(UserError, match=r"wild.safetensors'`: 'norm.bias' holds values beyond"):
         load_backbone("tiny", checkpoint=tmp_path / "wild.safetensors")
 
 
@@ -125,11 +125,14 @@ def test_a_bundle_remembers_its_checkpoint(tmp_path: Path, monkeypatch: pytest.M
     Path("own.safetensors").rename("moved.safetensors")
     gone = run("export")
     assert gone.exit_code == 2
-    assert f"{tmp_path / 'own.safetensors'}, and that file is gone; name it" in gone.stderr
+    assert (
+        f"{tmp_path / 'own.safetensors'}: no such file; the bundle of mine was fitted"
+        in gone.stderr
+    )
     assert run("export", "--checkpoint", "moved.safetensors").exit_code == 0
     other = run("export", "--checkpoint", str(models.backbone_file("tiny")))
     assert other.exit_code == 2
-    assert "was fitted on other weights of tiny" in other.stderr
+    assert "of mine does not fit the backbone tiny: it was fitted on the weights" in other.stderr
 
 
 def test_the_bundled_backbones_are_listed_with_speed_and_accuracy() -> None:

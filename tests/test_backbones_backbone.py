@@ -107,7 +107,7 @@ def test_preprocessing_is_timms_evaluation_transform(name: str) -> None:
 def test_preprocessing_that_cannot_be_reproduced_is_refused(changes: dict[str, str]) -> None:
     model = small()
     model.pretrained_cfg = {"crop_pct": 0.9, **changes}
-    with pytest.raises(UserError, match="--backbone odd: its preprocessing"):
+    with pytest.raises(UserError, match="`backbone='odd'`: its preprocessing"):
         wrap_backbone("odd", model)
 
 
@@ -161,7 +161,7 @@ def test_checkpoints_that_do_not_fit_are_refused_by_the_first_name(
     changes: dict[str, Any], words: str, tiny: nn.Module, tmp_path: Path
 ) -> None:
     path = save(tiny, tmp_path / "bad.safetensors", **changes)
-    with pytest.raises(UserError, match=f"--checkpoint .*bad.safetensors: .*{words}"):
+    with pytest.raises(UserError, match=f"`checkpoint='.*bad.safetensors'`: .*{words}"):
         load_backbone(TINY, checkpoint=path)
 
 
@@ -173,13 +173,13 @@ def test_damaged_checkpoints_are_refused(content: bytes | None, tmp_path: Path) 
     if content is not None:
         path.write_bytes(content)
     words = "cannot be read|is empty|neither a safetensors file"
-    with pytest.raises(UserError, match=f"--checkpoint .*damaged.safetensors: .*({words})"):
+    with pytest.raises(UserError, match=f"`checkpoint='.*damaged.safetensors'`: .*({words})"):
         load_backbone(TINY, checkpoint=path)
 
 
 @pytest.mark.parametrize("spec", [TINY, "tiny"])
 def test_image_sizes_that_patches_do_not_fill_are_refused(spec: str) -> None:
-    with pytest.raises(UserError, match=r"--image-size 100: .* multiple of (16|8)"):
+    with pytest.raises(UserError, match=r"`image_size=100`: .* multiple of (16|8)"):
         load_backbone(spec, image_size=100)
 
 
@@ -207,7 +207,7 @@ def test_a_hub_that_fails_gets_one_sentence_at_once(
     if isinstance(error, huggingface_hub.errors.EntryNotFoundError):
         monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", fail)
     start = time.perf_counter()
-    with pytest.raises(UserError, match=f"--backbone {TINY}: .* --checkpoint$") as caught:
+    with pytest.raises(UserError, match=f"`backbone='{TINY}'`: .* `checkpoint`$") as caught:
         load_backbone(TINY)
     assert "\n" not in str(caught.value)
     assert time.perf_counter() - start < 10
@@ -230,7 +230,7 @@ def test_incomplete_weights_in_the_hubs_cache_are_not_taken(
 ) -> None:
     path = save(tiny, tmp_path / "model.safetensors", norm__bias=None)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(path))
-    with pytest.raises(UserError, match="--checkpoint"):
+    with pytest.raises(UserError, match="`checkpoint`"):
         load_backbone(TINY)
 
 
@@ -239,8 +239,8 @@ def test_incomplete_weights_in_the_hubs_cache_are_not_taken(
     [
         ("vit_tinny_patch16_224", f"did you mean {TINY} or "),
         (f"{TINY}.augreg_in21", rf"did you mean {TINY}\.augreg_in21k"),
-        ("?", "neither dinov2-small or tiny, which are bundled, nor a timm id"),
-        ("vit_small_patch16_36x1_224", "no weights are published .* --checkpoint"),
+        ("?", r"neither a bundled backbone \(dinov2-small, tiny\) nor a timm id"),
+        ("vit_small_patch16_36x1_224", "no weights are published .* `checkpoint`"),
     ],
 )
 def test_unknown_backbones_get_near_matches(spec: str, words: str) -> None:
@@ -323,5 +323,5 @@ def test_other_models_are_refused_by_a_sentence(case: str) -> None:
 
 
 def test_refusals_name_the_backbone_before_anything_is_downloaded() -> None:
-    with pytest.raises(UserError, match=r"^--backbone swin_tiny_patch4_window7_224: Swin"):
+    with pytest.raises(UserError, match=r"^`backbone='swin_tiny_patch4_window7_224'`: Swin"):
         load_backbone("swin_tiny_patch4_window7_224")

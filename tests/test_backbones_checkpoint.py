@@ -248,5 +248,5 @@ def test_what_was_taken_and_assumed_can_be_printed() -> None:
         "layout of timm",
         "'teacher' taken, not student, epoch",
         "without the projection head of its training (8 tensors)",
-        "architecture vit_small_patch16_224.dino (--backbone)",
+        "architecture vit_small_patch16_224.dino (`backbone`)",
     )

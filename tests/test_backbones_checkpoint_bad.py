@@ -90,7 +90,10 @@ def broken(kind: str, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("namespace", "holds argparse.Namespace, which safe loading refuses; .* save its dict"),
+        (
+            "namespace",
+            "holds argparse.Namespace, which safe loading refuses; .* save only its state dict",
+        ),
         ("numpy scalar", r"holds numpy\.\S*multiarray.scalar, which safe loading refuses"),
         ("own class", r"holds \S*NotAllowed, which safe loading refuses"),
         ("module", r"holds torch.nn.modules.linear.Linear, which safe loading refuses"),

@@ -67,7 +67,7 @@ def test_what_shapes_leave_open_needs_a_timm_id(
 ) -> None:
     path = tmp_path / "dino.pth"
     torch.save(random_vit(**options).state_dict(), path)
-    with pytest.raises(UserError, match=f"{why}.*name its timm id with --backbone"):
+    with pytest.raises(UserError, match=f"{why}.*name its timm id with `backbone`"):
         read_checkpoint(path).build()
 
 
@@ -140,7 +140,7 @@ def test_a_timm_id_has_to_compute_what_the_files_say() -> None:
     checkpoint.check_computes_as(VisionTransformer(num_classes=0, **options), "same")
     for name, words in (("num_heads", "heads 2, .* say 4"), ("act_layer", "activation gelu, ")):
         other = {**options, name: {"num_heads": 2, "act_layer": "gelu"}[name]}
-        with pytest.raises(UserError, match=f"--backbone x: has {words}"):
+        with pytest.raises(UserError, match=f"`backbone='x'`: has {words}"):
             checkpoint.check_computes_as(VisionTransformer(num_classes=0, **other), "x")
 
 

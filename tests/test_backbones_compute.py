@@ -220,7 +220,7 @@ def test_an_image_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) 
     backbone = make_backbone()
     Memory(monkeypatch, "forward", fits=0)
     with pytest.raises(
-        UserError, match="--device cpu: out of memory at a batch of one image of 24"
+        UserError, match="`device='cpu'`: out of memory at a batch of one image of 24"
     ):
         extract_features(backbone, pixels_of(5), None)
 

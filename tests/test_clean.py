@@ -95,7 +95,7 @@ def test_what_a_file_holds_comes_back_and_half_of_it_is_refused() -> None:
 
 def test_names_of_classes() -> None:
     assert places_of(["b", "a", "b"], ["a", "b", "c"]) == (0, 1)
-    with pytest.raises(UserError, match=r"--expect-classes: 'x' is not one of the model's 3"):
+    with pytest.raises(UserError, match=r"`expected`: 'x' is not one of the model's 3"):
         places_of(["x"], ["a", "b", "c"])
     with pytest.raises(UserError, match="names no class"):
         places_of([], ["a"])
@@ -150,7 +150,7 @@ class TestEvidence:
         assert one is not None
         assert not one.taken
         assert "show 1.0 of 10 classes in effect, and 5.0 are needed" in one.reason
-        assert "--expect-classes" in one.reason
+        assert "`expected`" in one.reason
         assert judge_shown(np.repeat(sure[:6], 9, axis=0), model) is None
         three = judge_shown(np.tile(sure[3], (40, 1)), expect(known([40] * 10), 10, [3]))
         assert three is None, "only this class is expected"

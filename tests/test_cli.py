@@ -209,8 +209,9 @@ def test_a_prompt_that_would_not_fit_its_bank_is_not_trained(
     before = sorted(bank.iterdir())
     result = run("prompt", "train", "--backbone", "tiny", "--data", str(data), "--tokens", "10")
     assert result.exit_code == 2
-    assert "prompts/mine.safetensors: tokens 10 differs from cifar10.safetensors's 50" in (
-        result.stderr
+    assert (
+        "prompts/mine.safetensors does not fit cifar10.safetensors: it has 10 tokens, not 50"
+        in (result.stderr)
     )
     assert sorted(bank.iterdir()) == before
 

@@ -355,7 +355,7 @@ def test_two_at_once_one_wins(planted: Planted, seen: Path, tmp_path: Path) -> N
         )
     assert result.exit_code == 2
     assert result.stderr == (
-        f"hgedge: another hgedge adapt is at work on {state} (pid {os.getpid()}); "
+        f"hgedge: {state}: another `hgedge adapt` is using it (pid {os.getpid()}); "
         "wait for it or stop it\n"
     )
 

@@ -39,12 +39,14 @@ def test_the_pixels_of_the_files_win_over_those_of_the_timm_id(tmp_path: Path) -
     shutil.copy(GOLDEN / "transformers-4-dinov2" / "preprocessor_config.json", tmp_path)
     backbone = load_backbone(name, checkpoint=tmp_path / "w.bin")
     assert backbone.preprocessing.mean == (0.485, 0.456, 0.406)
-    assert f"architecture {name} (--backbone)" in backbone.facts
+    assert f"architecture {name} (`backbone`)" in backbone.facts
 
 
 def test_a_timm_id_of_another_shape_is_refused() -> None:
     path = checkpoint_of(GOLDEN / "transformers-5-vit")
-    with pytest.raises(UserError, match=r"--backbone vit_tiny_patch16_224: has heads 3, .* say 4"):
+    with pytest.raises(
+        UserError, match=r"`backbone='vit_tiny_patch16_224'`: has heads 3, .* say 4"
+    ):
         load_backbone("vit_tiny_patch16_224", checkpoint=path)
 
 

@@ -200,9 +200,9 @@ def test_classes_that_are_not_the_models(case: Case, tmp_path: Path) -> None:
     result = run("evaluate", str(case.model), "--data", str(data), "--csv", str(table))
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
-        f"hgedge: {data}: {case.model} has no class CLASS 1, ä, x; of the model's classes the data "
-        "has no class 0, ä, class 1, ä, class 2, ä, class 3, ä; rename the classes of the data, or "
-        "map each with --map CLASS 1, ä=class 1, ä\n"
+        f"hgedge: {data}: {case.model} has no class 'CLASS 1, ä', 'x'; of the model's classes the "
+        "data has no 'class 0, ä', 'class 1, ä', 'class 2, ä', 'class 3, ä'; rename the classes "
+        "of the data, or map each with --map CLASS 1, ä=class 1, ä\n"
     )
     assert not table.exists()
     words = ("--map", "CLASS 1, ä=class 1, ä", "--map", "x=class 1, ä", "--csv", str(table))
@@ -265,8 +265,11 @@ def test_a_map_for_one_of_several_models(case: Case, tmp_path: Path) -> None:
     for both, document in zip(together, alone, strict=True):
         assert both["confusion"] == document["models"][0]["confusion"]
     for words, message in (
-        (("--map", f"{one}=7", "--map", f"{two}=1"), f"--map {one}=7: {case.model} has no class 7"),
-        (("--map", f"{two}=1"), "c.onnx: has no names of classes, only the numbers 0 to 2"),
+        (
+            ("--map", f"{one}=7", "--map", f"{two}=1"),
+            f"--map {one}=7: {case.model} has no class '7'",
+        ),
+        (("--map", f"{two}=1"), "c.onnx: its classes have no names, only the numbers 0 to 2"),
     ):
         refused = run("evaluate", *map(str, (case.model, others, "--data", data, *words)))
         assert refused.exit_code == 2
@@ -370,8 +373,8 @@ def test_parquet_without_the_server_install(case: Case, tmp_path: Path) -> None:
     )
     assert result.returncode == 2
     assert result.stderr == (
-        f"hgedge: {tmp_path / 'test.parquet'}: parquet files need pyarrow; install "
-        "hgprompt-edge[server]\n"
+        f"hgedge: {tmp_path / 'test.parquet'} needs pyarrow, which is not installed; run `pip "
+        "install 'hgprompt-edge[server]'`\n"
     )
 
 

@@ -34,7 +34,7 @@ def test_a_folder_that_is_no_state_is_no_silent_return_to_the_start(
 ) -> None:
     """The weights of a device are in force, or it is said that they are not."""
     model, image = shutil.copytree(here, tmp_path / "copy") / "pets.onnx", str(here / "a.png")
-    with pytest.raises(UserError, match=r"--state .*a\.png: a file, not a folder"):
+    with pytest.raises(UserError, match=r"`state='.*a\.png'`: a file, not a folder"):
         hgprompt_edge.load(model, state=here / "a.png")
     words = ("predict", "--model", str(model), image, "--state")
     said = "so the initial weights are in force"

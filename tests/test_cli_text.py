@@ -151,8 +151,7 @@ def test_a_class_that_cannot_be_stored_is_refused_before_the_work(
     result = run(*"fit --data mine --backbone tiny".split())
     assert result.exit_code == 2
     assert result.stderr == (
-        "hgedge: mine: the class 'gr\\udcfcn': the name is not UTF-8, which our files and runtimes "
-        "need; rename it\n"
+        "hgedge: mine: the class 'gr\\udcfcn': the name is not valid UTF-8; rename it\n"
     )
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -164,7 +164,7 @@ def test_without_validation_images_nothing_is_compared(
     backbone: Backbone, bank: PromptBank
 ) -> None:
     task = make_task(backbone, sizes=(30, 0, 30))
-    with pytest.raises(UserError, match="--task toy: no validation images to choose by"):
+    with pytest.raises(UserError, match="`task='toy'`: no validation images to choose by"):
         compare(bank, backbone, task, methods=("none",), cache=False)
 
 
@@ -314,15 +314,15 @@ def test_what_was_of_the_old_prompt_goes_with_it_and_stays_with_it(
 def test_a_step_of_fewer_images_than_classes_is_refused(
     backbone: Backbone, task: Task, fitted: HGPrompt
 ) -> None:
-    with pytest.raises(UserError, match="--batch-size 2: fewer images a step than the 3 classes"):
+    with pytest.raises(UserError, match="`batch_size=2`: fewer images per step than the 3 classes"):
         tune(fitted.bundle_, backbone, task, Recipe(epochs=1, batch_size=2))
-    with pytest.raises(UserError, match="--batch-size 2"):
+    with pytest.raises(UserError, match="`batch_size=2`"):
         tuning_recipe(task, 0, batch_size=2)
     many = replace(task, classes=tuple(f"class{i}" for i in range(500)))
     assert tuning_recipe(many, 0).batch_size == 500
     labels = np.arange(len(task.train))
     lonely = replace(task, train=replace(task.train, labels=labels))
-    with pytest.raises(UserError, match="--task toy: no class has two training images"):
+    with pytest.raises(UserError, match="`task='toy'`: no class has two training images"):
         tuning_recipe(lonely, 0, batch_size=200)
 
 
@@ -331,7 +331,7 @@ def test_without_a_chosen_prompt_tune_starts_at_the_learned_mix(fitted: HGPrompt
     assert bundle.source_tokens is not None
     expected = mix(bundle.source_tokens.astype(np.float32), bundle.learned_weights)
     np.testing.assert_allclose(starting_prompt(bundle), expected, rtol=1e-6)
-    with pytest.raises(UserError, match="--keep-sources"):
+    with pytest.raises(UserError, match="`keep_sources=True`"):
         starting_prompt(replace(bundle, source_tokens=None))
 
 
@@ -339,7 +339,7 @@ def test_tune_refuses_other_images_and_other_backbones(
     backbone: Backbone, task: Task, fitted: HGPrompt
 ) -> None:
     recipe = Recipe(epochs=1)
-    with pytest.raises(UserError, match="not the images"):
+    with pytest.raises(UserError, match="of toy does not fit toy: it was fitted on other images"):
         tune(fitted.bundle_, backbone, replace(task, digest="other"), recipe)
-    with pytest.raises(UserError, match="--checkpoint"):
+    with pytest.raises(UserError, match="`checkpoint`"):
         tune(replace(fitted.bundle_, backbone_sha256="0" * 64), backbone, task, recipe)

@@ -251,7 +251,7 @@ def test_other_images_at_another_size_are_refused(
     small: Task,
 ) -> None:
     load = loader(small, change)
-    with pytest.raises(UserError, match="--image-sizes 40: read at 40 px the task toy") as caught:
+    with pytest.raises(UserError, match="the task toy, read at 40 px, has ") as caught:
         measure_sizes(bank, backbones, load, budget=Budget(steps=0), cache=False)
     assert words in str(caught.value)
 

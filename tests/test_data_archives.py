@@ -237,7 +237,7 @@ def test_missing_data_says_what_is_expected_where(
         load_task(name, RULE)
     message = str(caught.value)
     first = (Path(LAYOUTS[name].folder) / LAYOUTS[name].files[0]).as_posix()
-    for part in (f"--task {name}", "is not in data", first, "--data DIR", "--download"):
+    for part in (f"`task='{name}'`", "is not in data", first, "`data`", "`download=True`"):
         assert part in message
     assert "\n" not in message
     (tmp_path / "else").mkdir()
@@ -261,7 +261,7 @@ def test_pickles_of_others_are_not_unpickled(tmp_path: Path) -> None:
     cifar100(tmp_path)
     for part in ("train", "test", "meta"):
         (tmp_path / "cifar-100-python" / part).write_bytes(pickle.dumps(Trap(trap)))
-    with pytest.raises(UserError, match=r"the copy of CIFAR-100 is not usable .*--download"):
+    with pytest.raises(UserError, match=r"the copy of CIFAR-100 is not usable .*`download=True`"):
         load_task("cifar100", RULE, data=tmp_path)
     assert not trap.exists()
 
@@ -297,7 +297,7 @@ def test_download_is_only_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError("network is unreachable")
 
     monkeypatch.setattr(datasets.DTD, "_download", fetch)
-    with pytest.raises(UserError, match="fetch it with --download"):
+    with pytest.raises(UserError, match="fetch it with `download=True`"):
         load_task("dtd", RULE, data=tmp_path)
     with pytest.raises(UserError, match=r"the download of DTD is not usable \(network is unreach"):
         load_task("dtd", RULE, data=tmp_path / "new", download=True)
@@ -333,7 +333,9 @@ def test_a_download_cut_short_is_unpacked_again(
     monkeypatch.setattr(f"torchvision.datasets.{method}", fetch)
     with pytest.raises(KeyboardInterrupt):
         load_task(name, RULE, data=tmp_path, download=True)
-    with pytest.raises(UserError, match=r"was cut short; fetch it again with --download, or rem"):
+    with pytest.raises(
+        UserError, match=r"was cut short; fetch it again with `download=True`, or rem"
+    ):
         load_task(name, RULE, data=tmp_path)
     with pytest.warns(UserWarning, match="was cut short; fetching the rest"):
         check(load_task(name, RULE, data=tmp_path, download=True), sizes)
@@ -398,10 +400,12 @@ def test_another_set_in_the_folder_is_no_class(
     eurosat(tmp_path)
     dtd(tmp_path)
     monkeypatch.setattr(datasets.OxfordIIITPet, "_download", lambda self: pets(tmp_path))
-    with pytest.raises(UserError, match=r"--task pets: Oxford-IIIT Pet is not in .*--download"):
+    with pytest.raises(
+        UserError, match=r"`task='pets'`: Oxford-IIIT Pet is not in .*`download=True`"
+    ):
         load_task("pets", RULE, data=tmp_path)
     with pytest.raises(
-        UserError, match=r"--data .*: holds 2 data set\(s\), such as dtd, not class"
+        UserError, match=r"`data=.*`: holds 2 data set\(s\), such as dtd, instead of class"
     ):
         load_task("beach", RULE, data=tmp_path)
     assert load_task("pets", RULE, data=tmp_path, download=True).classes == tuple(sorted(CLASSES))
@@ -450,7 +454,10 @@ def test_a_scene_of_no_class_is_a_damaged_copy(tmp_path: Path) -> None:
 def test_camelyon_without_h5py_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     camelyon(tmp_path)
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(UserError, match="--task camelyon needs h5py; install h5py"):
+    with pytest.raises(
+        UserError,
+        match="`task='camelyon'` needs h5py, which is not installed; run `pip install h5py`",
+    ):
         load_task("camelyon", RULE, data=tmp_path)
 
 

@@ -88,7 +88,7 @@ def test_limit_is_a_stratified_sample(tmp_path: Path) -> None:
     assert len(task.test) == 7
     everything = load_task("x", RULE, data=tmp_path, limit=None)
     assert len(everything.train) + len(everything.validation) == 82
-    with pytest.raises(UserError, match="limit must be at least 1"):
+    with pytest.raises(UserError, match="`limit=0`: must be at least 1"):
         load_task("x", RULE, data=tmp_path, limit=0)
 
 
@@ -193,24 +193,24 @@ def refused(data: Path, match: str) -> None:
 
 
 def test_folders_that_are_refused(tmp_path: Path) -> None:
-    refused(tmp_path / "none", r"--data .*none: no such file or folder; name the folder")
+    refused(tmp_path / "none", r"`data='.*none'`: no such file or folder; name the folder")
     empty = tmp_path / "empty"
     empty.mkdir()
     refused(empty, r"no class folders with images in it \(it is empty\); lay the images out")
     flat = tmp_path / "flat"
     fill(flat, 3)
     (flat / "notes.txt").write_text("x")
-    refused(flat, r"no class folders .*seen: 0 folders, 3 images, 1 other files")
+    refused(flat, r"no class folders .*it has 0 folders, 3 images and 1 other file")
     single = tmp_path / "single"
     fill(single / "cat", 3)
-    refused(single, r"only one class \(cat\); a task needs images of at least two classes")
+    refused(single, r"only one class \('cat'\); a task needs images of at least two classes")
     (single / "dog").mkdir()
-    refused(single, r"the class folder dog holds no images; add some or remove it")
+    refused(single, r"the class folder 'dog' has no images; add some or remove it")
     fill(single / "dog", 1)
-    refused(single, r"only one image of dog; a class needs two")
+    refused(single, r"only one image of dog; a class needs at least two")
     text = tmp_path / "text.txt"
     text.write_text("x")
-    refused(text, r"text\.txt: neither a folder nor a zip file")
+    refused(text, r"text\.txt'`: neither a folder nor a zip file")
 
 
 def test_class_with_one_image_warns_in_official_splits(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_a_class_of_thumbnails_alone_holds_no_images(tmp_path: Path) -> None:
     fill(tmp_path / "a", 5)
     fill(tmp_path / "b", 5)
     fill(tmp_path / "c" / "@eaDir", 2)
-    refused(tmp_path, r"the class folder c holds no images \(2 in a system folder \(@eaDir\)\);")
+    refused(tmp_path, r"the class folder 'c' has no images \(2 in a system folder \(@eaDir\)\);")
 
 
 def test_class_that_unreadable_images_leave_with_one(tmp_path: Path) -> None:

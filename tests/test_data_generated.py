@@ -198,7 +198,7 @@ def test_letters_need_the_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hgprompt_edge.data.generated.characters.find_spec", lambda _: None)
     _folder.cache_clear()
     _glyph.cache_clear()
-    with pytest.raises(UserError, match="needs the fonts of matplotlib; install"):
+    with pytest.raises(UserError, match="needs matplotlib, which is not installed"):
         generate("generated-character", 1, 16, 0, "train")
     _folder.cache_clear()
 
@@ -219,7 +219,7 @@ def test_as_a_task(kind: str) -> None:
 def test_refusals() -> None:
     with pytest.raises(UserError, match="generated tasks are generated-orientation"):
         generate("generated-colour", 1, 8, 0, "train")
-    with pytest.raises(UserError, match="split 'dev' is unknown"):
+    with pytest.raises(UserError, match="`split='dev'`: unknown"):
         generate("generated-count", 1, 8, 0, "dev")
 
 

@@ -34,7 +34,7 @@ def test_class_folders_give_all_images_and_say_how_to_leave_some_out(tmp_path: P
     data = classes(tmp_path / "mine")
     found = find_labelled(data)
     assert (found.part, len(found.entries), found.classes) == ("all", 22, tuple(COUNTS))
-    assert "--split test" in found.note
+    assert "`part='test'`" in found.note
     assert all(entry.label == entry.name.split("/")[0] for entry in found.entries)
 
 
@@ -66,7 +66,7 @@ def test_folders_of_parts(tmp_path: Path) -> None:
     assert find_labelled(tmp_path / "d").part == "test"
     shutil.rmtree(tmp_path / "d" / "testing")
     assert find_labelled(tmp_path / "d").part == "validation"
-    with pytest.raises(UserError, match=r"--split test: .* has no such part \(validation\)"):
+    with pytest.raises(UserError, match=r"`part='test'`: .* has no such part \(validation\)"):
         find_labelled(tmp_path / "d", "test")
 
 
@@ -77,7 +77,7 @@ def test_a_validation_part_that_helped_to_choose_does_not_judge(tmp_path: Path) 
     task = load_task(None, Preprocessing(8, 8), data=tmp_path / "d")
     assert names(found) == set(task.test.names)
     assert {name.split("/")[0] for name in names(found)} == {"train"}
-    assert "--split validation" in found.note
+    assert "`part='validation'`" in found.note
 
 
 def test_too_few_images_to_learn_from_are_enough_to_judge_on(tmp_path: Path) -> None:
@@ -131,5 +131,5 @@ def test_no_images(tmp_path: Path, make: object) -> None:
 def test_an_empty_class_is_refused_by_name(tmp_path: Path) -> None:
     data = classes(tmp_path / "mine")
     (data / "dog").mkdir()
-    with pytest.raises(UserError, match="the class folder dog holds no images"):
+    with pytest.raises(UserError, match="the class folder 'dog' has no images"):
         find_labelled(data)

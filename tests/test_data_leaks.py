@@ -120,13 +120,13 @@ def test_without_the_library_equal_pixels_are_found(
     _, leaks = leaks_of(folder)
     assert not leaks.near
     assert names(leaks.test) == {"test/cat/same.bmp": "train/cat/5.png"}
-    with pytest.raises(UserError, match="--group-by-hash: needs ImageHash"):
+    with pytest.raises(UserError, match="`group_by_hash` needs ImageHash"):
         find_task(None, data=folder, group_by_hash=True)
 
 
 def test_drawn_tasks_are_not_searched() -> None:
     assert find_leaks(load_task("generated-count", RULE, limit=30)) is None
-    with pytest.raises(UserError, match="--group-by-hash: generated-count is generated"):
+    with pytest.raises(UserError, match="`group_by_hash`: generated-count is generated"):
         find_task("generated-count", group_by_hash=True)
 
 

@@ -92,7 +92,7 @@ def test_a_folder_of_several_tasks_wants_a_name(tmp_path: Path) -> None:
     for name in ("kitti", "dmlab"):
         listed(tmp_path / "vtab-1k" / name, 4)
     with pytest.raises(
-        UserError, match=r"holds 2 data set\(s\), such as dmlab, not.*name one with"
+        UserError, match=r"holds 2 data set\(s\), such as dmlab, instead of class folders"
     ):
         load_task(None, RULE, data=tmp_path / "vtab-1k")
     assert load_task("kitti", RULE, data=tmp_path / "vtab-1k").name == "kitti"
@@ -105,7 +105,7 @@ BAD_LISTS = {
     ),
     "a label outside": (
         {"test.txt": ["images/test/000000.png 0", "images/test/000001.png 4"]},
-        r"test\.txt, line 2: the class 4 is outside of 0 to 3, the classes of KITTI-Distance; corr",
+        r"test\.txt, line 2: the class 4 is not one of 0 to 3, the classes of KITTI-Distance; corr",
     ),
     "a negative label": ({"test.txt": ["images/test/000000.png -1"]}, "line 1: not a path and the"),
     "no label": ({"train800.txt": ["images/train800/000000.png"]}, "line 1: not a path and the"),
@@ -124,7 +124,7 @@ BAD_LISTS = {
     ),
     "one class": (
         {"train800.txt": ["images/train800/000000.png 1", "images/train800/000004.png 1"]},
-        r"only one class \(vehicle at 8 to 20 m\)",
+        r"only one class \('vehicle at 8 to 20 m'\)",
     ),
     "too few class names": ({"classes.txt": ["a", "b"]}, r"classes\.txt: names 2 classes, and KI"),
     "a blank line among class names": (

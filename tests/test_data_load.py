@@ -52,14 +52,14 @@ def test_digits() -> None:
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("petz", ["--task petz: no such task (near: pets)", "--data DIR"]),
-        ("Flowers102", ["near: flowers", "--data DIR"]),
-        ("generated-counts", ["near: generated-count"]),
-        ("qqqq", ["known: digits, pets", "--data DIR"]),
-        ("cifar10", ["--task cifar10: its images are not installed", "--data DIR"]),
-        (None, ["no images given; name a task with --task", "with --data"]),
-        ("", ["--task '': must be a name", "--data DIR"]),
-        ("data/pets", ["--task 'data/pets': must be a name without folders", "--data DIR"]),
+        ("petz", ["`task='petz'`: no such task; did you mean pets?", "`data`"]),
+        ("Flowers102", ["did you mean flowers or", "`data`"]),
+        ("generated-counts", ["did you mean generated-count or"]),
+        ("qqqq", ["no such task (digits, pets, ", "`data`"]),
+        ("cifar10", ["`task='cifar10'`: its images are not installed", "`data`"]),
+        (None, ["no images given; name a task with `task`", "with `data`"]),
+        ("", ["`task=''`: must be a name", "`data`"]),
+        ("data/pets", ["`task='data/pets'`: must be a name without folders", "`data`"]),
     ],
 )
 def test_unknown_names(name: str | None, parts: list[str]) -> None:
@@ -72,9 +72,9 @@ def test_unknown_names(name: str | None, parts: list[str]) -> None:
 
 
 def test_data_that_is_missing_or_not_wanted(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--data .*nowhere: no such file or folder"):
+    with pytest.raises(UserError, match=r"`data='.*nowhere'`: no such file or folder"):
         tasks.load_task("pets", RULE, data=tmp_path / "nowhere")
-    with pytest.raises(UserError, match="generated-count is generated and reads no files"):
+    with pytest.raises(UserError, match="generated-count is drawn by hgedge and reads no files"):
         tasks.load_task("generated-count", RULE, data=tmp_path)
 
 

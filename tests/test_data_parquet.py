@@ -222,7 +222,10 @@ def labelled(values: list[Any], **options: Any) -> Any:
 
 
 BAD_FILES = {
-    "no image column": (no_image, r"train\.parquet: no image column among text, label; it holds"),
+    "no image column": (
+        no_image,
+        r"train\.parquet: no image column among text, label; add one that holds",
+    ),
     "several image columns": (several_images, r"several image columns \(left, right\); call the"),
     "no label column": (
         labelled(LABELS, label="answer"),
@@ -231,10 +234,13 @@ BAD_FILES = {
     "truncated": (truncated, r"train\.parquet: not a readable parquet file"),
     "a pointer to the file": (pointer, r"train\.parquet: not a readable parquet file"),
     "other columns": (other_columns, r"test\.parquet: no column label, which other files"),
-    "unlabelled": (unlabelled_test, r"test\.parquet, row 0: the label -1 is outside of 0 to 5"),
-    "outside": (labelled([*LABELS, 6]), r"row 36: the label 6 is outside of 0 to 5, the classes"),
-    "none": (labelled([*LABELS, None]), r"row 36: the label None is outside of 0 to 5"),
-    "a number": (labelled([0.5] * 36), r"row 0: the label 0\.5 is outside of 0 to 5"),
+    "unlabelled": (
+        unlabelled_test,
+        r"test\.parquet, row 0: the label -1 is not one of the classes 0 to 5",
+    ),
+    "outside": (labelled([*LABELS, 6]), r"row 36: the label 6 is not one of the classes 0 to 5"),
+    "none": (labelled([*LABELS, None]), r"row 36: the label None is not one of the classes 0 to 5"),
+    "a number": (labelled([0.5] * 36), r"row 0: the label 0\.5 is not one of the classes 0 to 5"),
     "no training part": (
         lambda folder: write_parquet(folder / "test.parquet", LABELS),
         r"no training part among its parquet files \(test\.parquet\)",
@@ -254,7 +260,9 @@ def test_files_that_are_refused(tmp_path: Path, name: str) -> None:
 def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset(tmp_path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"parquet files need pyarrow; install hgprompt-edge\[serv"):
+    with pytest.raises(
+        UserError, match=r"parquet needs pyarrow, which is not installed; run .*hgprompt-edge\[serv"
+    ):
         load_task("dmlab", RULE, data=tmp_path)
 
 
@@ -304,7 +312,7 @@ def test_configurations_and_the_converted_branch(
     serve(monkeypatch, {None: tmp_path / "bare", "refs/convert/parquet": tmp_path / "other"})
     assert load_task(None, RULE, data=Path("hf:a/b")).digest == named.digest
     serve(monkeypatch, {None: tmp_path / "bare", "refs/convert/parquet": tmp_path / "bare"})
-    with pytest.raises(UserError, match="--data hf:a/b: the data set has no parquet files there"):
+    with pytest.raises(UserError, match="`data='hf:a/b'`: the data set has no parquet files there"):
         load_task(None, RULE, data=Path("hf:a/b"))
 
 
@@ -351,8 +359,8 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError) as caught:
         load_task("cifar100", RULE, data=Path("hf:uoft-cs/cifar100"))
     assert str(caught.value) == (
-        "--data hf:uoft-cs/cifar100: could not be fetched from the hub (name or service not "
-        "known); download its parquet files elsewhere and name their local folder with --data DIR"
+        "`data='hf:uoft-cs/cifar100'`: could not be fetched from the hub (name or service not "
+        "known); download its parquet files elsewhere and name their local folder with `data`"
     )
 
 

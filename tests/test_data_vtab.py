@@ -89,7 +89,7 @@ def test_what_must_be_fetched_by_hand_says_from_whom_and_where_to(
         with pytest.raises(UserError) as caught:
             load_task(name, RULE, data=data)
         message = str(caught.value)
-        assert message.startswith(f"--task {name}: {task.title} is not in {base} and has to be")
+        assert message.startswith(f"`task='{name}'`: {task.title} is not in {base} and must be")
         assert f"into {base}/vtab-1k/{task.folders[0]}," in message
         assert f"(the images are from {task.owner})" in message
         assert task.like in message
@@ -105,7 +105,7 @@ def test_other_tasks_of_the_benchmark_are_not_taken_for_classes(tmp_path: Path) 
             load_task("dsprites-orientation", RULE, data=data)
         message = str(caught.value)
         assert message.startswith(
-            f"--task dsprites-orientation: dSprites-Orientation is not in {data}"
+            f"`task='dsprites-orientation'`: dSprites-Orientation is not in {data}"
         )
         assert f"into {root}/dsprites_ori, or" in message
 
@@ -113,14 +113,14 @@ def test_other_tasks_of_the_benchmark_are_not_taken_for_classes(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "near"),
     [
-        ("smallnorb", "near: smallnorb-elevation, smallnorb-azimuth"),
-        ("clevr-cuont", "near: clevr-count"),
-        ("Diabetic_Retinopathy", "near: retinopathy"),
-        ("oxford_flowers", "near: flowers"),
+        ("smallnorb", "smallnorb-elevation or smallnorb-azimuth"),
+        ("clevr-cuont", "clevr-count"),
+        ("Diabetic_Retinopathy", "retinopathy"),
+        ("oxford_flowers", "flowers"),
     ],
 )
 def test_unknown_names_get_near_ones(name: str, near: str) -> None:
-    with pytest.raises(UserError, match=f"--task {name}: no such task .{near}"):
+    with pytest.raises(UserError, match=f"`task='{name}'`: no such task; did you mean {near}"):
         load_task(name, RULE)
 
 

@@ -107,7 +107,7 @@ def test_names_of_known_sets(tmp_path: Path, name: str, family: str, flips: bool
         (table([("train/a/0.png", "a")]), "line 2: unknown split ''"),
         (table([*ROWS, ROWS[0]]), r"train/a/0\.png listed more than once"),
         (table([*ROWS, (ROWS[0][0], "b", "test")]), r"train/a/0\.png listed more than once"),
-        (table([row for row in ROWS if row[1] == "a"]), r"only one class \(a\)"),
+        (table([row for row in ROWS if row[1] == "a"]), r"only one class \('a'\)"),
         (table([row for row in ROWS if row[2] == "test"]), "no training images"),
     ],
 )

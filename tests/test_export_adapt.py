@@ -331,18 +331,19 @@ class TestBankFile:
         moments = np.zeros(width, np.float32), np.ones(width, np.float32)
         one_less = {"head_weight": case.bank.head_weight[:3], "head_bias": case.bank.head_bias[:3]}
         for change, message in (
-            ({"sha256": "00" * 32}, "other prompts, sha256 000000000000... and not "),
-            ({"initial": case.bank.initial[::-1]}, "the same prompts, but another initial mix"),
-            ({"clean": Clean(*moments)}, "the same prompts, but another"),
-            (one_less, "a head of 3 classes and not 4"),
+            ({"sha256": "00" * 32}, "its prompts have the sha256 000000000000..., not "),
+            (
+                {"initial": case.bank.initial[::-1]},
+                "same prompts, but another initial mix",
+            ),
+            ({"clean": Clean(*moments)}, "it has the same prompts, but another"),
+            (one_less, "its head has 3 classes, not 4"),
         ):
             write_bank(bank_path(path), replace(case.bank, **change))  # type: ignore[arg-type]
-            words = (
-                rf"p\.bank\.safetensors: the bank .* than p\.onnx \(it has {message}.*; copy both"
-            )
+            words = rf"p\.bank\.safetensors does not fit .*p\.onnx: .*{message}.*; copy all"
             with pytest.raises(UserError, match=words):
                 Predictor(path)
-            words = rf"p\.adapt\.onnx: the graph .* than p\.bank\.safetensors \(which has {message}"
+            words = rf"p\.bank\.safetensors does not fit .*p\.adapt\.onnx: .*{message}"
             with pytest.raises(UserError, match=words):
                 AdaptGraph(adapt_path(path), read_bank(bank_path(path)))
         bank_path(path).unlink()
@@ -369,7 +370,7 @@ class TestBankFile:
         AdaptGraph(adapt_path(path), other)
         other = replace(other, head_weight=other.head_weight[:3], head_bias=other.head_bias[:3])
         write_bank(bank_path(path), other)
-        with pytest.raises(UserError, match="a head of 3 classes and not 4"):
+        with pytest.raises(UserError, match="its head has 3 classes, not 4"):
             Predictor(path)
 
     def test_damage_is_refused(self, tmp_path: Path) -> None:

@@ -431,7 +431,7 @@ def test_an_accuracy_out_of_reach_leaves_the_old_file(
     path = tmp_path / "m.onnx"
     path.write_bytes(b"the old file")
     monkeypatch.setattr(int8, "onnx_schemes", spoiled(1000, 900))
-    with pytest.raises(CheckError, match=r"--max-drop 0\.5 of .*moved by 1000: .*moved by 900: "):
+    with pytest.raises(CheckError, match=r"`max_drop=0\.5` of .*moved by 1000: .*moved by 900: "):
         export_int8(bundle, backbone, path, task, max_drop=0.5)
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
     assert path.read_bytes() == b"the old file"
@@ -448,9 +448,9 @@ def test_where_the_images_are_too_few_a_model_is_written_on_request_only(
     bundle, path = replace(bundle, choice="tuned"), tmp_path / "m.onnx"
     monkeypatch.setattr(int8, "onnx_schemes", spoiled(0, 0))
     count = len(task.validation)
-    few = rf"{count} held-out images are too few .*--max-drop 1 \(moved by 0: 0\.0 points lost, "
+    few = rf"{count} held-out images are too few .*`max_drop=1` \(moved by 0: 0\.0 points lost, "
     needed = 268  # z^2 / (n + z^2) is below one in a hundred from here on
-    with pytest.raises(CheckError, match=few + rf".*about {needed} would .*--accept-unproven"):
+    with pytest.raises(CheckError, match=few + rf".*about {needed} would .*`accept_unproven=True`"):
         export_int8(bundle, backbone, path, task, max_drop=1)
     assert not list(tmp_path.iterdir())
     result = export_int8(bundle, backbone, path, task, max_drop=1, accept_unproven=True)
@@ -508,9 +508,9 @@ def test_images_that_do_not_fit_are_refused(
     with pytest.raises(UserError, match="no validation images, and the accuracy of int8 is"):
         export_int8(bundle, backbone, tmp_path / "m.onnx", none)
     other = replace(task, digest="of others")
-    with pytest.raises(UserError, match="not the images that the bundle of pets was fitted on"):
+    with pytest.raises(UserError, match="pets does not fit toy: it was fitted on other images"):
         export_int8(bundle, backbone, tmp_path / "m.onnx", other)
-    with pytest.raises(UserError, match="has 3 classes, and they are not the 4 of the bundle"):
+    with pytest.raises(UserError, match="its 4 classes are not the 3 of these images"):
         export_int8(make_bundle(backbone), backbone, tmp_path / "m.onnx", task)
     assert not list(tmp_path.iterdir())
 

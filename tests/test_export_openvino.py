@@ -190,7 +190,7 @@ def foreign(folder: Path) -> Path:
         ("weights missing", "m.xml: needs m.bin beside it, which is missing"),
         ("weights changed", "m.bin is damaged or of another model"),
         ("graph cut", r"openvino .* does not load it"),
-        ("foreign", "a model, but not one that `hgedge export` wrote"),
+        ("foreign", "not a model of `hgedge export`"),
     ],
 )
 def test_damaged_models_get_one_sentence(
@@ -258,7 +258,7 @@ def test_bfloat16_is_measured_and_never_the_default(model: Path, bundle: Bundle)
     exact = Predictor(model).logits(bundle.probe_images)
     assert compare(exact, bundle.probe_logits).ok
     if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        with pytest.raises(UserError, match="--bf16: this CPU does not compute in bfloat16"):
+        with pytest.raises(UserError, match="`bf16=True`: this CPU does not compute in bfloat16"):
             Predictor(model, bf16=True)
         return
     rounded = Predictor(model, bf16=True).compare_probe()

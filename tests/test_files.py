@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hgprompt_edge import files
+from hgprompt_edge.cli.shared.outputs import check_writable
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.paths import check_writable
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:

@@ -403,7 +403,7 @@ OTHERS = {
     r"(Invalid value for '.*?'): .*": r"\1: <reason>",
     r"computing in .*": "computing in <how>",
     r"(not a readable parquet file|not a safetensors file) \(.*\);": r"\1 (<reason>);",
-    r"did you mean .*\?": "did you mean <timm ids>?",
+    r"timm id; did you mean .*\?": "timm id; did you mean <timm ids>?",
     r"\b[0-9a-f]{12}\b": "<digest>",
 }
 """What is not ours to word, or differs from machine to machine, and what stands for it."""

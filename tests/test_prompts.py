@@ -135,14 +135,14 @@ def test_a_bad_normalization_is_refused(tmp_path: Path, name: str) -> None:
 
 
 MISFITS = {
-    "backbone": ({"backbone_sha256": "cd" * 32}, "made for another backbone"),
-    "image size": ({"image_size": 224}, "made for images of 224 pixels"),
-    "depth": ({"shape": (5, 4, 8)}, "layers 5 differs"),
-    "tokens": ({"shape": (3, 6, 8)}, "tokens 6 differs"),
-    "width": ({"shape": (3, 4, 16)}, "width 16 differs"),
+    "backbone": ({"backbone_sha256": "cd" * 32}, "it is for the weights cdcdcdcdcdcd of tiny, not"),
+    "image size": ({"image_size": 224}, "it is for images of 224 px"),
+    "depth": ({"shape": (5, 4, 8)}, "it has 5 layers, not 3"),
+    "tokens": ({"shape": (3, 6, 8)}, "it has 6 tokens, not 4"),
+    "width": ({"shape": (3, 4, 16)}, "it has a width of 16, not 8"),
     "normalization": (
         {"normalization": Normalization((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))},
-        "by mean 0.1 0.2 0.3, std 1 1 1, a.safetensors by the backbone's own",
+        "by mean 0.1 0.2 0.3, std 1 1 1, not by the backbone's own",
     ),
 }
 
@@ -200,7 +200,10 @@ def test_a_start_stays_while_a_source_of_its_bank_is_left(tmp_path: Path) -> Non
 def test_what_does_not_fit_a_bank_is_told_before_it_is_made(tmp_path: Path, name: str) -> None:
     changes, message = MISFITS[name]
     bank = write_bank(tmp_path, make_prompt("a"))
-    with pytest.raises(UserError, match=rf"b.safetensors: .*{message}.*name another folder with"):
+    with pytest.raises(
+        UserError,
+        match=rf"b.safetensors does not fit a.safetensors: .*{message}.*name another folder with",
+    ):
         check_joins(bank, make_prompt("b", **changes))
     check_joins(bank, make_prompt("a", **changes))  # trained anew, it takes the other's place
     check_joins(bank, make_prompt("b", init_seed=3))
@@ -210,7 +213,9 @@ def test_what_does_not_fit_a_bank_is_told_before_it_is_made(tmp_path: Path, name
 def test_no_source_takes_the_place_of_the_start(tmp_path: Path) -> None:
     bank = write_bank(tmp_path, make_prompt("a"))
     write_start(bank, make_prompt("a"), np.zeros((3, 4, 8), np.float32))
-    with pytest.raises(UserError, match=r"untrained.safetensors: is what the prompts there"):
+    with pytest.raises(
+        UserError, match=r"untrained.safetensors: is the start of the prompts there"
+    ):
         check_joins(bank, make_prompt("untrained"))
 
 
@@ -231,7 +236,7 @@ def test_the_start_of_another_seed_is_no_start(tmp_path: Path) -> None:
 
 def test_a_start_alone_is_no_bank(tmp_path: Path) -> None:
     write_start(tmp_path, make_prompt(), np.zeros((3, 4, 8), np.float32))
-    with pytest.raises(UserError, match=r"holds untrained.safetensors alone.*hgedge prompt train"):
+    with pytest.raises(UserError, match=r"holds untrained.safetensors only.*hgedge prompt train"):
         read_bank(tmp_path)
 
 

@@ -77,7 +77,7 @@ def test_an_int8_model_on_an_old_runtime_is_not_told_of_opsets_that_it_has_not(
     proto = onnx.load_from_string(foreign(**kind))
     path = tmp_path / "m.onnx"
     path.write_bytes(proto.SerializeToString())
-    assert sentence(path).endswith("or export the model again with `--opset 20`")
+    assert sentence(path).endswith("or export the model again with `opset=20`")
     helper.set_model_props(proto, {"hgprompt.precision": "int8"})
     path.write_bytes(proto.SerializeToString())
     assert sentence(path).endswith("does not know; upgrade onnxruntime")

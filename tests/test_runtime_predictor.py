@@ -155,14 +155,14 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         lambda good: good[: good.rindex(b"hgprompt.verification") - 5],
         "its last part is missing",
     ),
-    "foreign model": (lambda _: foreign(), "not one that `hgedge export` wrote"),
+    "foreign model": (lambda _: foreign(), "not a model of `hgedge export`"),
     "newer IR": (
         lambda _: foreign(ir_version=99),
-        r"ONNX IR version 99, which onnxruntime .* `--opset 20`",
+        r"ONNX IR version 99, which onnxruntime .* `opset=20`",
     ),
     "newer opset": (
         lambda _: foreign(opset=99),
-        r"ONNX opset 99, which onnxruntime .* `--opset 20`",
+        r"ONNX opset 99, which onnxruntime .* `opset=20`",
     ),
 }
 
@@ -171,7 +171,7 @@ def test_an_operator_that_the_runtime_lacks_names_the_fallback() -> None:
     text = "NOT_IMPLEMENTED : Could not find an implementation for Attention(23) node with name 'a'"
     words = explain(RuntimeError(text))
     assert words.startswith("uses Attention of opset 23, which onnxruntime ")
-    assert words.endswith("upgrade onnxruntime or export the model again with `--opset 20`")
+    assert words.endswith("upgrade onnxruntime or export the model again with `opset=20`")
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -216,7 +216,7 @@ def rule(**changes: object) -> str:
     ("changes", "message"),
     [
         ({"format": "hgprompt.model/2"}, "hgprompt.model/2 is not the one .* upgrade"),
-        ({"format": None}, "not one that `hgedge export` wrote"),
+        ({"format": None}, "not a model of `hgedge export`"),
         ({"classes": None}, "'hgprompt.classes' is missing"),
         ({"classes": "[]"}, "'hgprompt.classes'"),
         ({"classes": "no json"}, "'hgprompt.classes'"),

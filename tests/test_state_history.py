@@ -132,11 +132,11 @@ def test_rolling_back_goes_further_each_time_and_adds_to_the_history(tmp_path: P
         assert learn(history, 0.9).parent == 6
         assert history.rollback().weights.tolist() == mix(0.6).tolist()
         assert history.rollback().weights.tolist() == INITIAL.tolist()
-        with pytest.raises(UserError, match="nothing came before it"):
+        with pytest.raises(UserError, match="version 1 is the first"):
             history.rollback()
         assert history.rollback(4).weights.tolist() == mix(0.8).tolist()
         assert [version.id for version in history.versions()] == list(range(1, 11))
-        with pytest.raises(UserError, match=r"holds no version 99; `hgedge state history`"):
+        with pytest.raises(UserError, match=r"has no version 99; `hgedge state history`"):
             history.rollback(99)
 
 
@@ -276,7 +276,8 @@ with History(state, BANK, INITIAL) as history, history.exclusive():
     assert child.stdout is not None
     assert child.stdout.readline() == "held\n"
     with open_history(tmp_path) as history:
-        with pytest.raises(UserError, match=rf"another hgedge adapt .*state \(pid {child.pid}\)"):
+        using = rf"state: another `hgedge adapt` is using it \(pid {child.pid}\)"
+        with pytest.raises(UserError, match=using):
             history.exclusive().__enter__()
         assert history.current().id == 1
         child.kill()

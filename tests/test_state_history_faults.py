@@ -168,7 +168,9 @@ def test_histories_of_others_are_refused(tmp_path: Path, read_only: bool) -> Non
     with open_history(tmp_path, classes=("cat", "dog")) as history:
         learn(history, 0.6)
     before = (state / FILE).read_bytes()
-    with pytest.raises(UserError, match=r"state: holds .*another bank; name another state folder"):
+    with pytest.raises(
+        UserError, match=r"state does not fit this model: .*another bank; name another state folder"
+    ):
         History(state, "cd" * 32, INITIAL, read_only=read_only)
     with pytest.raises(UserError, match="with other classes"):
         open_history(tmp_path, classes=("dog", "cat"), read_only=read_only)
@@ -230,7 +232,7 @@ def test_damaged_versions_are_passed_over(tmp_path: Path) -> None:
         assert [version.id for version in history.versions()] == [1, 2, 3]
         new = learn(history, 0.9)
         assert (new.id, new.parent) == (5, 3)
-        with pytest.raises(UserError, match="holds no version 4"):
+        with pytest.raises(UserError, match="has no version 4"):
             history.rollback(4)
     change(tmp_path, "UPDATE version SET images = 8")
     with open_history(tmp_path) as history:

@@ -122,10 +122,8 @@ def test_what_was_learned_with_another_resize_rule_is_left_out(
     )
     assert len(delivery.updates) == 2
     (refused,) = delivery.refused
-    assert f"{letterbox}: learned with another resize rule (letterbox) than that of" in refused
-    with pytest.raises(
-        UserError, match=r"a.json: .*resize rule \(center\) than that of .*letterbox"
-    ):
+    assert "it was learned with the resize rule letterbox, not center" in refused
+    with pytest.raises(UserError, match=r"a.json does .*the resize rule center, not letterbox"):
         read_updates(cropped, boxed)
     assert len(read_updates([letterbox], boxed).updates) == 1
 
@@ -187,8 +185,8 @@ def test_files_that_do_not_belong_are_left_out_by_name(tmp_path: Path, bundle: B
     delivery = read_updates([tmp_path], bundle)
     assert len(delivery.updates) == 6
     wanted = (
-        "a.json: learned over another bank",
-        "b.json: learned for other classes",
+        "a.json does not fit the bundle of pets: it was learned with the bank ",
+        "b.json does not fit the bundle of pets: it was learned for other classes",
         "e.json: not what `hgedge state send` writes",
         "f.json: does not say for which classes it was learned",
     )
@@ -339,7 +337,7 @@ def test_what_was_no_mix_keeps_its_prompt_and_its_bank(bundle: Bundle, choice: s
 
 def test_another_backbone_is_refused(bundle: Bundle) -> None:
     other = replace(bundle, backbone_sha256="0" * 64)
-    with pytest.raises(UserError, match="give its own with --checkpoint"):
+    with pytest.raises(UserError, match="give its weights with `checkpoint`"):
         with_mix(other, np.array([0.5, 0.5], np.float32), {}, load_backbone("tiny"))
 
 

@@ -142,7 +142,7 @@ def test_what_is_not_even_an_object_is_refused(tmp_path: Path, data: bytes) -> N
 def test_a_large_file_is_not_parsed_and_a_missing_one_is_named(tmp_path: Path) -> None:
     path = tmp_path / "device7.json"
     path.write_text(" " * 10_000)
-    with pytest.raises(UserError, match="larger than 1,000 bytes, so no device of ours sent it"):
+    with pytest.raises(UserError, match="larger than 1,000 bytes, so `hgedge state send` did not"):
         read_update(path)
     with pytest.raises(UserError, match=r"nowhere.json: cannot be read \(no such file"):
         read_update(tmp_path / "nowhere.json")

@@ -303,10 +303,10 @@ class TestTuning:
         ("change", "names", "message"),
         [
             ({}, ["sandstorm"], "unknown condition 'sandstorm'; choose from dark"),
-            ({}, [], "none is named"),
-            ({"backbone_sha256": "0" * 64}, ["dark"], "fitted on other weights"),
+            ({}, [], "names no condition"),
+            ({"backbone_sha256": "0" * 64}, ["dark"], "fitted on the weights 000000000000"),
             ({"mode": "shallow"}, ["dark"], "holds shallow prompts"),
-            ({"split_digest": "other"}, ["dark"], "not the images on which"),
+            ({"split_digest": "other"}, ["dark"], "it was fitted on other images"),
             ({"source_tokens": None, "initial": None}, ["dark"], "does not hold its sources"),
         ],
     )

@@ -101,8 +101,8 @@ NO_CHECKPOINTS = {
     "prompt_proj.weight": "'enc.transformer.prompt_proj.weight' projects the prompt (option",
     "encoder.layer.1.attn.deep_QKV_embeddings": "are key and value prompts of E2VPT",
     "prompt_gate": "beside prompt, backbone and head, and hgedge does not know",
-    "encoder.layer.0.ffn.fc1.bias": "encoder.layer.0.ffn.fc1.bias is not that of --backbone tanh",
-    "embeddings.patch_embeddings.weight": "patch_embeddings.weight is not that of --backbone",
+    "encoder.layer.0.ffn.fc1.bias": "encoder.layer.0.ffn.fc1.bias differs",
+    "embeddings.patch_embeddings.weight": "patch_embeddings.weight differs",
 }
 
 
@@ -214,14 +214,17 @@ def with_value(value: float) -> np.ndarray:
 
 
 BAD_CONTENTS: dict[str, tuple[object, str]] = {
-    "a command": ({"shallow_prompt": Calls(os.system, "touch owned")}, "wants posix.system, "),
-    "another class": ({"a": Calls(fractions.Fraction, 1)}, "wants fractions.Fraction, "),
-    "numpy's file reader": ({"a": Calls(np.load, "a.npy")}, "wants numpy.load, "),
-    "objects": ({"shallow_prompt": np.array([[None]])}, "wants numpy.dtypes.ObjectDType, "),
+    "a command": (
+        {"shallow_prompt": Calls(os.system, "touch owned")},
+        "asks to call posix.system, ",
+    ),
+    "another class": ({"a": Calls(fractions.Fraction, 1)}, "asks to call fractions.Fraction, "),
+    "numpy's file reader": ({"a": Calls(np.load, "a.npy")}, "asks to call numpy.load, "),
+    "objects": ({"shallow_prompt": np.array([[None]])}, "asks to call numpy.dtypes.ObjectDType, "),
     "integers": ({"shallow_prompt": torch.ones(5, 32, dtype=torch.int64)}, "got torch.int64"),
     "a list": ([TOKENS], "holds a list"),
     "text": ({"shallow_prompt": "tokens"}, "must be an array of floats, got str"),
-    "nothing": ({}, "but nothing; give a file with the prompt alone"),
+    "nothing": ({}, "but nothing; give a file that holds only the prompt"),
     "a whole model": (
         {"model": {"a": TOKENS}, "optimizer": {}, "epoch": 3},
         "but 'model', 'optimizer', 'epoch'; give",
@@ -248,8 +251,8 @@ BAD_CONTENTS: dict[str, tuple[object, str]] = {
     "NaN": (vpt(with_value(np.nan)), "'deep_prompt' holds NaN or inf"),
     "inf": (vpt(with_value(np.inf)), "'deep_prompt' holds NaN or inf"),
     "more than float32 holds": (vpt(with_value(1e300)), "'deep_prompt' holds NaN or inf"),
-    "another width": (vpt(TOKENS[..., :16]), "16 wide, --backbone tanh gelu is 32 wide; name"),
-    "another depth": (vpt(np.repeat(TOKENS, 2, 0)), "4 layers, --backbone tanh gelu has 2 blocks"),
+    "another width": (vpt(TOKENS[..., :16]), "width 16, not 32; name"),
+    "another depth": (vpt(np.repeat(TOKENS, 2, 0)), "4 layers, not 2; name"),
 }
 
 
@@ -262,7 +265,7 @@ def test_bad_content_is_refused(
     with pytest.raises(UserError) as caught:
         imported(saved(Path("bad.pth"), content), backbone)
     assert words in str(caught.value)
-    assert str(caught.value).startswith("bad.pth: ")
+    assert str(caught.value).startswith(("bad.pth: ", "bad.pth does not fit "))
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["bad.pth"]
 
@@ -295,5 +298,5 @@ def test_files_of_another_kind_are_refused(
 def test_a_prompt_of_hgedge_is_not_imported(tmp_path: Path, backbone: Backbone) -> None:
     prompt = imported(saved(tmp_path / "a.pth", vpt()), backbone)
     write_prompt(tmp_path / "pets.safetensors", prompt)
-    with pytest.raises(UserError, match=r"a file of hgedge \(hgprompt.prompt/1\)"):
+    with pytest.raises(UserError, match=r"already a prompt of hgedge \(hgprompt.prompt/1\)"):
         imported(tmp_path / "pets.safetensors", backbone)

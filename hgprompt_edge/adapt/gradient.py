@@ -1,4 +1,4 @@
-"""Loss and gradient of the mix on a device, from the graph that `hgedge export --adapt` wrote."""
+"""Loss and gradient of the mix on a device, from the graph of a model that adapts."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.artifacts.device_bank import Bank, bank_path, difference
+from hgprompt_edge.artifacts.device_bank import Bank, bank_path
 from hgprompt_edge.artifacts.external_weights import check_external_data
 from hgprompt_edge.artifacts.metadata import PREFIX
-from hgprompt_edge.errors import UserError, brief
+from hgprompt_edge.errors import FileError, brief
+from hgprompt_edge.runtime.contract import check_same_export
 from hgprompt_edge.runtime.engines.onnx_engine import FIXED_OPSET, explain
 from hgprompt_edge.runtime.engines.onnx_session import open_session
 
@@ -119,16 +120,17 @@ class AdaptGraph:
         micro_batch: int | None = None,
     ) -> None:
         if not path.is_file():
-            raise UserError(
-                f"{path}: no such file; export the model with `--adapt`, or use --method cma, "
-                "which needs only the model"
+            raise FileError(
+                path,
+                "no such file; export the model with `adapt=True`, or use `forward_only=True`, "
+                "which needs only the model",
             )
         check_external_data(path)
         try:
             self._session = open_session(path, threads, SETTINGS)
             entries = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # the runtime's errors have no common base
-            raise UserError(f"{path}: {explain(error, FIXED_OPSET)}") from error
+            raise FileError(path, explain(error, FIXED_OPSET)) from error
         inputs = {given.name: given.shape for given in self._session.get_inputs()}
         _check_origin(path, entries, bank, inputs)
         self.side = int(inputs["image"][1])
@@ -218,14 +220,16 @@ def _check_origin(
 ) -> None:
     found = entries.get(f"{PREFIX}format", "missing")
     if found != ADAPT_FORMAT:
-        raise UserError(
-            f"{path}: not a graph of this version that `hgedge export --adapt` writes (format "
-            f"'{brief(found)}', not '{ADAPT_FORMAT}'); export it again"
+        raise FileError(
+            path,
+            f"not a gradient graph that this version reads (format '{brief(found)}', not "
+            f"'{ADAPT_FORMAT}'); export it again",
         )
-    sha256 = entries.get(f"{PREFIX}bank_sha256", "")
-    content = entries.get(f"{PREFIX}bank_content_sha256", "")
-    if found := difference(bank, sha256, content, inputs["head.bias"][0]):
-        raise UserError(
-            f"{path}: the graph of another bank than {bank_path(path.with_suffix('')).name} (which "
-            f"has {found}); copy both files of one export"
-        )
+    check_same_export(
+        bank_path(path.with_suffix("")),
+        bank,
+        path,
+        sha256=entries.get(f"{PREFIX}bank_sha256", ""),
+        content=entries.get(f"{PREFIX}bank_content_sha256", ""),
+        classes=inputs["head.bias"][0],
+    )

@@ -98,6 +98,6 @@ def _check_head(step: Step, labels: Floats) -> None:
 def _wrong(what: str, error: float, length: float) -> CheckError:
     return CheckError(
         f"onnxruntime {ort.__version__} computes {what} wrongly on this machine (off by "
-        f"{error:.2g} where its length is {length:.2g}); nothing was changed; use --method cma or "
-        "another version of onnxruntime"
+        f"{error:.2g} where its length is {length:.2g}); nothing was changed; use "
+        "`forward_only=True` or another version of onnxruntime"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError, ParameterError
 from hgprompt_edge.images.listing import LeftOut, beside, list_folders, list_images, subfolders
 from hgprompt_edge.images.near_pairs import same_pixels
 from hgprompt_edge.images.picture_hash import hash_pixels, stack
@@ -71,19 +71,21 @@ def read_labelled(
     Raises
     ------
     UserError
-        No class folders, a folder that is no class of the model, or one class alone.
+        No class folders, a folder that is not a class of the model, or one class alone.
     """
     names = [path.name for path in _folders(folder)]
     if not names:
-        raise UserError(
-            f"{folder}: holds no class folders; sort the images into one folder a class "
-            f"({_some(classes)}), or use --unlabelled"
+        raise FileError(
+            folder,
+            f"holds no class folders; sort the images into one folder a class ({_some(classes)}), "
+            "or use `unlabelled=True`",
         )
     unknown = [name for name in names if name not in classes]
     if unknown:
-        raise UserError(
-            f"{folder / unknown[0]}: '{unknown[0]}' is no class of the model ({_some(classes)}); "
-            "rename or remove the folder"
+        raise FileError(
+            folder / unknown[0],
+            f"'{unknown[0]}' is not a class of the model ({_some(classes)}); rename or remove the "
+            "folder",
         )
     # An empty class folder is no mistake: nothing of it was seen.
     listings = list_folders([folder / name for name in names])
@@ -100,10 +102,11 @@ def read_labelled(
     pixels, read, bad = _read(paths, preprocessing)
     labels = places[rows][read]
     if len(np.unique(labels)) < 2:
-        raise UserError(
-            f"{folder}: holds readable images of {len(np.unique(labels))} of the model's classes; "
-            "learning from one class would make the model predict only that: add another class, "
-            "or use --unlabelled"
+        raise FileError(
+            folder,
+            f"holds readable images of {len(np.unique(labels))} of the model's classes; learning "
+            "from one class would make the model predict only that: add another class, or use "
+            "`unlabelled=True`",
         )
     twice = tuple(
         (str(paths[read[first]]), str(paths[read[second]]))
@@ -126,12 +129,13 @@ def read_unlabelled(
     """
     listing = list_images([folder])
     if listing.missing:
-        raise UserError(f"--data {listing.missing[0]}; name a folder of images")
+        missing = listing.missing[0]
+        raise ParameterError("data", missing.name, f"{missing.reason}; name a folder of images")
     paths = listing.images
     rows = _draw(len(paths), limit, seed)
     pixels, _, bad = _read([paths[row] for row in rows], preprocessing)
     if len(pixels) < 2:
-        raise UserError(f"{folder}: fewer than two of its images can be read; name another folder")
+        raise FileError(folder, "fewer than two of its images can be read; name another folder")
     return Seen(pixels, None, bad, listing.left_out)
 
 
@@ -169,8 +173,8 @@ def _read(
 
 def _folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise UserError(
-            f"--data {folder}: {why_not(folder, 'folder')}; name the one with the images"
+        raise ParameterError(
+            "data", folder, f"{why_not(folder, 'folder')}; name the folder of the images"
         )
     return subfolders(folder)
 

@@ -28,7 +28,7 @@ from hgprompt_edge.adapt.optimizer import (
     divergence,
 )
 from hgprompt_edge.artifacts.device_bank import Bank
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError
 from hgprompt_edge.maths.feature_statistics import Statistics
 from hgprompt_edge.maths.simplex import smoothed
 from hgprompt_edge.maths.softmax import log_softmax, softmax
@@ -142,9 +142,10 @@ class ForwardLearner:
 
     def __init__(self, predictor: Predictor, settings: Settings, seed: int = 0) -> None:
         if predictor.bank is None:
-            raise UserError(
-                f"{predictor.path}: the weights are folded into this model; export it with "
-                "`hgedge export --adapt`"
+            raise FileError(
+                predictor.path,
+                "its weights are folded into it; export it with `adapt=True` to change them on a "
+                "device",
             )
         self._predictor, self.settings, self._seed = predictor, settings, seed
         bank = predictor.bank

@@ -19,7 +19,7 @@ from hgprompt_edge.adapt.optimizer import Settings
 from hgprompt_edge.adapt.proposal import Proposal, Weights
 from hgprompt_edge.adapt.starts import Report
 from hgprompt_edge.artifacts.device_bank import Bank, adapt_path
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError, ParameterError
 from hgprompt_edge.maths.feature_statistics import places_of
 from hgprompt_edge.runtime.learned import head_of
 from hgprompt_edge.runtime.predictor import Predictor
@@ -75,9 +75,10 @@ def bank_of(predictor: Predictor) -> Bank:
         They are folded into it.
     """
     if predictor.bank is None:
-        raise UserError(
-            f"{predictor.path}: its weights are folded into it; export it with `--adapt` to change "
-            "them on a device"
+        raise FileError(
+            predictor.path,
+            "its weights are folded into it; export it with `adapt=True` to change them on a "
+            "device",
         )
     return predictor.bank
 
@@ -151,15 +152,13 @@ def _check_head(request: Request, bank: Bank) -> None:
     """Refuse heads that nothing would move."""
     head = request.settings.head
     if bank.why_fixed and request.forward_only:
-        raise UserError(f"--method cma: searches for a mix, and {bank.why_fixed}")
+        raise ParameterError("forward_only", True, f"leave it out, since {bank.why_fixed}")
     if bank.why_fixed and head == "none":
-        raise UserError(f"--head none: {bank.why_fixed}, so only its head can move")
+        raise ParameterError("head", "none", f"use 'bias' or 'weights', since {bank.why_fixed}")
     if request.unlabelled and head == "weights":
-        raise UserError(
-            "--head weights: needs labels; without them the bias alone can follow (--head bias)"
-        )
+        raise ParameterError("head", "weights", "needs labels; without them use `head='bias'`")
     if request.forward_only and head != "none" and not request.unlabelled:
-        raise UserError(f"--head {head}: needs the gradient; leave out --method cma")
+        raise ParameterError("head", head, "needs the gradient; leave out `forward_only`")
 
 
 def _check_labels(seen: Seen, expected: Expected, classes: Sequence[str]) -> None:
@@ -168,9 +167,11 @@ def _check_labels(seen: Seen, expected: Expected, classes: Sequence[str]) -> Non
         return
     other = sorted(set(seen.labels.tolist()) - set(expected.places))
     if other:
-        raise UserError(
-            f"--expect-classes: there are images of '{classes[other[0]]}', which is not named; "
-            "name it or leave its folder out"
+        raise ParameterError(
+            "expected",
+            None,
+            f"there are images of '{classes[other[0]]}', which is not named; name it or leave its "
+            "folder out",
         )
 
 

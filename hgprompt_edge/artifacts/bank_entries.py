@@ -54,7 +54,7 @@ def bank_entries(bundle: Bundle) -> tuple[Entry, ...]:
     """
     if bundle.more:
         return (Entry(FOLDED, None),)
-    sources = _kept_sources(bundle) if bundle.sources else None
+    sources = kept_sources(bundle) if bundle.sources else None
     chosen = chosen_entry(bundle)
     entries = [] if chosen is None else [chosen]
     named = (
@@ -84,16 +84,23 @@ def chosen_entry(bundle: Bundle) -> Entry | None:
         return Entry(TUNED, bundle.prompt.astype(np.float16))
     if bundle.choice == "learned" and bundle.learned_mix.by_layer:
         # From what was learned, since `prompt` moves on when devices are merged.
-        learned = bundle.learned_mix.mix(_kept_sources(bundle).astype(np.float32))
+        learned = bundle.learned_mix.mix(kept_sources(bundle).astype(np.float32))
         return Entry(LEARNED, learned.astype(np.float16))
     return None
 
 
-def _kept_sources(bundle: Bundle) -> Halves:
+def kept_sources(bundle: Bundle) -> Halves:
+    """Return the sources that a bundle holds, `[N, L, T, D]`.
+
+    Raises
+    ------
+    UserError
+        It holds none.
+    """
     if bundle.source_tokens is None:
         raise UserError(
             f"the bundle of {bundle.task} does not hold its sources, so there is nothing for a "
-            "device to mix; run `hgedge fit` with --keep-sources"
+            "device to mix; run `hgedge fit` with `keep_sources=True`"
         )
     return bundle.source_tokens
 

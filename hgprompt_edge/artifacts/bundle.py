@@ -177,5 +177,5 @@ def check_one_prompt(bundle: Bundle, what: str) -> None:
     if bundle.more:
         raise UserError(
             f"the bundle of {bundle.task} averages {len(bundle.folded)} folded prompts, and "
-            f"`hgedge {what}` works on one; run `hgedge fit` with `--folded 1` first"
+            f"`hgedge {what}` works on one; run `hgedge fit` with `folded=1` first"
         )

@@ -26,7 +26,7 @@ from hgprompt_edge.artifacts.bank_entries import bank_entries
 from hgprompt_edge.artifacts.bundle import POOLINGS, Bundle, Floats, Row
 from hgprompt_edge.artifacts.folded import pack_more, read_more
 from hgprompt_edge.artifacts.training_images import read_training_images
-from hgprompt_edge.errors import UserError, brief
+from hgprompt_edge.errors import FileError, UserError, brief
 from hgprompt_edge.files import DAMAGE, read_safetensors, write_safetensors
 from hgprompt_edge.images.listing import files_in
 from hgprompt_edge.images.preprocess import Preprocessing, UnknownRuleError
@@ -99,17 +99,18 @@ def read_bundle(path: Path) -> Bundle:
         Missing, damaged, another format, or numbers that are not finite.
     """
     if path.suffix in MODEL_SUFFIXES and path.exists():
-        raise UserError(f"{path}: a model, not a bundle; name the bundle that it was exported from")
+        raise FileError(path, "a model, not a bundle; name the bundle that it was exported from")
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") != FORMAT:
         found = metadata.get("format", "missing")
-        raise UserError(
-            f"{path}: not a bundle that this version reads (format '{brief(found)}', not "
-            f"'{FORMAT}'); run `hgedge fit` again"
+        raise FileError(
+            path,
+            f"not a bundle that this version reads (format '{brief(found)}', not '{FORMAT}'); run "
+            "`hgedge fit` again",
         )
     for name, tensor in tensors.items():
         if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-            raise UserError(f"{path}: '{brief(name)}' holds NaN or inf; run `hgedge fit` again")
+            raise FileError(path, f"'{brief(name)}' holds NaN or inf; run `hgedge fit` again")
     try:
         _check_weights(tensors, len(json.loads(metadata["sources"])))
         parts = 2 if metadata["pooling"] == "both" else 1
@@ -152,13 +153,11 @@ def read_bundle(path: Path) -> Bundle:
         _check_initial(bundle)
         return bundle
     except UnknownRuleError as error:
-        raise UserError(
-            f"{path}: {error}; upgrade hgprompt-edge or run `hgedge fit` again"
+        raise FileError(
+            path, f"{error}; upgrade hgprompt-edge or run `hgedge fit` again"
         ) from error
     except DAMAGE as error:
-        raise UserError(
-            f"{path}: damaged bundle ({brief(error)}); run `hgedge fit` again"
-        ) from error
+        raise FileError(path, f"damaged bundle ({brief(error)}); run `hgedge fit` again") from error
 
 
 def _named(metadata: Mapping[str, str], key: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.artifacts.bank_entries import FOLDED, NO_PROMPT
-from hgprompt_edge.errors import UserError, brief
+from hgprompt_edge.errors import FileError, brief
 from hgprompt_edge.files import DAMAGE, Array, read_safetensors, sha256_arrays, write_safetensors
 from hgprompt_edge.maths.feature_statistics import Clean, read_clean
 from hgprompt_edge.maths.mixing import BankKeysValues
@@ -80,7 +80,7 @@ class Bank:
         if self.names == (FOLDED,):
             return (
                 "this model averages folded prompts whose mixing weights are fixed (run `hgedge "
-                "fit` with `--folded 1` and export that to adapt them)"
+                "fit` with `folded=1` and export that to adapt them)"
             )
         return "this model has no prompts to mix"
 
@@ -90,7 +90,7 @@ class Bank:
         return max(float(a[1:].sum()), TINY) if self.gated else 1.0
 
     def inputs(self, weights: npt.ArrayLike) -> dict[str, Floats]:
-        """Return what a model with `--weights runtime` takes beside the image, for a mix `[M]`.
+        """Return what a model whose weights can change takes beside the image, for a mix `[M]`.
 
         Nothing where there are no prompts.
 
@@ -135,25 +135,6 @@ def content_sha256(bank: Bank) -> str:
     return hashlib.sha256(f"{text}{sha256_arrays(tensors)}".encode()).hexdigest()
 
 
-def difference(bank: Bank, sha256: str, content: str, classes: int) -> str:
-    """Say what a bank has that the one of a file's export had not; empty: it is that one.
-
-    Parameters
-    ----------
-    sha256, content
-        Of the bank at the export; no content: not known, exported before it was recorded.
-    classes
-        Of the file.
-    """
-    if bank.sha256 != sha256:
-        return f"other prompts, sha256 {bank.sha256[:12]}... and not {sha256[:12]}..."
-    if len(bank.head_bias) != classes:
-        return f"a head of {len(bank.head_bias)} classes and not {classes}"
-    if content and content_sha256(bank) != content:
-        return "the same prompts, but another initial mix, head or statistics"
-    return ""
-
-
 def _pack(bank: Bank) -> tuple[dict[str, Array], dict[str, str]]:
     """Tensors and metadata of a bank's file."""
     tensors: dict[str, Array] = {
@@ -194,25 +175,25 @@ def read_bank(path: Path) -> Bank:
         Missing, damaged, another format, or shapes, dtypes or numbers that cannot be a bank's.
     """
     if not path.is_file():
-        raise UserError(
-            f"{path}: no such file; a model that adapts needs its bank beside it, copy both"
+        raise FileError(
+            path, "no such file; a model that adapts needs its bank beside it: copy both files"
         )
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") != FORMAT:
         found = metadata.get("format", "missing")
-        raise UserError(
-            f"{path}: not a bank of this version (format '{brief(found)}', not '{FORMAT}')"
+        raise FileError(
+            path,
+            f"not a bank that this version reads (format '{brief(found)}', not '{FORMAT}'); "
+            "export the model again",
         )
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
-            raise UserError(f"{path}: '{brief(name)}' holds NaN or inf; copy or export it again")
+            raise FileError(path, f"'{brief(name)}' holds NaN or inf; copy or export it again")
     try:
         bank = _parse(tensors, metadata)
         _check(bank)
     except DAMAGE as error:
-        raise UserError(
-            f"{path}: damaged bank ({brief(error)}); copy or export it again"
-        ) from error
+        raise FileError(path, f"damaged bank ({brief(error)}); copy or export it again") from error
     return bank
 
 

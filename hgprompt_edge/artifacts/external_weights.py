@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from hgprompt_edge.artifacts.onnx_bytes import OnnxFacts, read_facts
-from hgprompt_edge.errors import UserError, brief
+from hgprompt_edge.errors import FileError, brief
 
 
 def check_external_data(path: Path) -> OnnxFacts:
@@ -28,8 +28,9 @@ def check_external_data(path: Path) -> OnnxFacts:
                 linked = linked or below.is_symlink()
         if absolute or ".." in parts or linked:
             what = "a symbolic link" if linked else "outside its folder"
-            raise UserError(
-                f"{path}: wants weights from '{brief(location)}', {what}; "
-                "take a model whose files lie in one folder"
+            raise FileError(
+                path,
+                f"wants weights from '{brief(location)}', {what}; take a model whose files lie in "
+                "one folder",
             )
     return facts

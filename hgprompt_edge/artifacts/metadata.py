@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, field_validator
 
 from hgprompt_edge.artifacts.training_images import TrainingImages
-from hgprompt_edge.errors import UserError, brief
+from hgprompt_edge.errors import FileError, brief
 from hgprompt_edge.images.preprocess import RESAMPLING, Preprocessing
 from hgprompt_edge.maths.parity import TOLERANCES
 
@@ -187,6 +187,12 @@ def assume_metadata(side: int, classes: int) -> Metadata:
     )
 
 
+NOT_OURS = (
+    "not a model of `hgedge export` (no class names, resize rule or images to verify it on); "
+    "give the file that it wrote"
+)
+
+
 def parse_metadata(path: Path, entries: Mapping[str, str]) -> Metadata:
     """Check the metadata of a model file.
 
@@ -197,24 +203,23 @@ def parse_metadata(path: Path, entries: Mapping[str, str]) -> Metadata:
     """
     version = entries.get(f"{PREFIX}format", "")
     if not version.startswith("hgprompt.model/"):
-        raise UserError(
-            f"{path}: a model, but not one that `hgedge export` wrote: it lacks classes, the "
-            "resize rule and probe images; give the file that it printed"
-        )
+        raise FileError(path, NOT_OURS)
     if version != FORMAT:
-        raise UserError(
-            f"{path}: format {brief(version)} is not the one that this hgedge reads ({FORMAT}); "
-            "upgrade hgprompt-edge or export the model again"
+        raise FileError(
+            path,
+            f"format {brief(version)} is not the one that this hgedge reads ({FORMAT}); upgrade "
+            "hgprompt-edge or export the model again",
         )
     if f"{PREFIX}verification" not in entries:
-        raise UserError(f"{path}: its last part is missing; copy or export the model again")
+        raise FileError(path, "its last part is missing; copy or export the model again")
     fields = {key.removeprefix(PREFIX): entries[key] for key in entries if key.startswith(PREFIX)}
     try:
         return Metadata.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         where = brief(".".join(str(part) for part in first["loc"]))
-        raise UserError(
-            f"{path}: '{PREFIX}{where}' is missing or malformed ({brief(first['msg'].lower())}); "
-            "export the model again"
+        raise FileError(
+            path,
+            f"'{PREFIX}{where}' is missing or malformed ({brief(first['msg'].lower())}); export "
+            "the model again",
         ) from error

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError
 
 # Fields that may hold a tensor or a node, by message: field number to the message that it holds.
 FOLLOW: dict[str, dict[int, str]] = {
@@ -79,8 +79,8 @@ def read_facts(path: Path) -> OnnxFacts:
             try:
                 _walk(data, 0, len(data), "model", 0, found)
             except (IndexError, ValueError) as error:
-                raise UserError(
-                    f"{path}: truncated or not an ONNX file; copy or export it again"
+                raise FileError(
+                    path, "truncated or not an ONNX file; copy or export it again"
                 ) from error
     operators = frozenset(name.decode("utf-8", "replace") for name in found.operators)
     return OnnxFacts(tuple(found.locations), operators, found.entries)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hgprompt_edge.artifacts.keys import check_private_key, check_public_key
-from hgprompt_edge.errors import CheckError, UserError
+from hgprompt_edge.errors import CheckError, FileError, MissingPackageError
 from hgprompt_edge.files import atomic_path
 
 
@@ -24,7 +24,7 @@ def signature_path(model: Path) -> Path:
     return model.with_name(f"{model.name}.sig")
 
 
-def sign(model: Path, key: Path) -> Path:
+def sign(model: Path, private_key: Path) -> Path:
     """Sign a model's files with a private key (PEM, elliptic curve); returns the signature's path.
 
     The passphrase of a key that has one is in the environment, see `keys.PASSPHRASE`.
@@ -34,18 +34,18 @@ def sign(model: Path, key: Path) -> Path:
     UserError
         `model-signing` is not installed, or the key cannot be used.
     """
-    signer = check_signer(key)
+    signer = check_signer(private_key)
     path = signature_path(model)
     with _folder_of(model, model.name) as folder, atomic_path(path) as temporary:
         signer.sign(folder, temporary)
     return path
 
 
-def check_signer(key: Path) -> Any:
+def check_signer(private_key: Path) -> Any:
     """Return what signs with a private key, or refuse the key before anything is written."""
     signing = _library("signing")
-    passphrase = check_private_key(key, "--sign")
-    return signing.Config().use_elliptic_key_signer(private_key=key, password=passphrase)
+    passphrase = check_private_key(private_key)
+    return signing.Config().use_elliptic_key_signer(private_key=private_key, password=passphrase)
 
 
 def check_signature(model: Path, key: Path) -> str:
@@ -63,11 +63,12 @@ def check_signature(model: Path, key: Path) -> str:
         The signature is not of this key, or a file has changed; says which.
     """
     verifying = _library("verifying")
-    check_public_key(key, "--key")
+    check_public_key(key)
     path = find_signature(model)
     if path is None:
-        raise UserError(
-            f"{signature_path(model)}: no such signature; make one with `hgedge export --sign KEY`"
+        raise FileError(
+            signature_path(model),
+            "no such signature; make one with `hgedge export` and `private_key='KEY'`",
         )
     verifier = verifying.Config().use_elliptic_key_verifier(public_key=key)
     names = dict.fromkeys((model.name, model.resolve().name))
@@ -96,10 +97,7 @@ def model_files(model: Path) -> list[Path]:
 
 def _library(part: str) -> Any:
     if find_spec("model_signing") is None:
-        raise UserError(
-            "signatures need model-signing, which is not installed; "
-            "run `pip install 'hgprompt-edge[sign]'`"
-        )
+        raise MissingPackageError("signing", "model-signing", "sign")
     from importlib import import_module
 
     return import_module(f"model_signing.{part}")
@@ -114,7 +112,7 @@ def _folder_of(model: Path, name: str) -> Iterator[Path]:
     files = model_files(model)
     for path in files:
         if not path.is_file():
-            raise UserError(f"{path}: no such file, and the model needs it; copy both files")
+            raise FileError(path, "no such file, and the model needs it; copy both files")
     with _temporary_folder(model.parent) as folder:
         for path in files:
             place = folder / (name if path == model else Path(name).with_suffix(path.suffix))

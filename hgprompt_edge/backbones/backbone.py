@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hgprompt_edge.artifacts.bundle import POOLINGS
 from hgprompt_edge.backbones.compute import Compute
 from hgprompt_edge.backbones.support import check_supported
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import ParameterError, UserError
 from hgprompt_edge.files import sha256_arrays
 from hgprompt_edge.images.preprocess import RESAMPLING, Preprocessing
 from hgprompt_edge.prompts.prompt import Normalization
@@ -182,7 +182,7 @@ def wrap_backbone(
     vit.reset_classifier(0)
     vit.float().eval().requires_grad_(False)
     if sha256 is None:
-        weights = in_halves(vit.state_dict(), f"--backbone {name}")
+        weights = in_halves(vit.state_dict(), "backbone", name)
         vit.load_state_dict(weights)
         sha256 = fingerprint(weights)
     own = str(vit.global_pool)
@@ -201,13 +201,16 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(f"{POSITIONS}|{sha256_arrays(halves)}".encode()).hexdigest()
 
 
-def in_halves(weights: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """Weights in float16, which are computed with: those that share a fingerprint are equal."""
+def in_halves(weights: Mapping[str, Tensor], parameter: str, given: object) -> dict[str, Tensor]:
+    """Weights in float16, which are computed with: those that share a fingerprint are equal.
+
+    `parameter` and what was `given` for it are where they come from, for messages.
+    """
     halves = {key: value.detach().cpu().half() for key, value in weights.items()}
     for key, value in halves.items():
         if value.dtype != weights[key].dtype and not torch.isfinite(value).all():
-            raise UserError(
-                f"{what}: '{key}' holds values beyond float16 (65504); use other weights"
+            raise ParameterError(
+                parameter, given, f"'{key}' holds values beyond float16 (65504); use other weights"
             )
     return halves
 
@@ -221,9 +224,11 @@ def _preprocessing(name: str, model: VisionTransformer) -> Preprocessing:
     resize = math.floor(size / float(config["crop_pct"]))
     known = crop_mode == "center" or (crop_mode == "squash" and resize == size)
     if not known or interpolation not in RESAMPLING:
-        raise UserError(
-            f"--backbone {name}: its preprocessing (crop mode '{crop_mode}' of "
-            f"{resize} pixels, interpolation '{interpolation}') is not supported; choose another"
+        raise ParameterError(
+            "backbone",
+            name,
+            f"its preprocessing (crop mode '{crop_mode}' of {resize} pixels, interpolation "
+            f"'{interpolation}') is not supported; choose another",
         )
     return Preprocessing(
         image_size=size,

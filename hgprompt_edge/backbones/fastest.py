@@ -12,7 +12,7 @@ import torch
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.compute import DEVICE_MICRO_BATCH, Compute, usable_threads
 from hgprompt_edge.backbones.linearize import Linearized, pixel_inputs
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import ParameterError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -87,12 +87,14 @@ def check_device(device: str) -> str:
     if device == "auto":
         return "cuda" if cuda else "cpu"
     if device == "cuda" and not cuda:
-        raise UserError(
-            "--device cuda: PyTorch finds no CUDA device here; install its driver and a CUDA build "
-            "of PyTorch, or use --device cpu"
+        raise ParameterError(
+            "device",
+            "cuda",
+            "PyTorch finds no CUDA device here; install its driver and a CUDA build of PyTorch, "
+            "or use `device='cpu'`",
         )
     if device == "mps" and not torch.backends.mps.is_available():
-        raise UserError("--device mps: PyTorch finds no Apple GPU here; use --device cpu")
+        raise ParameterError("device", "mps", "PyTorch finds no Apple GPU here; use `device='cpu'`")
     return device
 
 

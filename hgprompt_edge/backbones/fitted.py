@@ -8,7 +8,7 @@ from pathlib import Path
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.load import load_backbone
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError, MismatchError
 
 
 def backbone_of(bundle: Bundle, checkpoint: Path | None = None) -> Backbone:
@@ -27,9 +27,10 @@ def backbone_of(bundle: Bundle, checkpoint: Path | None = None) -> Backbone:
     if checkpoint is None and bundle.checkpoint:
         checkpoint = Path(bundle.checkpoint)
         if not checkpoint.is_file():
-            raise UserError(
-                f"the bundle of {bundle.task} was fitted on the weights in {checkpoint}, and that "
-                "file is gone; name it with --checkpoint"
+            raise FileError(
+                checkpoint,
+                f"no such file; the bundle of {bundle.task} was fitted on its weights: name the "
+                "file with `checkpoint`",
             )
     backbone = load_backbone(
         bundle.backbone, checkpoint=checkpoint, image_size=bundle.preprocessing.image_size
@@ -54,8 +55,10 @@ def as_fitted(bundle: Bundle, backbone: Backbone) -> Backbone:
 
 def _check_same(bundle: Bundle, backbone: Backbone) -> None:
     if bundle.backbone_sha256 != backbone.sha256:
-        raise UserError(
-            f"the bundle of {bundle.task} was fitted on other weights of {bundle.backbone} "
-            f"({bundle.backbone_sha256[:12]}) than these ({backbone.sha256[:12]}); give its own "
-            "with --checkpoint"
+        raise MismatchError(
+            f"the bundle of {bundle.task}",
+            f"the backbone {backbone.name}",
+            f"it was fitted on the weights {bundle.backbone_sha256[:12]} of {bundle.backbone}, "
+            f"not {backbone.sha256[:12]}",
+            "give its weights with `checkpoint`",
         )

@@ -22,26 +22,26 @@ from hgprompt_edge import models
 from hgprompt_edge.backbones.backbone import Backbone, fingerprint, in_halves, wrap_backbone
 from hgprompt_edge.backbones.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from hgprompt_edge.backbones.support import check_supported
-from hgprompt_edge.errors import UserError, first_line
+from hgprompt_edge.errors import ParameterError, argument, first_line
 from hgprompt_edge.paths import check_storable
 
 HUB_TIMEOUT_S = 5.0
 
 
 def load_backbone(
-    spec: str | None = None, *, checkpoint: Path | None = None, image_size: int | None = None
+    backbone: str | None = None, *, checkpoint: Path | None = None, image_size: int | None = None
 ) -> Backbone:
     """Load a frozen backbone; its weights are rounded to float16 and computed with in float32.
 
     Parameters
     ----------
-    spec
+    backbone
         Name of a bundled backbone (`dinov2-small`, `tiny`), or a timm id, with or without a tag,
         whose weights come from the hub. None: `dinov2-small`, or what the checkpoint says it is.
     checkpoint
-        Local file with the weights, in a layout that `read_checkpoint` knows. A timm id in `spec`
-        then names the architecture only. Without, the files say what it is, and `spec` may be any
-        name for it.
+        Local file with the weights, in a layout that `read_checkpoint` knows. A timm id in
+        `backbone` then names the architecture only. Without, the files say what it is, and
+        `backbone` may be any name for it.
     image_size
         Side of the input in pixels, where it is not the backbone's own; position embeddings are
         resampled to it.
@@ -52,34 +52,35 @@ def load_backbone(
         Unknown id, an architecture that is not supported, a hub that does not answer, a checkpoint
         that is damaged or does not fit, or `hgprompt-edge-models` is not installed.
     """
-    check_storable(spec or "", "--backbone")
+    check_storable(backbone or "", argument("backbone"))
     if image_size is not None and image_size < 1:
-        raise UserError(
-            f"--image-size {image_size}: images have at least one pixel a side; give a multiple of "
-            "the backbone's patch"
+        raise ParameterError(
+            "image_size",
+            image_size,
+            "must be positive; give a multiple of the backbone's patch size",
         )
-    if spec in models.NAMES or (spec is None and checkpoint is None):
-        return _bundled(spec or models.DEFAULT, checkpoint, image_size)
+    if backbone in models.NAMES or (backbone is None and checkpoint is None):
+        return _bundled(backbone or models.DEFAULT, checkpoint, image_size)
     if checkpoint is None:
-        return _from_hub(cast("str", spec), image_size)
+        return _from_hub(cast("str", backbone), image_size)
     found = read_checkpoint(checkpoint)
-    if spec is None or not _is_timm_id(spec):
-        if spec is not None and not (found.stated or found.architecture):
-            _check_known(spec)
-        return _self_described(spec or found.name, found, image_size)
-    _check_known(spec)
-    model = _create(spec, image_size)
-    found.check_computes_as(model, spec)
+    if backbone is None or not _is_timm_id(backbone):
+        if backbone is not None and not (found.stated or found.architecture):
+            _check_known(backbone)
+        return _self_described(backbone or found.name, found, image_size)
+    _check_known(backbone)
+    model = _create(backbone, image_size)
+    found.check_computes_as(model, backbone)
     if found.data_stated:
         pixels: Any = found.data_config
         model.pretrained_cfg = pixels
     return _filled(
-        spec,
+        backbone,
         model,
         found.weights,
         checkpoint,
         resample=image_size is not None,
-        facts=found.describe(spec),
+        facts=found.describe(backbone),
     )
 
 
@@ -120,7 +121,7 @@ def _filled(
     """
     source = checkpoint or Path(name)
     weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
-    weights = in_halves(weights, f"--checkpoint {source}")
+    weights = in_halves(weights, "checkpoint", source)
     _load_weights(model, weights, source, resample=resample)
     backbone = wrap_backbone(name, model, sha256=fingerprint(weights), checkpoint=checkpoint)
     return replace(backbone, facts=facts)
@@ -142,9 +143,9 @@ def _check_known(spec: str) -> None:
         names = timm.list_pretrained() if tag else timm.list_models()
     near = difflib.get_close_matches(spec, names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() names them all"
-    bundled = " or ".join(models.NAMES)
-    raise UserError(
-        f"--backbone {spec}: neither {bundled}, which are bundled, nor a timm id; {hint}"
+    bundled = ", ".join(models.NAMES)
+    raise ParameterError(
+        "backbone", spec, f"neither a bundled backbone ({bundled}) nor a timm id; {hint}"
     )
 
 
@@ -158,7 +159,7 @@ def _create(spec: str, image_size: int | None, **options: Any) -> VisionTransfor
         with torch.random.fork_rng(devices=[]), torch.device(device):
             model = timm.create_model(spec, **options)
     except TypeError as error:  # not every architecture takes `img_size`
-        raise UserError(f"--backbone {spec}: cannot be built at another image size") from error
+        raise ParameterError("backbone", spec, "cannot be built at another image size") from error
     check_supported(model, spec)
     vit = cast("VisionTransformer", model)
     # Built with its head until here, so that timm compares every name of published weights.
@@ -169,9 +170,10 @@ def _create(spec: str, image_size: int | None, **options: Any) -> VisionTransfor
 
 def _check_size(spec: str, patch: int, image_size: int | None) -> None:
     if image_size is not None and (image_size < patch or image_size % patch):
-        raise UserError(
-            f"--image-size {image_size}: {spec} cuts images into patches of {patch} pixels; "
-            f"give a multiple of {patch}"
+        raise ParameterError(
+            "image_size",
+            image_size,
+            f"{spec} cuts images into patches of {patch} pixels; give a multiple of {patch}",
         )
 
 
@@ -179,9 +181,10 @@ def _pretrained(spec: str) -> dict[str, Tensor]:
     """Return the published weights of `spec` as they were trained, from the hub or its cache."""
     config = timm.models.get_pretrained_cfg(spec)
     if config is None or not config.has_weights:
-        raise UserError(
-            f"--backbone {spec}: no weights are published for it; "
-            "give a local safetensors file with --checkpoint"
+        raise ParameterError(
+            "backbone",
+            spec,
+            "no weights are published for it; give a local safetensors file with `checkpoint`",
         )
     options: dict[str, Any] = {"pretrained": True}
     # The architecture has been built before, so whatever fails from here on is the download.
@@ -192,10 +195,12 @@ def _pretrained(spec: str) -> dict[str, Tensor]:
                 options["pretrained_cfg_overlay"] = {"file": str(cached)}
         return dict(_create(spec, None, **options).state_dict())
     except Exception as error:
-        raise UserError(
-            f"--backbone {spec}: its weights could not be downloaded from the hub "
-            f"({first_line(error)}); {models.DEFAULT} is bundled, or download the safetensors file "
-            "elsewhere and give it with --checkpoint"
+        raise ParameterError(
+            "backbone",
+            spec,
+            f"its weights could not be downloaded from the hub ({first_line(error)}); "
+            f"{models.DEFAULT} is bundled, or download the safetensors file elsewhere and give it "
+            "with `checkpoint`",
         ) from error
 
 
@@ -225,16 +230,20 @@ def _load_weights(
         ("has an unexpected", sorted(weights.keys() - expected.keys())),
     ):
         if keys:
-            raise UserError(
-                f"--checkpoint {path}: {kind} '{keys[0]}'{_others(keys)}, so it does not belong "
-                "to this architecture; name the right one with --backbone"
+            raise ParameterError(
+                "checkpoint",
+                path,
+                f"{kind} '{keys[0]}'{_others(keys)}, so it does not belong to this architecture; "
+                "name the right one with `backbone`",
             )
     for key in sorted(expected):
         found, wanted = list(weights[key].shape), list(expected[key].shape)
         if found != wanted:
-            raise UserError(
-                f"--checkpoint {path}: '{key}' has shape {found}, this architecture takes "
-                f"{wanted}; name the right one with --backbone"
+            raise ParameterError(
+                "checkpoint",
+                path,
+                f"'{key}' has shape {found}, this architecture takes {wanted}; name the right one "
+                "with `backbone`",
             )
     model.load_state_dict(weights, assign=True)
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.image_count import images_passed
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import ParameterError
 
 T = TypeVar("T")
 Work = Callable[[VisionTransformer, slice], T]
@@ -120,10 +120,11 @@ def _halve(backbone: Backbone, size: int) -> None:
     if compute.device == "cuda":
         torch.cuda.empty_cache()
     if size <= 1:
-        raise UserError(
-            f"--device {compute.device}: out of memory at a batch of one image of "
-            f"{backbone.image_size} pixels; free memory there, choose another device or a smaller "
-            "backbone"
+        raise ParameterError(
+            "device",
+            compute.device,
+            f"out of memory at a batch of one image of {backbone.image_size} pixels; free memory "
+            "there, choose another device or a smaller backbone",
         )
     _of(backbone).micro_batches[compute.device, compute.precision] = size // 2
     warnings.warn(

@@ -15,7 +15,7 @@ from timm.models.vision_transformer import (  # type: ignore[attr-defined]
 )
 from torch import nn
 
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import ParameterError, UserError
 
 ACTIVATIONS = (nn.GELU, GELU, GELUTanh, QuickGELU)
 FORWARD_METHODS = ("forward", "forward_features", "forward_head", "pool", "_pos_embed")
@@ -24,8 +24,7 @@ FORWARD_METHODS = ("forward", "forward_features", "forward_head", "pool", "_pos_
 def check_supported(model: nn.Module, name: str = "") -> None:
     """Refuse a model that is not a plain timm `VisionTransformer`.
 
-    The check looks at the modules that the model is built from; `name`, as in `--backbone`, is for
-    the message alone.
+    The check looks at the modules that the model is built from; `name` is only for the message.
 
     Raises
     ------
@@ -33,10 +32,11 @@ def check_supported(model: nn.Module, name: str = "") -> None:
         One sentence that says what in the model is in the way.
     """
     for reason in _reasons(model):
-        raise UserError(
-            f"{f'--backbone {name}' if name else 'this model'}: {type(model).__name__} {reason}; "
-            "choose a plain timm VisionTransformer, such as vit_small_patch16_224"
+        problem = (
+            f"{type(model).__name__} {reason}; choose a plain timm VisionTransformer, such as "
+            "vit_small_patch16_224"
         )
+        raise ParameterError("backbone", name, problem) if name else UserError(problem)
 
 
 def _reasons(model: nn.Module) -> Iterator[str]:
@@ -59,7 +59,7 @@ def _foreign(model: nn.Module) -> str:
     if names & {"rope", "rope_mixed", "freqs"}:
         return "uses rotary position embeddings, which give a prompt token no place"
     if names & {"relative_position_bias_table", "rel_pos", "shared_rel_pos", "cpb_mlp"}:
-        return "has relative position biases or windows, in which a prompt token has no place"
+        return "uses relative position biases or windows, which do not work with prompt tokens"
     return "is not a vision transformer of timm's class VisionTransformer"
 
 

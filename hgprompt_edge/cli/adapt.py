@@ -21,6 +21,7 @@ from hgprompt_edge.cli.shared.console import (
     reports_errors,
 )
 from hgprompt_edge.cli.shared.left_out import as_rows, note_left_out
+from hgprompt_edge.cli.shared.parameters import as_options
 from hgprompt_edge.cli.shared.progress import progress_bar
 from hgprompt_edge.cli.state import as_dict
 
@@ -173,8 +174,9 @@ def _print_adapted(
     adapted: Adapted, names: Sequence[str], folder: Path, json: bool, hint: str | None
 ) -> None:
     proposal, verdict = adapted.proposal, adapted.proposal.verdict
+    reason = as_options(verdict.reason)
     if json:
-        document = {"taken": verdict.taken, "reason": verdict.reason, **verdict.figures}
+        document = {"taken": verdict.taken, "reason": reason, **verdict.figures}
         spent = {"steps": proposal.steps, "seconds": round(proposal.seconds, 2)}
         unused = {
             "unreadable": as_rows(adapted.seen.unreadable),
@@ -187,8 +189,7 @@ def _print_adapted(
     if len(names) > 1:  # else there is no mix, and the head has moved
         out.print(_mix_table(adapted, names))
     out.print(
-        f"{proposal.images} images, {proposal.steps} steps, {proposal.seconds:.0f} s: "
-        f"{verdict.reason}",
+        f"{proposal.images} images, {proposal.steps} steps, {proposal.seconds:.0f} s: {reason}",
         soft_wrap=True,
     )
     if "accuracy_before" in verdict.figures:

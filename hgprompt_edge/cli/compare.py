@@ -74,8 +74,8 @@ def compare(
     json: options.Json = False,
 ) -> None:
     """Compare ways to use the sources on one task: a table, a JSON file and a figure."""
+    from hgprompt_edge.cli.shared.outputs import check_output
     from hgprompt_edge.files import write_bytes
-    from hgprompt_edge.paths import check_output
 
     began = time.perf_counter()
     given = [option for name, option in IGNORED.items() if options.is_given(context, name)]

@@ -15,6 +15,7 @@ from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import note, out, print_json, reports_errors
 from hgprompt_edge.cli.shared.left_out import as_rows, note_left_out
 from hgprompt_edge.cli.shared.opened import note_bf16, open_model
+from hgprompt_edge.cli.shared.parameters import as_options
 from hgprompt_edge.cli.shared.progress import progress_bar, working
 from hgprompt_edge.cli.shared.text import as_interval
 from hgprompt_edge.cli.shared.training_images import known_document, notes_on_copies
@@ -54,7 +55,7 @@ def evaluate(
 ) -> None:
     """Compare what models say with the classes of labelled images."""
     from hgprompt_edge.cli.shared.evaluate_tables import print_evaluation
-    from hgprompt_edge.paths import check_output
+    from hgprompt_edge.cli.shared.outputs import check_output
 
     if state is not None and len(models) > 1:
         raise UserError(
@@ -120,7 +121,7 @@ def describe(images: Labelled, found: Evaluation) -> str:
     """Say which images were used."""
     which = "all" if images.part == "all" else f"the {images.part} part,"
     count, classes = _count(len(found.images), "image"), _count(len(images.classes), "class")
-    why = f"; {images.note}" if images.note else ""
+    why = f"; {as_options(images.note)}" if images.note else ""
     return f"{images.data}: {which} {count} of {classes}{why}"
 
 
@@ -207,7 +208,7 @@ def _as_dict(
             )
         ],
         "two_classes": [[found.images[i] for i in pair] for pair in found.copies.twice.tolist()],
-        "notes": [images.note, *notes] if images.note else list(notes),
+        "notes": [as_options(images.note), *notes] if images.note else list(notes),
         "unreadable": as_rows(found.unreadable),
         "files_left_out": as_rows(images.left_out),
     }

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import note, out, print_json, print_next, reports_errors
+from hgprompt_edge.cli.shared.parameters import as_options
 from hgprompt_edge.cli.shared.progress import working
 from hgprompt_edge.cli.shared.server import needs_server
 
@@ -45,8 +46,8 @@ def merge(
     """Average the mixing weights that devices learned, and write a bundle with them."""
     from hgprompt_edge.artifacts.bundle_file import SUFFIX, newest_bundle, read_bundle, write_bundle
     from hgprompt_edge.backbones.fitted import backbone_of
+    from hgprompt_edge.cli.shared.outputs import check_output
     from hgprompt_edge.fit.merged_bundle import is_folded, with_mix
-    from hgprompt_edge.paths import check_output
     from hgprompt_edge.state.merge import merge as average
     from hgprompt_edge.state.merge import read_updates, summary
 
@@ -57,7 +58,8 @@ def merge(
     check_output(target, "--output")
     bundle = read_bundle(path)
     delivery = read_updates(files, bundle)
-    for sentence in delivery.refused + delivery.idle:
+    refused = [as_options(sentence) for sentence in delivery.refused]
+    for sentence in (*refused, *delivery.idle):
         note(f"left out {sentence}")
     merged = average(delivery.updates)
     about = summary(delivery, merged)
@@ -68,7 +70,7 @@ def merge(
     if json:
         shares = dict(zip(map(str, delivery.paths), map(float, merged.shares), strict=True))
         document = {"bundle": str(target), **about, "shares": shares}
-        left = {"refused": list(delivery.refused), "idle": list(delivery.idle)}
+        left = {"refused": refused, "idle": list(delivery.idle)}
         print_json({**document, **left, "folded": is_folded(result)})
         return
     _print_devices(delivery, merged)

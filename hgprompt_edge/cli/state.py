@@ -92,7 +92,8 @@ def _opened(
     bank = bank_of(predictor)
     if state is not None and not state.is_dir():
         raise UserError(
-            f"--state {state}: {why_not(state, 'folder')}; name the one that `adapt` printed"
+            f"--state {state}: {why_not(state, 'folder')}; name the folder that `hgedge adapt` "
+            "printed"
         )
     folder = state or state_folder(model)
     if not read_only and not (folder / FILE).exists():
@@ -109,7 +110,7 @@ def _send(history: History, predictor: Predictor, path: Path, json: bool) -> Non
     bank, version = bank_of(predictor), history.current()
     if bank.why_fixed:
         raise UserError(
-            f"{path}: would hold mixing weights, and {bank.why_fixed}; its head stays on the device"
+            f"{path}: nothing to send, since {bank.why_fixed}; its head stays on the device"
         )
     data = write_update(
         path,

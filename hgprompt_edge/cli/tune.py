@@ -67,7 +67,7 @@ def tune(
     """
     from hgprompt_edge.artifacts.bundle import check_one_prompt
     from hgprompt_edge.artifacts.bundle_file import SUFFIX, newest_bundle, read_bundle, write_bundle
-    from hgprompt_edge.paths import check_output
+    from hgprompt_edge.cli.shared.outputs import check_output
 
     began = time.perf_counter()
     if bundle is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from hgprompt_edge.cli.shared.console import (
     print_json,
     reports_errors,
 )
+from hgprompt_edge.cli.shared.parameters import as_options
 from hgprompt_edge.cli.shared.progress import working
 from hgprompt_edge.cli.shared.server import SERVER_PACKAGES, is_installed
 from hgprompt_edge.errors import UserError
@@ -59,7 +61,8 @@ def verify(
         with working("comparing with PyTorch"):
             checks += _on_a_server(model, bundle, checkpoint)
         failed = [check for check in checks if check.ok is False]
-    words = describe_signature(model, checks)
+    checks = [replace(check, detail=as_options(check.detail)) for check in checks]
+    words = as_options(describe_signature(model, checks))
     if json:
         found = [vars(check) for check in checks]
         print_json({"model": str(model), "ok": not failed, "checks": found, "signature": words})

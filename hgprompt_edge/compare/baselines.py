@@ -146,12 +146,12 @@ def prediction_average(contest: Contest) -> Plan:
 
 
 def two_folded(contest: Contest) -> Plan:
-    """Do as `fit --folded 2`: what is kept and the prompt that adds most to it."""
+    """Do as `HGPrompt(folded=2)`: what is kept and the prompt that adds most to it."""
     return Plan(decision(contest, 2).chosen)
 
 
 def three_folded(contest: Contest) -> Plan:
-    """Do as `fit --folded 3`."""
+    """Do as `HGPrompt(folded=3)`."""
     return Plan(decision(contest, 3).chosen)
 
 

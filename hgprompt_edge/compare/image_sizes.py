@@ -236,6 +236,6 @@ def _check_same_images(task: Task, shown: _Shown, size: int, home: int) -> None:
             what = f"other {key} images" + (f", such as {some[0]}" if some else "")
             break
     raise UserError(
-        f"--image-sizes {size}: read at {size} px the task {task.name} has {what} than at {home} "
-        "px; remove images that cannot be read at every size, and do not change the data meanwhile"
+        f"the task {task.name}, read at {size} px, has {what} than at {home} px; remove images "
+        "that cannot be read at every size, and do not change the data meanwhile"
     )

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import ParameterError
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -285,5 +285,5 @@ def check_names(names: Sequence[str]) -> None:
     """Refuse conditions that there are no corruptions for, and an empty list."""
     unknown = [name for name in names if name not in CONDITIONS]
     if unknown or not names:
-        what = f"unknown condition '{unknown[0]}'" if unknown else "none is named"
-        raise UserError(f"--conditions: {what}; choose from {', '.join(CONDITIONS)}")
+        what = f"unknown condition '{unknown[0]}'" if unknown else "names no condition"
+        raise ParameterError("conditions", None, f"{what}; choose from {', '.join(CONDITIONS)}")

@@ -10,7 +10,7 @@ import numpy as np
 from hgprompt_edge.data.parts import Entry, Parts, check_classes, check_parts, encode
 from hgprompt_edge.data.split import VALIDATION_SHARE, Indices, sample, split, split_groups
 from hgprompt_edge.data.task import Images, Task, make_task
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError
 from hgprompt_edge.images.listing import LeftOut
 from hgprompt_edge.images.picture_hash import PictureHash, hash_picture, stack
 from hgprompt_edge.images.preprocess import Preprocessing, UnreadableImageError, cut_away, to_array
@@ -114,11 +114,12 @@ def _hold_out(
             continue
         mine = {groups[i] or images.names[i] for i in rows}
         how = "one group" if len(mine) == 1 else "groups that hold other classes, too"
-        raise UserError(
-            f"{parts.origin}: the {len(rows):,} training images of the class {classes[label]} are "
-            f"{how} (such as {images.names[rows[0]]} and {images.names[rows[1]]}), so that it "
-            "cannot both train and validate; add images of other groups, or leave the groups out "
-            "(--group-by-hash, the column group)"
+        raise FileError(
+            parts.origin,
+            f"the {len(rows):,} training images of the class {classes[label]} are {how} (such as "
+            f"{images.names[rows[0]]} and {images.names[rows[1]]}), so that it cannot both train "
+            "and validate; add images of other groups, or leave the groups out (`group_by_hash`, "
+            "the column group)",
         )
     return kept, held
 
@@ -170,7 +171,8 @@ def check_unreadable(unreadable: Sequence[LeftOut], total: int, origin: str) -> 
     count = len(unreadable)
     if count > max(1, UNREADABLE_SHARE * total):
         some = "; ".join(map(str, unreadable[:3])) + ("; ..." if count > 3 else "")
-        raise UserError(
-            f"{origin}: {count:,} of {total:,} images cannot be read, more than "
-            f"{100 * UNREADABLE_SHARE:.0f} % ({some}); repair or remove them"
+        raise FileError(
+            origin,
+            f"{count:,} of {total:,} images cannot be read, more than "
+            f"{100 * UNREADABLE_SHARE:.0f} % ({some}); repair or remove them",
         )

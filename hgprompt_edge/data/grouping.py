@@ -10,7 +10,7 @@ import numpy as np
 from hgprompt_edge.data.decode import Progress, numbers_of
 from hgprompt_edge.data.parts import Entry, Parts
 from hgprompt_edge.data.split import Indices, carve_test_groups
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError
 from hgprompt_edge.images.listing import LeftOut
 from hgprompt_edge.images.near_pairs import near_pairs_within
 from hgprompt_edge.images.picture_hash import FLAT, Hashes, PictureHash, hash_picture, stack
@@ -125,8 +125,9 @@ def _check_left(parts: Parts, train: Sequence[Entry]) -> None:
     if lost:
         label = min(lost)
         count = sum(entry.label == label for entry in parts.train)
-        raise UserError(
-            f"{parts.origin}: --group-by-hash: all {count:,} training images of the class {label} "
-            "are copies of validation or test images, so that none is left to train; add others, "
-            "or leave --group-by-hash out"
+        raise FileError(
+            parts.origin,
+            f"`group_by_hash`: all {count:,} training images of the class {label} are copies of "
+            "validation or test images, so none is left to train on; add others, or leave "
+            "`group_by_hash` out",
         )

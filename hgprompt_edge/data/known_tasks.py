@@ -68,13 +68,13 @@ def unknown_task(name: str) -> str:
     """Say that a task is not there under this name, and what is called nearly so."""
     if name in FAMILIES:
         return (
-            f"--task {name}: its images are not installed; name the folder that holds images.zip "
-            "and labels.csv, or class folders, with --data DIR"
+            "its images are not installed; name the folder that holds images.zip and labels.csv, "
+            "or class folders, with `data`"
         )
     found = get_close_matches(name.lower(), FAMILIES, n=6, cutoff=0.5)
     near = list(dict.fromkeys(map(own_name, found)))[:3]
-    names = near or ["digits", *dict.fromkeys([*LAYOUTS, *VTAB]), *generated.KINDS]
-    return (
-        f"--task {name}: no such task ({'near' if near else 'known'}: {', '.join(names)}); for "
-        "images of your own name their folder with --data DIR"
-    )
+    own = "for your own images, give their folder with `data`"
+    if near:
+        return f"no such task; did you mean {' or '.join(near)}? {own[0].upper()}{own[1:]}"
+    names = ["digits", *dict.fromkeys([*LAYOUTS, *VTAB]), *generated.KINDS]
+    return f"no such task ({', '.join(names)}); {own}"

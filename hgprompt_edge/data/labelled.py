@@ -10,7 +10,7 @@ from pathlib import Path
 from hgprompt_edge.data.layouts.folder import TEST_SHARE, list_parts
 from hgprompt_edge.data.layouts.read import read_data
 from hgprompt_edge.data.parts import Entry, check_once, parts_without_test
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import ParameterError
 from hgprompt_edge.images.listing import LeftOut
 
 TRAIN, VALIDATION, TEST, ALL = "train", "validation", "test", "all"
@@ -73,7 +73,7 @@ class _Found:
 def find_labelled(data: Path, part: str | None = None, fitted_on: Collection[str] = ()) -> Labelled:
     """List the images to judge a model on; none is decoded.
 
-    Layouts and parts are those of `fit --data`. Where the data has no test part, it is what `fit`
+    Layouts and parts are those of `hgedge fit`. Where the data has no test part, it is what `fit`
     keeps apart as such: 20 % of the training images, stratified and the same in every run.
 
     Parameters
@@ -103,8 +103,8 @@ def find_labelled(data: Path, part: str | None = None, fitted_on: Collection[str
         entries = list(parts[chosen])
     else:
         here = ", ".join(parts) if ALL not in parts else "all images in one"
-        raise UserError(
-            f"--split {chosen}: {data} has no such part ({here}); name another, or `--split all`"
+        raise ParameterError(
+            "part", chosen, f"{data} has no such part ({here}); name another, or `part='all'`"
         )
     return Labelled(str(data), chosen, entries, parts, note, found.left_out)
 
@@ -139,8 +139,8 @@ def _choose(found: _Found, fitted_on: Collection[str]) -> tuple[str, str]:
         return held, ""
     if found.name in fitted_on:
         why = "the model was fitted on a task of this name"
-        return TEST, f"{why}, so these are {KEPT_APART}; `--split all` takes all"
+        return TEST, f"{why}, so these are {KEPT_APART}; `part='all'` takes all"
     if VALIDATION in found.parts:
         why = "a validation part helps to choose the model"
-        return TEST, f"{why}, so these are {KEPT_APART}; `--split validation` takes that part"
-    return ALL, f"if the model was fitted on these, `--split test` takes {KEPT_APART}"
+        return TEST, f"{why}, so these are {KEPT_APART}; `part='validation'` takes that part"
+    return ALL, f"if the model was fitted on these, `part='test'` takes {KEPT_APART}"

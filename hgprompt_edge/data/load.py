@@ -15,7 +15,7 @@ from hgprompt_edge.data.parts import Parts, check_parts
 from hgprompt_edge.data.split import split
 from hgprompt_edge.data.task import Task, make_task
 from hgprompt_edge.data.vtab import VTAB
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import MissingPackageError, ParameterError, argument
 from hgprompt_edge.images.picture_hash import sees_near_copies
 from hgprompt_edge.images.preprocess import Preprocessing
 from hgprompt_edge.paths import check_storable
@@ -64,7 +64,7 @@ class FoundTask:
     ) -> Task:
         """Decode or draw the images, as `load_task` says."""
         if limit is not None and limit < 1:
-            raise UserError(f"limit must be at least 1, or None for all images, got {limit}")
+            raise ParameterError("limit", limit, "must be at least 1, or None for all images")
         if self.parts is None:
             return _generated(self.name, preprocessing, self.seed, limit)
         parts = self.parts
@@ -87,7 +87,7 @@ class FoundTask:
 
 
 def load_task(
-    name: str | None,
+    task: str | None,
     preprocessing: Preprocessing,
     *,
     data: Path | None = None,
@@ -103,7 +103,7 @@ def load_task(
 
     Parameters
     ----------
-    name, data, seed, download, group_by_hash
+    task, data, seed, download, group_by_hash
         As of `find_task`.
     limit
         Most images for training and validation together; None: all.
@@ -115,12 +115,12 @@ def load_task(
     UserError
         As of `find_task`, or more images are unreadable than `build_task` takes.
     """
-    found = find_task(name, data=data, seed=seed, download=download, group_by_hash=group_by_hash)
+    found = find_task(task, data=data, seed=seed, download=download, group_by_hash=group_by_hash)
     return found.load(preprocessing, limit=limit, progress=progress)
 
 
 def find_task(
-    name: str | None,
+    task: str | None,
     *,
     data: Path | None = None,
     seed: int = 0,
@@ -129,7 +129,7 @@ def find_task(
 ) -> FoundTask:
     """Find the files of a task and check its classes and splits, without decoding an image.
 
-    `name` is resolved in this order:
+    `task` is resolved in this order:
 
     1. a generated task (`generated-count`, ...), which takes no `data`;
     2. a task of VTAB-1k by its name or a usual one of its folder (`vtab.ALIASES`), if `data`
@@ -137,7 +137,7 @@ def find_task(
        benchmark's lists or parquet files, or if `data` is laid out as its archive is
        (`LAYOUTS`);
     3. with `data`: `hf:ORG/NAME` of the hub, lists, `images.zip` with `labels.csv`, parquet files,
-       else a folder of class folders, if what `name` means is not to be downloaded; the name is a
+       else a folder of class folders, if what `task` means is not to be downloaded; the name is a
        label, and where it or the folder's name is a key of `FAMILIES` it gives family and flips;
     4. `digits`, scikit-learn's.
 
@@ -148,7 +148,7 @@ def find_task(
 
     Parameters
     ----------
-    name
+    task
         None: the name of the data folder.
     seed
         Of the sample of `limit` training images and of the validation split. Test parts do not
@@ -164,31 +164,33 @@ def find_task(
         The name is unknown or a path, the data is missing or not usable; see the readers and
         `build_task`.
     """
-    if name is not None and (not name or Path(name).name != name):
-        raise UserError(
-            f"--task '{name}': must be a name without folders; name the folder of the images with "
-            "--data DIR"
+    if task is not None and (not task or Path(task).name != task):
+        raise ParameterError(
+            "task",
+            task,
+            "must be a name without folders; name the folder of the images with `data`",
         )
     if data is not None and not download:
         check_there(data)
-    label = own_name(name if name is not None else name_of(data))
-    check_storable(label, "--task" if name is not None else "--task: the folder")
+    label = own_name(task if task is not None else name_of(data))
+    check_storable(label, argument("task") if task is not None else "the folder")
     if label in generated.KINDS:
         if data is not None:
-            raise UserError(
-                f"--data {data}: {label} is generated and reads no files; leave --data out or "
-                "choose another name for the task"
+            raise ParameterError(
+                "data",
+                data,
+                f"{label} is drawn by hgedge and reads no files; leave `data` out or choose "
+                "another name for the task",
             )
         if group_by_hash:
-            raise UserError(
-                f"--group-by-hash: {label} is generated, so that there are no files to group; "
-                "leave it out"
+            raise ParameterError(
+                "group_by_hash",
+                None,
+                f"{label} is generated, so that there are no files to group; leave it out",
             )
         return FoundTask(label, None, FAMILIES[label], label not in NO_FLIPS, "", False, seed)
     if group_by_hash and not sees_near_copies():
-        raise UserError(
-            "--group-by-hash: needs ImageHash to find near-copies; install hgprompt-edge[leaks]"
-        )
+        raise MissingPackageError(argument("group_by_hash"), "ImageHash", "leaks")
     known = label if label in FAMILIES or data is None else own_name(name_of(data))
     parts, own = read_parts(label, data, download)
     check_parts(parts)

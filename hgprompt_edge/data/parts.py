@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from hgprompt_edge.data.split import Indices, carve_test
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError
 from hgprompt_edge.images.listing import LeftOut
 from hgprompt_edge.paths import check_storable
 
@@ -122,16 +122,17 @@ def check_classes(parts: Parts, labels: Indices, classes: tuple[str, ...]) -> No
     empty, single = ([classes[i] for i in np.flatnonzero(counts == n)] for n in (0, 1))
     if len(classes) - given * len(empty) < 2:
         here = [label for label in classes if label not in empty]
-        what = f"only one class ({here[0]})" if here else "no training images"
-        raise UserError(f"{origin}: {what}; a task needs images of at least two classes")
+        what = f"only one class ('{here[0]}')" if here else "no training images"
+        raise FileError(origin, f"{what}; a task needs images of at least two classes")
     if empty and not given:
-        raise UserError(
-            f"{origin}: no readable training image of {_some(empty)}; add some or remove the class"
+        raise FileError(
+            origin, f"no readable training image of {_some(empty)}; add some or remove the class"
         )
     if single and not parts.official:
-        raise UserError(
-            f"{origin}: only one image of {_some(single)}; a class needs two at least, one to "
-            "train and one to validate"
+        raise FileError(
+            origin,
+            f"only one image of {_some(single)}; a class needs at least two, one to train and one "
+            "to validate",
         )
     if empty:
         warnings.warn(
@@ -151,9 +152,10 @@ def _check_splits(parts: Parts, classes: tuple[str, ...]) -> None:
     for key, entries in (("validation", parts.validation), ("test", parts.test)):
         unknown = sorted({entry.label for entry in entries} - set(classes))
         if unknown:
-            raise UserError(
-                f"{parts.origin}: the {key} part holds {_some(unknown)}, of which the training "
-                "part has no image; add some or remove the class"
+            raise FileError(
+                parts.origin,
+                f"the {key} part holds {_some(unknown)}, of which the training part has no image; "
+                "add some or remove the class",
             )
     check_once((*parts.train, *parts.validation, *parts.test), parts.origin)
 
@@ -163,9 +165,9 @@ def check_once(entries: Iterable[Entry], origin: str) -> None:
     counts = Counter(entry.name for entry in entries)
     double = sorted(name for name, count in counts.items() if count > 1)
     if double:
-        raise UserError(
-            f"{origin}: {_some(double)} listed more than once; an image belongs to one split and "
-            "one class"
+        raise FileError(
+            origin,
+            f"{_some(double)} listed more than once; an image belongs to one split and one class",
         )
 
 

@@ -74,7 +74,7 @@ class Task:
         Median over training and validation images of the share of the area that the resize rule
         cuts off, in [0, 1).
     grouped
-        Copies were kept on one side of the split (`--group-by-hash`).
+        Copies were kept on one side of the split (`group_by_hash`).
     """
 
     name: str

@@ -28,7 +28,7 @@ class VtabTask:
     Attributes
     ----------
     name, title
-        What `--task` takes; what people call it.
+        What `find_task` takes; what people call it.
     group
         `natural`, `specialized` or `structured`.
     classes
@@ -280,8 +280,8 @@ def missing(task: VtabTask, base: Path) -> str:
     like = f"; {task.like} is of its kind and needs no files" if task.like else ""
     root = base if base.name == BENCHMARK else base / BENCHMARK
     return (
-        f"--task {task.name}: {task.title} is not in {base} and has to be fetched by hand: unpack "
-        "its part of vtab-1k.zip, which luogen1996/RepAdapter on GitHub links to, into "
-        f"{root / task.folders[0]}, or name a folder of parquet files or of class folders "
-        f"with --data DIR (the images are from {task.owner}){like}"
+        f"{task.title} is not in {base} and must be downloaded by hand: unpack its part of "
+        "vtab-1k.zip, which luogen1996/RepAdapter on GitHub links to, into "
+        f"{root / task.folders[0]}, or name a folder of parquet files or of class folders with "
+        f"`data` (the images are from {task.owner}){like}"
     )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError, ParameterError, argument
 
 SHOWN = 5
 """So many names stand in a message."""
 
 
 def parse_map(words: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """Read `--map CLASS=MODEL_CLASS`, which may be given several times.
+    """Read words like `CLASS=MODEL_CLASS`: what the model calls a class of the data.
 
     Where a name holds an equals sign, the split is the one whose left side is a class of the data.
 
@@ -25,15 +25,21 @@ def parse_map(words: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     for word in words:
         splits = [(word[:i], word[i + 1 :]) for i, letter in enumerate(word) if letter == "="]
         if not splits:
-            raise UserError(f"--map {word}: has no equals sign; write --map CLASS=MODEL_CLASS")
+            raise ParameterError(
+                "mapping", word, "no equals sign; write `mapping='CLASS=MODEL_CLASS'`"
+            )
         left, right = next((split for split in splits if split[0] in names), splits[0])
         if left not in names:
-            raise UserError(
-                f"--map {word}: the data has no class {left} ({some(names)}); write the class of "
-                "the data, an equals sign and the model's class"
+            raise ParameterError(
+                "mapping",
+                word,
+                f"the data has no class '{left}' ({_quoted(names)}); write "
+                "`mapping='CLASS=MODEL_CLASS'`",
             )
         if found.get(left, right) != right:
-            raise UserError(f"--map {word}: {left} is mapped to {found[left]} already; map it once")
+            raise ParameterError(
+                "mapping", word, f"{left} is mapped to {found[left]} already; map it once"
+            )
         found[left] = right
     return found
 
@@ -66,18 +72,20 @@ def match_classes(
     """
     for name, target in mapping.items():
         if target not in classes:
-            raise UserError(
-                f"--map {name}={target}: {model} has no class {target} ({some(classes)}); name one "
-                "that it has"
+            raise ParameterError(
+                "mapping",
+                f"{name}={target}",
+                f"{model} has no class '{target}' ({_quoted(classes)}); name one that it has",
             )
     if not named and (lacking := [name for name in names if name not in mapping]):
-        raise UserError(
-            f"{model}: has no names of classes, only the numbers 0 to {len(classes) - 1}; say "
-            f"which of them is meant by {some(lacking)} of {data}, each with --map CLASS=NUMBER"
+        raise FileError(
+            model,
+            f"its classes have no names, only the numbers 0 to {len(classes) - 1}; map each class "
+            f"of {data} ({_quoted(lacking)}) with `mapping='CLASS=NUMBER'`",
         )
     unknown = [name for name in names if mapping.get(name, name) not in classes]
     if unknown:
-        raise UserError(_differences(names, classes, mapping, unknown, data=data, model=model))
+        raise FileError(data, _differences(names, classes, mapping, unknown, model))
     return {name: classes.index(mapping.get(name, name)) for name in names}
 
 
@@ -87,13 +95,15 @@ def some(names: Sequence[str]) -> str:
     return shown if len(names) <= SHOWN else f"{shown}, ... {len(names):,} in all"
 
 
+def _quoted(names: Sequence[str]) -> str:
+    return some([f"'{name}'" for name in names])
+
+
 def _differences(
     names: Sequence[str],
     classes: Sequence[str],
     mapping: Mapping[str, str],
     unknown: Sequence[str],
-    *,
-    data: str,
     model: str,
 ) -> str:
     here = {mapping.get(name, name) for name in names}
@@ -101,8 +111,8 @@ def _differences(
     lower = {name.casefold(): name for name in missing or classes}
     near = get_close_matches(unknown[0].casefold(), lower, n=1)
     target = lower[near[0]] if near else "MODEL_CLASS"
-    without = f"; of the model's classes the data has no {some(missing)}" if missing else ""
+    without = f"; of the model's classes the data has no {_quoted(missing)}" if missing else ""
     return (
-        f"{data}: {model} has no class {some(unknown)}{without}; rename the classes of the data, "
-        f"or map each with --map {unknown[0]}={target}"
+        f"{model} has no class {_quoted(unknown)}{without}; rename the classes of the data, or "
+        f"map each with {argument('mapping', f'{unknown[0]}={target}')}"
     )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from hgprompt_edge.artifacts.metadata import Metadata
 from hgprompt_edge.artifacts.training_images import Known, TrainingImages, find_known
-from hgprompt_edge.errors import UserError, brief
+from hgprompt_edge.errors import FileError, brief
 from hgprompt_edge.files import DAMAGE
 from hgprompt_edge.images.near_pairs import same_pixels
 from hgprompt_edge.images.picture_hash import Hashes
@@ -62,7 +62,7 @@ def _trained(path: Path, metadata: Metadata) -> TrainingImages | None:
     try:
         return metadata.trained()
     except DAMAGE as error:
-        raise UserError(
-            f"{path}: 'hgprompt.training_images' is malformed ({brief(error)}); export the model "
-            "again"
+        raise FileError(
+            path,
+            f"'hgprompt.training_images' is malformed ({brief(error)}); export the model again",
         ) from error

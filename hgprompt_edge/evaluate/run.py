@@ -12,7 +12,7 @@ import numpy.typing as npt
 from hgprompt_edge.data.decode import check_unreadable
 from hgprompt_edge.data.labelled import Labelled
 from hgprompt_edge.data.parts import Entry
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import BatchMemoryError, FileError
 from hgprompt_edge.evaluate.classes import match_classes
 from hgprompt_edge.evaluate.copies import Copies, find_copies
 from hgprompt_edge.evaluate.figures import Figures, measure
@@ -154,7 +154,7 @@ def evaluate(
     rows, unreadable, said = _ask(predictors, images.entries, batch_size, hashes, report)
     check_unreadable(unreadable, len(images.entries), images.data)
     if not rows:
-        raise UserError(f"{images.data}: no image can be read ({unreadable[0]}); name other images")
+        raise FileError(images.data, f"no image can be read ({unreadable[0]}); name other images")
     read = [images.entries[row] for row in rows]
     answers = tuple(
         Answers(
@@ -208,10 +208,7 @@ def _ask(
                 predicted[place][here] = best
                 confidence[place][here] = probabilities[np.arange(len(good)), best]
         except MemoryError as error:
-            raise UserError(
-                f"--batch-size {batch_size}: not enough memory for {len(batch)} images at a time; "
-                "give a smaller one"
-            ) from error
+            raise BatchMemoryError(batch_size, len(batch)) from error
         rows += good
         if report is not None:
             report(batch[-1][0] + 1, len(entries))
@@ -256,7 +253,8 @@ def _read(entry: Entry, rules: Sequence[Preprocessing]) -> tuple[list[Pixels], P
 def _check_finite(answers: Answers, read: Sequence[Entry]) -> None:
     bad = np.flatnonzero(~np.isfinite(answers.confidence))
     if len(bad):
-        raise UserError(
-            f"{answers.model}: gives no probabilities for {len(bad):,} of {len(read):,} images, "
-            f"such as {read[bad[0]].name}; export the model again"
+        raise FileError(
+            answers.model,
+            f"gives no probabilities for {len(bad):,} of {len(read):,} images, such as "
+            f"{read[bad[0]].name}; export the model again",
         )

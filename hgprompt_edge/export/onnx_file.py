@@ -25,7 +25,7 @@ from hgprompt_edge.artifacts.metadata import (
 from hgprompt_edge.artifacts.model_digest import BLANK, FILE_SHA256, seal
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
-from hgprompt_edge.errors import CheckError, UserError, first_line
+from hgprompt_edge.errors import CheckError, FileError, MismatchError, ParameterError, first_line
 from hgprompt_edge.export.bank_file import beside, make_bank, write_beside
 from hgprompt_edge.export.graph.inference import OPSET, PLAIN_OPSET, build_graph
 from hgprompt_edge.export.graph.rewrites import Attention, Rewrites
@@ -132,9 +132,11 @@ def rewrites_for(opset: int) -> Rewrites:
     """
     ways = {OPSET: Attention.STANDARD, PLAIN_OPSET: Attention.PLAIN}
     if opset not in ways:
-        raise UserError(
-            f"--opset {opset}: there is no such graph; {OPSET} is the fastest (onnxruntime 1.23 "
-            f"and later), {PLAIN_OPSET} runs on onnxruntime 1.20 and later"
+        raise ParameterError(
+            "opset",
+            opset,
+            f"not supported; use {OPSET} (fastest, onnxruntime 1.23 or later) or {PLAIN_OPSET} "
+            "(onnxruntime 1.20 or later)",
         )
     return Rewrites(attention=ways[opset])
 
@@ -220,9 +222,11 @@ def check_fits(bundle: Bundle, backbone: Backbone, images: Pixels) -> None:
         parts.append(("number of folded prompts", len(bundle.folded), False))
     for what, found, fits in parts:
         if not fits:
-            raise UserError(
-                f"the bundle of task '{bundle.task}' does not fit '{backbone.name}' at {size} px: "
-                f"its {what} is {found}; run `hgedge fit` again"
+            raise MismatchError(
+                f"the bundle of {bundle.task}",
+                f"the backbone {backbone.name} at {size} px",
+                f"its {what} is {found}",
+                "run `hgedge fit` again",
             )
 
 
@@ -230,9 +234,10 @@ def _check_size(model: ir.Model, path: Path) -> None:
     tensors = (value.const_value for value in model.graph.initializers.values())
     size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
     if size > MAX_MODEL_BYTES:
-        raise UserError(
-            f"{path}: the model would have {size / 1e9:.1f} GB and one ONNX file holds 2 GB; "
-            "choose a smaller backbone"
+        raise FileError(
+            path,
+            f"the model would have {size / 1e9:.1f} GB and one ONNX file holds 2 GB; choose a "
+            "smaller backbone",
         )
 
 

@@ -17,7 +17,7 @@ from hgprompt_edge.artifacts.device_bank import Bank
 from hgprompt_edge.artifacts.metadata import PREFIX, parse_metadata
 from hgprompt_edge.artifacts.model_digest import BLANK, FILE_SHA256, seal
 from hgprompt_edge.backbones.backbone import Backbone
-from hgprompt_edge.errors import CheckError, UserError
+from hgprompt_edge.errors import CheckError, FileError
 from hgprompt_edge.export.bank_file import beside, make_bank, write_beside
 from hgprompt_edge.export.graph.inference import build_graph
 from hgprompt_edge.export.graph.rewrites import Attention, Rewrites
@@ -78,7 +78,7 @@ def export_openvino(
     """
     ov = import_openvino()
     if path.suffix != ".xml":
-        raise UserError(f"--output {path}: the name of an OpenVINO model ends in .xml")
+        raise FileError(path, "the name of an OpenVINO model ends in .xml")
     images = bundle.probe_images if images is None else images
     check_fits(bundle, backbone, images)
     bank = make_bank(bundle, backbone) if runtime_weights else None

@@ -7,7 +7,7 @@ import numpy as np
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.data import Task
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import MismatchError, ParameterError
 from hgprompt_edge.prompts.bank import PromptBank
 
 
@@ -20,30 +20,44 @@ def check_bank(bank: PromptBank, backbone: Backbone) -> None:
         Empty bank, other weights, image size, width or depth.
     """
     if not bank.prompts:
-        raise UserError("--sources: the bank is empty; name a folder that holds prompt files")
+        raise ParameterError(
+            "sources", None, "the bank is empty; name a folder that holds prompt files"
+        )
     layers, _, width = bank.prompts[0].tokens.shape
+    use = f"use the backbone {bank.backbone}"
     if bank.image_size != backbone.image_size:
-        raise UserError(
-            f"--sources: the prompts are for images of {bank.image_size} px, --backbone "
-            f"{backbone.name} takes {backbone.image_size} px; use --image-size {bank.image_size}, "
-            f"or prompts that were trained at {backbone.image_size} px"
+        raise _misfit(
+            backbone,
+            f"its prompts are for images of {bank.image_size} px, not {backbone.image_size}",
+            f"use `image_size={bank.image_size}`, or prompts that were trained at "
+            f"{backbone.image_size} px",
         )
     if width != backbone.embed_dim:
-        raise UserError(
-            f"--sources: the prompts are {width} wide, --backbone {backbone.name} is "
-            f"{backbone.embed_dim} wide; use the backbone {bank.backbone}"
-        )
+        raise _misfit(backbone, f"its prompts have width {width}, not {backbone.embed_dim}", use)
     if layers not in (1, backbone.depth):
-        raise UserError(
-            f"--sources: the prompts have {layers} layers, --backbone {backbone.name} has "
-            f"{backbone.depth} blocks; use the backbone {bank.backbone}"
-        )
+        raise _misfit(backbone, f"its prompts have {layers} layers, not {backbone.depth}", use)
+    check_same_weights(bank, backbone)
+
+
+def check_same_weights(bank: PromptBank, backbone: Backbone) -> None:
+    """Refuse a bank that was trained on other weights than those of `backbone`.
+
+    Raises
+    ------
+    MismatchError
+        They are others.
+    """
     if bank.backbone_sha256 != backbone.sha256:
-        raise UserError(
-            f"--sources: the prompts were trained on other weights ({bank.backbone}, "
-            f"{bank.backbone_sha256[:12]}) than those of --backbone {backbone.name} "
-            f"({backbone.sha256[:12]}); use that backbone or train prompts for this one"
+        raise _misfit(
+            backbone,
+            f"its prompts were trained on the weights {bank.backbone_sha256[:12]} of "
+            f"{bank.backbone}, not {backbone.sha256[:12]}",
+            f"use the backbone {bank.backbone}, or train prompts for this one",
         )
+
+
+def _misfit(backbone: Backbone, difference: str, advice: str) -> MismatchError:
+    return MismatchError("the prompt bank", f"the backbone {backbone.name}", difference, advice)
 
 
 def leave_out_family(bank: PromptBank, task: Task) -> tuple[PromptBank, tuple[str, ...]]:
@@ -57,9 +71,11 @@ def leave_out_family(bank: PromptBank, task: Task) -> tuple[PromptBank, tuple[st
     kept = bank.without_family(task.family)
     left_out = tuple(name for name in bank.names if name not in kept.names)
     if not kept.prompts:
-        raise UserError(
-            f"--sources: every prompt is of the family '{task.family}', as the task {task.name} "
-            "is; add a source of another family"
+        raise ParameterError(
+            "sources",
+            None,
+            f"all prompts are of the family of the task {task.name} ('{task.family}'), so none is "
+            "left; add a source of another family",
         )
     return kept, left_out
 
@@ -73,7 +89,7 @@ def check_validation(task: Task) -> None:
         Its validation part is empty.
     """
     if not len(task.validation):
-        raise UserError(f"--task {task.name}: no validation images to choose by; add some")
+        raise ParameterError("task", task.name, "no validation images to choose by; add some")
 
 
 def check_same_images(bundle: Bundle, task: Task) -> None:
@@ -86,14 +102,14 @@ def check_same_images(bundle: Bundle, task: Task) -> None:
     """
     if bundle.split_digest == task.digest:
         return
-    if task.data and task.data == bundle.data:
-        what = f"{task.data or task.name}: the images have changed since"
-    else:
-        what = f"{task.data or task.name}: these are not the images on which"
-    raise UserError(
-        f"{what} the bundle of {bundle.task} was fitted"
-        + (f" (on {bundle.data})" if bundle.data and task.data != bundle.data else "")
-        + "; run `hgedge fit` on them first"
+    fitted_on = f"it was fitted on other images{f' ({bundle.data})' if bundle.data else ''}"
+    raise MismatchError(
+        f"the bundle of {bundle.task}",
+        task.data or task.name,
+        "the images have changed since it was fitted"
+        if task.data and task.data == bundle.data
+        else fitted_on,
+        "run `hgedge fit` on these images first",
     )
 
 
@@ -110,13 +126,17 @@ def check_batch(task: Task, batch_size: int) -> None:
     """
     counts = np.bincount(task.train.labels)
     if counts.max(initial=0) < 2:
-        raise UserError(
-            f"--task {task.name}: no class has two training images, so that no prompt can be "
-            "trained on them; add images"
+        raise ParameterError(
+            "task",
+            task.name,
+            "no class has two training images, so that no prompt can be trained on them; add "
+            "images",
         )
     classes = int((counts > 0).sum())
     if batch_size < classes:
-        raise UserError(
-            f"--batch-size {batch_size}: fewer images a step than the {classes} classes of "
-            f"{task.name}, so that most images could not be scored; use {2 * classes} or more"
+        raise ParameterError(
+            "batch_size",
+            batch_size,
+            f"fewer images per step than the {classes} classes of {task.name}; use {2 * classes} "
+            "or more",
         )

@@ -13,7 +13,7 @@ from hgprompt_edge.artifacts.bundle import Bundle, Row
 from hgprompt_edge.artifacts.folded import MAX_FOLDED
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.data import Task
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import ParameterError
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.features.pooling import Pooling, choose_pooling
 from hgprompt_edge.fit.algorithm import (
@@ -156,8 +156,10 @@ class HGPrompt(BaseEstimator):  # type: ignore[misc]
         check_validation(task)
         bank, self.left_out_ = leave_out_family(bank, task)
         if self.folded > 1 and bank.mode == SHALLOW:
-            raise UserError(
-                "--folded: several folded prompts need deep prompts, and these are shallow; take 1"
+            raise ParameterError(
+                "folded",
+                None,
+                "several folded prompts need deep prompts, and these are shallow; take 1",
             )
         backbone = backbone.normalized(bank.normalization)
         store = FeatureStore(backbone, enabled=self.cache)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError
 from hgprompt_edge.images.image_names import (
     HEIF_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -121,7 +121,7 @@ def subfolders(folder: Path) -> list[Path]:
         found = sorted(path for path in folder.iterdir() if path.is_dir())
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise UserError(f"{folder}: cannot be read ({reason}); name a folder") from error
+        raise FileError(folder, f"cannot be read ({reason}); name a folder") from error
     return [path for path in found if why_not_folder(path.name) is None]
 
 

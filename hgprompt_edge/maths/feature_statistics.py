@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import ParameterError
 
 Floats = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
@@ -151,10 +151,14 @@ def places_of(names: Sequence[str], classes: Sequence[str]) -> tuple[int, ...]:
     for name in names:
         if name not in classes:
             known = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-            raise UserError(
-                f"--expect-classes: '{name}' is not one of the model's {len(classes)} classes "
-                f"({known}); separate names with commas"
+            raise ParameterError(
+                "expected",
+                None,
+                f"'{name}' is not one of the model's {len(classes)} classes ({known}); separate "
+                "names with commas",
             )
     if not names:
-        raise UserError("--expect-classes: names no class; give the classes that the images show")
+        raise ParameterError(
+            "expected", None, "names no class; give the classes that the images show"
+        )
     return tuple(sorted({classes.index(name) for name in names}))

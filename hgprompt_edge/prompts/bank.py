@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge import models
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError, MismatchError
 from hgprompt_edge.images.listing import files_in
 from hgprompt_edge.paths import why_not
 from hgprompt_edge.prompts.matching import match_tokens
@@ -140,13 +140,14 @@ def check_joins(folder: Path, prompt: Prompt) -> None:
     """
     taken = folder / f"{prompt.name}.safetensors"
     if taken.exists() and read_prompt(taken).role != prompt.role:
-        raise UserError(f"{taken}: is what the prompts there started from; give another name")
+        raise FileError(taken, "is the start of the prompts there; give another name")
     for source in _sources_in(folder):
         misfit = _misfit(prompt, source) if source.name != prompt.name else None
         if misfit:
             size = source.image_size
-            other_size = f"give --image-size {size}, or " if prompt.image_size != size else ""
-            raise UserError(f"{taken}: {misfit}; {other_size}name another folder with --output")
+            other_size = f"give `image_size={size}`, or " if prompt.image_size != size else ""
+            advice = f"{other_size}name another folder with `folder`"
+            raise MismatchError(taken, f"{source.name}.safetensors", misfit, advice)
 
 
 def read_bank(source: str | Path = models.DEFAULT, *, match: bool = True) -> PromptBank:
@@ -163,24 +164,24 @@ def read_bank(source: str | Path = models.DEFAULT, *, match: bool = True) -> Pro
     """
     folder = models.bank_folder(str(source)) if source in models.NAMES else Path(source)
     if not folder.is_dir():
-        raise UserError(
-            f"--sources {source}: {why_not(folder, 'folder')}; name one that holds prompt files"
-        )
+        raise FileError(source, f"{why_not(folder, 'folder')}; name one that holds prompt files")
     paths = files_in(folder, ".safetensors")
     if not paths:
-        raise UserError(
-            f"--sources {source}: the bank is empty, no *.safetensors in it; "
-            f"train one with `hgedge prompt train` or use `--sources {models.DEFAULT}`"
+        raise FileError(
+            source,
+            "the bank is empty, no *.safetensors in it; train one with `hgedge prompt train` or "
+            f"use the bundled one, '{models.DEFAULT}'",
         )
     prompts = tuple(read_prompt(path) for path in paths)
     for path, prompt in zip(paths[1:], prompts[1:], strict=True):
         if misfit := _misfit(prompt, prompts[0]):
-            raise UserError(f"{path}: {misfit}")
+            raise MismatchError(path, paths[0].name, misfit, "keep it in a bank of its own")
     sources = tuple(prompt for prompt in prompts if prompt.role == SOURCE)
     if not sources:
-        raise UserError(
-            f"--sources {source}: holds {paths[0].name} alone, which is what prompts start from; "
-            "train one with `hgedge prompt train`"
+        raise FileError(
+            source,
+            f"holds {paths[0].name} only, the start of prompts; train one with `hgedge prompt "
+            "train`",
         )
     starts = [prompt for prompt in prompts if prompt.role == START]
     own = next((start for start in starts if _begins(start, sources[0])), None)
@@ -217,24 +218,17 @@ def _begins(start: Prompt, source: Prompt) -> bool:
 
 def _misfit(prompt: Prompt, first: Prompt) -> str | None:
     """Say why a prompt cannot be in one bank with `first`; None where it can."""
-    file = f"{first.name}.safetensors"
     if prompt.backbone_sha256 != first.backbone_sha256:
-        return (
-            f"made for another backbone ({prompt.backbone}) than {file} ({first.backbone}); keep "
-            "one bank a backbone"
-        )
+        own, others = (f"{p.backbone_sha256[:12]} of {p.backbone}" for p in (prompt, first))
+        return f"it is for the weights {own}, not {others}"
     if prompt.image_size != first.image_size:
-        return (
-            f"made for images of {prompt.image_size} pixels, {file} for {first.image_size} pixels"
-        )
+        return f"it is for images of {prompt.image_size} px, not {first.image_size}"
     if prompt.normalization != first.normalization:
         mine, theirs = (p.normalization or "the backbone's own" for p in (prompt, first))
-        return (
-            f"trained on pixels normalised by {mine}, {file} by {theirs}; keep one bank a "
-            "normalisation"
-        )
+        return f"its pixels were normalised by {mine}, not by {theirs}"
     for axis, what in enumerate(("layers", "tokens", "width")):
-        own, other = prompt.tokens.shape[axis], first.tokens.shape[axis]
-        if own != other:
-            return f"{what} {own} differs from {file}'s {other}; prompts of one bank have one shape"
+        here, there = prompt.tokens.shape[axis], first.tokens.shape[axis]
+        if here != there:
+            has = f"a {what} of {here}" if what == "width" else f"{here} {what}"
+            return f"it has {has}, not {there}"
     return None

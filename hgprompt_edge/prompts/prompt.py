@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.errors import UserError, brief
+from hgprompt_edge.errors import FileError, brief
 from hgprompt_edge.files import DAMAGE, read_safetensors, sha256_file, write_safetensors
 from hgprompt_edge.paths import check_storable
 
@@ -96,26 +96,29 @@ def read_prompt(path: Path) -> Prompt:
     tensors, metadata = read_safetensors(path)
     version = metadata.get("format", "")
     if not version.startswith("hgprompt.prompt/"):
-        raise UserError(
-            f"{path}: not a prompt file of hgedge (format '{brief(version or 'missing')}'); import "
-            "files of other programs with `hgedge prompt import`"
+        raise FileError(
+            path,
+            f"not a prompt file of hgedge (format '{brief(version or 'missing')}'); import files "
+            "of other programs with `hgedge prompt import`",
         )
     if version != FORMAT:
-        raise UserError(
-            f"{path}: format {brief(version)} is newer than this hgedge reads ({FORMAT}); "
-            "upgrade hgprompt-edge"
+        raise FileError(
+            path,
+            f"format {brief(version)} is newer than this hgedge reads ({FORMAT}); upgrade "
+            "hgprompt-edge",
         )
     _check_tensors(path, tensors)
     try:
         prompt = _from_metadata(path, tensors, metadata)
     except DAMAGE as error:
-        raise UserError(
-            f"{path}: metadata is missing or malformed ({brief(error)}); copy or train it again"
+        raise FileError(
+            path, f"metadata is missing or malformed ({brief(error)}); copy or train it again"
         ) from error
     if (prompt.mode == SHALLOW) != (len(prompt.tokens) == 1):
-        raise UserError(
-            f"{path}: mode '{prompt.mode}' does not fit {len(prompt.tokens)} layers of tokens; "
-            "train the prompt again"
+        raise FileError(
+            path,
+            f"mode '{prompt.mode}' does not fit {len(prompt.tokens)} layers of tokens; train the "
+            "prompt again",
         )
     return prompt
 
@@ -149,28 +152,30 @@ def write_prompt(path: Path, prompt: Prompt) -> None:
 
 def _check_tensors(path: Path, tensors: dict[str, npt.NDArray[np.generic]]) -> None:
     if "prompt" not in tensors:
-        raise UserError(
-            f"{path}: has no tensor named 'prompt'; import files of other programs with "
-            "`hgedge prompt import`"
+        raise FileError(
+            path,
+            "has no tensor named 'prompt'; import files of other programs with `hgedge prompt "
+            "import`",
         )
     unknown = sorted(set(tensors) - {"prompt", "head.weight", "head.bias"})
     if unknown:
-        raise UserError(
-            f"{path}: unknown tensor '{brief(unknown[0])}'; a prompt file holds one prompt"
+        raise FileError(
+            path, f"unknown tensor '{brief(unknown[0])}'; a prompt file holds one prompt"
         )
     if tensors["prompt"].ndim != 3 or 0 in tensors["prompt"].shape:
         shape = list(tensors["prompt"].shape)
-        raise UserError(
-            f"{path}: 'prompt' must have the shape [layers, tokens, width], not {shape}; train or "
-            "import it again"
+        raise FileError(
+            path,
+            f"'prompt' must have the shape [layers, tokens, width], not {shape}; train or import "
+            "it again",
         )
     for name, tensor in tensors.items():
         if tensor.dtype != np.float32:
-            raise UserError(
-                f"{path}: '{name}' must be float32, got {tensor.dtype}; save it in float32"
+            raise FileError(
+                path, f"'{name}' must be float32, got {tensor.dtype}; save it in float32"
             )
         if not np.isfinite(tensor).all():
-            raise UserError(f"{path}: '{name}' holds NaN or inf; train the prompt again")
+            raise FileError(path, f"'{name}' holds NaN or inf; train the prompt again")
 
 
 def _from_metadata(

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError
 
 WARM_UP = 3
 Pixels = npt.NDArray[np.uint8]
@@ -150,9 +150,7 @@ def _measure_alone(path: Path, threads: int | None, batch: int) -> dict[str, flo
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         last = result.stderr.strip().splitlines()[-1:] or [f"exit code {result.returncode}"]
-        raise UserError(
-            f"{path}: does not run in a process of its own ({last[0]}); export it again"
-        )
+        raise FileError(path, f"does not run in a process of its own ({last[0]}); export it again")
     figures: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
     return figures
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError
 from hgprompt_edge.images.decode import open_image, upright_rgb
 from hgprompt_edge.images.preprocess import Preprocessing, to_array
 from hgprompt_edge.runtime.learned import state_folder
@@ -132,10 +132,11 @@ class Classifier:
         rows = self.predictor.probabilities(np.stack(pixels))
         for image, name, row in zip(images, names, rows, strict=True):
             if not np.isfinite(row).all():
-                raise UserError(
-                    f"{self.predictor.path}: gives no probabilities for "
+                raise FileError(
+                    self.predictor.path,
+                    "gives no probabilities for "
                     f"{image if isinstance(image, (str, PathLike)) else name}; export the model "
-                    "again"
+                    "again",
                 )
         return [self._sorted(row) for row in rows]
 
@@ -166,7 +167,7 @@ def load(
     threads, device, bf16
         As of `Predictor`.
     state
-        Folder of `hgedge adapt`, of a model exported with `--adapt`; None: `MODEL.state`, as
+        Folder of `hgedge adapt`, of a model that adapts; None: `MODEL.state`, as
         `hgedge predict` does. Newer weights in it are taken over before each call.
 
     Raises

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from hgprompt_edge.artifacts.device_bank import Bank, bank_path, difference, read_bank
+from hgprompt_edge.artifacts.device_bank import Bank, bank_path, content_sha256, read_bank
 from hgprompt_edge.artifacts.metadata import PREFIX, Metadata, assume_metadata
-from hgprompt_edge.errors import UserError, brief
+from hgprompt_edge.errors import FileError, MismatchError, brief
 from hgprompt_edge.maths.parity import TOLERANCES
 from hgprompt_edge.runtime.engines.engine import Engine, Port
 
@@ -35,7 +35,7 @@ def assumed_metadata(engine: Engine) -> Metadata | None:
 
 
 def read_bank_of(path: Path, metadata: Metadata) -> Bank | None:
-    """Read the bank beside a model with `--weights runtime`, or None for one without.
+    """Read the bank beside a model whose weights can change, or None for another one.
 
     Raises
     ------
@@ -46,13 +46,43 @@ def read_bank_of(path: Path, metadata: Metadata) -> Bank | None:
         return None
     place = bank_path(path)
     bank = read_bank(place)
-    content, classes = metadata.bank_content_sha256, len(metadata.classes)
-    if found := difference(bank, metadata.bank_sha256, content, classes):
-        raise UserError(
-            f"{place}: the bank of another model than {path.name} (it has {found}); copy both "
-            "files of one export"
-        )
+    check_same_export(
+        place,
+        bank,
+        path,
+        sha256=metadata.bank_sha256,
+        content=metadata.bank_content_sha256,
+        classes=len(metadata.classes),
+    )
     return bank
+
+
+def check_same_export(
+    place: Path, bank: Bank, other: Path, *, sha256: str, content: str, classes: int
+) -> None:
+    """Refuse a bank at `place` that is not the one of the export that wrote `other`.
+
+    Parameters
+    ----------
+    sha256, content
+        Of the bank at that export; no content: not known, exported before it was recorded.
+    classes
+        Of `other`.
+
+    Raises
+    ------
+    MismatchError
+        Its prompts, initial mix, head or statistics are not those.
+    """
+    difference = ""
+    if bank.sha256 != sha256:
+        difference = f"its prompts have the sha256 {bank.sha256[:12]}..., not {sha256[:12]}..."
+    elif len(bank.head_bias) != classes:
+        difference = f"its head has {len(bank.head_bias)} classes, not {classes}"
+    elif content and content_sha256(bank) != content:
+        difference = "it has the same prompts, but another initial mix, head or statistics"
+    if difference:
+        raise MismatchError(place, other, difference, "copy all files of one export")
 
 
 def check_contract(path: Path, engine: Engine, metadata: Metadata, bank: Bank | None) -> None:
@@ -70,7 +100,8 @@ def check_contract(path: Path, engine: Engine, metadata: Metadata, bank: Bank | 
         takes, gives = (
             brief(", ".join(map(str, ports))) for ports in (engine.inputs, engine.outputs)
         )
-        raise UserError(
-            f"{path}: takes {takes} and gives {gives}, which does not fit its metadata "
-            f"({side} px, {classes} classes); export it again"
+        raise FileError(
+            path,
+            f"takes {takes} and gives {gives}, which does not fit its metadata ({side} px, "
+            f"{classes} classes); export it again",
         )

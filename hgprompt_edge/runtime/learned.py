@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.artifacts.device_bank import Bank
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import ParameterError
 from hgprompt_edge.paths import why_not
 from hgprompt_edge.state.history import History, Version
 
@@ -71,8 +71,10 @@ def open_history(
         A file lies where the folder would be; or as of `History`.
     """
     if state.exists() and not state.is_dir():
-        raise UserError(
-            f"--state {state}: {why_not(state, 'folder')}; name the folder of `hgedge adapt`"
+        raise ParameterError(
+            "state",
+            state,
+            f"{why_not(state, 'folder')}; name the folder that `hgedge adapt` printed",
         )
     return History(
         state, bank.sha256, bank.initial, read_only=read_only, classes=classes, resize=resize

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from hgprompt_edge.artifacts.metadata import Metadata
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError, UserError
 from hgprompt_edge.files import cache_folder, write_bytes
 from hgprompt_edge.runtime.cpu import cpu_name
 from hgprompt_edge.runtime.engines.engine import Engine, Floats, Pixels
@@ -89,9 +89,10 @@ def compare_cpus(
         if not len(images) or recorded.shape != (len(images), len(metadata.classes)):
             raise ValueError("they do not fit its probe images")
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path}: an int8 model whose own logits on its probe images are missing or damaged, "
-            "so it cannot be checked on this CPU; export it again"
+        raise FileError(
+            path,
+            "an int8 model whose own logits on its probe images are missing or damaged, so it "
+            "cannot be checked on this CPU; export it again",
         ) from error
     found = probe_logits(engine, images, given)
     difference = _relative(found, recorded)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import BatchMemoryError
 from hgprompt_edge.images.preprocess import Preprocessing, UnreadableImageError, read_image
 
 Pixels = npt.NDArray[np.uint8]
@@ -59,10 +59,7 @@ def predict_files(
             readable = [image for image in images if not isinstance(image, str)]
             rows: Iterator[Floats] = iter(probabilities(np.stack(readable)) if readable else ())
         except MemoryError as error:
-            raise UserError(
-                f"--batch-size {batch_size}: not enough memory for {len(batch)} images at a "
-                "time; give a smaller one"
-            ) from error
+            raise BatchMemoryError(batch_size, len(batch)) from error
         for path, image in zip(batch, images, strict=True):
             if isinstance(image, str):
                 yield Prediction(path, (), image)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.artifacts.metadata import PREFIX, Metadata, parse_metadata
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError, ParameterError
 from hgprompt_edge.images.preprocess import Preprocessing
 from hgprompt_edge.maths.parity import Comparison, compare
 from hgprompt_edge.maths.softmax import softmax
@@ -51,7 +51,7 @@ class Predictor:
         For OpenVINO models: `CPU`, `GPU` or `AUTO`, and whether to compute in bfloat16.
     state
         Folder of `hgedge adapt`, whose newest weights are taken, now and whenever `refresh` is
-        called; for models with `--weights runtime`. None: the initial ones.
+        called; for models whose weights can change. None: the initial ones.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Predictor:
     assumed : Metadata or None
         The same, where the file says nothing but takes and gives what a model of ours does.
     bank : Bank or None
-        What the weights mix, of a model with `--weights runtime`.
+        What the weights mix, of a model whose weights can change.
 
     Warns
     -----
@@ -114,9 +114,11 @@ class Predictor:
             The weights are folded into this model, or the folder is another model's.
         """
         if self.bank is None:
-            raise UserError(
-                f"--state {state}: the weights of {self.path} are folded into it; "
-                "export it with `hgedge export --adapt` to change them later"
+            raise ParameterError(
+                "state",
+                state,
+                f"the weights of {self.path} are folded into it; export it with `adapt=True` to "
+                "change them later",
             )
         mode = self.preprocessing.crop_mode
         history = open_history(state, self.bank, self.classes, resize=mode, read_only=True)
@@ -152,8 +154,8 @@ class Predictor:
     def refresh(self, *, force: bool = False) -> bool:
         """Take over newer weights from the state folder; returns whether there were any.
 
-        Costs microseconds where there are none. Call it between images, as `predict --watch` does.
-        Where the folder was deleted, they are the initial ones again.
+        Costs microseconds where there are none; call it between images. Where the folder was
+        deleted, they are the initial ones again.
         """
         with self._changing:
             history, bank = self._history, self.bank
@@ -205,7 +207,7 @@ class Predictor:
         return cast("Floats", features @ weight.T + bias)
 
     def features(self, pixels: Pixels) -> Floats:
-        """Features `[n, D]` of pixels `[n, S, S, 3]`, of a model with `--weights runtime`."""
+        """Features `[n, D]` of pixels `[n, S, S, 3]`, of a model whose weights can change."""
         self._check(pixels)
         return self._engine.run_all(pixels, self._at_work.given)[1]
 
@@ -235,9 +237,9 @@ class Predictor:
         try:
             images, reference = self.metadata.probe()
         except ValueError as error:
-            raise UserError(f"{self.path}: its {error}; export it again") from error
+            raise FileError(self.path, f"its {error}; export it again") from error
         if not len(images):
-            raise UserError(f"{self.path}: carries no probe images to check it on; export it again")
+            raise FileError(self.path, "carries no probe images to check it on; export it again")
         return compare(self.logits(images), reference, tolerance_of(self._engine.entries))
 
     def compare_cpus(self) -> Agreement | None:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hgprompt_edge.artifacts.device_bank import adapt_path
+from hgprompt_edge.artifacts.metadata import NOT_OURS
 from hgprompt_edge.artifacts.model_digest import is_whole
 from hgprompt_edge.artifacts.onnx_bytes import read_facts
 from hgprompt_edge.artifacts.signature import check_signature, find_signature
-from hgprompt_edge.errors import CheckError, UserError
+from hgprompt_edge.errors import CheckError, FileError, UserError
 from hgprompt_edge.files import sha256_file
 from hgprompt_edge.runtime.other_cpu import ADVICE
 from hgprompt_edge.runtime.predictor import Predictor
@@ -57,10 +58,7 @@ def verify_model(path: Path, *, key: Path | None = None, bundle: Path | None = N
         if not checks[-1].ok:
             return checks
     if predictor.assumed:
-        raise UserError(
-            f"{path}: lacks all metadata of `hgedge export`: classes, the resize rule, what it was "
-            "made from, and images with logits to check it on; give the file that it printed"
-        )
+        raise FileError(path, NOT_OURS)
     checks.append(_whole("digest", path, predictor.entries))
     if metadata.bank_sha256 and graph.exists():
         checks.append(_whole("adapt digest", graph, read_facts(graph).entries))
@@ -96,10 +94,10 @@ def describe_signature(path: Path, checks: list[Check]) -> str:
         return "the signature does not hold: do not use this model"
     signature = find_signature(path)
     if signature is not None:
-        return f"signed, but not checked: give the public key of {signature} with --key"
+        return f"signed, but not checked: give the public key of {signature} with `key`"
     return (
         "not signed: the digest shows damage and accidents, but whoever changes the model can "
-        "change it, too; sign models with `hgedge export --sign KEY`"
+        "change it, too; sign models with `hgedge export` and `private_key='KEY'`"
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError
 from hgprompt_edge.images.listing import list_images
 from hgprompt_edge.paths import why_not
 from hgprompt_edge.runtime.prediction import Prediction
@@ -49,7 +49,7 @@ def watch(
     while True:
         if not folder.is_dir():
             todo = "name a folder" if folder.exists() else "make it first"
-            raise UserError(f"--watch {folder}: {why_not(folder, 'folder')}; {todo}")
+            raise FileError(folder, f"{why_not(folder, 'folder')}; {todo}")
         found = _images(folder)
         known = {path: known.get(path, (-1, None)) for path in found}  # without those that are gone
         for path, stamp in found.items():

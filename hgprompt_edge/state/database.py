@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError, MismatchError
 from hgprompt_edge.images.preprocess import LETTERBOX
 from hgprompt_edge.state.sqlite import connect, is_damage, keep_log, log_of, make_folder
 from hgprompt_edge.state.version import COLUMNS, Version, seal, unseal
@@ -185,11 +185,12 @@ class Database:
         if (tables, owner, version) == (0, 0, 0):
             return True
         if owner != APPLICATION:
-            raise UserError(f"{self.path}: not a history of hgedge; name another state folder")
+            raise FileError(self.path, "not a history of hgedge; name another state folder")
         if version > FORMAT:
-            raise UserError(
-                f"{self.path}: format {version} is newer than this hgedge reads ({FORMAT}); "
-                "upgrade hgprompt-edge or name another state folder"
+            raise FileError(
+                self.path,
+                f"format {version} is newer than this hgedge reads ({FORMAT}); upgrade "
+                "hgprompt-edge or name another state folder",
             )
         find = "SELECT value FROM meta WHERE key = ?"
         bank, classes, resize = (
@@ -208,9 +209,11 @@ class Database:
         if not other and self._resize and not fits:
             other = f"another resize rule than '{self._resize}'"
         if other:
-            raise UserError(
-                f"{self.path.parent}: holds what was learned for a model with {other}; name "
-                "another state folder, or delete this one to start from the initial mix"
+            raise MismatchError(
+                self.path.parent,
+                "this model",
+                f"it was learned for a model with {other}",
+                "name another state folder, or delete this one to start from the initial mix",
             )
         return False
 

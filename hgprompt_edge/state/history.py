@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError
 from hgprompt_edge.state.database import Database
 from hgprompt_edge.state.lock import only_one_adapts
 from hgprompt_edge.state.sqlite import explained
@@ -183,17 +183,17 @@ class History:
             if to is None:
                 origin = self._origin(self._newest())
                 if origin.parent is None:
-                    raise UserError(
-                        f"{self.folder}: version {origin.id} is the initial one, nothing came "
-                        "before it; `hgedge state history` lists all there is"
+                    raise FileError(
+                        self.folder,
+                        f"version {origin.id} is the first; there is nothing to roll back to",
                     )
                 target = self._newest(origin.parent)
             else:
                 found = self._database.fetch(to)
                 if found is None:
-                    raise UserError(
-                        f"{self.folder}: holds no version {to}; "
-                        "`hgedge state history` lists those that it holds"
+                    raise FileError(
+                        self.folder,
+                        f"has no version {to}; `hgedge state history` lists the versions",
                     )
                 target = found
             figures: Figures = {"to": target.id}

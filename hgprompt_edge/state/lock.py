@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError
 
 LOCK = "adapt.lock"
 
@@ -77,13 +77,13 @@ def only_one_adapts(folder: Path) -> Iterator[None]:
             stack.enter_context(only_one(folder / LOCK))
         except TakenError as error:
             holder = f"pid {error.holder}" if error.holder else "its pid is not known"
-            raise UserError(
-                f"another hgedge adapt is at work on {folder} ({holder}); wait for it or stop it"
+            raise FileError(
+                folder, f"another `hgedge adapt` is using it ({holder}); wait for it or stop it"
             ) from error
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            raise UserError(
-                f"{folder}: cannot be locked ({reason}); name a state folder that can be written"
+            raise FileError(
+                folder, f"cannot be locked ({reason}); name a state folder that can be written"
             ) from error
         yield
 

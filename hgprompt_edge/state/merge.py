@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from hgprompt_edge.artifacts.bank_entries import bank_entries, bank_sha256
 from hgprompt_edge.artifacts.bundle import Bundle, Floats, check_one_prompt
-from hgprompt_edge.errors import UserError, brief
+from hgprompt_edge.errors import FileError, MismatchError, UserError, brief
 from hgprompt_edge.images.listing import files_in
 from hgprompt_edge.state.update_file import Update, read_update
 from hgprompt_edge.state.version import classes_digest
@@ -188,32 +188,35 @@ def _find(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         files += files_in(path, ".json") if path.is_dir() else [path]
     if not files:
-        raise UserError(f"{paths[0]}: holds no *.json; name files that devices sent")
+        raise FileError(paths[0], "holds no *.json; name files that devices sent")
     return files
 
 
 def _check(path: Path, update: Update, bundle: Bundle, bank: str, classes: str) -> None:
     if update.bank_sha256 != bank:
-        raise UserError(
-            f"{path}: learned over another bank ({update.bank_sha256[:12]}) than that of "
-            f"{bundle.task} ({bank[:12]}); name the bundle that its model came from with --bundle"
+        raise _misfit(
+            path, bundle, f"it was learned with the bank {update.bank_sha256[:12]}, not {bank[:12]}"
         )
     if not update.classes_sha256:
-        raise UserError(
-            f"{path}: does not say for which classes it was learned; send it again with this hgedge"
+        raise FileError(
+            path, "does not say for which classes it was learned; send it again with this hgedge"
         )
     if update.classes_sha256 != classes:
-        raise UserError(
-            f"{path}: learned for other classes than those of {bundle.task}; name the bundle that "
-            "its model came from with --bundle"
-        )
+        raise _misfit(path, bundle, "it was learned for other classes")
     if update.resize != (mode := bundle.preprocessing.crop_mode):
-        raise UserError(
-            f"{path}: learned with another resize rule ({brief(update.resize)}) than that of "
-            f"{bundle.task} ({mode}); name the bundle that its model came from with --bundle"
+        raise _misfit(
+            path,
+            bundle,
+            f"it was learned with the resize rule {brief(update.resize)}, not {mode}",
         )
     if len(update.weights) != len(bank_entries(bundle)):
-        raise UserError(
-            f"{path}: weighs {len(update.weights)} entries of {len(bank_entries(bundle))}; "
-            "send it again from the device"
+        raise FileError(
+            path,
+            f"weighs {len(update.weights)} entries of {len(bank_entries(bundle))}; send it again "
+            "from the device",
         )
+
+
+def _misfit(path: Path, bundle: Bundle, difference: str) -> MismatchError:
+    advice = "name the bundle that its model came from with `bundle`"
+    return MismatchError(path, f"the bundle of {bundle.task}", difference, advice)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError
 
 _REASONS = {
     "disk is full": "the disk is full; free some space, the versions before are kept",
@@ -75,11 +75,11 @@ def explained(path: Path) -> Iterator[None]:
         undecodable = isinstance(error, UnicodeDecodeError)  # damage that it cannot even name
         text = "malformed" if undecodable else str(error).lower()
         reason = next((_REASONS[key] for key in _REASONS if key in text), f"unusable ({text})")
-        raise UserError(f"{path}: {reason}") from error
+        raise FileError(path, reason) from error
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise UserError(
-            f"{path}: cannot be made or opened ({reason}); name another state folder"
+        raise FileError(
+            path, f"cannot be made or opened ({reason}); name another state folder"
         ) from error
 
 

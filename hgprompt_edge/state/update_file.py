@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from hgprompt_edge.errors import UserError, brief
+from hgprompt_edge.errors import FileError, brief
 from hgprompt_edge.files import write_bytes
 from hgprompt_edge.images.preprocess import CROP
 from hgprompt_edge.state.version import Figures, Floats, Version, classes_digest
@@ -144,9 +144,10 @@ def write_update(
     if resize != CROP:  # as it is where nothing is said
         document["resize"] = resize
     if len(_encode(document)) > LIMIT:
-        raise UserError(
-            f"{path}: a mix of {len(version.weights)} entries does not fit into {LIMIT:,} bytes; "
-            "use a bank of fewer source prompts"
+        raise FileError(
+            path,
+            f"a mix of {len(version.weights)} entries does not fit into {LIMIT:,} bytes; use a "
+            "bank of fewer source prompts",
         )
     for extra in _extras(version, names):
         more = {**document, **extra}
@@ -172,18 +173,22 @@ def read_update(path: Path) -> Update:
             data = file.read(LIMIT + 1)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise UserError(f"{path}: cannot be read ({reason}); check the path") from error
+        raise FileError(path, f"cannot be read ({reason}); check the path") from error
     if len(data) > LIMIT:
-        raise UserError(f"{path}: larger than {LIMIT:,} bytes, so no device of ours sent it")
+        raise FileError(
+            path,
+            f"larger than {LIMIT:,} bytes, so `hgedge state send` did not write it; leave it out",
+        )
     _check_format(path, data)
     try:
         content = _File.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "it"
-        raise UserError(
-            f"{path}: '{brief(where)}' is missing or malformed ({brief(first['msg'].lower())}); "
-            "send it again from the device"
+        raise FileError(
+            path,
+            f"'{brief(where)}' is missing or malformed ({brief(first['msg'].lower())}); send it "
+            "again from the device",
         ) from error
     fields = content.model_dump(exclude={"format", "weights", "head_bias"})
     bias = content.head_bias
@@ -198,16 +203,17 @@ def _check_format(path: Path, data: bytes) -> None:
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: truncated or not JSON; send it again with `hgedge state send`"
+        raise FileError(
+            path, "truncated or not JSON; send it again with `hgedge state send`"
         ) from error
     found = document.get("format") if isinstance(document, dict) else None
     if not isinstance(found, str) or not found.startswith("hgprompt.version/"):
-        raise UserError(f"{path}: not what `hgedge state send` writes; leave it out")
+        raise FileError(path, "not what `hgedge state send` writes; leave it out")
     if found not in (FORMAT, OLDER):
-        raise UserError(
-            f"{path}: format {brief(found)} is not the one that this hgedge reads ({FORMAT}); "
-            "upgrade hgprompt-edge here or on the device"
+        raise FileError(
+            path,
+            f"format {brief(found)} is not the one that this hgedge reads ({FORMAT}); upgrade "
+            "hgprompt-edge here or on the device",
         )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hgprompt_edge.artifacts.bank_entries import TUNED
+from hgprompt_edge.artifacts.bank_entries import TUNED, kept_sources
 from hgprompt_edge.artifacts.bundle import Bundle, check_one_prompt
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
@@ -211,22 +211,13 @@ def starting_tokens(bundle: Bundle, backbone: Backbone) -> Floats:
         return bundle.prompt
     if not bundle.sources:
         return neutral_tokens(backbone, PLAIN_TOKENS, DEEP, 0).numpy()
-    sources = _kept_sources(bundle)
+    sources = kept_sources(bundle)
     for about, start in zip(bundle.sources, sources, strict=True):
         if about.get("role") == START:
             started: Floats = start.astype(np.float32)
             return started
     tokens: Floats = neutral_tokens(backbone, sources.shape[2], DEEP, 0).numpy()
     return tokens
-
-
-def _kept_sources(bundle: Bundle) -> Halves:
-    if bundle.source_tokens is None:
-        raise UserError(
-            f"the bundle of {bundle.task} does not hold its sources, so there is nothing for a "
-            "device to mix; run `hgedge fit` with --keep-sources"
-        )
-    return bundle.source_tokens
 
 
 class _Judge:
@@ -288,5 +279,5 @@ def _check(bundle: Bundle, task: Task, names: Sequence[str]) -> None:
             "a device, so only they have condition prompts"
         )
     if bundle.sources:
-        _kept_sources(bundle)  # a device mixes condition prompts with them
+        kept_sources(bundle)  # a device mixes condition prompts with them
     check_same_images(bundle, task)

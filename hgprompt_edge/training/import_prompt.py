@@ -29,7 +29,7 @@ from timm.data.constants import (
 )
 
 from hgprompt_edge.backbones.backbone import Backbone
-from hgprompt_edge.errors import UserError, first_line
+from hgprompt_edge.errors import FileError, MismatchError, first_line
 from hgprompt_edge.files import sha256_file
 from hgprompt_edge.prompts.prompt import DEEP, SHALLOW, Floats, Normalization, Prompt
 from hgprompt_edge.training.vpt_checkpoint import prompt_of_checkpoint
@@ -109,12 +109,12 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
             version = (file.metadata() or {}).get("format", "")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(
-            f"{path}: cannot be read as a safetensors file ({_brief(error)}); copy or download it "
-            "again"
+        raise FileError(
+            path,
+            f"cannot be read as a safetensors file ({_brief(error)}); copy or download it again",
         ) from error
     if version.startswith("hgprompt."):
-        raise UserError(f"{path}: a file of hgedge ({version}); only files of others are imported")
+        raise FileError(path, f"already a prompt of hgedge ({version}); copy it into the bank")
     return tensors
 
 
@@ -125,20 +125,20 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({_brief(error)}); check the path") from error
+        raise FileError(path, f"cannot be read ({_brief(error)}); check the path") from error
     except Exception as error:  # what torch raises on damaged bytes has no common base
         wanted = re.search(r"(?:GLOBAL |<class ')([\w.]+)", str(error))
         if wanted is None:
-            message = f"{path}: truncated or not a file of torch.save; copy or save it again"
+            message = "truncated or not a file of torch.save; copy or save it again"
         else:
             message = (
-                f"{path}: wants {wanted[1]}, and hgedge reads arrays of floats and nothing more; "
-                "save the prompt's arrays alone"
+                f"asks to call {wanted[1]}, and hgedge reads only arrays of floats; save only the "
+                "arrays of the prompt"
             )
-        raise UserError(message) from error
+        raise FileError(path, message) from error
     if not isinstance(content, Mapping):
         kind = type(content).__name__
-        raise UserError(f"{path}: holds a {kind}; save a dictionary of the prompt's arrays")
+        raise FileError(path, f"holds a {kind}; save a dictionary of the prompt's arrays")
     return {str(key): value for key, value in content.items()}
 
 
@@ -151,9 +151,10 @@ def _tokens(path: Path, tensors: Mapping[str, Any]) -> Floats:
     layers = [_layers(path, name, tensors[name]) for name in names]
     for name, layer in zip(names, layers, strict=True):
         if layer.shape[1:] != layers[0].shape[1:]:
-            raise UserError(
-                f"{path}: {name!r} is {list(layer.shape)}, {names[0]!r} {list(layers[0].shape)}; "
-                "all layers of a prompt have the same tokens and width"
+            raise FileError(
+                path,
+                f"{name!r} is {list(layer.shape)}, {names[0]!r} {list(layers[0].shape)}; all "
+                "layers of a prompt have the same tokens and width",
             )
     return np.concatenate(layers)
 
@@ -170,16 +171,18 @@ def _names_by_layer(path: Path, names: list[str]) -> list[str]:
         and len({re.sub("[0-9]+", "", name) for name in others}) <= 1
     )
     if not names or not known:
-        raise UserError(
-            f"{path}: holds neither {VPT_SHALLOW} with {VPT_DEEP} nor one tensor a layer, but "
-            f"{_listed(names)}; give a file with the prompt alone"
+        raise FileError(
+            path,
+            f"holds neither {VPT_SHALLOW} with {VPT_DEEP} nor one tensor a layer, but "
+            f"{_listed(names)}; give a file that holds only the prompt",
         )
     others.sort(key=lambda name: int(numbers[name][0]))
     found = [int(numbers[name][0]) for name in others]
     if found not in (list(range(len(found))), list(range(1, len(found) + 1))):
-        raise UserError(
-            f"{path}: its layers are numbered {', '.join(map(str, found[:20]))}; give a file with "
-            "all layers, from 0 or 1 on"
+        raise FileError(
+            path,
+            f"its layers are numbered {', '.join(map(str, found[:20]))}; give a file with all "
+            "layers, from 0 or 1 on",
         )
     return first + others
 
@@ -190,31 +193,29 @@ def _layers(path: Path, name: str, value: object) -> Floats:
         value = value.detach().float().to_dense().numpy()
     if not (isinstance(value, np.ndarray) and value.dtype.kind == "f"):
         kind = getattr(value, "dtype", type(value).__name__)
-        raise UserError(f"{path}: {name!r} must be an array of floats, got {kind}")
+        raise FileError(path, f"{name!r} must be an array of floats, got {kind}")
     with np.errstate(over="ignore"):  # what leaves float32 becomes inf and is refused
         array = value.astype(np.float32)
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3 or 0 in array.shape or (len(array) > 1 and name != VPT_DEEP):
         shape = "[layers, tokens, width]" if name == VPT_DEEP else "[tokens, width] of one layer"
-        raise UserError(f"{path}: {name!r} must be {shape}, got {list(value.shape)}")
+        raise FileError(path, f"{name!r} must be {shape}, got {list(value.shape)}")
     if not np.isfinite(array).all():
-        raise UserError(f"{path}: {name!r} holds NaN or inf; import the prompt of another epoch")
+        raise FileError(path, f"{name!r} holds NaN or inf; import the prompt of another epoch")
     return array
 
 
 def _check_fits(path: Path, tokens: Floats, backbone: Backbone) -> None:
     layers, _, width = tokens.shape
+    difference = ""
     if width != backbone.embed_dim:
-        raise UserError(
-            f"{path}: its tokens are {width} wide, --backbone {backbone.name} is "
-            f"{backbone.embed_dim} wide; name the backbone that the prompt was trained on"
-        )
-    if layers not in (1, backbone.depth):
-        raise UserError(
-            f"{path}: has {layers} layers, --backbone {backbone.name} has {backbone.depth} "
-            "blocks; name the backbone that the prompt was trained on"
-        )
+        difference = f"its tokens have width {width}, not {backbone.embed_dim}"
+    elif layers not in (1, backbone.depth):
+        difference = f"it has {layers} layers, not {backbone.depth}"
+    if difference:
+        advice = "name the backbone that the prompt was trained on"
+        raise MismatchError(path, f"the backbone {backbone.name}", difference, advice)
 
 
 def _listed(names: list[str]) -> str:

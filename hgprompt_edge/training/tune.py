@@ -201,7 +201,7 @@ def starting_prompt(bundle: Bundle) -> Floats | None:
     if bundle.source_tokens is None:
         raise UserError(
             f"the bundle of {bundle.task} holds neither a prompt nor its sources, so there is "
-            "nothing to start from; run `hgedge fit` with --keep-sources"
+            "nothing to start from; run `hgedge fit` with `keep_sources=True`"
         )
     return mix(bundle.source_tokens.astype(np.float32), bundle.learned_weights.astype(np.float64))
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from hgprompt_edge.backbones.backbone import Backbone
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError, MismatchError
 
 SHALLOW_KEY, DEEP_KEY = "prompt_embeddings", "deep_prompt_embeddings"
 FROZEN = {
@@ -66,9 +66,10 @@ def prompt_of_checkpoint(
 def _check_no_keys_and_values(path: Path, state: Mapping[str, Any]) -> None:
     for key in state:
         if "QKV_embeddings" in key:
-            raise UserError(
-                f"{path}: {key!r} are key and value prompts of E2VPT, and without them its "
-                "prompt is another one; hgedge cannot use them, give a prompt of VPT"
+            raise FileError(
+                path,
+                f"{key!r} are key and value prompts of E2VPT, and without them its prompt is "
+                "another one; hgedge cannot use them, give a prompt of VPT",
             )
 
 
@@ -76,14 +77,16 @@ def _check_nothing_else(path: Path, state: Mapping[str, Any], prefix: str) -> No
     for key in state:
         name = key.removeprefix(prefix)
         if name.startswith("prompt_proj."):
-            raise UserError(
-                f"{path}: {key!r} projects the prompt (option PROJECT of the VPT code), and hgedge "
-                "cannot use a projection; give a prompt that was trained without it"
+            raise FileError(
+                path,
+                f"{key!r} projects the prompt (option PROJECT of the VPT code), and hgedge cannot "
+                "use a projection; give a prompt that was trained without it",
             )
         if not re.match(r"(embeddings|encoder)\.", name) and not re.match(r"head\b", key):
-            raise UserError(
-                f"{path}: holds {key!r} beside prompt, backbone and head, and hgedge does not know "
-                "what it does to the prompt; give a file with the prompt alone"
+            raise FileError(
+                path,
+                f"holds {key!r} beside prompt, backbone and head, and hgedge does not know what "
+                "it does to the prompt; give a file that holds only the prompt",
             )
 
 
@@ -100,7 +103,10 @@ def _check_same_backbone(
         if value.numel() != expected.numel() or not torch.allclose(
             value.detach().float().reshape(expected.shape), expected, rtol=1e-3, atol=1e-4
         ):
-            raise UserError(
-                f"{path}: its {prefix}{theirs} is not that of --backbone {backbone.name}; name the "
-                "backbone that the prompt was trained on, or its weights with --checkpoint"
+            raise MismatchError(
+                path,
+                f"the backbone {backbone.name}",
+                f"its {prefix}{theirs} differs",
+                "name the backbone that the prompt was trained on, or its weights with "
+                "`checkpoint`",
             )

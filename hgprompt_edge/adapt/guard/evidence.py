@@ -85,8 +85,8 @@ def judge_known(expected: Expected, images: int) -> Verdict | None:
         if not expected.all:
             why = (
                 "the model does not know the statistics of clean images of each class that is "
-                "expected; run `hgedge fit` and `hgedge export --adapt` again, leave out "
-                "--expect-classes, or give labels"
+                "expected; run `hgedge fit` and `hgedge export` again, leave out `expected`, or "
+                "give labels"
             )
         return Verdict(False, why, {})
     left = MIN_DISTANCE - (CHANCE / expected.images if expected.images else 0)
@@ -126,8 +126,8 @@ def judge_shown(initial: Floats, expected: Expected) -> Verdict | None:
     why = (
         f"under the initial weights the images show {found:.1f} of {len(expected.places)}{among} "
         f"classes in effect, and {needed:.1f} are needed to tell a change from images of a few "
-        "classes; give images of all, name the classes that they show with --expect-classes, or "
-        "give labels"
+        "classes; give images of all, name the classes that they show with `expected`, or give "
+        "labels"
     )
     return Verdict(False, why, {"classes_before": found})
 
@@ -153,7 +153,7 @@ def judge_labels(labels: Labels, expected: Expected) -> Verdict | None:
         return None
     why = (
         f"the images are of {found} of {len(expected.places)} classes, and those of half are "
-        "needed, since nothing judges what becomes of the others; add images, or name the classes "
-        "that matter here with --expect-classes"
+        "needed, since nothing judges what becomes of the others; add images, or name the "
+        "classes that matter here with `expected`"
     )
     return Verdict(False, why, {"classes_labelled": float(found)})

@@ -26,7 +26,7 @@ to leave it."""
 
 NO_STATISTICS = (
     "the model does not know the statistics of clean images, so nothing says whether these have "
-    "changed; run `hgedge fit` and `hgedge export --adapt` again, or give labels"
+    "changed; run `hgedge fit` and `hgedge export` again, or give labels"
 )
 MIN_SPREAD, MIN_SHIFT = 0.9, 0.3
 """Where only the bias can follow: the shipped model must predict so much of the number

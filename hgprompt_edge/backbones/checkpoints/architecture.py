@@ -18,7 +18,7 @@ from torch import nn
 
 from hgprompt_edge.backbones.checkpoints.layouts import DEIT3, TIMM
 from hgprompt_edge.backbones.checkpoints.translate import Translated
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError, ParameterError
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -72,14 +72,15 @@ def vision_config(path: Path, found: Translated, config: Mapping[str, Any]) -> M
     if model_type is None:
         return {}
     if model_type not in found.layout.model_types:
-        raise UserError(
-            f"--checkpoint {path}: the weights have the layout of {found.layout.name}, "
-            f"config.json beside them is of a '{model_type}'; put the right config.json there, "
-            "or none"
+        raise ParameterError(
+            "checkpoint",
+            path,
+            f"the weights have the layout of {found.layout.name}, config.json beside them is of a "
+            f"'{model_type}'; put the right config.json there, or none",
         )
     inner = config.get("vision_config", config)
     if not isinstance(inner, Mapping):
-        raise UserError(f"{path.parent / 'config.json'}: vision_config must be an object")
+        raise FileError(path.parent / "config.json", "vision_config must be an object")
     return {**CLIP_DEFAULTS, **inner} if model_type.startswith("clip") else inner
 
 
@@ -154,9 +155,11 @@ def _check_dimensions(path: Path, found: Translated) -> None:
     for name, dimensions in wanted.items():
         tensor = found.weights.get(name)
         if tensor is not None and (tensor.ndim != dimensions or 0 in tensor.shape):
-            raise UserError(
-                f"--checkpoint {path}: '{found.names[name]}' has shape {list(tensor.shape)}, which "
-                "is not that of a vision transformer; the file is damaged"
+            raise ParameterError(
+                "checkpoint",
+                path,
+                f"'{found.names[name]}' has shape {list(tensor.shape)}, which is not that of a "
+                "vision transformer; the file is damaged",
             )
 
 
@@ -192,9 +195,11 @@ def _tokens_with_position(path: Path, found: Translated, count: int, registers: 
         candidates = [1]
     fitting = [fixed for fixed in candidates if _root(count - fixed)]
     if not fitting:
-        raise UserError(
-            f"--checkpoint {path}: '{found.names['pos_embed']}' holds {count} positions, which is "
-            "no square of patches and a class token; such models are not supported"
+        raise ParameterError(
+            "checkpoint",
+            path,
+            f"'{found.names['pos_embed']}' holds {count} positions, which is no square of patches "
+            "and a class token; such models are not supported",
         )
     if len(fitting) > 1:
         raise UnknownError(f"its {count} positions fit images of two sizes")
@@ -209,9 +214,11 @@ def _check_agrees(path: Path, shapes: Mapping[str, Any], config: Mapping[str, An
         if key == "image_size" and isinstance(said, int):
             said = said // shapes["patch_size"] * shapes["patch_size"]
         if said != shape:
-            raise UserError(
-                f"--checkpoint {path}: config.json beside it says {key} {config[key]}, its weights "
-                f"say {shape}; put the config.json of this model there"
+            raise ParameterError(
+                "checkpoint",
+                path,
+                f"config.json beside it says {key} {config[key]}, its weights say {shape}; put "
+                "the config.json of this model there",
             )
 
 
@@ -224,9 +231,11 @@ def _heads(path: Path, width: int, config: Mapping[str, Any]) -> tuple[int, str]
         return width // HEAD_WIDTH, f"assumed: one for each {HEAD_WIDTH} of the width {width}"
     heads = config["num_attention_heads"]
     if not (isinstance(heads, int) and heads >= 1 and width % heads == 0):
-        raise UserError(
-            f"--checkpoint {path}: config.json beside it says num_attention_heads {heads}, which "
-            f"does not divide the width {width}; put the config.json of this model there"
+        raise ParameterError(
+            "checkpoint",
+            path,
+            f"config.json beside it says num_attention_heads {heads}, which does not divide the "
+            f"width {width}; put the config.json of this model there",
         )
     return heads, "config.json"
 
@@ -235,9 +244,11 @@ def _activation(path: Path, found: Translated, config: Mapping[str, Any]) -> tup
     if "hidden_act" in config:
         name = str(config["hidden_act"])
         if name not in ACTIVATIONS:
-            raise UserError(
-                f"--checkpoint {path}: config.json beside it says hidden_act '{name}', which is "
-                f"not supported; models with {', '.join(ACTIVATIONS)} are"
+            raise ParameterError(
+                "checkpoint",
+                path,
+                f"config.json beside it says hidden_act '{name}', which is not supported; models "
+                f"with {', '.join(ACTIVATIONS)} are",
             )
         return ACTIVATIONS[name], "config.json"
     if found.layout.activation is None or "norm_pre.weight" in found.weights:

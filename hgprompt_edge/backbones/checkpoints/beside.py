@@ -15,7 +15,7 @@ import timm
 
 from hgprompt_edge.backbones.checkpoints.checkpoint_file import TensorFile
 from hgprompt_edge.backbones.checkpoints.translate import Translated
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError, ParameterError
 
 CONFIG = "config.json"
 METADATA = "the file's metadata"
@@ -106,8 +106,8 @@ def read_json(path: Path, text: str) -> dict[str, Any]:
     try:
         return dict(json.loads(text))
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"--checkpoint {path}: its metadata are damaged ({text[:40]!r}); write it again"
+        raise ParameterError(
+            "checkpoint", path, f"its metadata are damaged ({text[:40]!r}); write it again"
         ) from error
 
 
@@ -117,9 +117,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON; copy or download it again") from error
+        raise FileError(path, "cannot be read as JSON; copy or download it again") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: must be a JSON object; copy or download it again")
+        raise FileError(path, "must be a JSON object; copy or download it again")
     return content
 
 
@@ -147,9 +147,10 @@ def _data_config(path: Path, config: Mapping[str, Any]) -> DataConfig:
         }
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         why = f"has no or an unknown {error}" if isinstance(error, KeyError) else f"{error}"
-        raise UserError(
-            f"{path}: preprocessing that is not supported ({why}); move the file away and name "
-            "the model's timm id with --backbone"
+        raise FileError(
+            path,
+            f"preprocessing that is not supported ({why}); move the file away and name the "
+            "model's timm id with `backbone`",
         ) from error
 
 

@@ -30,7 +30,7 @@ from hgprompt_edge.backbones.checkpoints.beside import (
 from hgprompt_edge.backbones.checkpoints.checkpoint_file import TensorFile, read_tensors
 from hgprompt_edge.backbones.checkpoints.layouts import TIMM
 from hgprompt_edge.backbones.checkpoints.translate import Translated, translate
-from hgprompt_edge.errors import UserError, first_line
+from hgprompt_edge.errors import ParameterError, first_line
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Checkpoint:
         if spec is None:
             return (*self.facts, *self.architecture_facts, *self.data_facts)
         pixels = self.data_facts if self.data_stated else ()
-        return (*self.facts, f"architecture {spec} (--backbone)", *pixels)
+        return (*self.facts, f"architecture {spec} (`backbone`)", *pixels)
 
     def build(self, image_size: int | None = None) -> VisionTransformer:
         """Build the architecture without a head, on the `meta` device.
@@ -114,10 +114,12 @@ class Checkpoint:
         """
         if self.unknown or self.data_config is None:
             why = self.unknown or "no preprocessor_config.json says how pixels are normalised"
-            raise UserError(
-                f"--checkpoint {self.path}: {why}, so that the weights do not say what "
-                "model they belong to; name its timm id with --backbone, or put the model's "
-                "config.json and preprocessor_config.json beside the file"
+            raise ParameterError(
+                "checkpoint",
+                self.path,
+                f"{why}, so that the weights do not say what model they belong to; name its timm "
+                "id with `backbone`, or put the model's config.json and preprocessor_config.json "
+                "beside the file",
             )
         side = image_size or self.image_size
         model = _build(
@@ -143,9 +145,11 @@ class Checkpoint:
             ("heads", "activation"), _computation(model), _computation(own), strict=True
         ):
             if here != there:
-                raise UserError(
-                    f"--backbone {spec}: has {what} {here}, the files at {self.path.parent} say "
-                    f"{there}; name another timm id, or leave --backbone out"
+                raise ParameterError(
+                    "backbone",
+                    spec,
+                    f"has {what} {here}, the files at {self.path.parent} say {there}; name "
+                    "another timm id, or leave `backbone` out",
                 )
 
 
@@ -241,10 +245,11 @@ def _timm_id(path: Path, found: Translated, config: Mapping[str, Any]) -> str | 
     if not isinstance(timm_id, str):
         return None
     if found.layout is not TIMM or not timm.is_model(timm_id):
-        raise UserError(
-            f"--checkpoint {path}: config.json beside it names the architecture '{timm_id}', the "
-            f"weights have the layout of {found.layout.name}; put the right config.json there, "
-            "or none"
+        raise ParameterError(
+            "checkpoint",
+            path,
+            f"config.json beside it names the architecture '{timm_id}', the weights have the "
+            f"layout of {found.layout.name}; put the right config.json there, or none",
         )
     return timm_id
 
@@ -262,9 +267,11 @@ def _check_complete(path: Path, found: Translated, own: _Own) -> None:
     try:
         model = _build(own.timm_id, own.options or {})
     except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"--checkpoint {path}: the architecture that {own.source} describes cannot be built "
-            f"({first_line(error)}); name its timm id with --backbone"
+        raise ParameterError(
+            "checkpoint",
+            path,
+            f"the architecture that {own.source} describes cannot be built ({first_line(error)}); "
+            "name its timm id with `backbone`",
         ) from error
     expected = model.state_dict()
     missing = sorted(expected.keys() - found.weights.keys())
@@ -272,14 +279,16 @@ def _check_complete(path: Path, found: Translated, own: _Own) -> None:
     for kind, keys in (("misses", missing), ("has an unexpected", extra)):
         if keys:
             name = found.names.get(keys[0], keys[0])
-            raise UserError(
-                f"--checkpoint {path}: {kind} '{name}'; {own.source} is of another model"
+            raise ParameterError(
+                "checkpoint", path, f"{kind} '{name}'; {own.source} is of another model"
             )
     for key, tensor in found.weights.items():
         if tensor.shape != expected[key].shape:
-            raise UserError(
-                f"--checkpoint {path}: '{found.names[key]}' has shape {list(tensor.shape)}, the "
-                f"other weights ask for {list(expected[key].shape)}; the file is damaged"
+            raise ParameterError(
+                "checkpoint",
+                path,
+                f"'{found.names[key]}' has shape {list(tensor.shape)}, the other weights ask for "
+                f"{list(expected[key].shape)}; the file is damaged",
             )
 
 

@@ -17,7 +17,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from hgprompt_edge.errors import UserError, first_line
+from hgprompt_edge.errors import ParameterError, UserError, first_line
 
 CONTAINERS = ("teacher", "model", "state_dict")
 """Entries under which training code keeps the weights, the first that is there is taken."""
@@ -65,7 +65,7 @@ def read_tensors(path: Path) -> TensorFile:
 
 
 def _bad(path: Path, reason: str) -> UserError:
-    return UserError(f"--checkpoint {path}: {reason}")
+    return ParameterError("checkpoint", path, f"{reason}")
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -136,8 +136,8 @@ def _why_not_loaded(error: str) -> str:
     if wanted is None:
         return "is truncated or not a file of torch.save; copy or download it again"
     return (
-        f"holds {wanted[1]}, which safe loading refuses; where you trust the file, load it "
-        "elsewhere and save its dictionary of weights only"
+        f"holds {wanted[1]}, which safe loading refuses; if you trust the file, load it in Python "
+        "and save only its state dict"
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hgprompt_edge.backbones.checkpoints.checkpoint_file import shown
 from hgprompt_edge.backbones.checkpoints.layouts import LAYOUTS, NOT_COVERED, Layout, Names
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import ParameterError
 
 CHUNK = re.compile(r"^((?:module\.|backbone\.)*blocks\.)(\d+\.)(\d+\.)")
 """DINOv2's training code groups blocks in chunks; the second number counts on over the groups."""
@@ -67,16 +67,18 @@ def translate(path: Path, tensors: Mapping[str, Tensor]) -> Translated:
     for name in tensors:
         for pattern, sentence in NOT_COVERED.items():
             if re.fullmatch(pattern, name):
-                raise UserError(f"--checkpoint {path}: {sentence} ('{name}')")
+                raise ParameterError("checkpoint", path, f"{sentence} ('{name}')")
     tensors = _without_chunks(path, tensors)
     layout, prefix = _recognise(path, tensors)
     wanted = _wanted(layout, prefix, tensors)
     used = {name for names in wanted.values() for name in names}
     missing = [name for names in wanted.values() for name in names if name not in tensors]
     if missing:
-        raise UserError(
-            f"--checkpoint {path}: misses {_first(missing)}, so it is no complete {layout.name} "
-            "checkpoint; copy or save it again"
+        raise ParameterError(
+            "checkpoint",
+            path,
+            f"misses {_first(missing)}, so it is no complete {layout.name} checkpoint; copy or "
+            "save it again",
         )
     left_out = _left_out(path, layout, prefix, [name for name in tensors if name not in used])
     weights = {key: _joined(path, names, tensors) for key, names in wanted.items()}
@@ -92,8 +94,8 @@ def _without_chunks(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     matches = {name: CHUNK.match(name) for name in tensors}
     chunk_of_block = {(match[1], match[2], match[3]) for match in matches.values() if match}
     if len(chunk_of_block) != len({(before, block) for before, _, block in chunk_of_block}):
-        raise UserError(
-            f"--checkpoint {path}: its blocks are in more than one chunk each; save the model again"
+        raise ParameterError(
+            "checkpoint", path, "its blocks are in more than one chunk each; save the model again"
         )
     plain = {CHUNK.sub(r"\1\3", name): tensor for name, tensor in tensors.items()}
     # Names of both kinds: a file that nobody wrote. The strict names will refuse it.
@@ -105,8 +107,8 @@ def _recognise(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Layout, str]:
         for prefix in layout.prefixes:
             if all(prefix + mark in tensors for mark in layout.marks):
                 return layout, prefix
-    raise UserError(
-        f"--checkpoint {path}: unknown layout, its first tensors are {shown(list(tensors))}; {READ}"
+    raise ParameterError(
+        "checkpoint", path, f"unknown layout, its first tensors are {shown(list(tensors))}; {READ}"
     )
 
 
@@ -156,9 +158,11 @@ def _left_out(path: Path, layout: Layout, prefix: str, names: list[str]) -> dict
         else:
             unknown.append(name)
     if unknown:
-        raise UserError(
-            f"--checkpoint {path}: has an unexpected {_first(unknown)}, which no {layout.name} "
-            "model has; give the weights of an unchanged model"
+        raise ParameterError(
+            "checkpoint",
+            path,
+            f"has an unexpected {_first(unknown)}, which no {layout.name} model has; give the "
+            "weights of an unchanged model",
         )
     return dict(counts)
 
@@ -167,21 +171,25 @@ def _joined(path: Path, names: Names, tensors: Mapping[str, Tensor]) -> Tensor:
     for name in names:
         tensor = tensors[name]
         if not tensor.is_floating_point():
-            raise UserError(
-                f"--checkpoint {path}: '{name}' holds {str(tensor.dtype).removeprefix('torch.')}, "
-                "not floats; give the weights before quantization"
+            raise ParameterError(
+                "checkpoint",
+                path,
+                f"'{name}' holds {str(tensor.dtype).removeprefix('torch.')}, not floats; give the "
+                "weights before quantization",
             )
         if tensor.shape != tensors[names[0]].shape or tensor.ndim == 0:
-            raise UserError(
-                f"--checkpoint {path}: '{name}' has shape {list(tensor.shape)}, '{names[0]}' "
-                f"{list(tensors[names[0]].shape)}; the file is damaged"
+            raise ParameterError(
+                "checkpoint",
+                path,
+                f"'{name}' has shape {list(tensor.shape)}, '{names[0]}' "
+                f"{list(tensors[names[0]].shape)}; the file is damaged",
             )
     # A copy, since the tensors of a safetensors file lie in the file.
     joined = torch.cat([tensors[name].detach() for name in names]).to(torch.float32, copy=True)
     # A sum is finite only if every number is; in float64 those of float32 do not overflow.
     if not torch.isfinite(joined.sum(dtype=torch.float64)):
         bad = next(n for n in names if not torch.isfinite(tensors[n].to(torch.float32)).all())
-        raise UserError(f"--checkpoint {path}: '{bad}' holds NaN or inf; use another file")
+        raise ParameterError("checkpoint", path, f"'{bad}' holds NaN or inf; use another file")
     return joined
 
 
@@ -194,9 +202,11 @@ def _in_timms_shape(path: Path, layout: Layout, weights: dict[str, Tensor]) -> d
         # token's is added to the token itself.
         token, positions = weights["cls_token"], weights["pos_embed"]
         if token.ndim != 3 or positions.ndim != 3 or token.shape[2] != positions.shape[2]:
-            raise UserError(
-                f"--checkpoint {path}: class token {list(token.shape)} and position embeddings "
-                f"{list(positions.shape)} do not belong together; the file is damaged"
+            raise ParameterError(
+                "checkpoint",
+                path,
+                f"class token {list(token.shape)} and position embeddings {list(positions.shape)} "
+                "do not belong together; the file is damaged",
             )
         weights["cls_token"] = token + positions[:, :1]
         weights["pos_embed"] = positions[:, 1:].contiguous()

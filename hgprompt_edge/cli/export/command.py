@@ -106,8 +106,8 @@ def export(
     from hgprompt_edge.artifacts.bundle_file import newest_bundle, read_bundle
     from hgprompt_edge.artifacts.signature import check_signer
     from hgprompt_edge.artifacts.signature import sign as sign_model
+    from hgprompt_edge.cli.shared.outputs import check_output
     from hgprompt_edge.files import sha256_file
-    from hgprompt_edge.paths import check_output
 
     _check_options(file_format, precision, opset)
     _check_int8_alone(context, precision)

@@ -98,7 +98,5 @@ def write_int8(
 
     with progress_bar() as report:
         images = found.load(bundle.preprocessing, progress=partial(report, "reading images"))
-        if images.digest != bundle.split_digest:
-            note(f"{images.data or images.name}: not the images on which {bundle.task} was fitted")
         note_left_out(images.unreadable, images.left_out)
         return export_int8(bundle, backbone, path, images, report=report, **how)

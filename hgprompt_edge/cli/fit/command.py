@@ -122,9 +122,9 @@ def fit(
 ) -> None:
     """Learn how to mix the source prompts, fit a head, write one bundle and a figure."""
     from hgprompt_edge.artifacts.bundle_file import SUFFIX, write_bundle
+    from hgprompt_edge.cli.shared.outputs import check_output
     from hgprompt_edge.data.conditions import check_names
     from hgprompt_edge.errors import UserError
-    from hgprompt_edge.paths import check_output
     from hgprompt_edge.prompts.prompt import SHALLOW
 
     start = time.perf_counter()

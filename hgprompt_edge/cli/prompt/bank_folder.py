@@ -13,8 +13,8 @@ def make_bank_folder(folder: Path) -> None:
     UserError
         It cannot be made or written.
     """
+    from hgprompt_edge.cli.shared.outputs import check_writable
     from hgprompt_edge.errors import UserError
-    from hgprompt_edge.paths import check_writable
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hgprompt_edge.cli.shared.parameters import as_options
 from hgprompt_edge.cli.shared.text import AS_GIVEN, as_json, command_line, visible
 from hgprompt_edge.errors import CheckError, UserError
 
@@ -106,9 +107,9 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             finally:
                 sys.stdout.flush()  # here, so that a full device is told as any other error
         except UserError as error:
-            fail(str(error), EXIT_BAD_INPUT)
+            fail(as_options(error), EXIT_BAD_INPUT)
         except CheckError as error:
-            fail(str(error), EXIT_CHECK_FAILED)
+            fail(as_options(error), EXIT_CHECK_FAILED)
         except KeyboardInterrupt:
             resumes = getattr(command, RESUMES, False)
             further = "; the same command goes on from here" if resumes else ""
@@ -156,7 +157,7 @@ def note(message: str) -> None:
 def note_backbone(backbone: Backbone) -> None:
     """Say on stderr what was taken from a checkpoint of others, and what was assumed."""
     if backbone.facts:
-        note(f"{backbone.checkpoint}: {'; '.join(backbone.facts)}")
+        note(f"{backbone.checkpoint}: {as_options('; '.join(backbone.facts))}")
 
 
 def note_bank(bank: PromptBank) -> None:
@@ -218,4 +219,4 @@ def duration(seconds: float) -> str:
 
 
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    err.print(Text.assemble(("warning: ", "yellow"), visible(str(message))), soft_wrap=True)
+    err.print(Text.assemble(("warning: ", "yellow"), visible(as_options(message))), soft_wrap=True)

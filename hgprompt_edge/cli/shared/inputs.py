@@ -39,10 +39,6 @@ def find_images(
     """
     from hgprompt_edge.data import find_task
 
-    if task is None and data is None:
-        raise UserError(
-            "no images given; name a task with --task, or a folder of your own images with --data"
-        )
     with working("looking for images"):
         found = find_task(
             task, data=data, seed=seed, download=download, group_by_hash=group_by_hash
@@ -145,6 +141,7 @@ def _read_both(
     bank = None if sources in (None, NO_BANK) else read_bank(str(sources))
 
     from hgprompt_edge.backbones.load import load_backbone
+    from hgprompt_edge.fit.checks import check_same_weights
 
     if bank is None:
         vit = load_backbone(backbone, checkpoint=checkpoint, image_size=image_size)
@@ -152,7 +149,7 @@ def _read_both(
     else:
         name = backbone or bank.backbone
         vit = load_backbone(name, checkpoint=checkpoint, image_size=image_size)
-        _check_same(bank, vit, sources)
+        check_same_weights(bank, vit)  # before their image size is asked of this one
         if image_size is None and vit.image_size != bank.image_size:
             vit = load_backbone(name, checkpoint=checkpoint, image_size=bank.image_size)
     return bank, vit
@@ -174,16 +171,6 @@ def bundled_bank_of(backbone: Backbone) -> PromptBank | None:
                 "or train prompts with `hgedge prompt train`"
             )
     return None
-
-
-def _check_same(bank: PromptBank, backbone: Backbone, sources: str | None) -> None:
-    """Refuse prompts of another backbone, before their image size is asked of this one."""
-    if bank.backbone_sha256 != backbone.sha256:
-        raise UserError(
-            f"--sources {sources}: the prompts were trained on other weights ({bank.backbone}, "
-            f"{bank.backbone_sha256[:12]}) than those of --backbone {backbone.name} "
-            f"({backbone.sha256[:12]}); use that backbone or train prompts for this one"
-        )
 
 
 def needs_bank(bank: PromptBank | None, backbone: Backbone) -> PromptBank:

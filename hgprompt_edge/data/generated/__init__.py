@@ -24,7 +24,7 @@ from hgprompt_edge.data.generated import (
 )
 from hgprompt_edge.data.generated.canvas import Paint, Pixels
 from hgprompt_edge.data.task import Images
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import ParameterError
 
 SPLITS = {"train": 0, "validation": 1, "test": 2}
 
@@ -127,9 +127,9 @@ def generate(kind: str, count: int, image_size: int, seed: int, split: str) -> I
         The kind or the split is unknown.
     """
     if kind not in KINDS:
-        raise UserError(f"--task {kind}: unknown; generated tasks are {', '.join(KINDS)}")
+        raise ParameterError("task", kind, f"unknown; generated tasks are {', '.join(KINDS)}")
     if split not in SPLITS:
-        raise UserError(f"split {split!r} is unknown; splits are {', '.join(SPLITS)}")
+        raise ParameterError("split", split, f"unknown; splits are {', '.join(SPLITS)}")
     stream = (list(KINDS).index(kind), SPLITS[split], seed)
     described = KINDS[kind]
     pixels, labels = paint(described.paint, len(described.classes), count, image_size, stream)

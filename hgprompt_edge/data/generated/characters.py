@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from hgprompt_edge.data.generated.canvas import Dice, Floats, Pixels, Point, backdrop, finish
 from hgprompt_edge.data.generated.solids import render_side
 from hgprompt_edge.data.generated.textures import TEXTURES, texture
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import MissingPackageError, argument
 
 LETTERS = string.ascii_uppercase
 
@@ -38,10 +38,7 @@ GLYPH = 72
 def _folder() -> Path:
     spec = find_spec("matplotlib")
     if spec is None or spec.origin is None:
-        raise UserError(
-            "--task generated-character needs the fonts of matplotlib; install "
-            "hgprompt-edge[server]"
-        )
+        raise MissingPackageError(argument("task", "generated-character"), "matplotlib", "server")
     return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
 
 

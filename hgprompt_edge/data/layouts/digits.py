@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from hgprompt_edge.data.parts import Entry, Parts, parts_without_test
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import MissingPackageError, argument
 
 DIGITS_TEST_SHARE = 797 / 1797
 """Of scikit-learn's 1,797 digits 1,000 train."""
@@ -20,9 +20,7 @@ def read_digits() -> Parts:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise UserError(
-            "--task digits needs scikit-learn; install hgprompt-edge[server]"
-        ) from error
+        raise MissingPackageError(argument("task", "digits"), "scikit-learn", "server") from error
     found = load_digits()
     pixels = np.round(found.images * (255.0 / 16.0)).astype(np.uint8)
     entries = [

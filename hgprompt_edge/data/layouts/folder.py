@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hgprompt_edge.data.layouts.part_names import USUAL_NAMES, part_of
 from hgprompt_edge.data.parts import Entry, Parts, parts_without_test
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError
 from hgprompt_edge.images.image_names import is_image_name
 from hgprompt_edge.images.listing import (
     LeftOut,
@@ -143,10 +143,11 @@ def _check_not_parts(folder: Path) -> None:
     if len(common) < 2:
         return
     here = ", ".join(path.name for path in classes[:3])
-    raise UserError(
-        f"{folder}: {here} all hold the folders {', '.join(common[:3])}, so they may be parts of "
-        "the data rather than classes; call the parts train, val and test, or put the images of "
-        "each class into one folder without folders in it"
+    raise FileError(
+        folder,
+        f"{here} all hold the folders {', '.join(common[:3])}, so they may be parts of the data "
+        "rather than classes; call the parts train, val and test, or put the images of each "
+        "class into one folder without folders in it",
     )
 
 
@@ -168,14 +169,15 @@ def _list_classes(parents: Sequence[Path], root: Path) -> list[_Classes]:
                 name = _name(file, root)
                 entries.append(Entry(name, path.name, partial(open_image, file, name)))
         if not entries:
-            raise UserError(
-                f"{parent}: no class folders with images in it ({_seen(parent)}); lay the images "
-                "out as CLASS/IMAGE.jpg"
+            raise FileError(
+                parent,
+                f"no class folders with images in it ({_seen(parent)}); lay the images out as "
+                "CLASS/IMAGE.jpg",
             )
         for name, why in empty.items():
             seen = f" ({summary(why)})" if why else ""
-            raise UserError(
-                f"{parent}: the class folder {name} holds no images{seen}; add some or remove it"
+            raise FileError(
+                parent, f"the class folder '{name}' has no images{seen}; add some or remove it"
             )
         found.append(
             _Classes(entries, [LeftOut(_name(item.name, root), item.reason) for item in left_out])
@@ -197,4 +199,6 @@ def _seen(folder: Path) -> str:
     images = sum(is_image_name(path.name) for path in files)
     if not folders and not files:
         return "it is empty"
-    return f"seen: {folders} folders, {images} images, {len(files) - images} other files"
+    counts = {"folder": folders, "image": images, "other file": len(files) - images}
+    words = [f"{count:,} {what}{'s'[: count != 1]}" for what, count in counts.items()]
+    return f"it has {words[0]}, {words[1]} and {words[2]}"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from hgprompt_edge.data.layouts.parquet import SPLIT_WORDS
-from hgprompt_edge.errors import UserError, first_line
+from hgprompt_edge.errors import MissingPackageError, ParameterError, argument, first_line
 
 PREFIX = "hf:"
 CONVERTED = "refs/convert/parquet"
@@ -34,7 +34,7 @@ def fetch_parquet(data: Path) -> Path:
     """
     found = re.fullmatch(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)", data.as_posix()[len(PREFIX) :])
     if found is None:
-        raise UserError(f"--data {data}: not the id of a data set; write hf:ORG/NAME")
+        raise ParameterError("data", data, "not the id of a data set; write hf:ORG/NAME")
     repository, folder = found[1], PurePosixPath(found[2].strip("/"))
     for revision in (None, CONVERTED):
         with _answering(data):
@@ -47,9 +47,11 @@ def fetch_parquet(data: Path) -> Path:
             with _answering(data):
                 root = _fetch(repository, chosen, revision)
             return root / (folder if chosen in _usual(folder) else chosen)
-    raise UserError(
-        f"--data {data}: the data set has no parquet files there; download it and name the local "
-        "folder with --data DIR"
+    raise ParameterError(
+        "data",
+        data,
+        "the data set has no parquet files there; download it and name the local folder with "
+        "`data`",
     )
 
 
@@ -74,9 +76,11 @@ def _choose(
     outer = sorted(path for path in configurations if path.parent not in configurations)
     if len(outer) > 1:
         names = [path.as_posix() for path in outer]
-        raise UserError(
-            f"--data {data}: the data set has several configurations ({', '.join(names[:5])}); "
-            f"name one, as in hf:{repository}/{names[0]}"
+        raise ParameterError(
+            "data",
+            data,
+            f"the data set has several configurations ({', '.join(names[:5])}); name one, as in "
+            f"hf:{repository}/{names[0]}",
         )
     return outer[0]
 
@@ -87,13 +91,13 @@ def _answering(data: Path) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise UserError(
-            f"--data {data} needs huggingface_hub; install hgprompt-edge[server]"
-        ) from error
+        raise MissingPackageError(argument("data", data), "huggingface_hub", "server") from error
     except Exception as error:  # what the client raises comes from several libraries
-        raise UserError(
-            f"--data {data}: could not be fetched from the hub ({first_line(error, 100)}); "
-            "download its parquet files elsewhere and name their local folder with --data DIR"
+        raise ParameterError(
+            "data",
+            data,
+            f"could not be fetched from the hub ({first_line(error, 100)}); download its parquet "
+            "files elsewhere and name their local folder with `data`",
         ) from error
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hgprompt_edge.data.parts import Entry, Parts
 from hgprompt_edge.data.vtab import VtabTask
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError
 from hgprompt_edge.images.preprocess import open_image
 
 TRAIN, VALIDATION, BOTH, TEST = "train800.txt", "val200.txt", "train800val200.txt", "test.txt"
@@ -27,7 +27,8 @@ MAX_DIGITS = 9
 class Row:
     """A line of a list: where it stands, the path of an image, the number of its class."""
 
-    where: str
+    source: Path
+    place: str
     path: str
     label: int
 
@@ -75,9 +76,9 @@ def _training_lists(folder: Path) -> tuple[str, ...]:
     chosen = both if BOTH in here and not here.issuperset(published) else published
     for name in (*chosen, TEST):
         if name not in here:
-            raise UserError(
-                f"{folder}: no {name} beside the other lists; copy it from the archive that they "
-                "are from"
+            raise FileError(
+                folder,
+                f"no {name} beside the other lists; copy it from the same archive",
             )
     return chosen
 
@@ -87,28 +88,32 @@ def _read(folder: Path, name: str) -> list[Row]:
     path = folder / name
     rows = []
     for number, line in enumerate(_lines(path), 1):
-        where = f"{path}, line {number}"
+        place = f"line {number}"
         words = line.rsplit(maxsplit=1)
         if not words:
             continue
         if len(words) < 2 or not words[1].isdecimal() or len(words[1]) > MAX_DIGITS:
-            raise UserError(
-                f"{where}: not a path and the number of a class ({line.strip()[:60]}); write it as "
-                "images/000000.jpg 7"
+            raise FileError(
+                path,
+                f"not a path and the number of a class ({line.strip()[:60]}); write it as "
+                "images/000000.jpg 7",
+                place,
             )
-        rows.append(Row(where, _below(where, words[0].strip()), int(words[1])))
+        image = _below(path, place, words[0].strip())
+        rows.append(Row(path, place, image, int(words[1])))
     if not rows:
-        raise UserError(f"{path}: is empty; copy it again from its archive")
+        raise FileError(path, "is empty; copy it again from its archive")
     return rows
 
 
-def _below(where: str, path: str) -> str:
+def _below(source: Path, place: str, path: str) -> str:
     """Return `path` in the one spelling by which images are told apart."""
     normal = posixpath.normpath(path)
     if Path(normal).is_absolute() or normal.split("/")[0] == "..":
-        raise UserError(
-            f"{where}: {path[:60]} is not below the folder of the list; write it as "
-            "images/000000.jpg 7"
+        raise FileError(
+            source,
+            f"{path[:60]} is not below the folder of the list; write it as images/000000.jpg 7",
+            place,
         )
     return normal
 
@@ -117,8 +122,8 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: cannot be read as UTF-8 text ({str(error)[:80]}); copy it again"
+        raise FileError(
+            path, f"cannot be read as UTF-8 text ({str(error)[:80]}); copy it again"
         ) from error
 
 
@@ -132,27 +137,32 @@ def _classes(
         rows = [row for rows in lists for row in rows]
         largest = max(rows, key=lambda row: row.label)
         if largest.label >= len(rows):
-            raise UserError(
-                f"{largest.where}: the class {largest.label} is outside of 0 to {len(rows) - 1}, "
-                "what so few images can be of; number the classes from 0 on"
+            raise FileError(
+                largest.source,
+                f"the class {largest.label} is outside of 0 to {len(rows) - 1}, what so few "
+                "images can be of; number the classes from 0 on",
+                largest.place,
             )
         return tuple(str(label) for label in range(largest.label + 1))
     lines = [line.strip() for line in _lines(path)]
     while lines and not lines[-1]:
         lines.pop()
     if "" in lines:  # left out, it would move every name after it
-        raise UserError(
-            f"{path}, line {lines.index('') + 1}: is blank, so that the classes after it may be "
-            "misnumbered; name a class on each line, the first line is class 0"
+        raise FileError(
+            path,
+            "is blank, so that the classes after it may be misnumbered; name a class on each "
+            "line, the first line is class 0",
+            f"line {lines.index('') + 1}",
         )
     names = tuple(lines)
     if len(set(names)) < len(names):
         double = next(name for i, name in enumerate(names) if name in names[:i])
-        raise UserError(f"{path}: names {double} twice; name each class once, in order")
+        raise FileError(path, f"names {double} twice; name each class once, in order")
     if task is not None and len(names) != task.classes:
-        raise UserError(
-            f"{path}: names {len(names):,} classes, and {task.title} has {task.classes:,}; name "
-            "each class on a line, or remove the file"
+        raise FileError(
+            path,
+            f"names {len(names):,} classes, and {task.title} has {task.classes:,}; name each "
+            "class on a line, or remove the file",
         )
     return names
 
@@ -161,19 +171,22 @@ def _check_labels(rows: Sequence[Row], classes: tuple[str, ...], task: VtabTask 
     for row in rows:
         if row.label >= len(classes):
             whose = f"the classes of {task.title}" if task else f"the classes of {CLASSES}"
-            raise UserError(
-                f"{row.where}: the class {row.label} is outside of 0 to {len(classes) - 1}, "
-                f"{whose}; correct the list or name the task that it is of with --task"
+            raise FileError(
+                row.source,
+                f"the class {row.label} is not one of 0 to {len(classes) - 1}, {whose}; correct "
+                "the list or name its task with `task`",
+                row.place,
             )
 
 
 def _check_images(folder: Path, rows: Sequence[Row]) -> None:
     absent = [row for row in rows if not (folder / row.path).is_file()]
     if absent:
-        source = absent[0].where.rpartition(",")[0]
-        raise UserError(
-            f"{source}: names {len(absent):,} image(s) that are not in {folder}, such as "
-            f"{absent[0].path}; unpack the images there or correct the list"
+        source = absent[0].source
+        raise FileError(
+            source,
+            f"names {len(absent):,} image(s) that are not in {folder}, such as {absent[0].path}; "
+            "unpack the images there or correct the list",
         )
 
 
@@ -198,9 +211,11 @@ def _apart(folder: Path, lists: Sequence[Sequence[Row]]) -> list[list[Row]]:
                 kept[-1].append(row)
                 continue
             if first.label != row.label:
-                raise UserError(
-                    f"{row.where}: {row.path} has the class {row.label}, and {first.label} in "
-                    f"{first.where}; correct one of the two"
+                raise FileError(
+                    row.source,
+                    f"{row.path} has the class {row.label}, and {first.label} in {first.source}, "
+                    f"{first.place}; correct one of the two",
+                    row.place,
                 )
             repeated += row.path not in shared
     if repeated:

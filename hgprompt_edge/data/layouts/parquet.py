@@ -18,7 +18,7 @@ from hgprompt_edge.data.layouts.parquet_columns import Columns, columns_of_all, 
 from hgprompt_edge.data.layouts.part_names import SPLIT_NAMES, USUAL_NAMES
 from hgprompt_edge.data.parts import Entry, Parts, parts_without_test
 from hgprompt_edge.data.vtab import VtabTask
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError, UserError
 from hgprompt_edge.images.listing import LeftOut, files_in
 from hgprompt_edge.images.preprocess import UnreadableImageError, open_image
 
@@ -119,9 +119,10 @@ def _splits(folder: Path, files: Sequence[Path], training: bool) -> dict[str, li
             return found[-1]
     if not training:
         return next(splits for splits in found if splits)
-    raise UserError(
-        f"{folder}: no training part among its parquet files ({files[0].name}); add "
-        "train-00000-of-00001.parquet"
+    raise FileError(
+        folder,
+        f"no training part among its parquet files ({files[0].name}); add "
+        "train-00000-of-00001.parquet",
     )
 
 
@@ -166,10 +167,11 @@ def _label(path: Path, index: int, value: object, columns: Columns) -> str:
         return value
     if isinstance(value, int) and value >= 0 and (not levels or value < len(levels)):
         return levels[value] if levels else str(int(value))
-    allowed = f"outside of 0 to {len(levels) - 1}, the classes" if levels else "no class"
-    raise UserError(
-        f"{path}, row {index}: the {columns.label} {value!r} is {allowed}; correct it or leave "
-        "the file out"
+    allowed = f"not one of the classes 0 to {len(levels) - 1}" if levels else "no class"
+    raise FileError(
+        path,
+        f"the {columns.label} {value!r} is {allowed}; correct it or leave the file out",
+        f"row {index}",
     )
 
 
@@ -184,9 +186,10 @@ def _check_known(listed: dict[str, list[Entry]], classes: tuple[str, ...], origi
     for part, entries in listed.items():
         unknown = sorted({entry.label for entry in entries} - set(classes)) if classes else []
         if unknown:
-            raise UserError(
-                f"{origin}: the {part} part holds the class {unknown[0]}, which the training "
-                f"files do not name ({', '.join(classes[:5])}); correct the names"
+            raise FileError(
+                origin,
+                f"the {part} part holds the class {unknown[0]}, which the training files do not "
+                f"name ({', '.join(classes[:5])}); correct the names",
             )
 
 

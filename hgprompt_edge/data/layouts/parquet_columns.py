@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hgprompt_edge.data.vtab import VtabTask
-from hgprompt_edge.errors import UserError, first_line
+from hgprompt_edge.errors import FileError, MissingPackageError, first_line
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
@@ -45,15 +45,14 @@ def opened(path: Path) -> Iterator[Any]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise UserError(
-            f"{path}: parquet files need pyarrow; install hgprompt-edge[server]"
-        ) from error
+        raise MissingPackageError(str(path), "pyarrow", "server") from error
     try:
         with ParquetFile(path) as file:
             yield file
     except (ArrowException, OSError) as error:
-        raise UserError(
-            f"{path}: not a readable parquet file ({first_line(error, 100)}); fetch it again"
+        raise FileError(
+            path,
+            f"not a readable parquet file ({first_line(error, 100)}); copy or download it again",
         ) from error
 
 
@@ -68,16 +67,18 @@ def columns_of_all(files: Sequence[Path], task: VtabTask | None) -> dict[Path, C
         with opened(path) as file:
             absent = {first.image, first.label} - set(file.schema_arrow.names)
         if absent:
-            raise UserError(
-                f"{path}: no column {min(absent)}, which other files of the data set have; fetch "
-                "it again"
+            raise FileError(
+                path,
+                f"no column {min(absent)}, which other files of the data set have; copy or "
+                "download it again",
             )
         found[path] = mine = _columns(path, task, (first.image, first.label))
         if not mine.text and not first.text and bool(mine.levels) != bool(first.levels):
             lacks, has = (path, files[0]) if first.levels else (files[0], path)
-            raise UserError(
-                f"{lacks}: does not say which classes the numbers in {first.label} mean, and "
-                f"{has.name} does; write all files with the names of the classes"
+            raise FileError(
+                lacks,
+                f"does not say which classes the numbers in {first.label} mean, and {has.name} "
+                "does; write all files with the names of the classes",
             )
     return found
 
@@ -107,7 +108,7 @@ def _columns(path: Path, task: VtabTask | None, known: tuple[str, str] | None = 
     names = tuple(map(str, features.get(label, {}).get("names", ())))
     if len(set(names)) < len(names):
         double = next(name for i, name in enumerate(names) if name in names[:i])
-        raise UserError(f"{path}: names the class {double} twice; name each class once")
+        raise FileError(path, f"names the class {double} twice; name each class once")
     text = _is_text(schema.field(label).type)
     if not names and task is not None and not text:
         names = task.class_names
@@ -147,10 +148,15 @@ def _choose(
         if name in found:
             return name
     if found:
-        raise UserError(
-            f"{path}: several {what} columns ({', '.join(found)}); call the one to use {likely[0]}"
+        raise FileError(
+            path, f"several {what} columns ({', '.join(found)}); call the one to use {likely[0]}"
         )
-    raise UserError(
-        f"{path}: no {what} column among {', '.join(columns) or 'none'}; "
-        + ("it holds the bytes of image files" if what == "image" else f"call it {likely[0]}")
+    raise FileError(
+        path,
+        f"no {what} column among {', '.join(columns) or 'none'}; "
+        + (
+            "add one that holds the bytes of image files"
+            if what == "image"
+            else f"call it {likely[0]}"
+        ),
     )

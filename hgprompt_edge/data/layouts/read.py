@@ -15,7 +15,7 @@ from hgprompt_edge.data.layouts.parquet import parquet_files, read_parquet
 from hgprompt_edge.data.layouts.zipped import is_zipped, read_zip
 from hgprompt_edge.data.parts import Parts
 from hgprompt_edge.data.vtab import BENCHMARK, VTAB, VtabTask, missing
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import ParameterError, UserError
 from hgprompt_edge.images.listing import holds_images, subfolders
 
 
@@ -31,7 +31,7 @@ def name_of(data: Path | None) -> str:
     """
     if data is None:
         raise UserError(
-            "no images given; name a task with --task, or a folder of your own images with --data"
+            "no images given; name a task with `task`, or a folder of your own images with `data`"
         )
     if is_hub_id(data):
         return data.parts[1] if len(data.parts) > 1 else data.name
@@ -63,8 +63,8 @@ def read_data(data: Path) -> tuple[str, Parts | None]:
 def check_there(data: Path) -> None:
     """Refuse a path at which nothing lies, unless it is a name of the hub."""
     if not (data.exists() or is_hub_id(data)):
-        raise UserError(
-            f"--data {data}: no such file or folder; name the folder that holds the images"
+        raise ParameterError(
+            "data", data, "no such file or folder; name the folder that holds the images"
         )
 
 
@@ -80,7 +80,7 @@ def read_parts(name: str, data: Path | None, download: bool) -> tuple[Parts, boo
         return read_folder(data), True
     if name == "digits":
         return read_digits(), False
-    raise UserError(unknown_task(name))
+    raise ParameterError("task", name, unknown_task(name))
 
 
 def _read_known(
@@ -101,17 +101,21 @@ def _read_known(
     if name in LAYOUTS and (download or not own):
         return read_torchvision(name, data, download=download), False
     if task is not None and not own and not (data is not None and data.is_file()):
-        raise UserError(missing(task, data or DEFAULT_DATA))
+        raise ParameterError("task", task.name, missing(task, data or DEFAULT_DATA))
     if data is not None:
         if not data.is_dir():
-            raise UserError(
-                f"--data {data}: neither a folder nor a zip file; name a folder of class folders "
-                "or of parquet files, or a zip file with labels.csv"
+            raise ParameterError(
+                "data",
+                data,
+                "neither a folder nor a zip file; name a folder of class folders or of parquet "
+                "files, or a zip file with labels.csv",
             )
         if sets:
-            raise UserError(
-                f"--data {data}: holds {len(sets):,} data set(s), such as {sets[0]}, not class "
-                "folders; name one with --task, or rename the folder if it is a class of yours"
+            raise ParameterError(
+                "data",
+                data,
+                f"holds {len(sets):,} data set(s), such as {sets[0]}, instead of class folders; "
+                "give one of them, or rename the folder if it is one of your classes",
             )
     return None
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from hgprompt_edge.data.layouts.part_names import part_of
 from hgprompt_edge.data.parts import Entry, Parts
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError
 from hgprompt_edge.images.image_names import is_image_name
 from hgprompt_edge.images.listing import LeftOut
 from hgprompt_edge.images.preprocess import UnreadableImageError, open_image
@@ -60,7 +60,7 @@ def read_zip(data: Path) -> Parts:
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a readable zip file ({error}); copy it again") from error
+        raise FileError(path, f"not a readable zip file ({error}); copy it again") from error
     members = {info.filename: info for info in archive.infolist()}
     source, text = _labels_text(archive, path)
     listed: dict[str, list[Entry]] = {"train": [], "validation": [], "test": []}
@@ -74,9 +74,10 @@ def read_zip(data: Path) -> Parts:
             opener = partial(_open_member, archive, members[row.file])
             listed[row.part].append(Entry(row.file, row.label, opener, row.group))
     if missing:
-        raise UserError(
-            f"{source}: names {len(missing):,} file(s) that {path.name} lacks, such as "
-            f"{missing[0]}; correct the table or pack the images again"
+        raise FileError(
+            source,
+            f"names {len(missing):,} file(s) that {path.name} lacks, such as {missing[0]}; "
+            "correct the table or pack the images again",
         )
     train, validation, test = listed.values()
     named = {row.file for row in rows}
@@ -96,13 +97,12 @@ def _labels_text(archive: zipfile.ZipFile, path: Path) -> tuple[str, str]:
             return f"{path}/{LABELS}", archive.read(LABELS).decode("utf-8-sig")
         return str(beside), beside.read_text("utf-8-sig")
     except FileNotFoundError as error:
-        raise UserError(
-            f"{path}: no {LABELS} in it or beside it; write one with the columns "
-            f"{','.join(COLUMNS)}"
+        raise FileError(
+            path, f"no {LABELS} in it or beside it; write one with the columns {','.join(COLUMNS)}"
         ) from error
     except (OSError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-        raise UserError(
-            f"{beside}: cannot be read as UTF-8 text ({error}); save it again as CSV"
+        raise FileError(
+            beside, f"cannot be read as UTF-8 text ({error}); save it again as CSV"
         ) from error
 
 
@@ -111,9 +111,10 @@ def _check_groups(source: str, rows: Sequence[Row]) -> None:
     for row in rows:
         other = first.setdefault(row.group, row)
         if row.group and row.part != other.part:
-            raise UserError(
-                f"{source}: the group {row.group} is in two splits ({other.file} in {other.part}, "
-                f"{row.file} in {row.part}); give all images of a group one split"
+            raise FileError(
+                source,
+                f"the group {row.group} is in two splits ({other.file} in {other.part}, "
+                f"{row.file} in {row.part}); give all images of a group one split",
             )
 
 
@@ -123,9 +124,9 @@ def _rows(source: str, text: str) -> list[Row]:
         header = [(name or "").strip() for name in reader.fieldnames or []]
         lacking = [column for column in COLUMNS if column not in header]
         if lacking:
-            raise UserError(
-                f"{source}: no column {lacking[0]}; its first line must name the columns "
-                f"{','.join(COLUMNS)}"
+            raise FileError(
+                source,
+                f"no column {lacking[0]}; its first line must name the columns {','.join(COLUMNS)}",
             )
         reader.fieldnames = header
         rows = []
@@ -133,25 +134,29 @@ def _rows(source: str, text: str) -> list[Row]:
             file, label, split = ((row[column] or "").strip() for column in COLUMNS)
             key = part_of(split)
             if key is None:
-                raise UserError(
-                    f"{source}, line {reader.line_num}: unknown split {split!r}; use train, val or "
-                    "test"
+                raise FileError(
+                    source,
+                    f"unknown split {split!r}; use train, val or test",
+                    f"line {reader.line_num}",
                 )
             if not file or not label:
-                raise UserError(
-                    f"{source}, line {reader.line_num}: no {'label' if file else 'file'}; fill it "
-                    "in or remove the line"
+                raise FileError(
+                    source,
+                    f"no {'label' if file else 'file'}; fill it in or remove the line",
+                    f"line {reader.line_num}",
                 )
             group = (row[GROUP] or "").strip() if GROUP in header else ""
             if GROUP in header and not group:
-                raise UserError(
-                    f"{source}, line {reader.line_num}: no group; fill it in, with a name of its "
-                    "own for an image that belongs to none, or remove the column"
+                raise FileError(
+                    source,
+                    "no group; fill it in, with a name of its own for an image that belongs to "
+                    "none, or remove the column",
+                    f"line {reader.line_num}",
                 )
             rows.append(Row(file, label, key, group))
         return rows
     except csv.Error as error:
-        raise UserError(f"{source}: not a CSV table ({error}); save it again as CSV") from error
+        raise FileError(source, f"not a CSV table ({error}); save it again as CSV") from error
 
 
 def _open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Image.Image:

@@ -20,7 +20,7 @@ from hgprompt_edge.artifacts.metadata import PREFIX, parse_metadata, probe_count
 from hgprompt_edge.artifacts.model_digest import BLANK, FILE_SHA256, seal
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.data.task import Task
-from hgprompt_edge.errors import CheckError, UserError
+from hgprompt_edge.errors import CheckError, FileError, MismatchError
 from hgprompt_edge.export.bank_file import beside, make_bank, write_beside
 from hgprompt_edge.export.graph.body import attach_head, split_head
 from hgprompt_edge.export.graph.head import head_logits
@@ -35,6 +35,7 @@ from hgprompt_edge.export.onnx_file import append_metadata, check_fits, describe
 from hgprompt_edge.export.openvino_file import add_metadata
 from hgprompt_edge.export.verify import Verification, at_initial, verify_mixes
 from hgprompt_edge.files import atomic_paths
+from hgprompt_edge.fit.checks import check_same_images
 from hgprompt_edge.heads.best_head import fit_head
 from hgprompt_edge.maths.parity import TOLERANCES
 from hgprompt_edge.maths.softmax import softmax
@@ -230,23 +231,24 @@ def _control(
 
 
 def _check_task(bundle: Bundle, task: Task) -> None:
+    where = task.data or task.name
     if task.classes != bundle.classes:
-        raise UserError(
-            f"--data: task '{task.name}' has {len(task.classes)} classes, and they are not the "
-            f"{len(bundle.classes)} of the bundle; give the images that it was fitted on"
+        raise MismatchError(
+            f"the bundle of {bundle.task}",
+            where,
+            f"its {len(bundle.classes)} classes are not the {len(task.classes)} of these images",
+            "give the images that it was fitted on",
         )
+    check_same_images(bundle, task)
     if len(task.train) < MIN_CALIBRATION:
-        raise UserError(
-            f"--data: {len(task.train)} training images, and int8 takes at least "
-            f"{MIN_CALIBRATION} to calibrate; give more or leave out --precision int8"
+        raise FileError(
+            where,
+            f"{len(task.train)} training images, and int8 takes at least {MIN_CALIBRATION} to "
+            "calibrate; give more, or export in another precision",
         )
     if not len(task.validation):
-        raise UserError(
-            "--data: no validation images, and the accuracy of int8 is measured on them; add some "
-            "or leave out --precision int8"
-        )
-    if bundle.split_digest != task.digest:
-        raise UserError(
-            f"--data: these are not the images that the bundle of {bundle.task} was fitted on; "
-            "name those, or run `hgedge fit` on these first"
+        raise FileError(
+            where,
+            "no validation images, and the accuracy of int8 is measured on them; add some, or "
+            "export in another precision",
         )

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.data.task import Images
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import MissingPackageError
 from hgprompt_edge.export.int8.pairs import bound_pairs
 from hgprompt_edge.export.ir_file import save_ir
 
@@ -88,10 +88,7 @@ def openvino_schemes(depth: int, control: Control | None = None, prompts: int = 
         NNCF is not installed.
     """
     if find_spec("nncf") is None:
-        raise UserError(
-            "--precision int8 for OpenVINO needs nncf, which is not installed; "
-            "run `pip install 'hgprompt-edge[int8]'`"
-        )
+        raise MissingPackageError("int8 for OpenVINO", "nncf", "int8")
     # No gain in so small products.
     ends = [rf"{re.escape(name)}.*" for name in _in_float(depth, prompts)]
     # Smoothing is a pass over memory before each product: it comes where the plain way loses.

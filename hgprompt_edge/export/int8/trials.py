@@ -65,9 +65,9 @@ def refusal(path: Path, held: HeldOut, tried: Sequence[Trial], max_drop: float) 
         for trial in tried
     )
     return (
-        f"{path}: no int8 model keeps within --max-drop {max_drop:g} of "
-        f"{100 * held.accuracy:.1f} % on {len(held.images)} held-out images ({rows}); nothing was "
-        "written, allow more or keep float32"
+        f"{path}: no int8 model keeps within `max_drop={max_drop:g}` of {100 * held.accuracy:.1f} "
+        f"% on {len(held.images)} held-out images ({rows}); nothing was written, allow more or "
+        "keep float32"
     )
 
 
@@ -76,7 +76,7 @@ def unproven(path: Path, held: HeldOut, trial: Trial, max_drop: float, needed: i
     enough = f"about {needed:,} would be needed" if needed else "no number of them would decide"
     return (
         f"{path}: {len(held.images)} held-out images are too few to say whether int8 keeps within "
-        f"--max-drop {max_drop:g} ({trial.scheme}: {trial.drop:.1f} points lost, between "
+        f"`max_drop={max_drop:g}` ({trial.scheme}: {trial.drop:.1f} points lost, between "
         f"{trial.low:.1f} and {trial.high:.1f}), {enough}; nothing was written: give more images, "
-        "allow more, or write it with --accept-unproven"
+        "allow more, or write it with `accept_unproven=True`"
     )

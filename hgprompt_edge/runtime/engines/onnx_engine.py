@@ -17,8 +17,8 @@ from hgprompt_edge.runtime.engines.engine import Floats, LoadError, Pixels, Port
 from hgprompt_edge.runtime.engines.onnx_session import open_session
 
 FALLBACK_OPSET = 20
-"""What `hgedge export --opset` writes for runtimes that do not know the default's operators."""
-OTHER_OPSET = f"upgrade onnxruntime or export the model again with `--opset {FALLBACK_OPSET}`"
+"""The `opset` to export for runtimes that do not know the default's operators."""
+OTHER_OPSET = f"upgrade onnxruntime or export the model again with `opset={FALLBACK_OPSET}`"
 FIXED_OPSET = "upgrade onnxruntime"
 """For int8 models and graphs of the gradient, which come in one opset."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hgprompt_edge.artifacts.bundle_file import SUFFIX
 from hgprompt_edge.artifacts.external_weights import check_external_data
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError, ParameterError
 from hgprompt_edge.paths import check_storable, why_not
 from hgprompt_edge.runtime.engines.engine import Engine, LoadError
 
@@ -33,11 +33,11 @@ def open_engine(
         options for OpenVINO, or with weights outside its folder.
     """
     if not path.is_file():
-        raise UserError(f"{path}: {why_not(path, 'model file')}; make it with `hgedge export`")
+        raise FileError(path, f"{why_not(path, 'model file')}; make it with `hgedge export`")
     if path.suffix == SUFFIX:
-        raise UserError(
-            f"{path}: a bundle, not a model; run `hgedge export` on it and name the file "
-            "that this writes"
+        raise FileError(
+            path,
+            "a bundle, not a model; run `hgedge export` on it and name the file that this writes",
         )
     check_storable(str(path), "the model")  # runtimes take UTF-8 alone
     try:
@@ -46,13 +46,14 @@ def open_engine(
 
             return OpenVinoEngine(path, threads, device=device, bf16=bf16)
         if device != "CPU" or bf16:
-            option = "--bf16" if bf16 else f"--device {device}"
-            raise UserError(
-                f"{option}: {path} is an ONNX model, which runs on the CPU in float32; "
-                "export it again with `--format openvino`"
+            raise ParameterError(
+                "bf16" if bf16 else "device",
+                bf16 or device,
+                f"{path} is an ONNX model, which runs on the CPU in float32; export it again for "
+                "OpenVINO",
             )
         from hgprompt_edge.runtime.engines.onnx_engine import OnnxEngine
 
         return OnnxEngine(path, threads, check_external_data(path))
     except LoadError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise FileError(path, f"{error}") from error

@@ -11,7 +11,7 @@ from typing import Any
 
 from hgprompt_edge.artifacts.metadata import PREFIX
 from hgprompt_edge.cores import fewer_cores
-from hgprompt_edge.errors import UserError, brief
+from hgprompt_edge.errors import MissingPackageError, ParameterError, brief
 from hgprompt_edge.files import sha256_file
 from hgprompt_edge.runtime.cpu import cpu_features
 from hgprompt_edge.runtime.engines.engine import Floats, LoadError, Pixels, Port, memory_errors
@@ -128,10 +128,7 @@ class OpenVinoEngine:
 def import_openvino() -> Any:
     """Return the module `openvino`, or say where it comes from."""
     if find_spec("openvino") is None:
-        raise UserError(
-            "an OpenVINO model needs openvino, which is not installed; "
-            "run `pip install 'hgprompt-edge[openvino]'`"
-        )
+        raise MissingPackageError("an OpenVINO model", "openvino", "openvino")
     import openvino
 
     return openvino
@@ -158,12 +155,15 @@ def _has_bf16(core: Any) -> bool:
 def _check_device(core: Any, device: str, bf16: bool) -> None:
     known = [name.partition(".")[0] for name in core.available_devices]
     if device != "AUTO" and device not in known:
-        raise UserError(
-            f"--device {device}: OpenVINO finds none here; choose one of "
-            f"{', '.join(dict.fromkeys([*known, 'AUTO']))}"
+        raise ParameterError(
+            "device",
+            device,
+            f"OpenVINO finds none here; choose one of {', '.join(dict.fromkeys([*known, 'AUTO']))}",
         )
     if bf16 and not _has_bf16(core):
-        raise UserError("--bf16: this CPU does not compute in bfloat16; leave the option out")
+        raise ParameterError(
+            "bf16", None, "this CPU does not compute in bfloat16; leave the option out"
+        )
 
 
 def _check_weights(weights: Path, entries: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from hgprompt_edge.data.layouts.archives.layouts import DEFAULT_DATA, LAYOUTS, L
 from hgprompt_edge.data.layouts.archives.readers import READERS
 from hgprompt_edge.data.parts import Parts
 from hgprompt_edge.data.vtab import VTAB
-from hgprompt_edge.errors import UserError, first_line
+from hgprompt_edge.errors import MissingPackageError, ParameterError, argument, first_line
 
 
 def read_torchvision(name: str, data: Path | None, *, download: bool = False) -> Parts:
@@ -35,31 +35,34 @@ def read_torchvision(name: str, data: Path | None, *, download: bool = False) ->
     root = find_root(name, base)
     mark = _mark(layout, root or base)
     if root is None and not download:
-        raise UserError(_missing(name, base))
+        raise ParameterError("task", name, _missing(name, base))
     if mark.exists() and not download:
-        raise UserError(
-            f"--data {base}: the download of {layout.title} was cut short; fetch it again with "
-            f"--download, or remove {mark} if the copy is whole"
+        raise ParameterError(
+            "data",
+            base,
+            f"the download of {layout.title} was cut short; fetch it again with `download=True`, "
+            f"or remove {mark} if the copy is whole",
         )
     try:
         from torchvision import datasets
     except ImportError as error:
-        raise UserError(
-            f"--task {name} needs torchvision; install hgprompt-edge[server]"
-        ) from error
+        raise MissingPackageError(argument("task", name), "torchvision", "server") from error
     try:
         if root is None or mark.exists():
             return _fetch(name, datasets, root or base)
         return READERS[name](datasets, root, False)
     except ImportError as error:
-        package = "h5py" if error.name == "h5py" else "hgprompt-edge[server]"
-        raise UserError(f"--task {name} needs {error.name}; install {package}") from error
+        package = str(error.name)
+        extra = "" if package == "h5py" else "server"
+        raise MissingPackageError(argument("task", name), package, extra) from error
     except (OSError, RuntimeError, ValueError, LookupError) as error:
         where = (root or base) / layout.folder
         what = "the download of" if root is None else "the copy of"
-        raise UserError(
-            f"--data {where}: {what} {layout.title} is not usable ({first_line(error)}); "
-            "remove it and fetch it again with --download"
+        raise ParameterError(
+            "data",
+            where,
+            f"{what} {layout.title} is not usable ({first_line(error)}); remove it and fetch it "
+            "again with `download=True`",
         ) from error
 
 
@@ -117,7 +120,7 @@ def _missing(name: str, base: Path) -> str:
     layout = LAYOUTS[name]
     files = [(Path(layout.folder) / file).as_posix() for file in layout.files]
     return (
-        f"--task {name}: {layout.title} is not in {base} (expected {', '.join(files)}, or the "
-        f"benchmark's lists in vtab-1k/{VTAB[name].folders[0]}); name its folder with --data DIR "
-        "or fetch it with --download"
+        f"{layout.title} is not in {base} (expected {', '.join(files)}, or the benchmark's lists "
+        f"in vtab-1k/{VTAB[name].folders[0]}); name its folder with `data` or fetch it with "
+        "`download=True`"
     )

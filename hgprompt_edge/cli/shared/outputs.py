@@ -1,0 +1,27 @@
+"""Whether results can be written where a command is to put them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from hgprompt_edge.errors import UserError
+from hgprompt_edge.paths import why_not
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Refuse, before hours of work, a folder that will not take the result."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        message = f"{option}: cannot write to the folder {folder} ({reason}); choose another one"
+        raise UserError(message) from error
+
+
+def check_output(path: Path | None, option: str) -> None:
+    """Refuse, before hours of work, what cannot become a file; None: one in the current folder."""
+    if path is not None and path.is_dir():
+        raise UserError(f"{option} {path}: {why_not(path, 'file')}; name a file")
+    check_writable(Path() if path is None else path.parent, option)
