@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.state import database as database
 from hgprompt_edge.state.history import RETURN, History, Version
-from hgprompt_edge.state.lock import LOCK
+from hgprompt_edge.state.lock import HOLDER
 from hgprompt_edge.state.version import seal, unseal
 
 
@@ -282,7 +282,7 @@ with History(state, BANK, INITIAL) as history, history.exclusive():
         child.kill()
         child.wait()
         with history.exclusive():
-            assert (tmp_path / "state" / LOCK).read_text() == str(os.getpid())
+            assert (tmp_path / "state" / HOLDER).read_text() == str(os.getpid())
         with history.exclusive():
             pass
 

@@ -118,7 +118,8 @@ history = History(state, BANK, INITIAL)
 history.commit(INITIAL, method="x", images=1, figures={})
 os.kill(os.getpid(), 9)
 """
-AS_NOBODY = "import os; os.setgid(65534); os.setuid(65534)\n" if AS_ROOT else ""
+# Imported before, since nobody may not be able to read the interpreter's own files.
+AS_NOBODY = "import filelock, os; os.setgid(65534); os.setuid(65534)\n" if AS_ROOT else ""
 
 
 @pytest.mark.parametrize("tidy", [True, False])
@@ -126,7 +127,11 @@ def test_a_folder_that_cannot_be_written_is_read_and_refused_for_writing(tidy: b
     code = """
 with History(state, BANK, INITIAL, read_only=True) as history:
     print(history.current().id, history.changed())
-for make in (lambda: History(state, BANK, INITIAL), lambda: History(state / "new", BANK, INITIAL)):
+for make in (
+    lambda: History(state, BANK, INITIAL),
+    lambda: History(state / "new", BANK, INITIAL),
+    lambda: history.exclusive().__enter__(),
+):
     try:
         make()
     except UserError as error:
@@ -144,9 +149,10 @@ for make in (lambda: History(state, BANK, INITIAL), lambda: History(state / "new
         first, *messages = in_child(AS_NOBODY + code, folder).communicate()[0].splitlines()
         state.chmod(0o755)
     assert first == "2 False"
-    assert len(messages) == 2
+    assert len(messages) == 3
     assert "history.sqlite: read-only; give a state folder that can be written" in messages[0]
     assert "cannot be made or opened (permission denied)" in messages[1]
+    assert "state: cannot be locked (permission denied); name a state folder" in messages[2]
 
 
 def test_folders_above_the_state_are_not_made(tmp_path: Path) -> None:
