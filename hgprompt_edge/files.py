@@ -188,6 +188,29 @@ def read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     return tensors, dict(header.get("__metadata__") or {})
 
 
+def check_format(path: Path, found: str, wanted: str, otherwise: str) -> None:
+    """Refuse a file that says it has another format than `wanted`, such as `hgprompt.bank/1`.
+
+    Parameters
+    ----------
+    otherwise
+        What a file is that has none of the versions of that format, and what to do, in words.
+
+    Raises
+    ------
+    UserError
+        It is of another version of that format, or of none.
+    """
+    if found == wanted:
+        return
+    if found.rpartition("/")[0] != wanted.rpartition("/")[0]:
+        raise UserError(f"{path}: {otherwise}")
+    raise UserError(
+        f"{path}: format {brief(found)} is newer than this hgedge reads ({wanted}); upgrade "
+        "hgprompt-edge"
+    )
+
+
 def sha256_file(path: Path) -> str:
     """Hexadecimal sha256 of a file's bytes."""
     digest = hashlib.sha256()

@@ -41,12 +41,6 @@ def test_each_history_has_a_number_of_its_own(tmp_path: Path) -> None:
         number = one.device()
         assert len(number) == 16
         assert number != other.device()
-    with sqlite3.connect(tmp_path / "b" / "state" / "history.sqlite") as connection:
-        connection.execute("DELETE FROM meta WHERE key = 'device'")  # as files of before
-    with open_history(tmp_path / "b", read_only=True) as other:
-        assert other.device() == ""
-    with open_history(tmp_path / "b") as other:
-        assert len(other.device()) == 16
     with open_history(tmp_path / "a", read_only=True) as one:
         assert one.device() == number
     with open_history(tmp_path / "none", read_only=True) as missing:

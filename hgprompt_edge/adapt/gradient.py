@@ -14,11 +14,12 @@ from hgprompt_edge.artifacts.device_bank import Bank, bank_path, difference
 from hgprompt_edge.artifacts.external_weights import check_external_data
 from hgprompt_edge.artifacts.metadata import PREFIX
 from hgprompt_edge.errors import UserError, brief
+from hgprompt_edge.files import check_format
 from hgprompt_edge.runtime.engines.onnx_engine import FIXED_OPSET, explain
 from hgprompt_edge.runtime.engines.onnx_session import open_session
 
 ADAPT_FORMATS = "hgprompt.adapt/"
-ADAPT_FORMAT = f"{ADAPT_FORMATS}2"
+ADAPT_FORMAT = f"{ADAPT_FORMATS}1"
 
 MICRO_BATCH = 1
 """Images at a time: more are hardly faster, and each takes the memory of its activations."""
@@ -217,11 +218,13 @@ def _check_origin(
     path: Path, entries: dict[str, str], bank: Bank, inputs: dict[str, list[int]]
 ) -> None:
     found = entries.get(f"{PREFIX}format", "missing")
-    if found != ADAPT_FORMAT:
-        raise UserError(
-            f"{path}: not a graph of this version that `hgedge export --adapt` writes (format "
-            f"'{brief(found)}', not '{ADAPT_FORMAT}'); export it again"
-        )
+    check_format(
+        path,
+        found,
+        ADAPT_FORMAT,
+        f"not a graph that `hgedge export --adapt` writes (format '{brief(found)}', not "
+        f"'{ADAPT_FORMAT}'); export it again",
+    )
     sha256 = entries.get(f"{PREFIX}bank_sha256", "")
     content = entries.get(f"{PREFIX}bank_content_sha256", "")
     if found := difference(bank, sha256, content, inputs["head.bias"][0]):

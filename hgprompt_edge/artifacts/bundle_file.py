@@ -27,7 +27,7 @@ from hgprompt_edge.artifacts.bundle import POOLINGS, Bundle, Floats, Row
 from hgprompt_edge.artifacts.folded import pack_more, read_more
 from hgprompt_edge.artifacts.training_images import read_training_images
 from hgprompt_edge.errors import UserError, brief
-from hgprompt_edge.files import DAMAGE, read_safetensors, write_safetensors
+from hgprompt_edge.files import DAMAGE, check_format, read_safetensors, write_safetensors
 from hgprompt_edge.images.listing import files_in
 from hgprompt_edge.images.preprocess import Preprocessing, UnknownRuleError
 from hgprompt_edge.maths.feature_statistics import read_clean
@@ -101,12 +101,14 @@ def read_bundle(path: Path) -> Bundle:
     if path.suffix in MODEL_SUFFIXES and path.exists():
         raise UserError(f"{path}: a model, not a bundle; name the bundle that it was exported from")
     tensors, metadata = read_safetensors(path)
-    if metadata.get("format") != FORMAT:
-        found = metadata.get("format", "missing")
-        raise UserError(
-            f"{path}: not a bundle that this version reads (format '{brief(found)}', not "
-            f"'{FORMAT}'); run `hgedge fit` again"
-        )
+    found = metadata.get("format", "missing")
+    check_format(
+        path,
+        found,
+        FORMAT,
+        f"not a bundle that this version reads (format '{brief(found)}', not '{FORMAT}'); run "
+        "`hgedge fit` again",
+    )
     for name, tensor in tensors.items():
         if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
             raise UserError(f"{path}: '{brief(name)}' holds NaN or inf; run `hgedge fit` again")

@@ -20,7 +20,14 @@ import numpy.typing as npt
 
 from hgprompt_edge.artifacts.bank_entries import FOLDED, NO_PROMPT
 from hgprompt_edge.errors import UserError, brief
-from hgprompt_edge.files import DAMAGE, Array, read_safetensors, sha256_arrays, write_safetensors
+from hgprompt_edge.files import (
+    DAMAGE,
+    Array,
+    check_format,
+    read_safetensors,
+    sha256_arrays,
+    write_safetensors,
+)
 from hgprompt_edge.maths.feature_statistics import Clean, read_clean
 from hgprompt_edge.maths.mixing import BankKeysValues
 
@@ -141,7 +148,7 @@ def difference(bank: Bank, sha256: str, content: str, classes: int) -> str:
     Parameters
     ----------
     sha256, content
-        Of the bank at the export; no content: not known, exported before it was recorded.
+        Of the bank at the export.
     classes
         Of the file.
     """
@@ -149,7 +156,7 @@ def difference(bank: Bank, sha256: str, content: str, classes: int) -> str:
         return f"other prompts, sha256 {bank.sha256[:12]}... and not {sha256[:12]}..."
     if len(bank.head_bias) != classes:
         return f"a head of {len(bank.head_bias)} classes and not {classes}"
-    if content and content_sha256(bank) != content:
+    if content_sha256(bank) != content:
         return "the same prompts, but another initial mix, head or statistics"
     return ""
 
@@ -194,15 +201,11 @@ def read_bank(path: Path) -> Bank:
         Missing, damaged, another format, or shapes, dtypes or numbers that cannot be a bank's.
     """
     if not path.is_file():
-        raise UserError(
-            f"{path}: no such file; a model that adapts needs its bank beside it, copy both"
-        )
+        what = "no such file; a model that adapts needs its bank beside it, copy both"
+        raise UserError(f"{path}: {what}")
     tensors, metadata = read_safetensors(path)
-    if metadata.get("format") != FORMAT:
-        found = metadata.get("format", "missing")
-        raise UserError(
-            f"{path}: not a bank of this version (format '{brief(found)}', not '{FORMAT}')"
-        )
+    otherwise = "not the bank of a device; copy or export it again"
+    check_format(path, metadata.get("format", ""), FORMAT, otherwise)
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise UserError(f"{path}: '{brief(name)}' holds NaN or inf; copy or export it again")

@@ -16,7 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.errors import UserError, brief
-from hgprompt_edge.files import DAMAGE, read_safetensors, sha256_file, write_safetensors
+from hgprompt_edge.files import (
+    DAMAGE,
+    check_format,
+    read_safetensors,
+    sha256_file,
+    write_safetensors,
+)
 from hgprompt_edge.paths import check_storable
 
 FORMAT = "hgprompt.prompt/1"
@@ -95,16 +101,13 @@ def read_prompt(path: Path) -> Prompt:
     check_storable(path.stem, f"{path.parent}: the prompt")
     tensors, metadata = read_safetensors(path)
     version = metadata.get("format", "")
-    if not version.startswith("hgprompt.prompt/"):
-        raise UserError(
-            f"{path}: not a prompt file of hgedge (format '{brief(version or 'missing')}'); import "
-            "files of other programs with `hgedge prompt import`"
-        )
-    if version != FORMAT:
-        raise UserError(
-            f"{path}: format {brief(version)} is newer than this hgedge reads ({FORMAT}); "
-            "upgrade hgprompt-edge"
-        )
+    check_format(
+        path,
+        version,
+        FORMAT,
+        f"not a prompt file of hgedge (format '{brief(version or 'missing')}'); import files of "
+        "other programs with `hgedge prompt import`",
+    )
     _check_tensors(path, tensors)
     try:
         prompt = _from_metadata(path, tensors, metadata)

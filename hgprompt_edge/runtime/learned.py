@@ -59,7 +59,7 @@ def state_folder(model: Path) -> Path:
 
 
 def open_history(
-    state: Path, bank: Bank, classes: Sequence[str], *, resize: str = "", read_only: bool = False
+    state: Path, bank: Bank, classes: Sequence[str], *, resize: str, read_only: bool = False
 ) -> History:
     """Open what a device has learned for a model with this bank and these classes.
 

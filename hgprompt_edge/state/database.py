@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.images.preprocess import LETTERBOX
 from hgprompt_edge.state.sqlite import connect, is_damage, keep_log, log_of, make_folder
 from hgprompt_edge.state.version import COLUMNS, Version, seal, unseal
 
@@ -38,10 +37,10 @@ class Database:
         The file.
     bank_sha256, classes, resize
         What its versions are for; a file for something else is refused. `classes` is a digest and
-        `resize` a `crop_mode`, each empty where it is not known.
+        `resize` a `crop_mode`.
     """
 
-    def __init__(self, path: Path, bank_sha256: str, classes: str, resize: str = "") -> None:
+    def __init__(self, path: Path, bank_sha256: str, classes: str, resize: str) -> None:
         self.path, self._bank, self._classes, self._resize = path, bank_sha256, classes, resize
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
@@ -66,9 +65,8 @@ class Database:
         connection = self._connection = connect(self.path, "rwc")
         self._file = _identity(self.path)
         if not self._is_empty(connection):
-            # Files of before have no number. Whether there is one or not, this fails where the file
-            # is read-only: now, not after minutes of learning.
-            _number(connection)
+            # Changes nothing, but fails where the file is read-only: now, not after minutes.
+            connection.execute("DELETE FROM meta WHERE key = ''")
             return
         keep_log(connection)
         with self.transaction():
@@ -196,16 +194,14 @@ class Database:
             connection.execute(find, (key,)).fetchone() or (None,)
             for key in ("bank_sha256", "classes_sha256", "resize")
         )
-        if None in (*bank, *classes):
+        if None in (*bank, *classes, *resize):
             raise sqlite3.DatabaseError("malformed")
-        other = "another bank" if bank != (self._bank.encode(),) else ""
-        if not other and self._classes and classes not in ((b"",), (self._classes.encode(),)):
+        other = ""
+        if bank != (self._bank.encode(),):
+            other = "another bank"
+        elif classes != (self._classes.encode(),):
             other = "other classes"
-        # Files of before do not say how pictures became square; letterboxed they were not.
-        fits = (
-            resize == (self._resize.encode(),) if resize != (None,) else self._resize != LETTERBOX
-        )
-        if not other and self._resize and not fits:
+        elif resize != (self._resize.encode(),):
             other = f"another resize rule than '{self._resize}'"
         if other:
             raise UserError(
@@ -217,20 +213,16 @@ class Database:
     def _fill(self, connection: sqlite3.Connection, first: Version) -> None:
         for statement in TABLES:
             connection.execute(statement)
-        meta = {"bank_sha256": self._bank, "classes_sha256": self._classes}
-        if self._resize:
-            meta["resize"] = self._resize
+        meta = {
+            "bank_sha256": self._bank,
+            "classes_sha256": self._classes,
+            "resize": self._resize,
+            "device": secrets.token_hex(8),  # tells this device from others, says nothing else
+        }
         connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-        _number(connection)
         self.append(first)
         connection.execute(f"PRAGMA application_id = {APPLICATION}")
         connection.execute(f"PRAGMA user_version = {FORMAT}")
-
-
-def _number(connection: sqlite3.Connection) -> None:
-    """Give the file a number that tells its device from others and says nothing else of it."""
-    insert = "INSERT OR IGNORE INTO meta VALUES ('device', ?)"
-    connection.execute(insert, (secrets.token_hex(8),))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

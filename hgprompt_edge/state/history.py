@@ -52,7 +52,7 @@ class History:
         Of the model. A bank may serve several tasks, a state only one: other classes are refused.
     resize
         The model's `crop_mode`: what was learned from pictures that were made square in another way
-        is refused. Empty: not known.
+        is refused.
     clock
         Gives Unix seconds.
 

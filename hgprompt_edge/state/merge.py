@@ -198,10 +198,6 @@ def _check(path: Path, update: Update, bundle: Bundle, bank: str, classes: str) 
             f"{path}: learned over another bank ({update.bank_sha256[:12]}) than that of "
             f"{bundle.task} ({bank[:12]}); name the bundle that its model came from with --bundle"
         )
-    if not update.classes_sha256:
-        raise UserError(
-            f"{path}: does not say for which classes it was learned; send it again with this hgedge"
-        )
     if update.classes_sha256 != classes:
         raise UserError(
             f"{path}: learned for other classes than those of {bundle.task}; name the bundle that "

@@ -121,5 +121,5 @@ def _floats(data: bytes | None) -> Floats | None:
 
 
 def classes_digest(classes: Sequence[str]) -> str:
-    """Digest of the names of classes: 16 hexadecimal digits, empty where there are none."""
-    return hashlib.sha256(json.dumps(list(classes)).encode()).hexdigest()[:16] if classes else ""
+    """Digest of the names of classes: 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(list(classes)).encode()).hexdigest()[:16]
