@@ -225,7 +225,7 @@ def test_an_empty_file_is_a_history_that_was_not_made_yet(tmp_path: Path) -> Non
 def test_damaged_versions_are_passed_over(tmp_path: Path) -> None:
     with open_history(tmp_path) as history:
         learn(history, 0.6), learn(history, 0.7), learn(history, 0.8)
-    change(tmp_path, "UPDATE version SET weights = zeroblob(12) WHERE id = 4")
+    change(tmp_path, "UPDATE version SET arrays = (SELECT arrays FROM version) WHERE id = 4")
     with open_history(tmp_path) as history:
         assert history.current().id == 3
         assert [version.id for version in history.versions()] == [1, 2, 3]
@@ -233,10 +233,14 @@ def test_damaged_versions_are_passed_over(tmp_path: Path) -> None:
         assert (new.id, new.parent) == (5, 3)
         with pytest.raises(UserError, match="holds no version 4"):
             history.rollback(4)
-    change(tmp_path, "UPDATE version SET images = 8")
+    change(tmp_path, "UPDATE version SET id = 7 WHERE id = 3")
     with open_history(tmp_path) as history:
-        assert history.current().weights.tolist() == INITIAL.tolist()
-        assert len(history.versions()) == 1
+        assert [version.id for version in history.versions()] == [1, 2, 5]
+    for statement in ("facts = 8", "facts = NULL", "sha256 = arrays"):
+        change(tmp_path, f"UPDATE version SET {statement}")
+        with open_history(tmp_path) as history:
+            assert history.current().weights.tolist() == INITIAL.tolist()
+            assert len(history.versions()) == 1
 
 
 @given(data=st.data())

@@ -14,7 +14,7 @@ LOCK, HOLDER = "adapt.lock", "adapt.pid"
 
 @contextmanager
 def only_one_adapts(folder: Path) -> Iterator[None]:
-    """Hold the lock of a state folder for the block.
+    """Hold the lock of a state folder for the block; one that is killed frees it at once.
 
     The holder's pid lies beside the lock: on Windows a locked file cannot be read.
 
