@@ -96,7 +96,7 @@ def test_where_there_is_nothing_to_gain_nothing_changes(planted: Planted, seed: 
 def test_the_distance_is_in_units_of_the_initials(planted: Planted, labelled: bool) -> None:
     """Loss and gradient, with labels at the mix of the step before, whose statistics it takes."""
     rng = np.random.default_rng(0)
-    width = planted.bank.head_weight.shape[1]
+    width = planted.bank.head.weight.shape[1]
     clean = rng.normal(size=width).astype(np.float32), np.ones(width, np.float32)
     images, rows = planted.images[:9], np.eye(4, dtype=np.float32)[planted.labels[:9]]
     judge = (
@@ -127,7 +127,7 @@ def test_the_distance_is_in_units_of_the_initials(planted: Planted, labelled: bo
 
 def test_a_step_without_numbers_is_no_step_to_go_on_from(planted: Planted) -> None:
     """The anchor's gradient is that of the features of an earlier step, which must have any."""
-    width = planted.bank.head_weight.shape[1]
+    width = planted.bank.head.weight.shape[1]
     clean = np.zeros(width, np.float32), np.ones(width, np.float32)
     images, rows = planted.images[:3], np.eye(4, dtype=np.float32)[planted.labels[:3]]
     judge = anchored_judge(planted.graph, images, rows, clean, 0.7)
@@ -161,7 +161,7 @@ def test_seconds_are_for_all_of_the_learning(
         monkeypatch.setattr(owner, name, ticking(getattr(owner, name)))
     monkeypatch.setattr("time.monotonic", lambda: clock)
     learner = learner_of(kind, planted, Settings(steps=10**6, seconds=40))
-    width = planted.bank.head_weight.shape[1]
+    width = planted.bank.head.weight.shape[1]
     learner.clean = np.ones(width, np.float32), np.ones(width, np.float32)
     if labelled:
         adapt_labelled(learner, planted.images, planted.labels, planted.initial)
@@ -354,14 +354,14 @@ def test_weights_in_force_stay_where_something_has_changed(planted: Planted) -> 
 def test_without_labels_the_bias_takes_the_mean_back(planted: Planted) -> None:
     """Mean logits are then what the initial head gives for the mean of clean features."""
     rng = np.random.default_rng(0)
-    width = planted.bank.head_weight.shape[1]
+    width = planted.bank.head.weight.shape[1]
     clean = rng.normal(size=width).astype(np.float32), np.ones(width, np.float32)
     learner = GradientLearner(planted.graph, Settings(steps=3, head="bias"))
     learner.clean = clean
     found = adapt_unlabelled(learner, planted.images, planted.initial).weights
-    np.testing.assert_array_equal(found.head.weight, planted.bank.head_weight)
+    np.testing.assert_array_equal(found.head.weight, planted.bank.head.weight)
     logits = found.head.logits(learner.features(planted.images, found.mix)).mean(axis=0)
-    wanted = planted.bank.head_weight @ clean[0] + planted.bank.head_bias
+    wanted = planted.bank.head.weight @ clean[0] + planted.bank.head.bias
     np.testing.assert_allclose(logits, wanted, atol=1e-3 * np.abs(wanted).max())
 
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hgprompt_edge.adapt.gradient import Head
 from hgprompt_edge.adapt.losses import Judge, Slope, statistics_distance
 from hgprompt_edge.adapt.optimizer import Point, Settings, deadline_of, descend, start_at
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.simplex import through_softmax
 from hgprompt_edge.maths.softmax import softmax
 

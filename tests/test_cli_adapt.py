@@ -25,6 +25,7 @@ from hgprompt_edge.adapt.images import read_unlabelled
 from hgprompt_edge.artifacts.bank_entries import bank_tokens
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.maths.feature_statistics import Clean, clean_of
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.runtime.learned import open_history, state_folder
 from hgprompt_edge.runtime.predictor import Predictor
 from hgprompt_edge.runtime.watch import watch
@@ -253,12 +254,11 @@ def knowing(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> tuple
     mixed = np.tensordot(planted.initial.mix, bank_tokens(planted.bundle)[1], 1)
     at_initial = replace(planted.bundle, prompt=mixed)
     features = token_features(at_initial, planted.backbone, images)
-    sure = 30 * planted.bundle.head_weight, 30 * planted.bundle.head_bias
-    found = (features @ sure[0].T + sure[1]).argmax(1)
+    sure = Head(30 * planted.bundle.head.weight, 30 * planted.bundle.head.bias)
+    found = sure.logits(features).argmax(1)
     known = replace(
         planted.bundle,
-        head_weight=sure[0],
-        head_bias=sure[1],
+        head=sure,
         probe_logits=30 * planted.bundle.probe_logits,
         clean=clean_of(features, found, len(planted.bundle.classes)),
     )
@@ -305,7 +305,7 @@ def test_expected_classes_are_those_that_there_are_labels_of(
 
 
 def test_the_bias_moves_on_request(planted: Planted, seen: Path, tmp_path: Path) -> None:
-    state, initial = tmp_path / "state", planted.bank.head_bias
+    state, initial = tmp_path / "state", planted.bank.head.bias
     assert adapt(planted, state, "--data", str(seen), "--head", "bias", "--steps", "2")[0] == 0
     with open_history(state, planted.bank, planted.predictor.classes, resize="center") as history:
         *_, latest = history.versions()
@@ -319,7 +319,7 @@ def test_a_head_that_moved_stays_when_the_mix_moves_on(
 ) -> None:
     """The guard judges new weights with the head in force, so that head is what is served."""
     state = tmp_path / "state"
-    moved = planted.bank.head_bias + np.linspace(0, 0.1, len(planted.bank.head_bias), dtype="f")
+    moved = planted.bank.head.bias + np.linspace(0, 0.1, len(planted.bank.head.bias), dtype="f")
     with open_history(state, planted.bank, planted.predictor.classes, resize="center") as history:
         history.commit(
             planted.bank.initial, method="labelled", images=8, figures={}, head_bias=moved

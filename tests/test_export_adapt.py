@@ -37,6 +37,7 @@ from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.export.openvino_file import export_openvino
 from hgprompt_edge.files import read_safetensors, write_safetensors
 from hgprompt_edge.maths.feature_statistics import Clean
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.runtime.predictor import Predictor
 
 CHOICES = ("learned", "none", "tuned", "layered")
@@ -122,7 +123,7 @@ def test_given_prefix_equals_the_mix_in_pytorch(
     logits, features = session.run(["logits", "features"], given)
     wanted = case.reference()["logits"]
     assert relative(logits, wanted) < 2e-5
-    head = features @ case.bank.head_weight.T + case.bank.head_bias
+    head = features @ case.bank.head.weight.T + case.bank.head.bias
     assert relative(head, wanted) < 2e-5, "the bank's head is the one on the features"
 
 
@@ -183,7 +184,7 @@ def test_export_writes_three_files_that_belong_together(tmp_path: Path) -> None:
     assert predictor.compare_probe().ok
     predictor.set_weights(case.mix)
     assert relative(predictor.logits(case.images), case.reference()["logits"]) < 2e-5
-    other = predictor.bank.head_weight[::-1].copy(), predictor.bank.head_bias
+    other = replace(predictor.bank.head, weight=predictor.bank.head.weight[::-1].copy())
     before = predictor.logits(case.images)
     predictor.set_weights(case.mix, other)
     assert relative(predictor.logits(case.images), before) > 0.1, "another head"
@@ -329,7 +330,7 @@ class TestBankFile:
         AdaptGraph(adapt_path(path), read_bank(bank_path(path)))
         width = case.backbone.embed_dim
         moments = np.zeros(width, np.float32), np.ones(width, np.float32)
-        one_less = {"head_weight": case.bank.head_weight[:3], "head_bias": case.bank.head_bias[:3]}
+        one_less = {"head": Head(case.bank.head.weight[:3], case.bank.head.bias[:3])}
         for change, message in (
             ({"sha256": "00" * 32}, "other prompts, sha256 000000000000... and not "),
             ({"initial": case.bank.initial[::-1]}, "the same prompts, but another initial mix"),
@@ -391,7 +392,11 @@ HOSTILE: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
     "weights of integers": ({"initial": np.array([1, 0, 0])}, {}, "'initial' is int64, not"),
     "weights of another sum": ({"initial": np.float32([0, 0, 0])}, {}, "'initial' is no mix"),
     "weights below 0": ({"initial": np.float32([2, 0, -1])}, {}, "'initial' is no mix"),
-    "a flat head": ({"head.weight": np.zeros(4, np.float32)}, {}, "unpack"),
+    "a flat head": (
+        {"head.weight": np.zeros(4, np.float32)},
+        {},
+        r"'head.weight' and .* are \[4\]",
+    ),
     "short mean": (
         {"clean.mean": np.zeros(31, np.float32)},
         {},

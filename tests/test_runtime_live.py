@@ -35,7 +35,7 @@ class TestLive:
             old = live.logits(planted.images[:3])
             assert not live.refresh()
             mix = np.roll(planted.bank.initial, 1)
-            bias = planted.bank.head_bias + np.float32(1)
+            bias = planted.bank.head.bias + np.float32(1)
             history.commit(mix, method="labelled", images=1, figures={}, head_bias=bias)
             assert live.refresh()
             assert not live.refresh()

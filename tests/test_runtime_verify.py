@@ -355,7 +355,10 @@ def test_a_signature_covers_what_a_device_adapts_with(
     names = [check["name"] for check in json.loads(good.stdout)["checks"]]
     assert names.count("signature") == 2
     bank = read_bank(bank_path(tmp_path / "m.onnx"))
-    write_bank(bank_path(tmp_path / "m.onnx"), replace(bank, head_bias=bank.head_bias + 1))
+    write_bank(
+        bank_path(tmp_path / "m.onnx"),
+        replace(bank, head=replace(bank.head, bias=bank.head.bias + 1)),
+    )
     changed = run(*words)
     assert changed.exit_code == 2
     assert "the bank of another model" in " ".join(changed.stderr.split())

@@ -259,7 +259,7 @@ def test_a_mix_of_the_bank_is_folded_and_its_probe_follows(bundle: Bundle) -> No
     x = normalize(torch.from_numpy(bundle.probe_images), bundle.preprocessing)
     with torch.inference_mode():
         features = features_token(backbone.model, x, torch.from_numpy(result.prompt)).numpy()
-    logits = features @ bundle.head_weight.T + bundle.head_bias
+    logits = bundle.head.logits(features)
     np.testing.assert_allclose(result.probe_logits, logits, atol=1e-3)
     assert result.objective["merged"] == {"devices": 3}
     assert bank_sha256(result) == bank_sha256(bundle)

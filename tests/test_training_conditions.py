@@ -27,6 +27,7 @@ from hgprompt_edge.data.conditions import (
 )
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.maths.feature_statistics import Clean
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.training import condition_prompts as condition
 from hgprompt_edge.training.condition_prompts import Worth, starting_tokens, tune_conditions
 from hgprompt_edge.training.condition_trainer import ConditionRecipe, ConditionTrainer
@@ -107,8 +108,7 @@ class TestTuning:
             plain,
             split_digest=self.task.digest,
             classes=self.task.classes,
-            head_weight=rng.normal(size=(3, 32)).astype(np.float32),
-            head_bias=np.zeros(3, np.float32),
+            head=Head(rng.normal(size=(3, 32)).astype(np.float32), np.zeros(3, np.float32)),
             initial=np.array([0.5, 0.5], np.float32),
         )
 

@@ -126,8 +126,7 @@ def judging(bundle: Bundle, backbone: Backbone, task: Task) -> Bundle:
     """Give the bundle a head that has not seen the validation images."""
     judge = Judge(FeatureStore(backbone), task, seed=bundle.seed)
     head = judge.training_head(bundle.prompt)
-    weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
-    bundle = replace(bundle, head_weight=weight, head_bias=bias)
+    bundle = replace(bundle, head=head.as_float32())
     return replace(bundle, probe_logits=reference_logits(bundle, backbone, bundle.probe_images))
 
 

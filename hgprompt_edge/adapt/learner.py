@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.adapt.gradient import AdaptGraph, Doubles, Floats, Head, Pixels
+from hgprompt_edge.adapt.gradient import AdaptGraph, Doubles, Floats, Pixels
 from hgprompt_edge.adapt.gradient_check import check_gradient
 from hgprompt_edge.adapt.losses import (
     anchor_unit,
@@ -30,6 +30,7 @@ from hgprompt_edge.adapt.optimizer import (
 from hgprompt_edge.artifacts.device_bank import Bank
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.maths.feature_statistics import Statistics
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.simplex import smoothed
 from hgprompt_edge.maths.softmax import log_softmax, softmax
 from hgprompt_edge.runtime.predictor import Predictor
@@ -149,7 +150,7 @@ class ForwardLearner:
         self._predictor, self.settings, self._seed = predictor, settings, seed
         bank = predictor.bank
         self.initial = bank.initial.astype(np.float64)
-        self.head = Head(bank.head_weight, bank.head_bias)
+        self.head = bank.head
         self.clean = statistics_of(bank)
 
     def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hgprompt_edge.adapt.gradient import AdaptGraph, Doubles, Floats, Head, Pixels
+from hgprompt_edge.adapt.gradient import AdaptGraph, Doubles, Floats, Pixels
 from hgprompt_edge.maths.feature_statistics import Statistics
+from hgprompt_edge.maths.head import Head
 
 
 @dataclass(frozen=True)

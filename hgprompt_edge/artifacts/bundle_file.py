@@ -31,6 +31,7 @@ from hgprompt_edge.files import DAMAGE, check_format, read_safetensors, write_sa
 from hgprompt_edge.images.listing import files_in
 from hgprompt_edge.images.preprocess import Preprocessing, UnknownRuleError
 from hgprompt_edge.maths.feature_statistics import read_clean
+from hgprompt_edge.maths.head import read_head
 
 FORMAT = "hgprompt.bundle/1"
 SUFFIX = ".hgbundle"
@@ -42,8 +43,7 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
     tensors: dict[str, npt.NDArray[np.generic]] = {
         "weights": bundle.weights.astype(np.float32),
         "learned_weights": bundle.learned_weights.astype(np.float32),
-        "head.weight": bundle.head_weight.astype(np.float32),
-        "head.bias": bundle.head_bias.astype(np.float32),
+        **bundle.head.tensors(),
         "probe.images": bundle.probe_images,
         "probe.logits": bundle.probe_logits.astype(np.float32),
     }
@@ -115,7 +115,8 @@ def read_bundle(path: Path) -> Bundle:
     try:
         _check_weights(tensors, len(json.loads(metadata["sources"])))
         parts = 2 if metadata["pooling"] == "both" else 1
-        classes, width = tensors["head.weight"].shape
+        head = read_head(tensors)
+        classes, width = head.weight.shape
         clean = classes if "more" in metadata else width
         _check_prepared(tensors, json.loads(metadata.get("conditions", "[]")), parts)
         bundle = Bundle(
@@ -134,8 +135,7 @@ def read_bundle(path: Path) -> Bundle:
             prompt=cast("Floats | None", tensors.get("prompt")),
             weights=cast("Floats", tensors["weights"]),
             learned_weights=cast("Floats", tensors["learned_weights"]),
-            head_weight=cast("Floats", tensors["head.weight"]),
-            head_bias=cast("Floats", tensors["head.bias"]),
+            head=head,
             sources=tuple(json.loads(metadata["sources"])),
             table=tuple(Row(**row) for row in json.loads(metadata["table"])),
             objective=_named(metadata, "objective"),

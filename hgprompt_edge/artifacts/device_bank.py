@@ -29,6 +29,7 @@ from hgprompt_edge.files import (
     write_safetensors,
 )
 from hgprompt_edge.maths.feature_statistics import Clean, read_clean
+from hgprompt_edge.maths.head import Head, read_head
 from hgprompt_edge.maths.mixing import BankKeysValues
 
 FORMAT = "hgprompt.bank/1"
@@ -56,10 +57,10 @@ class Bank:
         the head can move.
     initial
         The mix `[M]` that the model left the server with.
-    head_weight, head_bias
-        `[K, D]`, `[K]`: the head as the model applies it to its `features`. Of several folded
-        prompts these are the logarithm of the averaged probabilities, `[K]`, and the head changes
-        nothing yet: `[K, K]`, the identity.
+    head
+        `[K, D]`: as the model applies it to its `features`. Of several folded prompts these are the
+        logarithm of the averaged probabilities, `[K]`, and the head changes nothing yet: `[K, K]`,
+        the identity.
     sha256
         Digest of names and tokens, see `bundle.bank_sha256`.
     clean
@@ -69,8 +70,7 @@ class Bank:
     names: tuple[str, ...]
     mixer: BankKeysValues | None
     initial: Floats
-    head_weight: Floats
-    head_bias: Floats
+    head: Head
     sha256: str
     clean: Clean | None = None
 
@@ -154,8 +154,8 @@ def difference(bank: Bank, sha256: str, content: str, classes: int) -> str:
     """
     if bank.sha256 != sha256:
         return f"other prompts, sha256 {bank.sha256[:12]}... and not {sha256[:12]}..."
-    if len(bank.head_bias) != classes:
-        return f"a head of {len(bank.head_bias)} classes and not {classes}"
+    if len(bank.head.bias) != classes:
+        return f"a head of {len(bank.head.bias)} classes and not {classes}"
     if content_sha256(bank) != content:
         return "the same prompts, but another initial mix, head or statistics"
     return ""
@@ -163,11 +163,7 @@ def difference(bank: Bank, sha256: str, content: str, classes: int) -> str:
 
 def _pack(bank: Bank) -> tuple[dict[str, Array], dict[str, str]]:
     """Tensors and metadata of a bank's file."""
-    tensors: dict[str, Array] = {
-        "initial": bank.initial,
-        "head.weight": bank.head_weight,
-        "head.bias": bank.head_bias,
-    }
+    tensors: dict[str, Array] = {"initial": bank.initial, **bank.head.tensors()}
     metadata = {"format": FORMAT, "names": json.dumps(bank.names), "sha256": bank.sha256}
     if bank.clean is not None:
         tensors |= bank.clean.tensors()
@@ -228,15 +224,14 @@ def _parse(tensors: dict[str, Array], metadata: dict[str, str]) -> Bank:
         if name.endswith("eps") and (tensor < 0).any():
             raise ValueError(f"'{name}' is below 0")
     names = tuple(json.loads(metadata["names"]))
-    classes, width = floats["head.weight"].shape
+    head = read_head(tensors)
     return Bank(
         names=names,
         mixer=None if names in ((NO_PROMPT,), (FOLDED,)) else _parse_mixer(tensors, metadata),
         initial=floats["initial"],
-        head_weight=floats["head.weight"],
-        head_bias=floats["head.bias"],
+        head=head,
         sha256=metadata["sha256"],
-        clean=read_clean(tensors, classes, width),
+        clean=read_clean(tensors, *head.weight.shape),
     )
 
 
@@ -260,15 +255,13 @@ def _parse_mixer(tensors: dict[str, Array], metadata: dict[str, str]) -> BankKey
 
 def _check(bank: Bank) -> None:
     entries = len(bank.names)
-    _, features = bank.head_weight.shape
     if not entries or not all(isinstance(name, str) for name in bank.names):
         raise ValueError("'names' holds no names")
     shapes: list[tuple[str, object, object]] = [
         ("initial", bank.initial.shape, (entries,)),
-        ("head.bias", bank.head_bias.shape, bank.head_weight.shape[:1]),
     ]
     if bank.mixer is not None:
-        shapes += _shapes_of(bank.mixer, entries - bank.gated, features)
+        shapes += _shapes_of(bank.mixer, entries - bank.gated, bank.head.weight.shape[1])
     for what, shape, wanted in shapes:
         if shape != wanted:
             raise ValueError(f"'{what}' is {shape}, not {wanted}")

@@ -15,8 +15,9 @@ from hgprompt_edge.artifacts.bundle import Row
 from hgprompt_edge.data import Images, Task
 from hgprompt_edge.features.cached import FeatureStore, Tokens, digest
 from hgprompt_edge.heads.best_head import HeadChoice, HeadKind, averaged_losses, choose_head
-from hgprompt_edge.heads.heads import Head
+from hgprompt_edge.heads.heads import logits_of
 from hgprompt_edge.maths.feature_statistics import Clean, clean_of
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.softmax import log_mean_softmax
 
 
@@ -147,9 +148,10 @@ class Judge:
         if candidate.more:
             images = task.validation
             logits = [
-                self.training_head(part.tokens)
-                .logits(self.store.features(images.pixels, part.tokens))
-                .numpy()
+                logits_of(
+                    self.training_head(part.tokens),
+                    self.store.features(images.pixels, part.tokens),
+                ).numpy()
                 for part in candidate.parts
             ]
             seen = log_mean_softmax(np.stack(logits))
@@ -178,7 +180,7 @@ class Judge:
     def _probabilities(self, candidate: Candidate, heads: Sequence[Head], images: Images) -> Tensor:
         """Mean class probabilities `[n, K]` over the parts, each under its own head."""
         found = [
-            head.logits(self.store.features(images.pixels, part.tokens)).softmax(1)
+            logits_of(head, self.store.features(images.pixels, part.tokens)).softmax(1)
             for part, head in zip(candidate.parts, heads, strict=True)
         ]
         return torch.stack(found).mean(0).clamp(min=1e-300)

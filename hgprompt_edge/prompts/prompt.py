@@ -23,6 +23,7 @@ from hgprompt_edge.files import (
     sha256_file,
     write_safetensors,
 )
+from hgprompt_edge.maths.head import HEAD_TENSORS, Head, read_head
 from hgprompt_edge.paths import check_storable
 
 FORMAT = "hgprompt.prompt/1"
@@ -83,8 +84,7 @@ class Prompt:
     test_accuracy: float | None = None
     test_accuracy_unprompted: float | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
-    head_weight: Floats | None = None
-    head_bias: Floats | None = None
+    head: Head | None = None
     normalization: Normalization | None = None
     role: str = SOURCE
     sha256: str = ""
@@ -125,10 +125,9 @@ def read_prompt(path: Path) -> Prompt:
 
 def write_prompt(path: Path, prompt: Prompt) -> None:
     """Write one prompt file, whole or not at all."""
-    tensors = {"prompt": prompt.tokens.astype(np.float32)}
-    if prompt.head_weight is not None and prompt.head_bias is not None:
-        tensors["head.weight"] = prompt.head_weight.astype(np.float32)
-        tensors["head.bias"] = prompt.head_bias.astype(np.float32)
+    tensors: dict[str, npt.NDArray[np.generic]] = {"prompt": prompt.tokens.astype(np.float32)}
+    if prompt.head is not None:
+        tensors |= prompt.head.tensors()
     metadata = {
         "format": FORMAT,
         "backbone": prompt.backbone,
@@ -156,7 +155,7 @@ def _check_tensors(path: Path, tensors: dict[str, npt.NDArray[np.generic]]) -> N
             f"{path}: has no tensor named 'prompt'; import files of other programs with "
             "`hgedge prompt import`"
         )
-    unknown = sorted(set(tensors) - {"prompt", "head.weight", "head.bias"})
+    unknown = sorted(set(tensors) - {"prompt", *HEAD_TENSORS})
     if unknown:
         raise UserError(
             f"{path}: unknown tensor '{brief(unknown[0])}'; a prompt file holds one prompt"
@@ -196,8 +195,7 @@ def _from_metadata(
         test_accuracy=json.loads(metadata.get("test_accuracy", "null")),
         test_accuracy_unprompted=json.loads(metadata.get("test_accuracy_unprompted", "null")),
         recipe=json.loads(metadata.get("recipe", "{}")),
-        head_weight=cast("Floats | None", tensors.get("head.weight")),
-        head_bias=cast("Floats | None", tensors.get("head.bias")),
+        head=read_head(tensors) if tensors.keys() & HEAD_TENSORS else None,
         normalization=_normalization(metadata.get("normalization", "null")),
         role=_role(metadata.get("role", SOURCE)),
         sha256=sha256_file(path),

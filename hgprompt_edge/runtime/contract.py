@@ -65,7 +65,7 @@ def check_contract(path: Path, engine: Engine, metadata: Metadata, bank: Bank | 
     if bank is not None:
         given = bank.inputs(bank.initial).items()
         inputs += [Port(name, "float", array.shape[1:]) for name, array in given]
-        outputs.append(Port("features", "float", bank.head_weight.shape[1:]))
+        outputs.append(Port("features", "float", bank.head.weight.shape[1:]))
     if (engine.inputs, engine.outputs) != (tuple(inputs), tuple(outputs)):
         takes, gives = (
             brief(", ".join(map(str, ports))) for ports in (engine.inputs, engine.outputs)
