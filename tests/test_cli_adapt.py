@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 from command_line import hgedge, run
 from PIL import Image
-from planted import Planted
+from planted import Planted, known_statistics
 from small_vits import token_features
 
 from hgprompt_edge.adapt.images import read_unlabelled
 from hgprompt_edge.artifacts.bank_entries import bank_tokens
 from hgprompt_edge.export.onnx_file import export_onnx
-from hgprompt_edge.maths.feature_statistics import Clean, clean_of
+from hgprompt_edge.maths.feature_statistics import measure_statistics
 from hgprompt_edge.maths.head import Head
 from hgprompt_edge.runtime.learned import open_history, state_folder
 from hgprompt_edge.runtime.predictor import Predictor
@@ -206,7 +206,10 @@ def test_the_initial_weights_come_back_with_the_light(
     images = read_unlabelled(seen, planted.predictor.preprocessing).pixels
     mixed = np.tensordot(planted.initial.mix, bank_tokens(planted.bundle)[1], 1)
     features = token_features(replace(planted.bundle, prompt=mixed), planted.backbone, images)
-    known = replace(planted.bundle, clean=Clean(features.mean(0), features.var(0)))
+    known = replace(
+        planted.bundle,
+        clean=known_statistics(features.mean(0), features.var(0), len(planted.bundle.classes)),
+    )
     model = tmp_path / "known.onnx"
     export_onnx(known, planted.backbone, model, runtime_weights=True, adapt=True)
     predictor = Predictor(model)
@@ -233,7 +236,9 @@ def test_a_refusal_without_labels_names_the_bias(
 ) -> None:
     features = token_features(planted.bundle, planted.backbone, planted.images)
     far = features.mean(0) + 5 * features.std(0)
-    known = replace(planted.bundle, clean=Clean(far, features.var(0)))
+    known = replace(
+        planted.bundle, clean=known_statistics(far, features.var(0), len(planted.bundle.classes))
+    )
     model = tmp_path / "known.onnx"
     export_onnx(known, planted.backbone, model, runtime_weights=True, adapt=True)
     words = ("adapt", "--model", str(model), "--data", str(seen), "--unlabelled", "--steps", "1")
@@ -260,7 +265,7 @@ def knowing(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> tuple
         planted.bundle,
         head=sure,
         probe_logits=30 * planted.bundle.probe_logits,
-        clean=clean_of(features, found, len(planted.bundle.classes)),
+        clean=measure_statistics(features, found, len(planted.bundle.classes)),
     )
     model = folder / "known.onnx"
     export_onnx(known, planted.backbone, model, runtime_weights=True, adapt=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from planted import known_statistics
 from scipy.stats import ttest_1samp
 from small_vits import make_backbone
 from toys import make_bank, make_task, noise_tokens
@@ -29,7 +30,6 @@ from hgprompt_edge.fit.choice import Proof
 from hgprompt_edge.fit.estimator import HGPrompt
 from hgprompt_edge.fit.judge import Candidate, Judge
 from hgprompt_edge.heads.heads import logits_of
-from hgprompt_edge.maths.feature_statistics import Clean
 from hgprompt_edge.prompts.bank import PromptBank
 from hgprompt_edge.prompts.mixing import mix
 from hgprompt_edge.training.prompt_tuning import Recipe
@@ -278,7 +278,8 @@ def prepared(bundle: Bundle) -> Bundle:
     with_conditions = replace(bundle, conditions=names, condition_tokens=bundle.source_tokens[:1])
     initial = np.full(len(bank_entries(with_conditions)), 0.2, np.float32)
     merged = {**bundle.objective, "merged": {"devices": 3}}
-    return replace(with_conditions, initial=initial, objective=merged, clean=Clean(moment, moment))
+    known = known_statistics(moment, moment, len(bundle.classes))
+    return replace(with_conditions, initial=initial, objective=merged, clean=known)
 
 
 def test_what_was_of_the_old_prompt_goes_with_it_and_stays_with_it(

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from planted import known_statistics
 from small_vits import FAMILIES, make_backbone, make_mixable
 
 from hgprompt_edge.adapt.gradient import AdaptGraph
@@ -36,7 +37,6 @@ from hgprompt_edge.export.graph.rewrites import Attention, Rewrites
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.export.openvino_file import export_openvino
 from hgprompt_edge.files import read_safetensors, write_safetensors
-from hgprompt_edge.maths.feature_statistics import Clean
 from hgprompt_edge.maths.head import Head
 from hgprompt_edge.runtime.predictor import Predictor
 
@@ -334,7 +334,7 @@ class TestBankFile:
         for change, message in (
             ({"sha256": "00" * 32}, "other prompts, sha256 000000000000... and not "),
             ({"initial": case.bank.initial[::-1]}, "the same prompts, but another initial mix"),
-            ({"clean": Clean(*moments)}, "the same prompts, but another"),
+            ({"clean": known_statistics(*moments, 4)}, "the same prompts, but another"),
             (one_less, "a head of 3 classes and not 4"),
         ):
             write_bank(bank_path(path), replace(case.bank, **change))  # type: ignore[arg-type]
@@ -419,7 +419,7 @@ def bank_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     moments = np.zeros(32, np.float32), np.ones(32, np.float32)
     bank = Case("large epsilon").bank
     path = tmp_path_factory.mktemp("bank") / "b.bank.safetensors"
-    write_bank(path, replace(bank, clean=Clean(*moments)))
+    write_bank(path, replace(bank, clean=known_statistics(*moments, 4)))
     return path
 
 

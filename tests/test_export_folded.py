@@ -12,6 +12,7 @@ import onnx
 import pytest
 from command_line import run
 from PIL import Image
+from planted import known_statistics
 from safetensors.numpy import load_file, save_file
 from small_vits import make_backbone, make_bundle
 from toys import make_task
@@ -33,7 +34,6 @@ from hgprompt_edge.export.openvino_file import Precision, export_openvino
 from hgprompt_edge.fit.assemble import bundle_logits
 from hgprompt_edge.fit.merged_bundle import with_mix
 from hgprompt_edge.heads.best_head import choose_head, fit_head
-from hgprompt_edge.maths.feature_statistics import Clean
 from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.softmax import log_mean_softmax, log_softmax, softmax
 from hgprompt_edge.runtime.bench import bench
@@ -336,7 +336,7 @@ class Device:
         shift = np.array([0.8, -0.6, 0.6, -0.8]) * np.sqrt(variance)
         self.labels = (self.log_p + shift).argmax(axis=1)
         clean = (mean + shift).astype(np.float32), variance.astype(np.float32)
-        self.bundle = replace(bundle, clean=Clean(*clean))
+        self.bundle = replace(bundle, clean=known_statistics(*clean, 4))
         self.path = folder / "m.onnx"
         export_onnx(self.bundle, backbone, self.path, runtime_weights=True, adapt=True)
         for index, (image, label) in enumerate(zip(self.images, self.labels, strict=True)):

@@ -159,7 +159,7 @@ def run_forward_only(case: Case) -> Outcome:
     def fitness(tokens: Any) -> float:
         found = features(fast, case.unlabelled, tokens)
         logits = (found @ weight.T + bias).numpy()
-        distance, _ = statistics_distance(found.numpy(), *bundle.clean.statistics)
+        distance, _ = statistics_distance(found.numpy(), bundle.clean)
         return mean_entropy(logits) + distance
 
     rng = np.random.default_rng(case.seed)

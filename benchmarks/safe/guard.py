@@ -148,11 +148,11 @@ def measure(
         found = learn_unlabelled(learner, pixels[seen], initial, (before[seen], before[seen]))
         old = learner.head.logits(before)
         accuracies, judged = {"before": accuracy(old, labels)}, {}
-        distances = {"before": statistics_distance(before[seen], *learner.clean)[0]}
+        distances = {"before": statistics_distance(before[seen], learner.clean)[0]}
         for name, point in (("mix", learner.ended), ("start", learner.began)):
             after = learner.features(pixels, point.mix)
-            distances[name] = statistics_distance(after[seen], *learner.clean)[0]
-            following = learner.head.following(after[seen], learner.clean[0])
+            distances[name] = statistics_distance(after[seen], learner.clean)[0]
+            following = learner.head.following(after[seen], learner.clean.mean)
             for key, head in ((name, learner.head), (BIASED[name], following)):
                 logits = head.logits(after)
                 accuracies[key] = accuracy(logits, labels)

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.adapt.gradient import Doubles, Floats, Pixels
-from hgprompt_edge.adapt.learner import statistics_of
 from hgprompt_edge.adapt.losses import Slope
 from hgprompt_edge.adapt.optimizer import Descent, Point, Report, Settings, descend
 from hgprompt_edge.artifacts.device_bank import Bank
@@ -42,7 +41,7 @@ class HeadLearner:
         self._predictor, self._known = predictor, dict[str, Floats]()
         self.settings = replace(settings, steps=max(settings.steps, STEPS))
         self.initial = bank.initial.astype(np.float64)
-        self.head, self.clean = bank.head, statistics_of(bank)
+        self.head, self.clean = bank.head, bank.clean
 
     def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
         """No runtime computes the gradient, so there is nothing to check."""

@@ -12,7 +12,7 @@ from hgprompt_edge.artifacts.folded import FoldedPrompt
 from hgprompt_edge.artifacts.training_images import TrainingImages
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.images.preprocess import Preprocessing
-from hgprompt_edge.maths.feature_statistics import Clean
+from hgprompt_edge.maths.feature_statistics import FeatureStatistics
 from hgprompt_edge.maths.head import Head
 from hgprompt_edge.prompts.mixing import MixingWeights
 
@@ -94,7 +94,7 @@ class Bundle:
         `[C, L, T, D]` float16, or None.
     clean
         Statistics of the features (`D` or `2 D`) of clean training images under the chosen prompt,
-        of validation images where it was tuned on those; None: of an earlier version. With several
+        of validation images where it was tuned on those; None: not measured. With several
         folded prompts, of the logarithm of the averaged probabilities of clean images that the
         heads have not seen (`K`).
     checkpoint
@@ -104,7 +104,7 @@ class Bundle:
     group_by_hash
         Their copies were kept on one side of the split.
     trained
-        Hashes of its training and validation images; None: drawn, or of an earlier version.
+        Hashes of its training and validation images; None: drawn.
     more
         Further deep folded prompts, two at most. The bundle's probabilities are the mean of those
         of the first, `prompt` with `head`, and of these; `probe_logits` are
@@ -136,7 +136,7 @@ class Bundle:
     versions: dict[str, str] = field(default_factory=dict)
     conditions: tuple[dict[str, str], ...] = ()
     condition_tokens: npt.NDArray[np.float16] | None = None
-    clean: Clean | None = None
+    clean: FeatureStatistics | None = None
     checkpoint: str = ""
     data: str = ""
     group_by_hash: bool = False

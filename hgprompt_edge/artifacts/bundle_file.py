@@ -30,7 +30,7 @@ from hgprompt_edge.errors import UserError, brief
 from hgprompt_edge.files import DAMAGE, check_format, read_safetensors, write_safetensors
 from hgprompt_edge.images.listing import files_in
 from hgprompt_edge.images.preprocess import Preprocessing, UnknownRuleError
-from hgprompt_edge.maths.feature_statistics import read_clean
+from hgprompt_edge.maths.feature_statistics import read_statistics
 from hgprompt_edge.maths.head import read_head
 
 FORMAT = "hgprompt.bundle/1"
@@ -148,7 +148,7 @@ def read_bundle(path: Path) -> Bundle:
             versions=_named(metadata, "versions"),
             conditions=tuple(json.loads(metadata.get("conditions", "[]"))),
             condition_tokens=cast("npt.NDArray[np.float16] | None", tensors.get("conditions")),
-            clean=read_clean(tensors, classes, clean),
+            clean=read_statistics(tensors, classes, clean),
             more=read_more(tensors, metadata),
         )
         _check_initial(bundle)

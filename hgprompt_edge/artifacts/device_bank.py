@@ -28,7 +28,7 @@ from hgprompt_edge.files import (
     sha256_arrays,
     write_safetensors,
 )
-from hgprompt_edge.maths.feature_statistics import Clean, read_clean
+from hgprompt_edge.maths.feature_statistics import FeatureStatistics, read_statistics
 from hgprompt_edge.maths.head import Head, read_head
 from hgprompt_edge.maths.mixing import BankKeysValues
 
@@ -72,7 +72,7 @@ class Bank:
     initial: Floats
     head: Head
     sha256: str
-    clean: Clean | None = None
+    clean: FeatureStatistics | None = None
 
     @property
     def gated(self) -> bool:
@@ -231,7 +231,7 @@ def _parse(tensors: dict[str, Array], metadata: dict[str, str]) -> Bank:
         initial=floats["initial"],
         head=head,
         sha256=metadata["sha256"],
-        clean=read_clean(tensors, *head.weight.shape),
+        clean=read_statistics(tensors, *head.weight.shape),
     )
 
 

@@ -20,7 +20,7 @@ from hgprompt_edge.export.graph.attention import prepare
 from hgprompt_edge.export.graph.inference import folded_head, last_norm
 from hgprompt_edge.export.graph.rewrites import Rewrites, affine_part
 from hgprompt_edge.export.graph.writer import to_array
-from hgprompt_edge.maths.feature_statistics import Clean
+from hgprompt_edge.maths.feature_statistics import FeatureStatistics
 from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.mixing import BlockWeights, Norm, project_bank
 
@@ -60,7 +60,9 @@ def make_bank(bundle: Bundle, backbone: Backbone) -> Bank:
     )
 
 
-def _clean_before_affine(clean: Clean | None, norm: nn.Module) -> Clean | None:
+def _clean_before_affine(
+    clean: FeatureStatistics | None, norm: nn.Module
+) -> FeatureStatistics | None:
     """Statistics of features without the last norm's scale and bias, which the head has taken."""
     if clean is None or not isinstance(norm, nn.LayerNorm):
         return clean

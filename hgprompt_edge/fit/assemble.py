@@ -18,7 +18,7 @@ from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.forward import features_token, normalize
 from hgprompt_edge.data import Task
 from hgprompt_edge.fit.judge import Candidate
-from hgprompt_edge.maths.feature_statistics import Clean
+from hgprompt_edge.maths.feature_statistics import FeatureStatistics
 from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.softmax import log_mean_softmax
 from hgprompt_edge.prompts.bank import PromptBank
@@ -39,7 +39,7 @@ def make_bundle(
     objective: dict[str, Any],
     seed: int,
     keep_sources: bool,
-    clean: Clean | None = None,
+    clean: FeatureStatistics | None = None,
 ) -> Bundle:
     """Assemble a bundle: float32 numbers, a probe, provenance. Without a bank no prompt is in it.
 

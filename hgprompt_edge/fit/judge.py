@@ -16,7 +16,7 @@ from hgprompt_edge.data import Images, Task
 from hgprompt_edge.features.cached import FeatureStore, Tokens, digest
 from hgprompt_edge.heads.best_head import HeadChoice, HeadKind, averaged_losses, choose_head
 from hgprompt_edge.heads.heads import logits_of
-from hgprompt_edge.maths.feature_statistics import Clean, clean_of
+from hgprompt_edge.maths.feature_statistics import FeatureStatistics, measure_statistics
 from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.softmax import log_mean_softmax
 
@@ -137,7 +137,7 @@ class Judge:
         right: npt.NDArray[np.bool_] = (found.argmax(1) == torch.from_numpy(images.labels)).numpy()
         return right
 
-    def clean(self, candidate: Candidate) -> Clean:
+    def clean(self, candidate: Candidate) -> FeatureStatistics:
         """Statistics of what a device sees on clean images, by which it judges a shift.
 
         Of the features `[n, D]` of the training images; of validation images where the prompt was
@@ -159,7 +159,7 @@ class Judge:
             if candidate.method == TUNED:
                 images = task.validation
             seen = self.store.features(images.pixels, candidate.tokens).numpy()
-        return clean_of(seen, images.labels, len(task.classes))
+        return measure_statistics(seen, images.labels, len(task.classes))
 
     @property
     def _both(self) -> tuple[Images, ...]:

@@ -26,7 +26,7 @@ from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.fit.checks import check_same_images
 from hgprompt_edge.fit.judge import Judge
 from hgprompt_edge.heads.heads import logits_of
-from hgprompt_edge.maths.feature_statistics import clean_of
+from hgprompt_edge.maths.feature_statistics import measure_statistics
 from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.paired import paired
 from hgprompt_edge.prompts.prompt import DEEP, START
@@ -154,11 +154,11 @@ def tune_conditions(
         if worths[-1].kept:
             prompts.append(tokens)
     joined = _joined(bundle, worths, prompts)
-    if joined.clean is None or joined.clean.class_means is None:  # of an earlier version
+    if joined.clean is None:
         seen, images = train, task.train
         if bundle.choice == TUNED:  # that prompt was trained on the training images
             seen, images = validation, task.validation
-        clean = clean_of(seen.features.numpy(), images.labels, len(task.classes))
+        clean = measure_statistics(seen.features.numpy(), images.labels, len(task.classes))
         joined = replace(joined, clean=clean)
     return joined, tuple(worths)
 
