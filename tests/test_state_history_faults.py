@@ -213,6 +213,14 @@ def test_other_files_under_its_name_are_refused_and_left_alone(
         open_history(tmp_path, read_only=read_only)
 
 
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_history_with_other_columns_is_refused(tmp_path: Path, read_only: bool) -> None:
+    open_history(tmp_path).close()
+    change(tmp_path, "ALTER TABLE version RENAME COLUMN facts TO figures")
+    with pytest.raises(UserError, match=r"history.sqlite: unusable \(no such column: facts\)"):
+        open_history(tmp_path, read_only=read_only).current()
+
+
 def test_an_empty_file_is_a_history_that_was_not_made_yet(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / FILE).touch()

@@ -248,7 +248,7 @@ class History:
     def _fetch(self, key: int) -> Version | None:
         """Version of this number, None where there is none or it is damaged."""
         try:
-            find = "SELECT * FROM version WHERE id = ?"
+            find = "SELECT id, facts, arrays, sha256 FROM version WHERE id = ?"
             row = self._opened().execute(find, (key,)).fetchone()
         except sqlite3.DatabaseError as error:
             if type(error) is not sqlite3.DatabaseError:  # of its own kind is damage alone
