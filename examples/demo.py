@@ -90,7 +90,7 @@ def main() -> None:
 def torch_classes(bundle, backbone, task):  # type: ignore[no-untyped-def]
     """Classes of the test images by the definition: tokens in the sequence, in PyTorch."""
     prompt = None if bundle.prompt is None else torch.from_numpy(bundle.prompt)
-    weight, bias = torch.from_numpy(bundle.head_weight), torch.from_numpy(bundle.head_bias)
+    weight, bias = torch.from_numpy(bundle.head.weight), torch.from_numpy(bundle.head.bias)
     classes = []
     with torch.inference_mode():
         for start in range(0, len(task.test), 64):

@@ -55,10 +55,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise _not_written(path, error) from error
@@ -93,10 +93,10 @@ def atomic_paths(*paths: Path) -> Iterator[tuple[Path, ...]]:
         try:
             yield temporary
             for path in temporary:
-                _sync(path)
+                sync(path)
                 path.chmod(0o666 & ~_umask())
             _replace_all(temporary, paths)
-            _sync(first.parent)
+            sync(first.parent)
         except OSError as error:
             raise _not_written(first, error) from error
 
@@ -137,6 +137,19 @@ def _keep(place: Path, old: Path) -> None:
         os.link(place, old)
     except OSError:  # FAT and many network file systems know no second name for a file
         shutil.copy(place, old)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    folder = path.is_dir()
+    if folder and os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    # Windows flushes only what was opened for writing.
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -189,6 +202,29 @@ def read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     return tensors, dict(header.get("__metadata__") or {})
 
 
+def check_format(path: Path, found: str, wanted: str, otherwise: str) -> None:
+    """Refuse a file that says it has another format than `wanted`, such as `hgprompt.bank/1`.
+
+    Parameters
+    ----------
+    otherwise
+        What a file is that has none of the versions of that format, and what to do, in words.
+
+    Raises
+    ------
+    UserError
+        It is of another version of that format, or of none.
+    """
+    if found == wanted:
+        return
+    if found.rpartition("/")[0] != wanted.rpartition("/")[0]:
+        raise FileError(path, otherwise)
+    raise FileError(
+        path,
+        f"format {brief(found)} is newer than this hgedge reads ({wanted}); upgrade hgprompt-edge",
+    )
+
+
 def sha256_file(path: Path) -> str:
     """Hexadecimal sha256 of a file's bytes."""
     digest = hashlib.sha256()
@@ -225,18 +261,6 @@ def _sort_header(data: bytes) -> bytes:
     text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + data[8 + size :]
-
-
-def _sync(path: Path) -> None:
-    folder = path.is_dir()
-    if folder and os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    # Windows flushes only what was opened for writing.
-    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _umask() -> int:

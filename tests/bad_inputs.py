@@ -142,7 +142,7 @@ def _bundles(folder: Path) -> None:
     write_bundle(folder / "other-weights.hgbundle", replace(pets, backbone_sha256="00" * 32))
     unsaved = replace(pets, checkpoint=str(folder / "own.safetensors"))
     write_bundle(folder / "no-checkpoint.hgbundle", unsaved)
-    second = FoldedPrompt(None, pets.weights, pets.head_weight, pets.head_bias, "none")
+    second = FoldedPrompt(None, pets.weights, pets.head, "none")
     write_bundle(folder / "folded.hgbundle", replace(pets, choice="folded", more=(second,)))
     whole = (folder / "pets.hgbundle").read_bytes()
     (folder / "truncated.hgbundle").write_bytes(whole[:5000])

@@ -43,7 +43,9 @@ def reader(kind: str, good: Path) -> Callable[[Path], object]:
         bank = read_bank(bank_path(good.parent.parent / "m.onnx"))
 
         def read_state(path: Path) -> None:
-            with open_history(path.parent, bank, ("a", "b"), read_only=True) as history:
+            with open_history(
+                path.parent, bank, ("a", "b"), resize="center", read_only=True
+            ) as history:
                 history.current()
                 history.versions()
 

@@ -8,12 +8,21 @@ from pathlib import Path
 import numpy as np
 from small_vits import make_backbone, make_mixable, token_logits
 
-from hgprompt_edge.adapt.gradient import AdaptGraph, Head
+from hgprompt_edge.adapt.gradient import AdaptGraph
 from hgprompt_edge.adapt.proposal import Weights
 from hgprompt_edge.artifacts.bank_entries import bank_tokens
 from hgprompt_edge.artifacts.device_bank import adapt_path
 from hgprompt_edge.export.onnx_file import export_onnx
+from hgprompt_edge.maths.feature_statistics import FeatureStatistics
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.runtime.predictor import Predictor
+
+
+def known_statistics(mean: np.ndarray, variance: np.ndarray, classes: int) -> FeatureStatistics:
+    """Of clean images, so many of each class that nothing is refused for their number."""
+    counts = np.full(classes, 10**6)
+    moments = mean.astype(np.float32), variance.astype(np.float32)
+    return FeatureStatistics(*moments, np.tile(moments[0], (classes, 1)), counts)
 
 
 class Planted:
@@ -27,10 +36,10 @@ class Planted:
         self.images = coarse.repeat(8, axis=1).repeat(8, axis=2)
         target = replace(bundle, prompt=bank_tokens(bundle)[1][-1])
         level = token_logits(target, self.backbone, self.images).mean(0)
-        head = 4 * bundle.head_weight, 4 * (bundle.head_bias - level)  # all classes occur
-        target = replace(target, head_weight=head[0], head_bias=head[1])
+        head = Head(4 * bundle.head.weight, 4 * (bundle.head.bias - level))  # all classes occur
+        target = replace(target, head=head)
         self.labels = token_logits(target, self.backbone, self.images).argmax(1)
-        bundle = replace(bundle, head_weight=head[0], head_bias=head[1])
+        bundle = replace(bundle, head=head)
         logits = token_logits(bundle, self.backbone, bundle.probe_images)
         self.bundle = replace(bundle, probe_logits=logits)
         self.path = folder / "pets.onnx"
@@ -39,5 +48,4 @@ class Planted:
         assert self.predictor.bank is not None
         self.bank = self.predictor.bank
         self.graph = AdaptGraph(adapt_path(self.path), self.bank, threads=1)
-        head = Head(self.bank.head_weight, self.bank.head_bias)
-        self.initial = Weights(self.bank.initial.astype(np.float64), head)
+        self.initial = Weights(self.bank.initial.astype(np.float64), self.bank.head)

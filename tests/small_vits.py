@@ -15,6 +15,7 @@ from torch import nn
 from hgprompt_edge.artifacts.bundle import Bundle, Row
 from hgprompt_edge.backbones.backbone import Backbone, wrap_backbone
 from hgprompt_edge.backbones.forward import features_token, normalize
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.prompts.mixing import mix
 
 # timm's own architectures, cut to two blocks and a small input.
@@ -98,8 +99,10 @@ def make_bundle(backbone: Backbone, mode: str = "deep", seed: int = 0, classes: 
         prompt=None if mode == "none" else prompt,
         weights=np.array([0.25, 0.75], np.float32),
         learned_weights=np.array([0.25, 0.75], np.float32),
-        head_weight=rng.normal(size=(classes, backbone.feature_dim)).astype(np.float32),
-        head_bias=rng.normal(size=classes).astype(np.float32),
+        head=Head(
+            rng.normal(size=(classes, backbone.feature_dim)).astype(np.float32),
+            rng.normal(size=classes).astype(np.float32),
+        ),
         sources=({"name": "a", "sha256": "00", "family": ""}, {"name": "b", "sha256": "11"}),
         table=(Row("none", 0.5, 1.25), Row("learned", 0.75, 0.5, 0.7)),
         objective={"H": 3.5, "lambda": 0.1},
@@ -113,7 +116,7 @@ def make_bundle(backbone: Backbone, mode: str = "deep", seed: int = 0, classes: 
 def token_logits(bundle: Bundle, backbone: Backbone, images: np.ndarray) -> np.ndarray:
     """Logits by the definition, in float64 throughout."""
     features = token_features(bundle, backbone, images)
-    return (features @ bundle.head_weight.T + bundle.head_bias).astype(np.float32)
+    return bundle.head.logits(features).astype(np.float32)
 
 
 def token_features(bundle: Bundle, backbone: Backbone, images: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from planted import Planted
+from planted import Planted, known_statistics
 from small_vits import token_features
 
 from hgprompt_edge.adapt.gradient import AdaptGraph
@@ -27,7 +27,7 @@ from hgprompt_edge.artifacts.bank_entries import bank_tokens
 from hgprompt_edge.artifacts.device_bank import adapt_path
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export.onnx_file import export_onnx
-from hgprompt_edge.maths.feature_statistics import Clean
+from hgprompt_edge.maths.feature_statistics import FeatureStatistics
 from hgprompt_edge.maths.simplex import smoothed
 from hgprompt_edge.maths.softmax import log_softmax
 from hgprompt_edge.runtime.predictor import Predictor
@@ -96,8 +96,8 @@ def test_where_there_is_nothing_to_gain_nothing_changes(planted: Planted, seed: 
 def test_the_distance_is_in_units_of_the_initials(planted: Planted, labelled: bool) -> None:
     """Loss and gradient, with labels at the mix of the step before, whose statistics it takes."""
     rng = np.random.default_rng(0)
-    width = planted.bank.head_weight.shape[1]
-    clean = rng.normal(size=width).astype(np.float32), np.ones(width, np.float32)
+    width = planted.bank.head.weight.shape[1]
+    clean = FeatureStatistics(rng.normal(size=width).astype(np.float32), np.ones(width, np.float32))
     images, rows = planted.images[:9], np.eye(4, dtype=np.float32)[planted.labels[:9]]
     judge = (
         anchored_judge(planted.graph, images, rows, clean, 0.7)
@@ -116,7 +116,7 @@ def test_the_distance_is_in_units_of_the_initials(planted: Planted, labelled: bo
         step = planted.graph(images, rows, point, head)
         at_initial = planted.graph(images, 0 * rows, planted.bank.initial).features
         far, near = (
-            statistics_distance(features, *clean)[0] for features in (step.features, at_initial)
+            statistics_distance(features, clean)[0] for features in (step.features, at_initial)
         )
         return labelled * float(step.loss.mean()) + 0.7 * far / near
 
@@ -127,8 +127,8 @@ def test_the_distance_is_in_units_of_the_initials(planted: Planted, labelled: bo
 
 def test_a_step_without_numbers_is_no_step_to_go_on_from(planted: Planted) -> None:
     """The anchor's gradient is that of the features of an earlier step, which must have any."""
-    width = planted.bank.head_weight.shape[1]
-    clean = np.zeros(width, np.float32), np.ones(width, np.float32)
+    width = planted.bank.head.weight.shape[1]
+    clean = FeatureStatistics(np.zeros(width, np.float32), np.ones(width, np.float32))
     images, rows = planted.images[:3], np.eye(4, dtype=np.float32)[planted.labels[:3]]
     judge = anchored_judge(planted.graph, images, rows, clean, 0.7)
     mix, head = smoothed(planted.bank.initial), planted.initial.head
@@ -161,8 +161,8 @@ def test_seconds_are_for_all_of_the_learning(
         monkeypatch.setattr(owner, name, ticking(getattr(owner, name)))
     monkeypatch.setattr("time.monotonic", lambda: clock)
     learner = learner_of(kind, planted, Settings(steps=10**6, seconds=40))
-    width = planted.bank.head_weight.shape[1]
-    learner.clean = np.ones(width, np.float32), np.ones(width, np.float32)
+    width = planted.bank.head.weight.shape[1]
+    learner.clean = FeatureStatistics(np.ones(width, np.float32), np.ones(width, np.float32))
     if labelled:
         adapt_labelled(learner, planted.images, planted.labels, planted.initial)
     else:
@@ -176,7 +176,7 @@ def test_the_anchor_keeps_features_on_the_ground(planted: Planted, kind: str) ->
     at_initial = GradientLearner(planted.graph, Settings()).features(
         planted.images, planted.initial.mix
     )
-    clean = at_initial.mean(axis=0), at_initial.var(axis=0)
+    clean = FeatureStatistics(at_initial.mean(axis=0), at_initial.var(axis=0))
     labels = np.random.default_rng(0).integers(0, 4, 12)
     rows = np.eye(4, dtype=np.float32)[labels]
     start = start_at(planted.initial.mix, planted.initial.head)
@@ -187,7 +187,7 @@ def test_the_anchor_keeps_features_on_the_ground(planted: Planted, kind: str) ->
         learner.clean = clean
         point = learner.learn(planted.images[:12], rows, start, None).point
         features = learner.features(planted.images[:12], point.mix)
-        found[anchor] = statistics_distance(features, *clean)[0]
+        found[anchor] = statistics_distance(features, clean)[0]
     assert found[3.0] < found[0.0]
 
 
@@ -205,7 +205,7 @@ def test_a_mean_that_no_mix_takes_back_is_not_the_biass_to_take(
     learner = learner_of(kind, planted, Settings(steps=2, head="bias"))
     features = learner.features(planted.images, planted.initial.mix)
     far = features.mean(axis=0) + 5 * features.std(axis=0)
-    learner.clean = far, features.var(axis=0)
+    learner.clean = FeatureStatistics(far, features.var(axis=0))
     found = adapt_unlabelled(learner, planted.images, planted.initial)
     assert np.abs(found.weights.head.bias - planted.initial.head.bias).max() > 0
     assert not found.verdict.taken
@@ -250,7 +250,7 @@ def test_without_labels_the_statistics_of_clean_images_lead_back(
     tokens = bank_tokens(planted.bundle)[1]
     clean = replace(planted.bundle, prompt=tokens[0], choice="learned")
     features = token_features(clean, planted.backbone, planted.images)
-    known = replace(planted.bundle, clean=Clean(features.mean(0), features.var(0)))
+    known = replace(planted.bundle, clean=known_statistics(features.mean(0), features.var(0), 4))
     path = tmp_path / "pets.onnx"
     export_onnx(known, planted.backbone, path, runtime_weights=True, adapt=True)
     predictor = Predictor(path)
@@ -268,7 +268,7 @@ def test_without_labels_the_statistics_of_clean_images_lead_back(
             predictor.set_weights(mix)
             seen = predictor.features(planted.images)
             bank = predictor.bank
-            return statistics_distance(seen, *bank.clean.statistics)[0]
+            return statistics_distance(seen, bank.clean)[0]
 
         at_source = distance(np.eye(len(predictor.bank.names))[first])
         assert at_source < 1e-6, "the bank's statistics are those of the clean images"
@@ -295,13 +295,13 @@ def test_a_descent_that_goes_wrong_leaves_its_start_to_judge(planted: Planted) -
     learner = Wandering(planted.graph, Settings(steps=2))
     corner = np.eye(len(planted.initial.mix))[-1]
     features = learner.features(planted.images, corner)
-    learner.clean = features.mean(axis=0), features.var(axis=0)
+    learner.clean = FeatureStatistics(features.mean(axis=0), features.var(axis=0))
     found = learn_from(learner, planted.images, planted.initial)
     assert found.verdict.taken, found.verdict.reason
     assert found.weights.mix[-1] > 0.85
     first, second = (found.verdict.figures[f"distance_{when}"] for when in ("before", "after"))
     assert second < 0.6 * first
-    learner.clean = features.mean(axis=0) + 100, features.var(axis=0)
+    learner.clean = FeatureStatistics(features.mean(axis=0) + 100, features.var(axis=0))
     refused = learn_from(learner, planted.images, planted.initial)
     assert not refused.verdict.taken
     assert refused.weights.mix[0] > 0.85, "what the descent found is what is shown"
@@ -311,7 +311,7 @@ def test_a_descent_that_goes_wrong_leaves_its_start_to_judge(planted: Planted) -
 def test_images_that_look_clean_teach_nothing(planted: Planted, kind: str) -> None:
     learner = learner_of(kind, planted, Settings(steps=3))
     features = learner.features(planted.images, planted.initial.mix)
-    learner.clean = features.mean(axis=0), features.var(axis=0)
+    learner.clean = FeatureStatistics(features.mean(axis=0), features.var(axis=0))
     found = adapt_unlabelled(learner, planted.images, planted.initial)
     assert (found.verdict.taken, found.steps) == (False, 0)
     assert "look as clean ones do" in found.verdict.reason
@@ -322,7 +322,7 @@ def test_when_the_light_comes_back_so_do_the_initial_weights(planted: Planted) -
     """The device has adapted to something that is gone."""
     learner = GradientLearner(planted.graph, Settings(steps=3))
     features = learner.features(planted.images, planted.initial.mix)
-    learner.clean = features.mean(axis=0), features.var(axis=0)
+    learner.clean = FeatureStatistics(features.mean(axis=0), features.var(axis=0))
     corner = np.eye(len(planted.initial.mix))[-1]
     moved = replace(planted.initial.head, bias=planted.initial.head.bias + 1)
     for share, back in ((1.0, True), (1e-3, False)):
@@ -342,8 +342,8 @@ def test_weights_in_force_stay_where_something_has_changed(planted: Planted) -> 
     at_initial, away = (learner.features(planted.images, mix) for mix in (initial.mix, corner))
     # Beyond the initial features, seen from those of the weights in force.
     mean = at_initial.mean(axis=0) + 0.6 * (at_initial - away).mean(axis=0)
-    learner.clean = mean, at_initial.var(axis=0)
-    distances = [statistics_distance(x, *learner.clean)[0] for x in (at_initial, away)]
+    learner.clean = FeatureStatistics(mean, at_initial.var(axis=0))
+    distances = [statistics_distance(x, learner.clean)[0] for x in (at_initial, away)]
     assert distances[0] > 0.1, "not what clean images look like"
     assert distances[0] < 0.6 * distances[1]
     found = adapt_unlabelled(learner, planted.images, Weights(corner, initial.head))
@@ -354,14 +354,14 @@ def test_weights_in_force_stay_where_something_has_changed(planted: Planted) -> 
 def test_without_labels_the_bias_takes_the_mean_back(planted: Planted) -> None:
     """Mean logits are then what the initial head gives for the mean of clean features."""
     rng = np.random.default_rng(0)
-    width = planted.bank.head_weight.shape[1]
-    clean = rng.normal(size=width).astype(np.float32), np.ones(width, np.float32)
+    width = planted.bank.head.weight.shape[1]
+    clean = FeatureStatistics(rng.normal(size=width).astype(np.float32), np.ones(width, np.float32))
     learner = GradientLearner(planted.graph, Settings(steps=3, head="bias"))
     learner.clean = clean
     found = adapt_unlabelled(learner, planted.images, planted.initial).weights
-    np.testing.assert_array_equal(found.head.weight, planted.bank.head_weight)
+    np.testing.assert_array_equal(found.head.weight, planted.bank.head.weight)
     logits = found.head.logits(learner.features(planted.images, found.mix)).mean(axis=0)
-    wanted = planted.bank.head_weight @ clean[0] + planted.bank.head_bias
+    wanted = planted.bank.head.weight @ clean.mean + planted.bank.head.bias
     np.testing.assert_allclose(logits, wanted, atol=1e-3 * np.abs(wanted).max())
 
 

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hgprompt_edge.adapt.gradient import Head
 from hgprompt_edge.adapt.losses import Judge, Slope, statistics_distance
 from hgprompt_edge.adapt.optimizer import Point, Settings, deadline_of, descend, start_at
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.maths.feature_statistics import FeatureStatistics
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.simplex import through_softmax
 from hgprompt_edge.maths.softmax import softmax
 
@@ -100,11 +101,11 @@ def numeric_gradient(f: Any, x: np.ndarray, step: float) -> np.ndarray:
 
 def test_gradient_of_the_loss_without_labels() -> None:
     rng = np.random.default_rng(0)
-    mean, variance = rng.normal(size=4), rng.uniform(0.5, 2, 4)
+    known = FeatureStatistics(rng.normal(size=4), rng.uniform(0.5, 2, 4))
     features = rng.normal(size=(6, 4))
 
     def distance(x: np.ndarray) -> float:
-        return statistics_distance(x, mean, variance)[0]
+        return statistics_distance(x, known)[0]
 
     numeric = numeric_gradient(distance, features, 1e-4)
-    np.testing.assert_allclose(statistics_distance(features, mean, variance)[1], numeric, atol=1e-5)
+    np.testing.assert_allclose(statistics_distance(features, known)[1], numeric, atol=1e-5)

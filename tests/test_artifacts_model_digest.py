@@ -108,7 +108,7 @@ def test_the_graph_that_a_device_adapts_with_carries_one(tmp_path: Path) -> None
     assert checks["adapt digest"]["ok"] is False
 
 
-def test_models_of_earlier_versions_are_read(model: Path, tmp_path: Path) -> None:
+def test_a_model_whose_digest_was_taken_out_is_named(model: Path, tmp_path: Path) -> None:
     proto = onnx.load(model)
     kept = [entry for entry in proto.metadata_props if entry.key != FILE_SHA256]
     assert len(kept) == len(proto.metadata_props) - 1
@@ -117,9 +117,9 @@ def test_models_of_earlier_versions_are_read(model: Path, tmp_path: Path) -> Non
     path = tmp_path / "m.onnx"
     path.write_bytes(proto.SerializeToString())
     result, checks, _ = verified(path)
-    assert result.exit_code == 0
-    assert checks["digest"]["ok"] is None
-    assert checks["digest"]["detail"].startswith("carries none, as models of earlier versions")
+    assert result.exit_code == 1
+    assert checks["digest"]["ok"] is False
+    assert checks["digest"]["detail"] == "m.onnx was changed after its export"
 
 
 def test_every_bit_counts(model: Path, tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ from hgprompt_edge.features.cached import FeatureStore, pull_back
 from hgprompt_edge.fit.estimator import HGPrompt
 from hgprompt_edge.fit.judge import Candidate, Judge
 from hgprompt_edge.fit.plain import fit_head
-from hgprompt_edge.heads.heads import Head, accuracy
+from hgprompt_edge.heads.heads import accuracy, logits_of
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.training.condition_trainer import (
     ConditionRecipe,
     ConditionTrainer,
@@ -57,7 +58,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 def random_head(width: int = 32, classes: int = 3) -> Head:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(classes, width, generator=generator, dtype=torch.float64)
-    return Head(weight, torch.zeros(classes, dtype=torch.float64))
+    return Head(weight.numpy(), np.zeros(classes))
 
 
 def results(backbone: Backbone) -> dict[str, torch.Tensor]:
@@ -141,8 +142,8 @@ def test_fit_in_bfloat16_keeps_a_head_on_float32_features(backbone: Backbone) ->
     # What is kept is as if all had been float32: its head and its test accuracy.
     kept = Candidate(rough.choice_, rough.bundle_.prompt, rough.weights_)
     (head,) = Judge(FeatureStore(backbone), task).final_heads(kept)
-    assert relative(rough.head_.weight, head.weight) < ROUNDING
-    logits = head.logits(extract_features(backbone, task.test.pixels, kept.tokens))
+    assert np.abs(rough.head_.weight - head.weight).max() < ROUNDING * np.abs(head.weight).max()
+    logits = logits_of(head, extract_features(backbone, task.test.pixels, kept.tokens))
     found = next(row for row in rough.table_ if row.method == rough.choice_)
     assert found.test_accuracy == accuracy(logits, task.test.labels)
     # So are the rows beside it: no prompt has the figure of a fit without prompts.

@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 from command_line import hgedge, run
 from PIL import Image
-from planted import Planted
+from planted import Planted, known_statistics
 from small_vits import token_features
 
 from hgprompt_edge.adapt.images import read_unlabelled
 from hgprompt_edge.artifacts.bank_entries import bank_tokens
 from hgprompt_edge.export.onnx_file import export_onnx
-from hgprompt_edge.maths.feature_statistics import Clean, clean_of
+from hgprompt_edge.maths.feature_statistics import measure_statistics
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.runtime.learned import open_history, state_folder
 from hgprompt_edge.runtime.predictor import Predictor
 from hgprompt_edge.runtime.watch import watch
@@ -205,13 +206,16 @@ def test_the_initial_weights_come_back_with_the_light(
     images = read_unlabelled(seen, planted.predictor.preprocessing).pixels
     mixed = np.tensordot(planted.initial.mix, bank_tokens(planted.bundle)[1], 1)
     features = token_features(replace(planted.bundle, prompt=mixed), planted.backbone, images)
-    known = replace(planted.bundle, clean=Clean(features.mean(0), features.var(0)))
+    known = replace(
+        planted.bundle,
+        clean=known_statistics(features.mean(0), features.var(0), len(planted.bundle.classes)),
+    )
     model = tmp_path / "known.onnx"
     export_onnx(known, planted.backbone, model, runtime_weights=True, adapt=True)
     predictor = Predictor(model)
     assert predictor.bank is not None
     corner = np.eye(len(predictor.bank.names), dtype=np.float32)[-1]
-    state = open_history(state_folder(model), predictor.bank, predictor.classes)
+    state = open_history(state_folder(model), predictor.bank, predictor.classes, resize="center")
     with state as history, history.exclusive():
         history.commit(corner, method="labelled", images=8, figures={})
     words = ("adapt", "--model", str(model), "--data", str(seen), "--unlabelled")
@@ -232,7 +236,9 @@ def test_a_refusal_without_labels_names_the_bias(
 ) -> None:
     features = token_features(planted.bundle, planted.backbone, planted.images)
     far = features.mean(0) + 5 * features.std(0)
-    known = replace(planted.bundle, clean=Clean(far, features.var(0)))
+    known = replace(
+        planted.bundle, clean=known_statistics(far, features.var(0), len(planted.bundle.classes))
+    )
     model = tmp_path / "known.onnx"
     export_onnx(known, planted.backbone, model, runtime_weights=True, adapt=True)
     words = ("adapt", "--model", str(model), "--data", str(seen), "--unlabelled", "--steps", "1")
@@ -253,14 +259,13 @@ def knowing(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> tuple
     mixed = np.tensordot(planted.initial.mix, bank_tokens(planted.bundle)[1], 1)
     at_initial = replace(planted.bundle, prompt=mixed)
     features = token_features(at_initial, planted.backbone, images)
-    sure = 30 * planted.bundle.head_weight, 30 * planted.bundle.head_bias
-    found = (features @ sure[0].T + sure[1]).argmax(1)
+    sure = Head(30 * planted.bundle.head.weight, 30 * planted.bundle.head.bias)
+    found = sure.logits(features).argmax(1)
     known = replace(
         planted.bundle,
-        head_weight=sure[0],
-        head_bias=sure[1],
+        head=sure,
         probe_logits=30 * planted.bundle.probe_logits,
-        clean=clean_of(features, found, len(planted.bundle.classes)),
+        clean=measure_statistics(features, found, len(planted.bundle.classes)),
     )
     model = folder / "known.onnx"
     export_onnx(known, planted.backbone, model, runtime_weights=True, adapt=True)
@@ -305,9 +310,9 @@ def test_expected_classes_are_those_that_there_are_labels_of(
 
 
 def test_the_bias_moves_on_request(planted: Planted, seen: Path, tmp_path: Path) -> None:
-    state, initial = tmp_path / "state", planted.bank.head_bias
+    state, initial = tmp_path / "state", planted.bank.head.bias
     assert adapt(planted, state, "--data", str(seen), "--head", "bias", "--steps", "2")[0] == 0
-    with open_history(state, planted.bank, planted.predictor.classes) as history:
+    with open_history(state, planted.bank, planted.predictor.classes, resize="center") as history:
         *_, latest = history.versions()
     assert latest.head_bias is not None
     assert latest.head_weight is None
@@ -319,13 +324,13 @@ def test_a_head_that_moved_stays_when_the_mix_moves_on(
 ) -> None:
     """The guard judges new weights with the head in force, so that head is what is served."""
     state = tmp_path / "state"
-    moved = planted.bank.head_bias + np.linspace(0, 0.1, len(planted.bank.head_bias), dtype="f")
-    with open_history(state, planted.bank, planted.predictor.classes) as history:
+    moved = planted.bank.head.bias + np.linspace(0, 0.1, len(planted.bank.head.bias), dtype="f")
+    with open_history(state, planted.bank, planted.predictor.classes, resize="center") as history:
         history.commit(
             planted.bank.initial, method="labelled", images=8, figures={}, head_bias=moved
         )
     assert adapt(planted, state, "--data", str(seen), "--steps", "12")[0] == 0
-    with open_history(state, planted.bank, planted.predictor.classes) as history:
+    with open_history(state, planted.bank, planted.predictor.classes, resize="center") as history:
         *_, latest = history.versions()
     assert latest.weights[planted.bank.names.index("dark")] > 0.5
     np.testing.assert_array_equal(latest.head_bias, moved)
@@ -368,7 +373,10 @@ def planted_lock(planted: Planted, state: Path) -> object:
     @contextmanager
     def held():  # type: ignore[no-untyped-def]
         classes = planted.predictor.classes
-        with open_history(state, planted.bank, classes) as history, history.exclusive():
+        with (
+            open_history(state, planted.bank, classes, resize="center") as history,
+            history.exclusive(),
+        ):
             yield
 
     return held()

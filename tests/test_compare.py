@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from planted import known_statistics
 from scipy.stats import ttest_1samp
 from small_vits import make_backbone
 from toys import make_bank, make_task, noise_tokens
@@ -28,7 +29,7 @@ from hgprompt_edge.fit.algorithm import uniform_weights
 from hgprompt_edge.fit.choice import Proof
 from hgprompt_edge.fit.estimator import HGPrompt
 from hgprompt_edge.fit.judge import Candidate, Judge
-from hgprompt_edge.maths.feature_statistics import Clean
+from hgprompt_edge.heads.heads import logits_of
 from hgprompt_edge.prompts.bank import PromptBank
 from hgprompt_edge.prompts.mixing import mix
 from hgprompt_edge.training.prompt_tuning import Recipe
@@ -115,7 +116,7 @@ def test_prediction_average_averages_probabilities(
     total = np.zeros((len(task.test), len(task.classes)))
     for candidate in (contest.folded(weights) for weights in np.eye(SOURCES)):
         (head,) = contest.judge.final_heads(candidate)
-        logits = head.logits(contest.store.features(task.test.pixels, candidate.tokens)).numpy()
+        logits = logits_of(head, contest.store.features(task.test.pixels, candidate.tokens)).numpy()
         odds = np.exp(logits - logits.max(1, keepdims=True))
         total += odds / odds.sum(1, keepdims=True)
     np.testing.assert_array_equal(
@@ -239,7 +240,7 @@ def test_a_prompt_that_gets_worse_is_not_kept(
     assert tuning.bundle.table[-1].method == TUNED
     assert tuning.bundle.choice == fitted.choice_
     np.testing.assert_array_equal(tuning.bundle.prompt, fitted.bundle_.prompt)
-    np.testing.assert_array_equal(tuning.bundle.head_weight, fitted.bundle_.head_weight)
+    np.testing.assert_array_equal(tuning.bundle.head.weight, fitted.bundle_.head.weight)
 
 
 def test_few_images_do_not_prove_what_many_do() -> None:
@@ -273,11 +274,12 @@ def test_with_permuted_labels_tune_keeps_nothing(
 def prepared(bundle: Bundle) -> Bundle:
     """Give a bundle a condition prompt, clean statistics and what devices learned over them."""
     assert bundle.source_tokens is not None
-    names, moment = ({"name": "dark"},), np.ones(bundle.head_weight.shape[1], np.float32)
+    names, moment = ({"name": "dark"},), np.ones(bundle.head.weight.shape[1], np.float32)
     with_conditions = replace(bundle, conditions=names, condition_tokens=bundle.source_tokens[:1])
     initial = np.full(len(bank_entries(with_conditions)), 0.2, np.float32)
     merged = {**bundle.objective, "merged": {"devices": 3}}
-    return replace(with_conditions, initial=initial, objective=merged, clean=Clean(moment, moment))
+    known = known_statistics(moment, moment, len(bundle.classes))
+    return replace(with_conditions, initial=initial, objective=merged, clean=known)
 
 
 def test_what_was_of_the_old_prompt_goes_with_it_and_stays_with_it(

@@ -32,6 +32,7 @@ from hgprompt_edge.compare.run import compare
 from hgprompt_edge.data import Images, Task
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.heads.best_head import fit_head
+from hgprompt_edge.heads.heads import logits_of
 from hgprompt_edge.images.preprocess import Preprocessing
 from hgprompt_edge.prompts.bank import PromptBank
 
@@ -145,7 +146,7 @@ def test_at_another_size_the_same_prompts_get_heads_of_their_own(
                     return features_token(backbone.model, x, tokens)
 
             head = fit_head(torch.cat([features(one) for one in fitted]), labels, 3)
-            mean += head.logits(features(large.test)).softmax(1)
+            mean += logits_of(head, features(large.test)).softmax(1)
         right = (mean.argmax(1).numpy() == large.test.labels) == point.correct
         assert right.mean() > 0.98  # token and prefix form round differently
         assert point.accuracy == point.correct.mean()

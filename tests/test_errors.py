@@ -32,6 +32,7 @@ from hgprompt_edge.errors import (
     UserError,
     argument,
 )
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.prompts.bank import read_bank
 from hgprompt_edge.runtime.contract import check_same_export
 
@@ -70,9 +71,8 @@ def test_a_file_and_the_line_in_it(tmp_path: Path) -> None:
 
 
 def test_two_files_that_do_not_belong_together(tmp_path: Path) -> None:
-    bank = Bank(
-        (NO_PROMPT,), None, np.ones(1, "f"), np.ones((2, 3), "f"), np.ones(2, "f"), "a" * 64
-    )
+    head = Head(np.ones((2, 3), "f"), np.ones(2, "f"))
+    bank = Bank((NO_PROMPT,), None, np.ones(1, "f"), head, "a" * 64)
     place, model = tmp_path / "m.bank.safetensors", tmp_path / "m.onnx"
     write_bank(place, bank)
     with pytest.raises(MismatchError) as caught:

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from command_line import run
 from PIL import Image
+from planted import known_statistics
 from safetensors.numpy import load_file, save_file
 from small_vits import make_backbone, make_bundle
 from toys import make_task
@@ -33,7 +34,7 @@ from hgprompt_edge.export.openvino_file import Precision, export_openvino
 from hgprompt_edge.fit.assemble import bundle_logits
 from hgprompt_edge.fit.merged_bundle import with_mix
 from hgprompt_edge.heads.best_head import choose_head, fit_head
-from hgprompt_edge.maths.feature_statistics import Clean
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.softmax import log_mean_softmax, log_softmax, softmax
 from hgprompt_edge.runtime.bench import bench
 from hgprompt_edge.runtime.predictor import Predictor
@@ -60,9 +61,7 @@ def with_probe(bundle: Bundle, backbone: Backbone) -> Bundle:
 
 def together(bundles: list[Bundle], backbone: Backbone) -> Bundle:
     """One bundle that folds the prompts of several."""
-    more = tuple(
-        FoldedPrompt(b.prompt, b.weights, b.head_weight, b.head_bias, b.choice) for b in bundles[1:]
-    )
+    more = tuple(FoldedPrompt(b.prompt, b.weights, b.head, b.choice) for b in bundles[1:])
     return with_probe(replace(bundles[0], choice="folded", more=more), backbone)
 
 
@@ -149,7 +148,7 @@ def test_a_graph_keeps_probabilities_that_float32_cannot_hold(
     tmp_path: Path, backbone: Backbone
 ) -> None:
     bundles = [
-        with_probe(replace(b, head_weight=100 * b.head_weight), backbone)
+        with_probe(replace(b, head=replace(b.head, weight=100 * b.head.weight)), backbone)
         for b in singles(backbone, ("deep", "none"))
     ]
     bundle = together(bundles, backbone)
@@ -181,8 +180,8 @@ def test_a_bundle_is_read_as_it_was_written(tmp_path: Path, backbone: Backbone) 
             assert (one.prompt is None) == (other.prompt is None)
             if one.prompt is not None:
                 np.testing.assert_array_equal(one.prompt, other.prompt)
-            np.testing.assert_array_equal(one.head_weight, other.head_weight)
-            np.testing.assert_array_equal(one.head_bias, other.head_bias)
+            np.testing.assert_array_equal(one.head.weight, other.head.weight)
+            np.testing.assert_array_equal(one.head.bias, other.head.bias)
             np.testing.assert_array_equal(one.weights, other.weights)
     alone = make_bundle(backbone)
     write_bundle(tmp_path / "a.hgbundle", alone)
@@ -270,9 +269,8 @@ def fitted(backbone: Backbone) -> tuple[Bundle, Task]:
     for bundle in bundles:
         features = extract_features(backbone, task.train.pixels, bundle.prompt)
         head = fit_head(features, task.train.labels, 3)
-        weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
         fits = {"classes": task.classes, "split_digest": task.digest}
-        found.append(replace(bundle, head_weight=weight, head_bias=bias, **fits))
+        found.append(replace(bundle, head=head.as_float32(), **fits))
     return together(found, backbone), task
 
 
@@ -328,16 +326,17 @@ class Device:
         self.images = coarse.repeat(8, axis=1).repeat(8, axis=2)
         bundles = []
         for bundle in singles(backbone, TWO):
-            mild = replace(bundle, head_weight=bundle.head_weight / 2)
+            mild = replace(bundle, head=replace(bundle.head, weight=bundle.head.weight / 2))
             level = bundle_logits(backbone, self.images, mild.folded).mean(axis=0)
-            bundles.append(replace(mild, head_bias=mild.head_bias - level))  # all classes occur
+            head = Head(mild.head.weight, mild.head.bias - level)  # all classes occur
+            bundles.append(replace(mild, head=head))
         bundle = replace(together(bundles, backbone), classes=("a", "b", "c", "d"))
         self.log_p = bundle_logits(backbone, self.images, bundle.folded)
         mean, variance = self.log_p.mean(axis=0), self.log_p.var(axis=0)
         shift = np.array([0.8, -0.6, 0.6, -0.8]) * np.sqrt(variance)
         self.labels = (self.log_p + shift).argmax(axis=1)
         clean = (mean + shift).astype(np.float32), variance.astype(np.float32)
-        self.bundle = replace(bundle, clean=Clean(*clean))
+        self.bundle = replace(bundle, clean=known_statistics(*clean, 4))
         self.path = folder / "m.onnx"
         export_onnx(self.bundle, backbone, self.path, runtime_weights=True, adapt=True)
         for index, (image, label) in enumerate(zip(self.images, self.labels, strict=True)):
@@ -355,8 +354,8 @@ def test_a_device_gets_the_averaged_probabilities_and_no_gradient(device: Device
     bank = read_bank(device.path.with_suffix("").with_suffix(".bank.safetensors"))
     assert bank.names == (FOLDED,)
     assert bank.inputs(bank.initial) == {}
-    np.testing.assert_array_equal(bank.head_weight, np.eye(4))
-    np.testing.assert_array_equal(bank.head_bias, np.zeros(4))
+    np.testing.assert_array_equal(bank.head.weight, np.eye(4))
+    np.testing.assert_array_equal(bank.head.bias, np.zeros(4))
     np.testing.assert_array_equal(bank.clean.mean, device.bundle.clean.mean)
     assert not adapt_path(device.path).exists()
     predictor = Predictor(device.path)
@@ -398,7 +397,9 @@ def test_a_device_refuses_what_another_set_of_prompts_learned(
 ) -> None:
     data, state = device.path.parent / "seen", tmp_path / "state"
     run(*f"adapt --model {device.path} --data {data} --state {state}".split())
-    more = tuple(replace(one, head_bias=one.head_bias + 1) for one in device.bundle.more)
+    more = tuple(
+        replace(one, head=replace(one.head, bias=one.head.bias + 1)) for one in device.bundle.more
+    )
     other = with_probe(replace(device.bundle, more=more), backbone)
     export_onnx(other, backbone, tmp_path / "other.onnx", runtime_weights=True)
     with pytest.raises(UserError, match="another"):

@@ -39,7 +39,8 @@ from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.fit.judge import Candidate, Judge
 from hgprompt_edge.heads.best_head import choose_head, fit_head
-from hgprompt_edge.heads.heads import accuracy
+from hgprompt_edge.heads.heads import accuracy, logits_of
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.paired import Paired
 from hgprompt_edge.runtime.cpu import cpu_name
 from hgprompt_edge.runtime.engines.onnx_engine import OnnxEngine
@@ -69,8 +70,7 @@ def fitted(backbone: Backbone) -> tuple[Bundle, Task]:
             bundle,
             classes=task.classes,
             split_digest=task.digest,
-            head_weight=weight,
-            head_bias=bias,
+            head=Head(weight, bias),
             probe_logits=probe @ weight.T + bias,
         ),
         task,
@@ -140,11 +140,11 @@ def test_a_class_does_not_depend_on_the_other_images(
 ) -> None:
     """Of files in the field, too: the runtime by itself scales a whole batch alike."""
     bundle, task = fitted
-    body, head = split_head(build_graph(bundle, backbone, Rewrites(attention=Attention.STANDARD)))
+    body, heads = split_head(build_graph(bundle, backbone, Rewrites(attention=Attention.STANDARD)))
     ir.save(body, tmp_path / "float.onnx")
     path, pixels = tmp_path / "m.onnx", task.validation.pixels
     scheme.write(tmp_path / "float.onnx", task.train.pixels[:32], path)
-    attach_head(path, head)
+    attach_head(path, heads)
     engine = OnnxEngine(path)
     alone = np.concatenate([engine.run(pixels[i : i + 1]) for i in range(len(pixels))])
     for batch in (4, 16):
@@ -333,8 +333,7 @@ def test_a_head_that_has_not_seen_the_images_judges(
     bundle = replace(
         bundle,
         objective={"head": head},
-        head_weight=-bundle.head_weight,
-        head_bias=-bundle.head_bias,
+        head=Head(-bundle.head.weight, -bundle.head.bias),
         probe_logits=-bundle.probe_logits,
     )
     result = export_int8(bundle, backbone, tmp_path / "m.onnx", task, max_drop=9)
@@ -386,7 +385,7 @@ def test_what_devices_start_from_is_judged(
     features = [torch.tensor(predictor.features(p.pixels)) for p in (task.train, task.validation)]
     if choice == "tuned":  # its prompt may have been trained on the training images
         head = fit_head(features[0], task.train.labels, len(task.classes), bundle.seed)
-        right = accuracy(head.logits(features[1]), task.validation.labels)
+        right = accuracy(logits_of(head, features[1]), task.validation.labels)
         assert (result.images, result.float_accuracy) == (len(task.validation), right)
         return
     labels = np.concatenate([task.train.labels, task.validation.labels])

@@ -23,6 +23,7 @@ from hgprompt_edge.export import onnx_file, verify
 from hgprompt_edge.export.onnx_file import export_onnx, resize_rule
 from hgprompt_edge.export.verify import verify_onnx
 from hgprompt_edge.images.preprocess import Preprocessing
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.parity import compare
 from hgprompt_edge.runtime.predictor import Predictor
 
@@ -196,7 +197,9 @@ def test_a_tampered_graph_is_refused_and_leaves_nothing(
 def test_a_head_that_is_not_the_one_that_fit_probed_is_refused(
     tmp_path: Path, bundle: Bundle, backbone: Backbone
 ) -> None:
-    changed = replace(bundle, head_weight=bundle.head_weight * np.float32(1.01))
+    changed = replace(
+        bundle, head=replace(bundle.head, weight=bundle.head.weight * np.float32(1.01))
+    )
     with pytest.raises(CheckError, match="from the logits that fit stored"):
         export_onnx(changed, backbone, tmp_path / "m.onnx")
     assert_untouched(tmp_path / "m.onnx", None)
@@ -236,8 +239,8 @@ def test_every_image_counts(
     ("changes", "message"),
     [
         ({"backbone_sha256": "ab" * 32}, "`checkpoint`"),
-        ({"head_weight": np.zeros((4, 7), np.float32)}, r"its head.weight is \(4, 7\)"),
-        ({"head_bias": np.zeros(3, np.float32)}, "its head.bias is"),
+        ({"head": Head(np.zeros((4, 7), "f"), np.zeros(4, "f"))}, r"its head.weight is \(4, 7\)"),
+        ({"head": Head(np.zeros((4, 32), "f"), np.zeros(3, "f"))}, "its head.bias is"),
         ({"prompt": np.zeros((3, 5, 32), np.float32)}, "its prompt is"),
         ({"preprocessing": Preprocessing(32, 32)}, "its image size is 32"),
         ({"probe_images": np.zeros((2, 8, 8, 3), np.uint8)}, "its images to verify on"),

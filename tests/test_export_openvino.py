@@ -25,6 +25,7 @@ from hgprompt_edge.export import openvino_file
 from hgprompt_edge.export.graph.body import attach_head
 from hgprompt_edge.export.openvino_file import Precision, add_metadata, export_openvino
 from hgprompt_edge.features.cache import cache_size, clear_cache
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.parity import compare
 from hgprompt_edge.runtime.bench import file_bytes
 from hgprompt_edge.runtime.engines.openvino_engine import computes_bf16
@@ -92,7 +93,9 @@ def test_a_wrong_graph_leaves_both_old_files(
     path = tmp_path / "m.xml"
     export_openvino(bundle, backbone, path)
     old = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    changed = replace(bundle, head_weight=bundle.head_weight * np.float32(1.01))
+    changed = replace(
+        bundle, head=replace(bundle.head, weight=bundle.head.weight * np.float32(1.01))
+    )
     with pytest.raises(CheckError, match=r"from the logits that fit stored.*nothing was written"):
         export_openvino(changed, backbone, path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == old
@@ -144,7 +147,7 @@ def test_a_disk_that_is_full_is_told_in_every_step(
     full_disk(monkeypatch, "save_model", 1)
     width = np.eye(len(bundle.classes), dtype=np.float32)
     with pytest.raises(OSError, match="No space left"):
-        attach_head(copy, (width, width[0]))
+        attach_head(copy, [Head(width, width[0])])
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, writer: str, fails_at: int) -> None:
@@ -235,8 +238,7 @@ def test_a_new_model_of_the_same_name_is_not_taken_from_the_cache(
     date = path.stat().st_mtime
     opposite = replace(
         bundle,
-        head_weight=-bundle.head_weight,
-        head_bias=-bundle.head_bias,
+        head=Head(-bundle.head.weight, -bundle.head.bias),
         probe_logits=-bundle.probe_logits,
     )
     export_openvino(opposite, backbone, path)

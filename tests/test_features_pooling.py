@@ -143,7 +143,7 @@ def test_a_task_that_needs_the_patches_goes_from_fit_to_a_model_with_them(tmp_pa
     write_bundle(tmp_path / "toy.hgbundle", fitted.bundle_)
     bundle = read_bundle(tmp_path / "toy.hgbundle")
     assert bundle.pooling == fitted.pooling_.name != "token"
-    assert bundle.head_weight.shape == (
+    assert bundle.head.weight.shape == (
         len(task.classes),
         backbone.with_pooling(bundle.pooling).feature_dim,
     )

@@ -14,7 +14,7 @@ from hgprompt_edge.fit.alignment import (
     head_gradient_moments,
     variance_alignment,
 )
-from hgprompt_edge.heads.heads import Head
+from hgprompt_edge.maths.head import Head
 
 VARIANCES = hnp.arrays(
     np.float64,
@@ -91,11 +91,12 @@ def test_moments_in_head_space_equal_per_sample_autograd() -> None:
     features = torch.randn(9, 4, generator=generator).double()
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 2, 1, 0])
     weight = torch.randn(3, 4, generator=generator).double().requires_grad_(True)
-    head = Head(weight.detach(), torch.randn(3, generator=generator).double())
+    bias = torch.randn(3, generator=generator).double()
+    head = Head(weight.detach().numpy(), bias.numpy())
     gradients = torch.stack(
         [
             torch.autograd.grad(
-                functional.cross_entropy((weight @ f + head.bias)[None], y[None]), weight
+                functional.cross_entropy((weight @ f + bias)[None], y[None]), weight
             )[0]
             for f, y in zip(features, labels, strict=True)
         ]

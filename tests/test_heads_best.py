@@ -20,7 +20,14 @@ from hgprompt_edge.heads.best_head import (
     fit_head,
     lda_choices,
 )
-from hgprompt_edge.heads.heads import accuracy, cross_fitted_log_loss, fit_lda, lda, log_loss
+from hgprompt_edge.heads.heads import (
+    accuracy,
+    cross_fitted_log_loss,
+    fit_lda,
+    lda,
+    log_loss,
+    logits_of,
+)
 from hgprompt_edge.heads.lda_path import LdaPath
 from hgprompt_edge.heads.logistic import logistic_path
 
@@ -111,7 +118,7 @@ def test_more_shrinkage_is_chosen_where_rows_are_few() -> None:
 def test_the_best_head_is_better_on_new_rows_than_ledoit_wolfs() -> None:
     x, y = rows(60, 80, 3)
     new, labels = rows(2000, 80, 3, seed=1)
-    best, today = fit_head(x, y, 3).logits(new), fit_lda(x, y, 3).logits(new)
+    best, today = (logits_of(fit(x, y, 3), new) for fit in (fit_head, fit_lda))
     assert log_loss(best, labels) <= log_loss(today, labels)
     assert accuracy(best, labels) >= accuracy(today, labels)
 
@@ -163,4 +170,4 @@ def test_without_a_second_row_of_any_class_a_head_is_fitted_all_the_same() -> No
     for kind in ("lda", "logistic"):
         choice = choose_head(x, torch.arange(4), 4, kind=kind)
         assert np.isnan(choice.log_loss)
-        assert accuracy(choice.fit(x, torch.arange(4), 4).logits(x), torch.arange(4)) == 1.0
+        assert accuracy(logits_of(choice.fit(x, torch.arange(4), 4), x), torch.arange(4)) == 1.0

@@ -48,7 +48,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_bundle(root / "m.hgbundle", bundle)
     export_onnx(bundle, backbone, root / "m.onnx", runtime_weights=True, adapt=True)
     bank = read_bank(bank_path(root / "m.onnx"))
-    with History(root / "state", bank.sha256, bank.initial, classes=("a", "b")) as history:
+    with History(
+        root / "state", bank.sha256, bank.initial, classes=("a", "b"), resize="center"
+    ) as history:
         for turn in range(3):
             history.commit(bank.initial, method="labelled", images=turn, figures={"loss": 0.5})
         version = history.current()

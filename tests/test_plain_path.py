@@ -16,11 +16,11 @@ from sklearn.linear_model import LogisticRegression
 from test_cli_condition import one_epoch
 
 from hgprompt_edge import read_bundle
-from hgprompt_edge.adapt.gradient import Head
 from hgprompt_edge.adapt.guard.unlabelled import judge_bias
 from hgprompt_edge.adapt.head_learner import HeadLearner
 from hgprompt_edge.adapt.optimizer import Settings, start_at
 from hgprompt_edge.artifacts.device_bank import read_bank
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.softmax import log_softmax
 from hgprompt_edge.runtime.predictor import Predictor
 from hgprompt_edge.training.condition_trainer import ConditionRecipe

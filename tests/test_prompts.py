@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.files import read_safetensors, write_safetensors
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.prompts.bank import (
     PromptBank,
     check_joins,
@@ -45,8 +46,7 @@ def make_prompt(name: str = "pets", shape: tuple[int, int, int] = (3, 4, 8), **c
         test_accuracy=0.5,
         test_accuracy_unprompted=0.4,
         recipe={"epochs": 3},
-        head_weight=np.ones((2, shape[2]), np.float32),
-        head_bias=np.zeros(2, np.float32),
+        head=Head(np.ones((2, shape[2]), np.float32), np.zeros(2, np.float32)),
     )
     return replace(prompt, **changes)
 
@@ -62,7 +62,9 @@ def test_a_prompt_survives_the_round_trip(tmp_path: Path) -> None:
     write_prompt(tmp_path / "pets.safetensors", prompt)
     found = read_prompt(tmp_path / "pets.safetensors")
     np.testing.assert_array_equal(found.tokens, prompt.tokens)
-    np.testing.assert_array_equal(found.head_weight, prompt.head_weight)
+    assert found.head is not None
+    assert prompt.head is not None
+    np.testing.assert_array_equal(found.head.weight, prompt.head.weight)
     for field in ("name", "backbone", "classes", "test_accuracy", "recipe", "family", "init_seed"):
         assert getattr(found, field) == getattr(prompt, field)
     assert len(found.sha256) == 64

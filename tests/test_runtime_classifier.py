@@ -157,10 +157,10 @@ def test_what_the_device_learned_is_in_force(tmp_path: Path) -> None:
     planted = Planted(tmp_path, "learned")
     model, image = hgprompt_edge.load(planted.path), planted.images[0]
     initial = model(image)
-    bias = np.zeros_like(planted.bank.head_bias)
+    bias = np.zeros_like(planted.bank.head.bias)
     bias[-1] = 99
     state = state_folder(planted.path)
-    with open_history(state, planted.bank, model.classes) as history:
+    with open_history(state, planted.bank, model.classes, resize="center") as history:
         history.commit(
             planted.bank.initial, method="labelled", images=1, figures={}, head_bias=bias
         )

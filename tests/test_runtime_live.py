@@ -30,12 +30,12 @@ class TestLive:
     def test_new_weights_reach_a_running_predictor(self, planted: Planted, tmp_path: Path) -> None:
         state = tmp_path / "state"
         classes = planted.predictor.classes
-        with open_history(state, planted.bank, classes) as history:
+        with open_history(state, planted.bank, classes, resize="center") as history:
             live = Predictor(planted.path, state=state)
             old = live.logits(planted.images[:3])
             assert not live.refresh()
             mix = np.roll(planted.bank.initial, 1)
-            bias = planted.bank.head_bias + np.float32(1)
+            bias = planted.bank.head.bias + np.float32(1)
             history.commit(mix, method="labelled", images=1, figures={}, head_bias=bias)
             assert live.refresh()
             assert not live.refresh()
@@ -55,7 +55,7 @@ class TestLive:
         initial = live.logits(images)
 
         def learn(folder: Path, mix: npt.NDArray[np.float32]) -> None:
-            with open_history(folder, bank, classes) as history:
+            with open_history(folder, bank, classes, resize="center") as history:
                 assert history.commit(mix, method="labelled", images=1, figures={}).id == 2
 
         def serves(mix: npt.NDArray[np.float32]) -> None:
@@ -84,9 +84,9 @@ class TestLive:
         self, planted: Planted, tmp_path: Path
     ) -> None:
         state, bank = tmp_path / "state", planted.bank
-        open_history(state, bank, planted.predictor.classes).close()
+        open_history(state, bank, planted.predictor.classes, resize="center").close()
         live = Predictor(planted.path, state=state)
-        with open_history(tmp_path / "another", bank, ("cat", "dog")) as other:
+        with open_history(tmp_path / "another", bank, ("cat", "dog"), resize="center") as other:
             mix = np.roll(bank.initial, 1)
             other.commit(mix, method="labelled", images=1, figures={})
         state.rename(tmp_path / "kept")
@@ -103,7 +103,9 @@ class TestLive:
         state, folder = tmp_path / "state", tmp_path / "in"
         folder.mkdir()
         Image.fromarray(planted.images[0]).save(folder / "0.png")
-        with open_history(state, planted.bank, planted.predictor.classes) as history:
+        with open_history(
+            state, planted.bank, planted.predictor.classes, resize="center"
+        ) as history:
             served = watch(Predictor(planted.path, state=state), folder, sleep=lambda _: None)
             prediction, version = next(served)
             assert prediction.path == folder / "0.png"

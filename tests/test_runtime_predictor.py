@@ -215,7 +215,7 @@ def rule(**changes: object) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "hgprompt.model/2"}, "hgprompt.model/2 is not the one .* upgrade"),
+        ({"format": "hgprompt.model/2"}, "hgprompt.model/2 is newer than .* upgrade"),
         ({"format": None}, "not a model of `hgedge export`"),
         ({"classes": None}, "'hgprompt.classes' is missing"),
         ({"classes": "[]"}, "'hgprompt.classes'"),

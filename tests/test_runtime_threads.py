@@ -18,6 +18,7 @@ from toys import pixels_of
 
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.export.onnx_file import export_onnx
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.runtime.learned import open_history
 from hgprompt_edge.runtime.predictor import Predictor
 
@@ -40,6 +41,7 @@ COUNT = """
 import os, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 from pathlib import Path
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.runtime.predictor import Predictor
 
 def started(threads):
@@ -101,11 +103,11 @@ def test_threads_that_refresh_serve_mix_and_head_of_one_version(tmp_path: Path) 
     planted = Planted(tmp_path, "learned")
     bank, images, state = planted.bank, planted.images[:1], tmp_path / "state"
     versions = [
-        (np.roll(bank.initial, turn), bank.head_bias + np.float32(3 * turn)) for turn in range(6)
+        (np.roll(bank.initial, turn), bank.head.bias + np.float32(3 * turn)) for turn in range(6)
     ]
     fresh, wanted = Predictor(planted.path), []
     for mix, bias in versions:
-        fresh.set_weights(mix, (bank.head_weight, bias))
+        fresh.set_weights(mix, Head(bank.head.weight, bias))
         wanted.append(fresh.logits(images))
     over = Event()
 
@@ -118,7 +120,7 @@ def test_threads_that_refresh_serve_mix_and_head_of_one_version(tmp_path: Path) 
             served += 1
         return served
 
-    with open_history(state, bank, planted.predictor.classes) as history:
+    with open_history(state, bank, planted.predictor.classes, resize="center") as history:
 
         def learn(turn: int) -> None:
             mix, bias = versions[turn % len(versions)]

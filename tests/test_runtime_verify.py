@@ -355,7 +355,10 @@ def test_a_signature_covers_what_a_device_adapts_with(
     names = [check["name"] for check in json.loads(good.stdout)["checks"]]
     assert names.count("signature") == 2
     bank = read_bank(bank_path(tmp_path / "m.onnx"))
-    write_bank(bank_path(tmp_path / "m.onnx"), replace(bank, head_bias=bank.head_bias + 1))
+    write_bank(
+        bank_path(tmp_path / "m.onnx"),
+        replace(bank, head=replace(bank.head, bias=bank.head.bias + 1)),
+    )
     changed = run(*words)
     assert changed.exit_code == 2
     assert "m.bank.safetensors does not fit" in " ".join(changed.stderr.split())
@@ -368,15 +371,15 @@ def test_a_signature_covers_what_a_device_adapts_with(
     assert run(*words).exit_code == 0, "a device that does not adapt needs no graph for it"
 
 
-def test_the_graph_of_an_older_format_is_refused_and_replaced(made: Path, tmp_path: Path) -> None:
+def test_the_graph_of_a_newer_format_is_refused_and_replaced(made: Path, tmp_path: Path) -> None:
     write_bundle(tmp_path / "m.hgbundle", mixable_bundle(load_backbone("tiny")))
     model = tmp_path / "m.onnx"
     assert run("export", str(tmp_path / "m.hgbundle"), "--adapt").exit_code == 0
     proto = onnx.load(adapt_path(model))
     (entry,) = (entry for entry in proto.metadata_props if entry.key == "hgprompt.format")
-    entry.value = "hgprompt.adapt/1"
+    entry.value = "hgprompt.adapt/2"
     onnx.save(proto, adapt_path(model))
-    with pytest.raises(UserError, match=r"'hgprompt.adapt/1', not .*; export it again"):
+    with pytest.raises(UserError, match=r"hgprompt.adapt/2 is newer .*; upgrade hgprompt-edge"):
         AdaptGraph(adapt_path(model), read_bank(bank_path(model)))
     result = run("export", str(made / "pets.hgbundle"), "-o", str(model))
     assert "m.adapt.onnx, of an earlier export" in " ".join(result.stderr.split())
@@ -396,7 +399,7 @@ def test_what_an_earlier_export_left_is_in_nobodys_way(
     assert "m.adapt.onnx, of an earlier export" in " ".join(result.stderr.split())
     assert not bank_path(model).exists()
     assert not adapt_path(model).exists()
-    adapt_path(model).write_bytes(left)  # as older versions left it
+    adapt_path(model).write_bytes(left)
     good = run("verify", str(model), "--key", str(keys[1]), "--json")
     assert good.exit_code == 0, good.stderr
     names = [check["name"] for check in json.loads(good.stdout)["checks"]]

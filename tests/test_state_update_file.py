@@ -75,7 +75,7 @@ def test_it_is_always_under_1_kb_and_holds_the_mix(
 
 def test_a_bank_too_large_for_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a mix of 300 entries does not fit into 1,000 bytes"):
-        write_update(tmp_path / "one.json", make_version(300), BANK)
+        write_update(tmp_path / "one.json", make_version(300), BANK, classes=("a",))
     assert not list(tmp_path.iterdir())
 
 
@@ -83,13 +83,13 @@ def test_what_is_no_mix_is_not_sent(tmp_path: Path) -> None:
     for weights in ([0.5, 0.6], [1.5, -0.5], [np.nan, 1]):
         version = make_version(weights=np.array(weights, np.float32))
         with pytest.raises(ValueError, match="weights"):
-            write_update(tmp_path / "one.json", version, BANK)
+            write_update(tmp_path / "one.json", version, BANK, classes=("a",))
 
 
 HALF = "AAAAPwAAAD8="  # 0.5, 0.5
 
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
-    "newer format": ({"format": "hgprompt.version/3"}, "upgrade hgprompt-edge"),
+    "newer format": ({"format": "hgprompt.version/2"}, "upgrade hgprompt-edge"),
     "no format": ({"format": None}, "not what `hgedge state send` writes"),
     "other format": ({"format": "hgprompt.bundle/1"}, "not what `hgedge state send` writes"),
     "no digest": ({"bank_sha256": "../../etc"}, "'bank_sha256' is missing or malformed"),
@@ -110,21 +110,23 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def test_what_a_device_of_before_sent_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "device7.json"
-    write_update(path, make_version(), BANK, device="0123456789abcdef")
-    assert read_update(path).device == "0123456789abcdef"
+def test_it_says_of_which_device_it_is_and_how_pictures_became_square(tmp_path: Path) -> None:
+    path, number = tmp_path / "device7.json", "0123456789abcdef"
+    write_update(path, make_version(), BANK, classes=("a",), device=number, resize="squash")
+    update = read_update(path)
+    assert (update.device, update.resize) == (number, "squash")
     document = json.loads(path.read_text())
-    del document["device"]
-    path.write_text(json.dumps({**document, "format": "hgprompt.version/1"}))
-    assert read_update(path).device == ""
+    for field in ("classes_sha256", "device", "resize"):
+        path.write_text(json.dumps({name: x for name, x in document.items() if name != field}))
+        with pytest.raises(UserError, match=f"'{field}' is missing or malformed"):
+            read_update(path)
 
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_files_are_refused_by_name(tmp_path: Path, case: str) -> None:
     change, message = HOSTILE[case]
     path = tmp_path / "device7.json"
-    write_update(path, make_version(head_bias=None, figures={}), BANK)
+    write_update(path, make_version(head_bias=None, figures={}), BANK, classes=("a",))
     path.write_text(json.dumps({**json.loads(path.read_text()), "weights": HALF, **change}))
     with pytest.raises(UserError, match=r"device7.json: ") as caught:
         read_update(path)

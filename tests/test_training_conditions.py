@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from planted import known_statistics
 from small_vits import make_backbone, make_mixable
 from toys import make_task, noise_tokens
 
@@ -26,7 +27,7 @@ from hgprompt_edge.data.conditions import (
     training_corruption,
 )
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.maths.feature_statistics import Clean
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.training import condition_prompts as condition
 from hgprompt_edge.training.condition_prompts import Worth, starting_tokens, tune_conditions
 from hgprompt_edge.training.condition_trainer import ConditionRecipe, ConditionTrainer
@@ -107,8 +108,7 @@ class TestTuning:
             plain,
             split_digest=self.task.digest,
             classes=self.task.classes,
-            head_weight=rng.normal(size=(3, 32)).astype(np.float32),
-            head_bias=np.zeros(3, np.float32),
+            head=Head(rng.normal(size=(3, 32)).astype(np.float32), np.zeros(3, np.float32)),
             initial=np.array([0.5, 0.5], np.float32),
         )
 
@@ -295,7 +295,9 @@ class TestTuning:
 
     def test_statistics_of_another_width_are_refused(self, tmp_path: Path) -> None:
         flat = np.zeros(7, np.float32)
-        write_bundle(tmp_path / "b.hgbundle", replace(self.bundle, clean=Clean(flat, flat)))
+        write_bundle(
+            tmp_path / "b.hgbundle", replace(self.bundle, clean=known_statistics(flat, flat, 3))
+        )
         with pytest.raises(UserError, match=r"'clean\.mean' is"):
             read_bundle(tmp_path / "b.hgbundle")
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from fast.export_models import make_bundle
+from hgprompt_edge.maths.head import Head
 
 CLASSES, IMAGES = 4, 12
 MODELS = ("tiny", "vit_small_patch16_224")
@@ -53,8 +54,10 @@ def make_site(name: str, folder: Path) -> Site:
         prompt=tokens[0],
         weights=first,
         learned_weights=first,
-        head_weight=rng.normal(size=(CLASSES, backbone.embed_dim)).astype(np.float32),
-        head_bias=np.zeros(CLASSES, np.float32),
+        head=Head(
+            rng.normal(size=(CLASSES, backbone.embed_dim)).astype(np.float32),
+            np.zeros(CLASSES, np.float32),
+        ),
         sources=tuple({"name": f"source-{i}", "sha256": ""} for i in range(len(tokens))),
         probe_images=probe,
         source_tokens=tokens.astype(np.float16),

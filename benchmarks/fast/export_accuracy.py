@@ -63,8 +63,8 @@ def bundles(bank: Any, backbone: Any, task: Any) -> Iterator[tuple[str, Any]]:
     weights = uniform_weights(len(bank.tokens))
     uniform = Candidate("uniform", mix(bank.tokens, weights), weights)
     (head,) = Judge(FeatureStore(backbone), task).final_heads(uniform)
-    weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
-    logits = token_logits(backbone, kept.probe_images, uniform.tokens, weight, bias)
+    head = head.as_float32()
+    logits = token_logits(backbone, kept.probe_images, uniform.tokens, head)
     yield (
         "uniform",
         replace(
@@ -72,8 +72,7 @@ def bundles(bank: Any, backbone: Any, task: Any) -> Iterator[tuple[str, Any]]:
             choice="uniform",
             prompt=uniform.tokens,
             weights=weights.astype(np.float32),
-            head_weight=weight,
-            head_bias=bias,
+            head=head,
             probe_logits=logits,
         ),
     )

@@ -124,7 +124,7 @@ def pytorch_entries(models: Models, runtime: str, precision: str) -> Iterator[En
     from hgprompt_edge.backbones.forward import features_prefix, normalize
 
     prompt = torch.tensor(models.prompted.prompt)
-    head = torch.tensor(models.prompted.head_weight).T.contiguous()
+    head = torch.tensor(models.prompted.head.weight).T.contiguous()
 
     def prefix(images: Any) -> Any:
         x = normalize(images, models.prompted.preprocessing)

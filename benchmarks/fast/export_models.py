@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from hgprompt_edge.maths.head import Head
+
 TOKENS, CLASSES = 50, 10
 NAMES = {"ti": "vit_tiny_patch16_224", "s": "vit_small_patch16_224", "b": "vit_base_patch16_224"}
 CHOICES = {"deep": "learned", "shallow": "learned", "none": "none"}
@@ -52,8 +54,7 @@ def make_bundle(backbone: Any, mode: str) -> Any:
         prompt=prompt if layers else None,
         weights=np.ones(1, np.float32),
         learned_weights=np.ones(1, np.float32),
-        head_weight=head,
-        head_bias=np.zeros(CLASSES, np.float32),
+        head=Head(head, np.zeros(CLASSES, np.float32)),
         sources=(),
         table=(),
         objective={},
@@ -108,7 +109,7 @@ def token_module(backbone: Any, bundle: Any) -> Any:
 
     model, start = backbone.model, int(backbone.model.num_prefix_tokens)
     prompt = None if bundle.prompt is None else torch.tensor(bundle.prompt)
-    head = torch.tensor(bundle.head_weight).T.contiguous()
+    head = torch.tensor(bundle.head.weight).T.contiguous()
 
     class Tokens(torch.nn.Module):
         def __init__(self) -> None:

@@ -93,15 +93,15 @@ def step(model: Path, batch: int, *, packed: bool) -> Callable[[], Any]:
 def inputs(model: Path, batch: int) -> dict[str, Any]:
     """Random images with labels, and the model's own head under the uniform mix."""
     bank = read_bank(bank_path(model))
-    classes, width = bank.head_weight.shape
+    classes, width = bank.head.weight.shape
     side = 224  # MODELS[1]
     rng = np.random.default_rng(0)
     return {
         "image": rng.integers(0, 256, (batch, side, side, 3), dtype=np.uint8),
         "label": np.eye(CLASSES, dtype=np.float32)[np.arange(batch) % classes],
         "mix": np.full(len(bank.names), 1 / len(bank.names), np.float32),
-        "head.weight": bank.head_weight,
-        "head.bias": bank.head_bias,
+        "head.weight": bank.head.weight,
+        "head.bias": bank.head.bias,
         "d_features": np.zeros((1, width), np.float32),
         "backward": np.array(True),
     }

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hgprompt_edge import export_onnx
-from hgprompt_edge.adapt.gradient import AdaptGraph, Floats, Head, Pixels
+from hgprompt_edge.adapt.gradient import AdaptGraph, Floats, Pixels
 from hgprompt_edge.adapt.guard.measures import accuracy
 from hgprompt_edge.adapt.proposal import Proposal, Weights
 from hgprompt_edge.artifacts.bundle import Bundle
@@ -45,7 +45,7 @@ class Device:
             assert self.predictor.bank is not None
             self.bank: Bank = self.predictor.bank
             self.graph = AdaptGraph(adapt_path(path), self.bank, threads=1, micro_batch=4)
-        self.head = Head(self.bank.head_weight, self.bank.head_bias)
+        self.head = self.bank.head
         self.initial = Weights(self.bank.initial.astype(np.float64), self.head)
 
     @classmethod

@@ -11,7 +11,7 @@ from cmaes import CMA
 from torch import nn
 
 from helps.adapt_cases import Case, Outcome
-from hgprompt_edge.adapt.gradient import Head, Pixels
+from hgprompt_edge.adapt.gradient import Pixels
 from hgprompt_edge.adapt.guard.measures import accuracy, mean_entropy
 from hgprompt_edge.adapt.learner import GradientLearner
 from hgprompt_edge.adapt.loop import adapt_labelled, adapt_unlabelled
@@ -29,6 +29,7 @@ from hgprompt_edge.backbones.forward import (
     run_blocks,
 )
 from hgprompt_edge.backbones.passes import model_of
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.softmax import log_softmax
 from hgprompt_edge.training.condition_prompts import starting_tokens
 
@@ -135,7 +136,7 @@ def run_forward_only(case: Case) -> Outcome:
     runs in this CPU's fastest precision, what it found is measured in float32.
     """
     device, bundle = case.device, case.device.bundle
-    weight, bias = torch.tensor(bundle.head_weight), torch.tensor(bundle.head_bias)
+    weight, bias = torch.tensor(bundle.head.weight), torch.tensor(bundle.head.bias)
     embed_dim = int(device.backbone.model.embed_dim)
     assert bundle.clean is not None
 
@@ -158,7 +159,7 @@ def run_forward_only(case: Case) -> Outcome:
     def fitness(tokens: Any) -> float:
         found = features(fast, case.unlabelled, tokens)
         logits = (found @ weight.T + bias).numpy()
-        distance, _ = statistics_distance(found.numpy(), *bundle.clean.statistics)
+        distance, _ = statistics_distance(found.numpy(), bundle.clean)
         return mean_entropy(logits) + distance
 
     rng = np.random.default_rng(case.seed)
@@ -181,7 +182,7 @@ def run_prompt_full(case: Case) -> Outcome:
     optimizer = torch.optim.AdamW([tokens], lr=1e-2, weight_decay=0.0)
     x = normalize(torch.from_numpy(case.images), bundle.preprocessing)
     y = torch.from_numpy(case.labels)
-    weight, bias = torch.tensor(bundle.head_weight), torch.tensor(bundle.head_bias)
+    weight, bias = torch.tensor(bundle.head.weight), torch.tensor(bundle.head.bias)
     for _ in range(30):
         optimizer.zero_grad()
         for rows in torch.arange(len(x)).split(64):

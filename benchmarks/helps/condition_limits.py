@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from helps.recovered import recovered, with_interval
 from hgprompt_edge.artifacts.bundle import Bundle
@@ -25,7 +24,7 @@ from hgprompt_edge.data import Task
 from hgprompt_edge.data.conditions import CONDITIONS, TINTS, Pixels, corrupt
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.fit.judge import Judge
-from hgprompt_edge.heads.heads import Head, accuracy
+from hgprompt_edge.heads.heads import accuracy, logits_of
 from hgprompt_edge.training.condition_prompts import starting_tokens
 from hgprompt_edge.training.condition_trainer import (
     ConditionRecipe,
@@ -78,7 +77,6 @@ def measure(
     """Train a prompt for each shift and compare it with the one that the bundle has."""
     usual = ConditionRecipe(seed=bundle.seed)
     fast = backbone.in_precision(choose_compute(backbone).compute.precision)
-    head = Head(torch.from_numpy(bundle.head_weight), torch.from_numpy(bundle.head_bias))
     train, validation = (
         seen_under(backbone, images.pixels, bundle.prompt)
         for images in (task.train, task.validation)
@@ -91,11 +89,11 @@ def measure(
 
     def measured(pixels: Pixels, tokens: Tokens | None) -> float:
         features = extract_features(backbone, pixels, tokens)
-        return round(accuracy(judging.logits(features), task.validation.labels), 6)
+        return round(accuracy(logits_of(judging, features), task.validation.labels), 6)
 
     for condition in conditions:
         recipe = replace(usual, epochs=epochs)
-        trainer = ExactTrainer(fast, recipe, condition, start, head, train, validation)
+        trainer = ExactTrainer(fast, recipe, condition, start, bundle.head, train, validation)
         exact = trainer.run().tokens
         shifted = corrupt(task.validation.pixels, condition, SEVERITY)
         prompts = ((OWN, usual.epochs, own[condition]), (EXACT, epochs, exact))

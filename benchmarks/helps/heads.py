@@ -26,7 +26,8 @@ from hgprompt_edge.data.split import split
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.features.pooling import best_pooling
 from hgprompt_edge.heads.best_head import HeadKind, choose_head
-from hgprompt_edge.heads.heads import Head, accuracy, fit_lda, log_loss
+from hgprompt_edge.heads.heads import accuracy, fit_lda, log_loss, logits_of
+from hgprompt_edge.maths.head import Head
 from shared.intervals import bootstrap
 from shared.pages import fill, listed, table, write_page
 from shared.rows import Row, Rows, add_rows, distinct, read_rows, results_file, select
@@ -107,7 +108,7 @@ def measure(store: FeatureStore, task: Task, seed: int) -> Row:
             choices = [choose_head(train, labels, classes, seed, kind) for kind in kinds]
             best = min(choices, key=lambda choice: choice.log_loss)
             head = best.fit(train, labels, classes)
-        logits = head.logits(test)
+        logits = logits_of(head, test)
         found[way] = {
             "head": head.name,
             "accuracy": accuracy(logits, task.test.labels),

@@ -126,8 +126,7 @@ def judging(bundle: Bundle, backbone: Backbone, task: Task) -> Bundle:
     """Give the bundle a head that has not seen the validation images."""
     judge = Judge(FeatureStore(backbone), task, seed=bundle.seed)
     head = judge.training_head(bundle.prompt)
-    weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
-    bundle = replace(bundle, head_weight=weight, head_bias=bias)
+    bundle = replace(bundle, head=head.as_float32())
     return replace(bundle, probe_logits=reference_logits(bundle, backbone, bundle.probe_images))
 
 
@@ -149,11 +148,11 @@ def measure(
         found = learn_unlabelled(learner, pixels[seen], initial, (before[seen], before[seen]))
         old = learner.head.logits(before)
         accuracies, judged = {"before": accuracy(old, labels)}, {}
-        distances = {"before": statistics_distance(before[seen], *learner.clean)[0]}
+        distances = {"before": statistics_distance(before[seen], learner.clean)[0]}
         for name, point in (("mix", learner.ended), ("start", learner.began)):
             after = learner.features(pixels, point.mix)
-            distances[name] = statistics_distance(after[seen], *learner.clean)[0]
-            following = learner.head.following(after[seen], learner.clean[0])
+            distances[name] = statistics_distance(after[seen], learner.clean)[0]
+            following = learner.head.following(after[seen], learner.clean.mean)
             for key, head in ((name, learner.head), (BIASED[name], following)):
                 logits = head.logits(after)
                 accuracies[key] = accuracy(logits, labels)

@@ -63,7 +63,7 @@ def measure(learner: StudyLearner, task: Task) -> Iterator[Row]:
             row |= {"severity": severity, "classes": part, "seen": len(seen)}
             for name, mix in (("in_force", in_force), ("factory", learner.initial)):
                 features = learner.features(pixels, mix)
-                distance, _ = statistics_distance(features[seen], *learner.clean)
+                distance, _ = statistics_distance(features[seen], learner.clean)
                 row[f"distance_{name}"] = round(distance, 4)
                 row[f"accuracy_{name}"] = round(accuracy(learner.head.logits(features), labels), 4)
             yield row

@@ -14,12 +14,14 @@ from hgprompt_edge.artifacts.device_bank import Bank, bank_path
 from hgprompt_edge.artifacts.external_weights import check_external_data
 from hgprompt_edge.artifacts.metadata import PREFIX
 from hgprompt_edge.errors import FileError, brief
+from hgprompt_edge.files import check_format
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.runtime.contract import check_same_export
 from hgprompt_edge.runtime.engines.onnx_engine import FIXED_OPSET, explain
 from hgprompt_edge.runtime.engines.onnx_session import open_session
 
 ADAPT_FORMATS = "hgprompt.adapt/"
-ADAPT_FORMAT = f"{ADAPT_FORMATS}2"
+ADAPT_FORMAT = f"{ADAPT_FORMATS}1"
 
 MICRO_BATCH = 1
 """Images at a time: more are hardly faster, and each takes the memory of its activations."""
@@ -37,25 +39,6 @@ BACKWARD = ("d_mix", "d_head.weight", "d_head.bias")
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Head:
-    """A linear head on the model's features: `weight [K, D]`, `bias [K]`."""
-
-    weight: Floats
-    bias: Floats
-
-    def logits(self, features: Floats) -> Floats:
-        """Logits `[n, K]` of `features [n, D]`."""
-        return cast("Floats", features @ self.weight.T + self.bias)
-
-    def following(self, features: Floats, mean: Floats) -> Head:
-        """Move the bias by what takes the mean of `features [n, D]` to `mean [D]`.
-
-        As FOA shifts activations (Niu et al., ICML 2024).
-        """
-        return Head(self.weight, self.bias + self.weight @ (mean - features.mean(axis=0)))
 
 
 @dataclass(frozen=True)
@@ -136,7 +119,7 @@ class AdaptGraph:
         self.side = int(inputs["image"][1])
         self.micro_batch = micro_batch or MICRO_BATCH
         self.bank = bank
-        self.head = Head(bank.head_weight, bank.head_bias)
+        self.head = bank.head
 
     def __call__(
         self,
@@ -219,12 +202,13 @@ def _check_origin(
     path: Path, entries: dict[str, str], bank: Bank, inputs: dict[str, list[int]]
 ) -> None:
     found = entries.get(f"{PREFIX}format", "missing")
-    if found != ADAPT_FORMAT:
-        raise FileError(
-            path,
-            f"not a gradient graph that this version reads (format '{brief(found)}', not "
-            f"'{ADAPT_FORMAT}'); export it again",
-        )
+    check_format(
+        path,
+        found,
+        ADAPT_FORMAT,
+        f"not a gradient graph that this version reads (format '{brief(found)}', not "
+        f"'{ADAPT_FORMAT}'); export it again",
+    )
     check_same_export(
         bank_path(path.with_suffix("")),
         bank,

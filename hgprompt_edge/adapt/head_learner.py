@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.adapt.gradient import Doubles, Floats, Head, Pixels
-from hgprompt_edge.adapt.learner import statistics_of
+from hgprompt_edge.adapt.gradient import Doubles, Floats, Pixels
 from hgprompt_edge.adapt.losses import Slope
 from hgprompt_edge.adapt.optimizer import Descent, Point, Report, Settings, descend
 from hgprompt_edge.artifacts.device_bank import Bank
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.softmax import log_softmax
 from hgprompt_edge.runtime.predictor import Predictor
 
@@ -41,7 +41,7 @@ class HeadLearner:
         self._predictor, self._known = predictor, dict[str, Floats]()
         self.settings = replace(settings, steps=max(settings.steps, STEPS))
         self.initial = bank.initial.astype(np.float64)
-        self.head, self.clean = Head(bank.head_weight, bank.head_bias), statistics_of(bank)
+        self.head, self.clean = bank.head, bank.clean
 
     def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
         """No runtime computes the gradient, so there is nothing to check."""

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.adapt.gradient import AdaptGraph, Doubles, Floats, Head, Pixels
+from hgprompt_edge.adapt.gradient import AdaptGraph, Doubles, Floats, Pixels
 from hgprompt_edge.adapt.gradient_check import check_gradient
 from hgprompt_edge.adapt.losses import (
     anchor_unit,
@@ -27,9 +27,9 @@ from hgprompt_edge.adapt.optimizer import (
     descend,
     divergence,
 )
-from hgprompt_edge.artifacts.device_bank import Bank
 from hgprompt_edge.errors import FileError
-from hgprompt_edge.maths.feature_statistics import Statistics
+from hgprompt_edge.maths.feature_statistics import FeatureStatistics
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.simplex import smoothed
 from hgprompt_edge.maths.softmax import log_softmax, softmax
 from hgprompt_edge.runtime.predictor import Predictor
@@ -38,11 +38,6 @@ CHECKED_IMAGES = 8
 SPREAD = 1.0
 """First standard deviation of CMA-ES on the logits of the mix."""
 BATCH = 16
-
-
-def statistics_of(bank: Bank) -> Statistics | None:
-    """Statistics of clean images of all classes, where they are known."""
-    return None if bank.clean is None else bank.clean.statistics
 
 
 class Learner(Protocol):
@@ -68,7 +63,7 @@ class Learner(Protocol):
     head: Head
     settings: Settings
     method: str
-    clean: Statistics | None
+    clean: FeatureStatistics | None
     mixes: bool
 
     def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
@@ -99,7 +94,7 @@ class GradientLearner:
     def __init__(self, graph: AdaptGraph, settings: Settings) -> None:
         self._graph, self.settings = graph, settings
         self.initial, self.head = graph.bank.initial.astype(np.float64), graph.head
-        self.clean = statistics_of(graph.bank)
+        self.clean = graph.bank.clean
 
     def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
         """Hold the runtime's gradient against differences of its loss."""
@@ -150,8 +145,8 @@ class ForwardLearner:
         self._predictor, self.settings, self._seed = predictor, settings, seed
         bank = predictor.bank
         self.initial = bank.initial.astype(np.float64)
-        self.head = Head(bank.head_weight, bank.head_bias)
-        self.clean = statistics_of(bank)
+        self.head = bank.head
+        self.clean = bank.clean
 
     def check(self, images: Pixels, start: Point, rng: np.random.Generator) -> None:
         """There is no gradient to be wrong."""
@@ -181,7 +176,7 @@ class ForwardLearner:
         def loss(mix_logits: Doubles) -> float:
             features = self.features(images, softmax(mix_logits))
             logits = start.head.logits(features)
-            distance = 0.0 if clean is None else unit * statistics_distance(features, *clean)[0]
+            distance = 0.0 if clean is None else unit * statistics_distance(features, clean)[0]
             if labels is not None:
                 return float(-(labels * log_softmax(logits)).sum(axis=1).mean()) + distance
             return distance

@@ -30,7 +30,7 @@ from hgprompt_edge.adapt.losses import statistics_distance
 from hgprompt_edge.adapt.optimizer import Descent, Point, average, deadline_of, share_of, start_at
 from hgprompt_edge.adapt.proposal import Proposal, Weights, propose
 from hgprompt_edge.adapt.starts import stage_of, starts
-from hgprompt_edge.maths.feature_statistics import Clean, Statistics
+from hgprompt_edge.maths.feature_statistics import FeatureStatistics
 
 Report = Callable[[str, int, int], None]
 
@@ -119,8 +119,7 @@ def adapt_unlabelled(
     """
     begin = time.monotonic()
     if expected is None:
-        known = None if learner.clean is None else Clean(*learner.clean)
-        expected = expect(known, len(learner.head.bias))
+        expected = expect(learner.clean, len(learner.head.bias))
     verdict = judge_known(expected, len(images))
     if verdict is None:
         before = _features_before(learner, images, current)
@@ -193,7 +192,7 @@ def _judged(
     """Judge a point without labels; the head's bias follows its features where it is to move."""
     initial, old = before
     new = learner.features(images, point.mix)
-    mean, _ = _known(learner)
+    mean = _known(learner).mean
     if learner.settings.head == "bias":
         point = Point(point.mix_logits, learner.head.following(new, mean))
     logits = learner.head.logits(initial), current.head.logits(old), point.head.logits(new)
@@ -213,10 +212,10 @@ def _distances(learner: Learner, before: Floats, after: Floats) -> tuple[float, 
 
 
 def _distance(learner: Learner, features: Floats) -> float:
-    return statistics_distance(features, *_known(learner))[0]
+    return statistics_distance(features, _known(learner))[0]
 
 
-def _known(learner: Learner) -> Statistics:
+def _known(learner: Learner) -> FeatureStatistics:
     """Statistics of clean images, without which nothing is learned from images without labels."""
     if learner.clean is None:
         raise ValueError("The learner knows no statistics of clean images.")

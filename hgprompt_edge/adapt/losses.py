@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hgprompt_edge.adapt.gradient import AdaptGraph, Doubles, Floats, Head, Pixels
-from hgprompt_edge.maths.feature_statistics import Statistics
+from hgprompt_edge.adapt.gradient import AdaptGraph, Doubles, Floats, Pixels
+from hgprompt_edge.maths.feature_statistics import FeatureStatistics
+from hgprompt_edge.maths.head import Head
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,18 @@ def cross_entropy_judge(graph: AdaptGraph, images: Pixels, labels: Floats) -> Ju
     return judge
 
 
-def anchor_unit(at_initial: Floats, clean: Statistics, weight: float) -> float:
+def anchor_unit(at_initial: Floats, clean: FeatureStatistics, weight: float) -> float:
     """Loss a unit of distance: `weight` for that of the features `[n, D]` at the initial mix.
 
     A few labelled images can be fitted by mixes under which the features are like nothing that the
     model was fitted on; the statistics need no labels to say so. In this unit the distance weighs
     as much against the proximal term whether a shift is small or large.
     """
-    return weight / max(statistics_distance(at_initial, *clean)[0], LEAST_DISTANCE)
+    return weight / max(statistics_distance(at_initial, clean)[0], LEAST_DISTANCE)
 
 
 def anchored_judge(
-    graph: AdaptGraph, images: Pixels, labels: Floats, clean: Statistics, weight: float
+    graph: AdaptGraph, images: Pixels, labels: Floats, clean: FeatureStatistics, weight: float
 ) -> Judge:
     """Cross-entropy plus the distance of statistics, see `anchor_unit`.
 
@@ -64,19 +65,21 @@ def anchored_judge(
 
     def judge(mix: Doubles, head: Head) -> Slope:
         nonlocal before
-        _, d_features = statistics_distance(before, *clean)
+        _, d_features = statistics_distance(before, clean)
         scaled = (unit * len(images) * d_features).astype(np.float32)
         step = graph(images, labels, mix, head, scaled)
         if np.isfinite(step.features).all():  # else the next step has no gradient, either
             before = step.features
-        distance, _ = statistics_distance(step.features, *clean)
+        distance, _ = statistics_distance(step.features, clean)
         loss = float(step.loss.mean()) + unit * distance
         return Slope(loss, step.d_mix, step.d_weight, step.d_bias)
 
     return judge
 
 
-def statistics_judge(graph: AdaptGraph, images: Pixels, clean: Statistics, weight: float) -> Judge:
+def statistics_judge(
+    graph: AdaptGraph, images: Pixels, clean: FeatureStatistics, weight: float
+) -> Judge:
     """Distance of the features' mean and deviation from those of clean images, see `anchor_unit`.
 
     The term that keeps label-free adaptation stable in FOA (Niu et al., ICML 2024), on the last
@@ -87,7 +90,7 @@ def statistics_judge(graph: AdaptGraph, images: Pixels, clean: Statistics, weigh
 
     def judge(mix: Doubles, head: Head) -> Slope:
         features = graph.forward(images, mix).features
-        distance, d_features = statistics_distance(features, *clean)
+        distance, d_features = statistics_distance(features, clean)
         scaled = (unit * len(images) * d_features).astype(np.float32)
         step = graph(images, blank, mix, head, scaled)
         return Slope(unit * distance, step.d_mix, step.d_weight, step.d_bias)
@@ -95,13 +98,13 @@ def statistics_judge(graph: AdaptGraph, images: Pixels, clean: Statistics, weigh
     return judge
 
 
-def statistics_distance(features: Floats, mean: Floats, variance: Floats) -> tuple[float, Floats]:
+def statistics_distance(features: Floats, known: FeatureStatistics) -> tuple[float, Floats]:
     """Squared distance of mean and deviation, in clean deviations, and its gradient `[n, D]`."""
     x = features.astype(np.float64)
-    scale = np.sqrt(variance.astype(np.float64)) + 1e-6
+    scale = np.sqrt(known.variance.astype(np.float64)) + 1e-6
     centre = x.mean(axis=0)
     deviation = np.sqrt(x.var(axis=0) + 1e-6)
-    off_centre, off_scale = (centre - mean) / scale, (deviation - scale) / scale
+    off_centre, off_scale = (centre - known.mean) / scale, (deviation - scale) / scale
     loss = float((off_centre**2).mean() + (off_scale**2).mean())
     width, count = x.shape[1], len(x)
     gradient = 2 / (width * count) * off_centre / scale

@@ -9,7 +9,7 @@ from typing import cast
 
 import numpy as np
 
-from hgprompt_edge.adapt.gradient import AdaptGraph, Head
+from hgprompt_edge.adapt.gradient import AdaptGraph
 from hgprompt_edge.adapt.guard.evidence import Expected, expect
 from hgprompt_edge.adapt.head_learner import HeadLearner
 from hgprompt_edge.adapt.images import Seen, read_labelled, read_unlabelled
@@ -177,7 +177,7 @@ def _check_labels(seen: Seen, expected: Expected, classes: Sequence[str]) -> Non
 
 def weights_of(version: Version, bank: Bank) -> Weights:
     """Mix and head of a version; the model's own head where it has none."""
-    head = Head(*(head_of(version, bank) or (bank.head_weight, bank.head_bias)))
+    head = head_of(version, bank) or bank.head
     return Weights(version.weights.astype(np.float64), head)
 
 

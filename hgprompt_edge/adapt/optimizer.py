@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.adapt.gradient import Doubles, Head
+from hgprompt_edge.adapt.gradient import Doubles
 from hgprompt_edge.adapt.losses import Judge
 from hgprompt_edge.errors import UserError
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.simplex import smoothed, through_softmax
 from hgprompt_edge.maths.softmax import softmax
 

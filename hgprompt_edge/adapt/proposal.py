@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from hgprompt_edge.adapt.gradient import Doubles, Head
+from hgprompt_edge.adapt.gradient import Doubles
 from hgprompt_edge.adapt.guard.verdict import Verdict
 from hgprompt_edge.adapt.optimizer import Point
+from hgprompt_edge.maths.head import Head
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def starts(
         if labels is not None:
             loss = log_loss(point.head.logits(features), labels)
         if clean is not None:
-            loss = loss + unit * statistics_distance(features, *clean)[0]
+            loss = loss + unit * statistics_distance(features, clean)[0]
         losses.append(loss + settings.proximal * divergence(point.mix, prior))
         if report is not None:
             report("starts", len(losses), len(points))

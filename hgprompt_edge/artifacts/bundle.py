@@ -12,7 +12,8 @@ from hgprompt_edge.artifacts.folded import FoldedPrompt
 from hgprompt_edge.artifacts.training_images import TrainingImages
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.images.preprocess import Preprocessing
-from hgprompt_edge.maths.feature_statistics import Clean
+from hgprompt_edge.maths.feature_statistics import FeatureStatistics
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.prompts.mixing import MixingWeights
 
 POOLINGS = ("token", "avg", "both")
@@ -73,8 +74,8 @@ class Bundle:
     weights, learned_weights
         `[N]` or, a weight for each layer, `[N, L]` float32: the chosen mix (all zero for `none`;
         where `tuned` started), and the learned one.
-    head_weight, head_bias
-        `[K, D]` (for `both` `[K, 2 D]`), `[K]` float32, calibrated: softmax of the logits are
+    head
+        `[K, D]` (for `both` `[K, 2 D]`) float32, calibrated: softmax of the logits are
         probabilities.
     sources
         For each source a dict with `name`, `sha256`, `family`; the last may have `role` `start`:
@@ -93,7 +94,7 @@ class Bundle:
         `[C, L, T, D]` float16, or None.
     clean
         Statistics of the features (`D` or `2 D`) of clean training images under the chosen prompt,
-        of validation images where it was tuned on those; None: of an earlier version. With several
+        of validation images where it was tuned on those; None: not measured. With several
         folded prompts, of the logarithm of the averaged probabilities of clean images that the
         heads have not seen (`K`).
     checkpoint
@@ -103,10 +104,10 @@ class Bundle:
     group_by_hash
         Their copies were kept on one side of the split.
     trained
-        Hashes of its training and validation images; None: drawn, or of an earlier version.
+        Hashes of its training and validation images; None: drawn.
     more
         Further deep folded prompts, two at most. The bundle's probabilities are the mean of those
-        of the first, `prompt` with `head_weight` and `head_bias`, and of these; `probe_logits` are
+        of the first, `prompt` with `head`, and of these; `probe_logits` are
         the logarithm of that mean. A device cannot mix then, so there are neither conditions nor
         an initial mix.
     """
@@ -122,8 +123,7 @@ class Bundle:
     prompt: Floats | None
     weights: Floats
     learned_weights: Floats
-    head_weight: Floats
-    head_bias: Floats
+    head: Head
     sources: tuple[dict[str, str], ...]
     table: tuple[Row, ...]
     objective: dict[str, Any]
@@ -136,7 +136,7 @@ class Bundle:
     versions: dict[str, str] = field(default_factory=dict)
     conditions: tuple[dict[str, str], ...] = ()
     condition_tokens: npt.NDArray[np.float16] | None = None
-    clean: Clean | None = None
+    clean: FeatureStatistics | None = None
     checkpoint: str = ""
     data: str = ""
     group_by_hash: bool = False
@@ -160,10 +160,7 @@ class Bundle:
     @property
     def folded(self) -> tuple[FoldedPrompt, ...]:
         """All folded prompts, the first one included."""
-        first = FoldedPrompt(
-            self.prompt, self.weights, self.head_weight, self.head_bias, self.choice
-        )
-        return (first, *self.more)
+        return (FoldedPrompt(self.prompt, self.weights, self.head, self.choice), *self.more)
 
 
 def check_one_prompt(bundle: Bundle, what: str) -> None:

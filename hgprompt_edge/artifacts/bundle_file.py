@@ -27,10 +27,11 @@ from hgprompt_edge.artifacts.bundle import POOLINGS, Bundle, Floats, Row
 from hgprompt_edge.artifacts.folded import pack_more, read_more
 from hgprompt_edge.artifacts.training_images import read_training_images
 from hgprompt_edge.errors import FileError, UserError, brief
-from hgprompt_edge.files import DAMAGE, read_safetensors, write_safetensors
+from hgprompt_edge.files import DAMAGE, check_format, read_safetensors, write_safetensors
 from hgprompt_edge.images.listing import files_in
 from hgprompt_edge.images.preprocess import Preprocessing, UnknownRuleError
-from hgprompt_edge.maths.feature_statistics import read_clean
+from hgprompt_edge.maths.feature_statistics import read_statistics
+from hgprompt_edge.maths.head import read_head
 
 FORMAT = "hgprompt.bundle/1"
 SUFFIX = ".hgbundle"
@@ -42,8 +43,7 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
     tensors: dict[str, npt.NDArray[np.generic]] = {
         "weights": bundle.weights.astype(np.float32),
         "learned_weights": bundle.learned_weights.astype(np.float32),
-        "head.weight": bundle.head_weight.astype(np.float32),
-        "head.bias": bundle.head_bias.astype(np.float32),
+        **bundle.head.tensors(),
         "probe.images": bundle.probe_images,
         "probe.logits": bundle.probe_logits.astype(np.float32),
     }
@@ -101,20 +101,22 @@ def read_bundle(path: Path) -> Bundle:
     if path.suffix in MODEL_SUFFIXES and path.exists():
         raise FileError(path, "a model, not a bundle; name the bundle that it was exported from")
     tensors, metadata = read_safetensors(path)
-    if metadata.get("format") != FORMAT:
-        found = metadata.get("format", "missing")
-        raise FileError(
-            path,
-            f"not a bundle that this version reads (format '{brief(found)}', not '{FORMAT}'); run "
-            "`hgedge fit` again",
-        )
+    found = metadata.get("format", "missing")
+    check_format(
+        path,
+        found,
+        FORMAT,
+        f"not a bundle that this version reads (format '{brief(found)}', not '{FORMAT}'); run "
+        "`hgedge fit` again",
+    )
     for name, tensor in tensors.items():
         if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
             raise FileError(path, f"'{brief(name)}' holds NaN or inf; run `hgedge fit` again")
     try:
         _check_weights(tensors, len(json.loads(metadata["sources"])))
         parts = 2 if metadata["pooling"] == "both" else 1
-        classes, width = tensors["head.weight"].shape
+        head = read_head(tensors)
+        classes, width = head.weight.shape
         clean = classes if "more" in metadata else width
         _check_prepared(tensors, json.loads(metadata.get("conditions", "[]")), parts)
         bundle = Bundle(
@@ -133,8 +135,7 @@ def read_bundle(path: Path) -> Bundle:
             prompt=cast("Floats | None", tensors.get("prompt")),
             weights=cast("Floats", tensors["weights"]),
             learned_weights=cast("Floats", tensors["learned_weights"]),
-            head_weight=cast("Floats", tensors["head.weight"]),
-            head_bias=cast("Floats", tensors["head.bias"]),
+            head=head,
             sources=tuple(json.loads(metadata["sources"])),
             table=tuple(Row(**row) for row in json.loads(metadata["table"])),
             objective=_named(metadata, "objective"),
@@ -147,7 +148,7 @@ def read_bundle(path: Path) -> Bundle:
             versions=_named(metadata, "versions"),
             conditions=tuple(json.loads(metadata.get("conditions", "[]"))),
             condition_tokens=cast("npt.NDArray[np.float16] | None", tensors.get("conditions")),
-            clean=read_clean(tensors, classes, clean),
+            clean=read_statistics(tensors, classes, clean),
             more=read_more(tensors, metadata),
         )
         _check_initial(bundle)

@@ -20,8 +20,16 @@ import numpy.typing as npt
 
 from hgprompt_edge.artifacts.bank_entries import FOLDED, NO_PROMPT
 from hgprompt_edge.errors import FileError, brief
-from hgprompt_edge.files import DAMAGE, Array, read_safetensors, sha256_arrays, write_safetensors
-from hgprompt_edge.maths.feature_statistics import Clean, read_clean
+from hgprompt_edge.files import (
+    DAMAGE,
+    Array,
+    check_format,
+    read_safetensors,
+    sha256_arrays,
+    write_safetensors,
+)
+from hgprompt_edge.maths.feature_statistics import FeatureStatistics, read_statistics
+from hgprompt_edge.maths.head import Head, read_head
 from hgprompt_edge.maths.mixing import BankKeysValues
 
 FORMAT = "hgprompt.bank/1"
@@ -49,10 +57,10 @@ class Bank:
         the head can move.
     initial
         The mix `[M]` that the model left the server with.
-    head_weight, head_bias
-        `[K, D]`, `[K]`: the head as the model applies it to its `features`. Of several folded
-        prompts these are the logarithm of the averaged probabilities, `[K]`, and the head changes
-        nothing yet: `[K, K]`, the identity.
+    head
+        `[K, D]`: as the model applies it to its `features`. Of several folded prompts these are the
+        logarithm of the averaged probabilities, `[K]`, and the head changes nothing yet: `[K, K]`,
+        the identity.
     sha256
         Digest of names and tokens, see `bundle.bank_sha256`.
     clean
@@ -62,10 +70,9 @@ class Bank:
     names: tuple[str, ...]
     mixer: BankKeysValues | None
     initial: Floats
-    head_weight: Floats
-    head_bias: Floats
+    head: Head
     sha256: str
-    clean: Clean | None = None
+    clean: FeatureStatistics | None = None
 
     @property
     def gated(self) -> bool:
@@ -137,11 +144,7 @@ def content_sha256(bank: Bank) -> str:
 
 def _pack(bank: Bank) -> tuple[dict[str, Array], dict[str, str]]:
     """Tensors and metadata of a bank's file."""
-    tensors: dict[str, Array] = {
-        "initial": bank.initial,
-        "head.weight": bank.head_weight,
-        "head.bias": bank.head_bias,
-    }
+    tensors: dict[str, Array] = {"initial": bank.initial, **bank.head.tensors()}
     metadata = {"format": FORMAT, "names": json.dumps(bank.names), "sha256": bank.sha256}
     if bank.clean is not None:
         tensors |= bank.clean.tensors()
@@ -179,13 +182,14 @@ def read_bank(path: Path) -> Bank:
             path, "no such file; a model that adapts needs its bank beside it: copy both files"
         )
     tensors, metadata = read_safetensors(path)
-    if metadata.get("format") != FORMAT:
-        found = metadata.get("format", "missing")
-        raise FileError(
-            path,
-            f"not a bank that this version reads (format '{brief(found)}', not '{FORMAT}'); "
-            "export the model again",
-        )
+    found = metadata.get("format", "missing")
+    check_format(
+        path,
+        found,
+        FORMAT,
+        f"not a bank that this version reads (format '{brief(found)}', not '{FORMAT}'); export "
+        "the model again",
+    )
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise FileError(path, f"'{brief(name)}' holds NaN or inf; copy or export it again")
@@ -206,15 +210,14 @@ def _parse(tensors: dict[str, Array], metadata: dict[str, str]) -> Bank:
         if name.endswith("eps") and (tensor < 0).any():
             raise ValueError(f"'{name}' is below 0")
     names = tuple(json.loads(metadata["names"]))
-    classes, width = floats["head.weight"].shape
+    head = read_head(tensors)
     return Bank(
         names=names,
         mixer=None if names in ((NO_PROMPT,), (FOLDED,)) else _parse_mixer(tensors, metadata),
         initial=floats["initial"],
-        head_weight=floats["head.weight"],
-        head_bias=floats["head.bias"],
+        head=head,
         sha256=metadata["sha256"],
-        clean=read_clean(tensors, classes, width),
+        clean=read_statistics(tensors, *head.weight.shape),
     )
 
 
@@ -238,15 +241,13 @@ def _parse_mixer(tensors: dict[str, Array], metadata: dict[str, str]) -> BankKey
 
 def _check(bank: Bank) -> None:
     entries = len(bank.names)
-    _, features = bank.head_weight.shape
     if not entries or not all(isinstance(name, str) for name in bank.names):
         raise ValueError("'names' holds no names")
     shapes: list[tuple[str, object, object]] = [
         ("initial", bank.initial.shape, (entries,)),
-        ("head.bias", bank.head_bias.shape, bank.head_weight.shape[:1]),
     ]
     if bank.mixer is not None:
-        shapes += _shapes_of(bank.mixer, entries - bank.gated, features)
+        shapes += _shapes_of(bank.mixer, entries - bank.gated, bank.head.weight.shape[1])
     for what, shape, wanted in shapes:
         if shape != wanted:
             raise ValueError(f"'{what}' is {shape}, not {wanted}")

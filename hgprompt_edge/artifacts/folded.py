@@ -13,9 +13,11 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from hgprompt_edge.maths.head import HEAD_TENSORS, Head, read_head
+
 MAX_FOLDED = 3
 """Folded prompts that a bundle holds at most: each costs a pass."""
-PARTS = ("weights", "head.weight", "head.bias")
+PARTS = ("weights", *HEAD_TENSORS)
 Floats = npt.NDArray[np.float32]
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
@@ -31,16 +33,15 @@ class FoldedPrompt:
         folded prompts of a bundle.
     weights
         `[N]` or `[N, L]` float32 over the bundle's sources, all zero without a prompt.
-    head_weight, head_bias
-        `[K, D]` (for `both` `[K, 2 D]`), `[K]` float32, calibrated on its own.
+    head
+        `[K, D]` (for `both` `[K, 2 D]`) float32, calibrated on its own.
     method
         The row of the table that it is, or the name of its source.
     """
 
     prompt: Floats | None
     weights: Floats
-    head_weight: Floats
-    head_bias: Floats
+    head: Head
     method: str
 
 
@@ -48,9 +49,8 @@ def pack_more(more: Sequence[FoldedPrompt]) -> dict[str, npt.NDArray[np.generic]
     """Tensors of a bundle's further folded prompts, under their names in its file."""
     tensors: dict[str, npt.NDArray[np.generic]] = {}
     for index, folded in enumerate(more):
-        arrays = folded.weights, folded.head_weight, folded.head_bias
-        for part, array in zip(PARTS, arrays, strict=True):
-            tensors[f"more.{index}.{part}"] = array.astype(np.float32)
+        tensors |= folded.head.tensors(f"more.{index}.")
+        tensors[f"more.{index}.weights"] = folded.weights.astype(np.float32)
         if folded.prompt is not None:
             tensors[f"more.{index}.prompt"] = folded.prompt.astype(np.float32)
     return tensors
@@ -84,8 +84,7 @@ def read_more(tensors: Arrays, metadata: Mapping[str, str]) -> tuple[FoldedPromp
         FoldedPrompt(
             floats.get(f"{name}.prompt"),
             floats[f"{name}.weights"],
-            floats[f"{name}.head.weight"],
-            floats[f"{name}.head.bias"],
+            read_head(tensors, f"{name}."),
             method,
         )
         for name, method in zip(names, methods, strict=True)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, field_
 
 from hgprompt_edge.artifacts.training_images import TrainingImages
 from hgprompt_edge.errors import FileError, brief
+from hgprompt_edge.files import check_format
 from hgprompt_edge.images.preprocess import RESAMPLING, Preprocessing
 from hgprompt_edge.maths.parity import TOLERANCES
 
@@ -52,9 +53,9 @@ class Metadata(BaseModel):
     bank_sha256
         Of the bank beside the model, from which its prompt is mixed; empty where it is folded in.
     bank_content_sha256
-        Over all of that bank, see `content_sha256`; empty in files from before it was recorded.
+        Over all of that bank, see `content_sha256`; empty as `bank_sha256`.
     file_sha256
-        Over all of the file, see `seal.py`; empty in files from before it was recorded.
+        Over all of the file, see `model_digest`.
     bf16
         Whether an int8 model was held against float32 with what it leaves in float in bfloat16.
     quantization
@@ -202,14 +203,7 @@ def parse_metadata(path: Path, entries: Mapping[str, str]) -> Metadata:
         Not a model of ours, one of a newer format, or damaged.
     """
     version = entries.get(f"{PREFIX}format", "")
-    if not version.startswith("hgprompt.model/"):
-        raise FileError(path, NOT_OURS)
-    if version != FORMAT:
-        raise FileError(
-            path,
-            f"format {brief(version)} is not the one that this hgedge reads ({FORMAT}); upgrade "
-            "hgprompt-edge or export the model again",
-        )
+    check_format(path, version, FORMAT, NOT_OURS)
     if f"{PREFIX}verification" not in entries:
         raise FileError(path, "its last part is missing; copy or export the model again")
     fields = {key.removeprefix(PREFIX): entries[key] for key in entries if key.startswith(PREFIX)}

@@ -37,14 +37,9 @@ def seal(path: Path) -> None:
         file.write(digest.encode())
 
 
-def is_whole(path: Path, entries: Mapping[str, str]) -> bool | None:
-    """Whether a file is as it was sealed, by its digest in its own metadata.
-
-    None: it carries none, as those of earlier versions.
-    """
-    recorded = entries.get(FILE_SHA256)
-    if recorded is None:
-        return None
+def is_whole(path: Path, entries: Mapping[str, str]) -> bool:
+    """Whether a file is as it was sealed, by its digest in its own metadata."""
+    recorded = entries.get(FILE_SHA256, "")
     if re.fullmatch(r"[0-9a-f]{64}", recorded) is None:
         return False
     found = _digest(path, recorded)

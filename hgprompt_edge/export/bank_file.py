@@ -20,7 +20,8 @@ from hgprompt_edge.export.graph.attention import prepare
 from hgprompt_edge.export.graph.inference import folded_head, last_norm
 from hgprompt_edge.export.graph.rewrites import Rewrites, affine_part
 from hgprompt_edge.export.graph.writer import to_array
-from hgprompt_edge.maths.feature_statistics import Clean
+from hgprompt_edge.maths.feature_statistics import FeatureStatistics
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.mixing import BlockWeights, Norm, project_bank
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -45,21 +46,23 @@ def make_bank(bundle: Bundle, backbone: Backbone) -> Bank:
         )
     blocks = [_block_weights(block) for block in backbone.model.blocks]
     norm = last_norm(backbone.model)
-    weight, bias = folded_head(bundle.folded[0], norm, Rewrites())
+    head = folded_head(bundle.head, norm, Rewrites())
     if bundle.more:  # what goes out is the logarithm of the averaged probabilities
-        weight, bias, norm = np.eye(len(bias)), np.zeros(len(bias)), nn.Identity()
+        classes = len(bundle.classes)
+        head, norm = Head(np.eye(classes), np.zeros(classes)), nn.Identity()
     return Bank(
         names=names,
         mixer=project_bank(tokens, blocks, backbone.num_heads) if len(tokens) else None,
         initial=initial_mix(bundle),
-        head_weight=weight.T.astype(np.float32),
-        head_bias=bias.astype(np.float32),
+        head=head.as_float32(),
         sha256=bank_sha256(bundle),
         clean=_clean_before_affine(bundle.clean, norm),
     )
 
 
-def _clean_before_affine(clean: Clean | None, norm: nn.Module) -> Clean | None:
+def _clean_before_affine(
+    clean: FeatureStatistics | None, norm: nn.Module
+) -> FeatureStatistics | None:
     """Statistics of features without the last norm's scale and bias, which the head has taken."""
     if clean is None or not isinstance(norm, nn.LayerNorm):
         return clean

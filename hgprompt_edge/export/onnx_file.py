@@ -207,7 +207,7 @@ def check_fits(bundle: Bundle, backbone: Backbone, images: Pixels) -> None:
     ]
     for index, folded in enumerate(bundle.folded):
         prompt = () if folded.prompt is None else folded.prompt.shape
-        head, bias = folded.head_weight.shape, folded.head_bias.shape
+        head, bias = folded.head.weight.shape, folded.head.bias.shape
         name = "" if index == 0 else f"more.{index - 1}."
         parts += [
             (

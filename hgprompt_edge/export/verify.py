@@ -17,6 +17,7 @@ from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
 from hgprompt_edge.backbones.forward import features_prefix, features_token, normalize
 from hgprompt_edge.errors import CheckError
+from hgprompt_edge.heads.heads import logits_of
 from hgprompt_edge.maths.parity import TOLERANCE, compare
 from hgprompt_edge.maths.softmax import log_mean_softmax
 from hgprompt_edge.prompts.mixing import mix
@@ -78,8 +79,7 @@ def reference_logits(
     logits = []
     for folded in bundle.folded:
         features = reference_features(bundle, backbone, images, folded.prompt, share)
-        weight, bias = torch.tensor(folded.head_weight), torch.tensor(folded.head_bias)
-        logits.append((features @ weight.T + bias).numpy())
+        logits.append(logits_of(folded.head, features).numpy())
     return log_mean_softmax(logits) if bundle.more else logits[0]
 
 

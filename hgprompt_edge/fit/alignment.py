@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hgprompt_edge.heads.heads import Head, Labels, fit_lda
+from hgprompt_edge.heads.heads import Labels, fit_lda, logits_of
+from hgprompt_edge.maths.head import Head
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def head_gradient_moments(features: Tensor, labels: Labels, head: Head) -> tuple
     """
     x = features.detach().double()
     y = torch.as_tensor(labels, device=x.device).long()
-    residual = head.logits(x).softmax(1) - functional.one_hot(y, len(head.bias))
+    residual = logits_of(head, x).softmax(1) - functional.one_hot(y, len(head.bias))
     mean = residual.T @ x / len(x)
     square = residual.square().T @ x.square() / len(x)
     return mean, (square - mean.square()).clamp(min=0)

@@ -18,8 +18,8 @@ from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.forward import features_token, normalize
 from hgprompt_edge.data import Task
 from hgprompt_edge.fit.judge import Candidate
-from hgprompt_edge.heads.heads import Head
-from hgprompt_edge.maths.feature_statistics import Clean
+from hgprompt_edge.maths.feature_statistics import FeatureStatistics
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.softmax import log_mean_softmax
 from hgprompt_edge.prompts.bank import PromptBank
 from hgprompt_edge.prompts.prompt import DEEP, SOURCE, Floats, Prompt
@@ -39,7 +39,7 @@ def make_bundle(
     objective: dict[str, Any],
     seed: int,
     keep_sources: bool,
-    clean: Clean | None = None,
+    clean: FeatureStatistics | None = None,
 ) -> Bundle:
     """Assemble a bundle: float32 numbers, a probe, provenance. Without a bank no prompt is in it.
 
@@ -71,8 +71,7 @@ def make_bundle(
         prompt=first.prompt,
         weights=first.weights,
         learned_weights=learned_weights.astype(np.float32),
-        head_weight=first.head_weight,
-        head_bias=first.head_bias,
+        head=first.head,
         sources=tuple(_about(prompt) for prompt in bank.basis) if bank else (),
         table=table,
         objective=objective,
@@ -96,8 +95,7 @@ def _folded(part: Candidate, head: Head, bank: PromptBank | None) -> FoldedPromp
     name, weights = part.method, part.weights.astype(np.float32)
     if bank and weights.ndim == 1 and weights.max() == 1:
         name = bank.basis[int(weights.argmax())].name
-    weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
-    return FoldedPrompt(part.tokens, weights, weight, bias, name)
+    return FoldedPrompt(part.tokens, weights, head.as_float32(), name)
 
 
 def bundle_logits(
@@ -107,9 +105,7 @@ def bundle_logits(
 
     Of several, the logarithm of the mean of their probabilities.
     """
-    logits = [
-        token_logits(backbone, images, one.prompt, one.head_weight, one.head_bias) for one in folded
-    ]
+    logits = [token_logits(backbone, images, one.prompt, one.head) for one in folded]
     return log_mean_softmax(logits) if len(logits) > 1 else logits[0]
 
 
@@ -117,16 +113,14 @@ def token_logits(
     backbone: Backbone,
     images: npt.NDArray[np.uint8],
     tokens: Floats | None,
-    weight: Floats,
-    bias: Floats,
+    head: Head,
 ) -> Floats:
     """Logits `[n, K]` of images under a head, by the token form."""
     with torch.inference_mode():
         x = normalize(torch.from_numpy(images), backbone.preprocessing)
         prompt = None if tokens is None else torch.from_numpy(tokens)
         features: Floats = features_token(backbone.model, x, prompt).numpy()
-    logits: Floats = features @ weight.T + bias
-    return logits
+    return head.logits(features)
 
 
 def _about(prompt: Prompt) -> dict[str, str]:

@@ -30,7 +30,7 @@ from hgprompt_edge.fit.checks import check_bank, check_validation, leave_out_fam
 from hgprompt_edge.fit.choice import Decision, decide
 from hgprompt_edge.fit.judge import Judge
 from hgprompt_edge.heads.best_head import HeadKind
-from hgprompt_edge.heads.heads import Head
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.prompts.bank import PromptBank
 from hgprompt_edge.prompts.mixing import effective_sources, mix
 from hgprompt_edge.prompts.prompt import SHALLOW, Floats

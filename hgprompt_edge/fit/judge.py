@@ -15,8 +15,9 @@ from hgprompt_edge.artifacts.bundle import Row
 from hgprompt_edge.data import Images, Task
 from hgprompt_edge.features.cached import FeatureStore, Tokens, digest
 from hgprompt_edge.heads.best_head import HeadChoice, HeadKind, averaged_losses, choose_head
-from hgprompt_edge.heads.heads import Head
-from hgprompt_edge.maths.feature_statistics import Clean, clean_of
+from hgprompt_edge.heads.heads import logits_of
+from hgprompt_edge.maths.feature_statistics import FeatureStatistics, measure_statistics
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.softmax import log_mean_softmax
 
 
@@ -136,7 +137,7 @@ class Judge:
         right: npt.NDArray[np.bool_] = (found.argmax(1) == torch.from_numpy(images.labels)).numpy()
         return right
 
-    def clean(self, candidate: Candidate) -> Clean:
+    def clean(self, candidate: Candidate) -> FeatureStatistics:
         """Statistics of what a device sees on clean images, by which it judges a shift.
 
         Of the features `[n, D]` of the training images; of validation images where the prompt was
@@ -147,9 +148,10 @@ class Judge:
         if candidate.more:
             images = task.validation
             logits = [
-                self.training_head(part.tokens)
-                .logits(self.store.features(images.pixels, part.tokens))
-                .numpy()
+                logits_of(
+                    self.training_head(part.tokens),
+                    self.store.features(images.pixels, part.tokens),
+                ).numpy()
                 for part in candidate.parts
             ]
             seen = log_mean_softmax(np.stack(logits))
@@ -157,7 +159,7 @@ class Judge:
             if candidate.method == TUNED:
                 images = task.validation
             seen = self.store.features(images.pixels, candidate.tokens).numpy()
-        return clean_of(seen, images.labels, len(task.classes))
+        return measure_statistics(seen, images.labels, len(task.classes))
 
     @property
     def _both(self) -> tuple[Images, ...]:
@@ -178,7 +180,7 @@ class Judge:
     def _probabilities(self, candidate: Candidate, heads: Sequence[Head], images: Images) -> Tensor:
         """Mean class probabilities `[n, K]` over the parts, each under its own head."""
         found = [
-            head.logits(self.store.features(images.pixels, part.tokens)).softmax(1)
+            logits_of(head, self.store.features(images.pixels, part.tokens)).softmax(1)
             for part, head in zip(candidate.parts, heads, strict=True)
         ]
         return torch.stack(found).mean(0).clamp(min=1e-300)

@@ -50,12 +50,11 @@ def with_mix(bundle: Bundle, mix: Floats, about: dict[str, Any], backbone: Backb
     shares = zip(mix.astype(np.float64), bank_entries(bundle), strict=True)
     tokens = [share * entry.tokens for share, entry in shares if entry.tokens is not None]
     prompt = np.sum(tokens, axis=0).astype(np.float32)
-    head = bundle.head_weight, bundle.head_bias
     return replace(
         updated,
         prompt=prompt,
         weights=_over_sources(bundle, mix),
-        probe_logits=token_logits(backbone, bundle.probe_images, prompt, *head),
+        probe_logits=token_logits(backbone, bundle.probe_images, prompt, bundle.head),
     )
 
 

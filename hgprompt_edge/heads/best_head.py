@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from hgprompt_edge.heads.heads import (
-    Head,
     Labels,
     as_labels,
     calibrated,
@@ -28,6 +27,7 @@ from hgprompt_edge.heads.heads import (
 )
 from hgprompt_edge.heads.lda_path import LdaPath
 from hgprompt_edge.heads.logistic import logistic_path
+from hgprompt_edge.maths.head import Head
 
 HeadKind = Literal["lda", "logistic"]
 _Part = tuple[Tensor, Tensor]

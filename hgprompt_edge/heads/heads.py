@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -17,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hgprompt_edge.maths.head import Head
+
 Labels: TypeAlias = Tensor | npt.NDArray[np.int64]
 
 FOLDS = 5
@@ -24,27 +25,10 @@ ABSENT_MARGIN = 50.0
 """How far the logit of a class without examples stays below the best of the other classes."""
 
 
-@dataclass(frozen=True)
-class Head:
-    """A linear classifier whose softmax gives probabilities.
-
-    Attributes
-    ----------
-    weight
-        `[K, D]` float64.
-    bias
-        `[K]` float64.
-    name
-        What it is, such as `LDA 0.10` or `logistic 0.01`; empty where it was not chosen.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    name: str = ""
-
-    def logits(self, features: Tensor) -> Tensor:
-        """Features `[n, D]` to logits `[n, K]` float64."""
-        return features.to(self.weight) @ self.weight.T + self.bias
+def logits_of(head: Head, features: Tensor) -> Tensor:
+    """Features `[n, D]` to logits `[n, K]` of the head's dtype, differentiable in the features."""
+    weight, bias = (torch.from_numpy(x).to(features.device) for x in (head.weight, head.bias))
+    return features.to(weight) @ weight.T + bias
 
 
 def lda(
@@ -137,7 +121,8 @@ def fit_lda(
 def calibrated(weight: Tensor, bias: Tensor, labels: Tensor, scale: float, name: str = "") -> Head:
     """Head with logits `scale` times as large; classes without a label stay out of reach."""
     present = present_classes(labels, len(bias))
-    return Head(*sink_absent(weight * scale, bias * scale, present), name)
+    weight, bias = sink_absent(weight * scale, bias * scale, present)
+    return Head(weight.cpu().numpy(), bias.cpu().numpy(), name)
 
 
 def cross_fitted_logits(

@@ -17,14 +17,12 @@ from hgprompt_edge.errors import ParameterError
 Floats = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
 Arrays = Mapping[str, npt.NDArray[np.generic]]
-Statistics = tuple[Floats, Floats]
-"""Mean and variance `[D]` of features."""
 MEAN, VARIANCE = "clean.mean", "clean.var"
 CLASS_MEANS, CLASS_COUNTS = "clean.class_mean", "clean.class_count"
 
 
 @dataclass(frozen=True)
-class Clean:
+class FeatureStatistics:
     """Statistics of the features of clean images.
 
     Attributes
@@ -32,7 +30,7 @@ class Clean:
     mean, variance
         `[D]` float32, the variance with `n - 1`.
     class_means
-        `[K, D]` float32, zero for a class without images; None: a file from before they were kept.
+        `[K, D]` float32, zero for a class without images; None: not told apart by class.
     class_counts
         `[K]` int64: how many images of each class; None as `class_means`.
     """
@@ -42,16 +40,11 @@ class Clean:
     class_means: Floats | None = None
     class_counts: Counts | None = None
 
-    @property
-    def statistics(self) -> Statistics:
-        """Mean and variance of all of them."""
-        return self.mean, self.variance
-
     def counts(self, places: Sequence[int]) -> Counts | None:
         """How many images of each of these classes; None: not known."""
         return None if self.class_counts is None else self.class_counts[list(places)]
 
-    def of(self, places: Sequence[int]) -> Statistics | None:
+    def of(self, places: Sequence[int]) -> FeatureStatistics | None:
         """Mean and variance of clean images of these classes alone, in the same proportions.
 
         The variance is that within classes, pooled over all, and that between the means of these.
@@ -63,12 +56,12 @@ class Clean:
 
         Returns
         -------
-        None where a class has no image, or no class has two, or the file does not say.
+        None where a class has no image, no class has two, or they are not told apart.
         """
         if self.class_means is None or self.class_counts is None:
             return None
         if len(places) == len(self.class_counts):
-            return self.statistics
+            return self
         counts = self.class_counts[list(places)].astype(np.float64)
         total, present = int(self.class_counts.sum()), int((self.class_counts > 0).sum())
         if not counts.all() or total <= present:
@@ -80,23 +73,30 @@ class Clean:
         shares = counts / counts.sum()
         mean = shares @ means[list(places)]
         between = shares @ np.square(means[list(places)] - mean)
-        return mean.astype(np.float32), (within + between).astype(np.float32)
+        return FeatureStatistics(mean.astype(np.float32), (within + between).astype(np.float32))
 
     def tensors(self) -> dict[str, npt.NDArray[np.generic]]:
         """Return what a bundle or a bank holds of them."""
-        found: dict[str, npt.NDArray[np.generic]] = {MEAN: self.mean, VARIANCE: self.variance}
-        if self.class_means is not None and self.class_counts is not None:
-            found |= {CLASS_MEANS: self.class_means, CLASS_COUNTS: self.class_counts}
-        return found
+        if self.class_means is None or self.class_counts is None:
+            raise ValueError("Statistics in a file must be told apart by class.")
+        means, counts = self.class_means, self.class_counts
+        return {
+            MEAN: self.mean,
+            VARIANCE: self.variance,
+            CLASS_MEANS: means,
+            CLASS_COUNTS: counts,
+        }
 
 
-def clean_of(features: Floats, labels: npt.NDArray[np.int64], classes: int) -> Clean:
+def measure_statistics(
+    features: Floats, labels: npt.NDArray[np.int64], classes: int
+) -> FeatureStatistics:
     """Statistics of the features `[n, D]` of clean images with labels `[n]`."""
     counts = np.bincount(labels, minlength=classes).astype(np.int64)
     sums = np.zeros((classes, features.shape[1]))
     np.add.at(sums, labels, features.astype(np.float64))
     means = sums / np.maximum(counts, 1)[:, None]
-    return Clean(
+    return FeatureStatistics(
         features.mean(0, dtype=np.float64).astype(np.float32),
         features.var(0, ddof=1, dtype=np.float64).astype(np.float32),
         means.astype(np.float32),
@@ -104,7 +104,7 @@ def clean_of(features: Floats, labels: npt.NDArray[np.int64], classes: int) -> C
     )
 
 
-def read_clean(tensors: Arrays, classes: int, width: int) -> Clean | None:
+def read_statistics(tensors: Arrays, classes: int, width: int) -> FeatureStatistics | None:
     """Read and check the statistics that a file holds; None: it holds none.
 
     Raises
@@ -112,31 +112,26 @@ def read_clean(tensors: Arrays, classes: int, width: int) -> Clean | None:
     ValueError
         They do not fit `classes` and the `width` of the features, or a part is missing.
     """
-    if MEAN not in tensors and VARIANCE not in tensors:
-        if CLASS_MEANS in tensors or CLASS_COUNTS in tensors:
-            raise ValueError(f"'{CLASS_MEANS}' without '{MEAN}'")
-        return None
     shapes: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
         MEAN: ((width,), np.float32),
         VARIANCE: ((width,), np.float32),
+        CLASS_MEANS: ((classes, width), np.float32),
+        CLASS_COUNTS: ((classes,), np.int64),
     }
-    if CLASS_MEANS in tensors or CLASS_COUNTS in tensors:
-        shapes |= {
-            CLASS_MEANS: ((classes, width), np.float32),
-            CLASS_COUNTS: ((classes,), np.int64),
-        }
+    if not tensors.keys() & shapes.keys():
+        return None
     for name, (shape, dtype) in shapes.items():
         if name not in tensors:
             raise ValueError(f"'{name}' is missing")
         if tensors[name].shape != shape or tensors[name].dtype != dtype:
             found = f"{tensors[name].dtype} {list(tensors[name].shape)}"
             raise ValueError(f"'{name}' is {found}, not {np.dtype(dtype)} {list(shape)}")
-    floats, counts = cast("Mapping[str, Floats]", tensors), tensors.get(CLASS_COUNTS)
+    floats, counts = cast("Mapping[str, Floats]", tensors), tensors[CLASS_COUNTS]
     for name in (VARIANCE, CLASS_COUNTS):
-        if name in tensors and (cast("Floats", tensors[name]) < 0).any():
+        if (floats[name] < 0).any():
             raise ValueError(f"'{name}' is below 0")
-    return Clean(
-        floats[MEAN], floats[VARIANCE], floats.get(CLASS_MEANS), cast("Counts | None", counts)
+    return FeatureStatistics(
+        floats[MEAN], floats[VARIANCE], floats[CLASS_MEANS], cast("Counts", counts)
     )
 
 

@@ -16,7 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.errors import FileError, brief
-from hgprompt_edge.files import DAMAGE, read_safetensors, sha256_file, write_safetensors
+from hgprompt_edge.files import (
+    DAMAGE,
+    check_format,
+    read_safetensors,
+    sha256_file,
+    write_safetensors,
+)
+from hgprompt_edge.maths.head import HEAD_TENSORS, Head, read_head
 from hgprompt_edge.paths import check_storable
 
 FORMAT = "hgprompt.prompt/1"
@@ -77,8 +84,7 @@ class Prompt:
     test_accuracy: float | None = None
     test_accuracy_unprompted: float | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
-    head_weight: Floats | None = None
-    head_bias: Floats | None = None
+    head: Head | None = None
     normalization: Normalization | None = None
     role: str = SOURCE
     sha256: str = ""
@@ -95,18 +101,13 @@ def read_prompt(path: Path) -> Prompt:
     check_storable(path.stem, f"{path.parent}: the prompt")
     tensors, metadata = read_safetensors(path)
     version = metadata.get("format", "")
-    if not version.startswith("hgprompt.prompt/"):
-        raise FileError(
-            path,
-            f"not a prompt file of hgedge (format '{brief(version or 'missing')}'); import files "
-            "of other programs with `hgedge prompt import`",
-        )
-    if version != FORMAT:
-        raise FileError(
-            path,
-            f"format {brief(version)} is newer than this hgedge reads ({FORMAT}); upgrade "
-            "hgprompt-edge",
-        )
+    check_format(
+        path,
+        version,
+        FORMAT,
+        f"not a prompt file of hgedge (format '{brief(version or 'missing')}'); import files of "
+        "other programs with `hgedge prompt import`",
+    )
     _check_tensors(path, tensors)
     try:
         prompt = _from_metadata(path, tensors, metadata)
@@ -125,10 +126,9 @@ def read_prompt(path: Path) -> Prompt:
 
 def write_prompt(path: Path, prompt: Prompt) -> None:
     """Write one prompt file, whole or not at all."""
-    tensors = {"prompt": prompt.tokens.astype(np.float32)}
-    if prompt.head_weight is not None and prompt.head_bias is not None:
-        tensors["head.weight"] = prompt.head_weight.astype(np.float32)
-        tensors["head.bias"] = prompt.head_bias.astype(np.float32)
+    tensors: dict[str, npt.NDArray[np.generic]] = {"prompt": prompt.tokens.astype(np.float32)}
+    if prompt.head is not None:
+        tensors |= prompt.head.tensors()
     metadata = {
         "format": FORMAT,
         "backbone": prompt.backbone,
@@ -157,7 +157,7 @@ def _check_tensors(path: Path, tensors: dict[str, npt.NDArray[np.generic]]) -> N
             "has no tensor named 'prompt'; import files of other programs with `hgedge prompt "
             "import`",
         )
-    unknown = sorted(set(tensors) - {"prompt", "head.weight", "head.bias"})
+    unknown = sorted(set(tensors) - {"prompt", *HEAD_TENSORS})
     if unknown:
         raise FileError(
             path, f"unknown tensor '{brief(unknown[0])}'; a prompt file holds one prompt"
@@ -198,8 +198,7 @@ def _from_metadata(
         test_accuracy=json.loads(metadata.get("test_accuracy", "null")),
         test_accuracy_unprompted=json.loads(metadata.get("test_accuracy_unprompted", "null")),
         recipe=json.loads(metadata.get("recipe", "{}")),
-        head_weight=cast("Floats | None", tensors.get("head.weight")),
-        head_bias=cast("Floats | None", tensors.get("head.bias")),
+        head=read_head(tensors) if tensors.keys() & HEAD_TENSORS else None,
         normalization=_normalization(metadata.get("normalization", "null")),
         role=_role(metadata.get("role", SOURCE)),
         sha256=sha256_file(path),

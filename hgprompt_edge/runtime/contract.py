@@ -65,7 +65,7 @@ def check_same_export(
     Parameters
     ----------
     sha256, content
-        Of the bank at that export; no content: not known, exported before it was recorded.
+        Of the bank at that export.
     classes
         Of `other`.
 
@@ -77,9 +77,9 @@ def check_same_export(
     difference = ""
     if bank.sha256 != sha256:
         difference = f"its prompts have the sha256 {bank.sha256[:12]}..., not {sha256[:12]}..."
-    elif len(bank.head_bias) != classes:
-        difference = f"its head has {len(bank.head_bias)} classes, not {classes}"
-    elif content and content_sha256(bank) != content:
+    elif len(bank.head.bias) != classes:
+        difference = f"its head has {len(bank.head.bias)} classes, not {classes}"
+    elif content_sha256(bank) != content:
         difference = "it has the same prompts, but another initial mix, head or statistics"
     if difference:
         raise MismatchError(place, other, difference, "copy all files of one export")
@@ -95,7 +95,7 @@ def check_contract(path: Path, engine: Engine, metadata: Metadata, bank: Bank | 
     if bank is not None:
         given = bank.inputs(bank.initial).items()
         inputs += [Port(name, "float", array.shape[1:]) for name, array in given]
-        outputs.append(Port("features", "float", bank.head_weight.shape[1:]))
+        outputs.append(Port("features", "float", bank.head.weight.shape[1:]))
     if (engine.inputs, engine.outputs) != (tuple(inputs), tuple(outputs)):
         takes, gives = (
             brief(", ".join(map(str, ports))) for ports in (engine.inputs, engine.outputs)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from hgprompt_edge.artifacts.device_bank import Bank
 from hgprompt_edge.errors import ParameterError
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.paths import why_not
 from hgprompt_edge.state.history import History, Version
 
@@ -26,25 +27,23 @@ class AtWork:
     given
         What the graph takes beside the image.
     head
-        In place of the model's own, `[K, D]`, `[K]`.
+        In place of the model's own.
     version
         Where both come from.
     """
 
     given: Mapping[str, Floats]
-    head: tuple[Floats, Floats] | None = None
+    head: Head | None = None
     version: Version | None = None
 
 
-def head_of(version: Version, bank: Bank) -> tuple[Floats, Floats] | None:
-    """Head `[K, D]`, `[K]` that a version moved; None: the model's own."""
+def head_of(version: Version, bank: Bank) -> Head | None:
+    """Head that a version moved, completed by the model's own; None: that one."""
     weight, bias = version.head_weight, version.head_bias
     if weight is None and bias is None:
         return None
-    return (
-        bank.head_weight if weight is None else weight,
-        bank.head_bias if bias is None else bias,
-    )
+    own = bank.head
+    return Head(own.weight if weight is None else weight, own.bias if bias is None else bias)
 
 
 def content_of(version: Version) -> tuple[object, ...]:
@@ -59,7 +58,7 @@ def state_folder(model: Path) -> Path:
 
 
 def open_history(
-    state: Path, bank: Bank, classes: Sequence[str], *, resize: str = "", read_only: bool = False
+    state: Path, bank: Bank, classes: Sequence[str], *, resize: str, read_only: bool = False
 ) -> History:
     """Open what a device has learned for a model with this bank and these classes.
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from hgprompt_edge.artifacts.metadata import PREFIX, Metadata, parse_metadata
 from hgprompt_edge.errors import FileError, ParameterError
 from hgprompt_edge.images.preprocess import Preprocessing
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.parity import Comparison, compare
 from hgprompt_edge.maths.softmax import softmax
 from hgprompt_edge.runtime.contract import (
@@ -130,15 +130,13 @@ class Predictor:
         """Let go of the graph and its memory; what the file says of itself stays."""
         del self._engine
 
-    def set_weights(
-        self, weights: npt.ArrayLike, head: tuple[Floats, Floats] | None = None
-    ) -> None:
+    def set_weights(self, weights: npt.ArrayLike, head: Head | None = None) -> None:
         """Mix the bank's prompts by `weights [M]` from the next image on; takes milliseconds.
 
         Parameters
         ----------
         head
-            Another head `[K, D]`, `[K]` for the model's features; None: the model's own.
+            Another head `[K, D]` for the model's features; None: the model's own.
 
         Raises
         ------
@@ -202,9 +200,7 @@ class Predictor:
         now = self._at_work
         if now.head is None:
             return self._engine.run(pixels, now.given)
-        weight, bias = now.head
-        features = self._engine.run_all(pixels, now.given)[1]
-        return cast("Floats", features @ weight.T + bias)
+        return now.head.logits(self._engine.run_all(pixels, now.given)[1])
 
     def features(self, pixels: Pixels) -> Floats:
         """Features `[n, D]` of pixels `[n, S, S, 3]`, of a model whose weights can change."""

@@ -63,11 +63,6 @@ def verify_model(path: Path, *, key: Path | None = None, bundle: Path | None = N
     if metadata.bank_sha256 and graph.exists():
         checks.append(_whole("adapt digest", graph, read_facts(graph).entries))
     checks.append(_made_from("bundle", metadata.bundle_sha256, bundle))
-    if metadata.bank_sha256 and not metadata.bank_content_sha256:
-        what = (
-            "its prompts are those of the export; whether head and statistics are, is not recorded"
-        )
-        checks.append(Check("bank", None, what))
     checks.append(Check("backbone", None, f"{metadata.backbone}, {metadata.backbone_sha256[:12]}"))
     if metadata.more:
         what = f"{metadata.folded_prompts} folded prompts, their probabilities averaged"
@@ -103,12 +98,10 @@ def describe_signature(path: Path, checks: list[Check]) -> str:
 
 def _whole(name: str, path: Path, entries: Mapping[str, str]) -> Check:
     ok = is_whole(path, entries)
-    detail = {
-        True: "graph, weights and metadata are as they were exported",
-        False: f"{path.name} was changed after its export",
-        None: "carries none, as models of earlier versions; export it again to have one",
-    }
-    return Check(name, ok, detail[ok])
+    detail = f"{path.name} was changed after its export"
+    if ok:
+        detail = "graph, weights and metadata are as they were exported"
+    return Check(name, ok, detail)
 
 
 def _probe(predictor: Predictor) -> Check:

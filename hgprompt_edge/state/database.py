@@ -1,245 +1,177 @@
-"""The SQLite file under a history: sealed rows that are added, and checked when they are read."""
+"""The SQLite file of a history: made, opened, and what goes wrong with it in one sentence."""
 
 from __future__ import annotations
 
 import secrets
 import sqlite3
-import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from hgprompt_edge.errors import FileError, MismatchError
-from hgprompt_edge.images.preprocess import LETTERBOX
-from hgprompt_edge.state.sqlite import connect, is_damage, keep_log, log_of, make_folder
-from hgprompt_edge.state.version import COLUMNS, Version, seal, unseal
+from hgprompt_edge.files import sync
 
 FORMAT = 1
 APPLICATION = 0x68676A31
 """Where SQLite keeps whose file it is: "hgj1"."""
-KEPT = 1000
+INSERT = "INSERT INTO version VALUES (?, ?, ?, ?)"
+OTHER = {
+    "bank_sha256": "another bank",
+    "classes_sha256": "other classes",
+    "resize": "another resize rule than '{}'",
+}
+"""What the table `meta` holds of the model, and what a difference means."""
+REASONS = {
+    "disk is full": "the disk is full; free some space, the versions before are kept",
+    "disk i/o": "the disk is full or failing (disk I/O error); free some space or check it, the "
+    "versions before are kept",
+    "readonly": "read-only; give a state folder that can be written",
+    "unable to open": "cannot be opened or written here; give a state folder that can be written",
+    "not a database": "not a history of hgedge; name another state folder",
+    "malformed": "damaged; restore it, or delete its folder to start from the initial mix",
+    "locked": "another process has kept it busy for ten seconds; try again, or stop that one",
+}
 
-TABLES = (
-    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE version (id INTEGER PRIMARY KEY, parent INTEGER, time REAL NOT NULL, "
-    "method TEXT NOT NULL, weights BLOB NOT NULL, head_weight BLOB, head_width INTEGER, "
-    "head_bias BLOB, images INTEGER NOT NULL, figures TEXT NOT NULL, sha256 BLOB NOT NULL)",
-)
-SELECT = f"SELECT {', '.join(COLUMNS)} FROM version WHERE id = ?"
-INSERT = f"INSERT INTO version VALUES ({', '.join('?' * len(COLUMNS))})"
 
+def make_database(path: Path, model: Sequence[str], first: Sequence[Any]) -> sqlite3.Connection:
+    """Open the file of a history to write; a new one gets `first`, the row of its first version.
 
-class Database:
-    """Versions by their numbers. Errors are SQLite's own, for the caller to put into a sentence.
-
-    Parameters
-    ----------
-    path
-        The file.
-    bank_sha256, classes, resize
-        What its versions are for; a file for something else is refused. `classes` is a digest and
-        `resize` a `crop_mode`, each empty where it is not known.
+    `model` has the values of `OTHER`.
     """
+    if not path.parent.exists():
+        path.parent.mkdir(exist_ok=True)  # not those above it
+        sync(path.parent.resolve().parent)
+    with _connected(path, "rwc") as connection:
+        if _is_empty(connection, path, model):
+            _log_ahead(connection)
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            if _is_empty(connection, path, model):  # nobody else filled it meanwhile
+                _fill(connection, model, first, secrets.token_hex(8))
+            # Changes nothing, but fails where the file is read-only: now, not after minutes.
+            connection.execute("DELETE FROM meta WHERE key = ''")
+        return connection
 
-    def __init__(self, path: Path, bank_sha256: str, classes: str, resize: str = "") -> None:
-        self.path, self._bank, self._classes, self._resize = path, bank_sha256, classes, resize
-        self._connection: sqlite3.Connection | None = None
-        self._file: tuple[int, int] | None = None
-        self.immutable = False
 
-    @property
-    def is_open(self) -> bool:
-        """Whether there is a file to read."""
-        return self._connection is not None
-
-    @property
-    def is_another(self) -> bool:
-        """Whether the open file is gone, or another one is there; takes microseconds.
-
-        A file that is open keeps its inode when it is deleted, so that no new one gets it.
-        """
-        return _identity(self.path) != self._file
-
-    def open_to_write(self, first: Version) -> None:
-        """Open the file; where it is new, with a first version and a number of its own."""
-        make_folder(self.path.parent)
-        connection = self._connection = connect(self.path, "rwc")
-        self._file = _identity(self.path)
-        if not self._is_empty(connection):
-            # Files of before have no number. Whether there is one or not, this fails where the file
-            # is read-only: now, not after minutes of learning.
-            _number(connection)
-            return
-        keep_log(connection)
-        with self.transaction():
-            if self._is_empty(connection):  # nobody else filled it meanwhile
-                self._fill(connection, first)
-
-    def open_to_read(self) -> None:
-        """Open the file if it is there and has been filled."""
-        self.close()
-        if not self.path.exists():
-            return
-        try:
-            self._read("ro")
-        except sqlite3.OperationalError as error:
-            # A read-only or a full disk: not even the index of the log can be made here. Where
-            # there is no log, the file alone is all there is.
-            log = log_of(self.path)
-            if "locked" in str(error) or (log.exists() and log.stat().st_size):
-                raise
-            self._read("ro&immutable=1")
-
-    def close(self) -> None:
-        """Let go of the file."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = self._file = None
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Hold the only write lock: what the block did comes to the disk as one, or not at all."""
-        connection = self.opened()
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            connection.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
+def read_database(path: Path, model: Sequence[str], first: Sequence[Any]) -> sqlite3.Connection:
+    """Open the file to read; one in memory, with `first`, where there is none that was filled."""
+    try:
+        found = _read(path, model, "ro")
+    except sqlite3.OperationalError as error:
+        # A read-only or a full disk: not even the index of the log can be made here. Where there is
+        # no log, the file alone is all there is.
+        if "locked" in str(error) or has_log(path):
             raise
+        found = _read(path, model, "ro&immutable=1")
+    if found is None:
+        with _connected(path, "memory") as found:
+            _fill(found, model, first, device="")
+    return found
 
-    def append(self, version: Version) -> None:
-        """Add a version, within a transaction, and drop the oldest of too many."""
-        connection = self.opened()
-        connection.execute(INSERT, seal(version, self._bank))
-        connection.execute("DELETE FROM version WHERE id > 1 AND id <= ?", (version.id - KEPT,))
 
-    def device(self) -> str:
-        """Return the file's own number, 16 hexadecimal digits; empty where it has none."""
-        find = "SELECT value FROM meta WHERE key = 'device'"
-        found: tuple[bytes] | None = self.opened().execute(find).fetchone()
-        return "" if found is None else found[0].decode("ascii", "replace")
+def has_log(path: Path) -> bool:
+    """Whether something is in the write-ahead log of a file."""
+    with suppress(OSError):
+        return path.with_name(f"{path.name}-wal").stat().st_size > 0
+    return False
 
-    def ids(self) -> list[int]:
-        """Numbers of all versions, whole or not, oldest first."""
-        return [key for (key,) in self.opened().execute("SELECT id FROM version ORDER BY id")]
 
-    def last_id(self, upto: int = sys.maxsize) -> int | None:
-        """Highest number up to another one, of a whole version or not."""
-        find = "SELECT max(id) FROM version WHERE id <= ?"
-        key: int | None = self.opened().execute(find, (upto,)).fetchone()[0]
-        return key
+@contextmanager
+def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
+    """Open without transactions, which are begun by hand; each waits for the disk.
 
-    def newest(self, upto: int = sys.maxsize) -> Version | None:
-        """Newest version that is whole, of those up to a number."""
-        while (key := self.last_id(upto)) is not None:
-            version = self.fetch(key)
-            if version is not None:
-                return version
-            upto = min(upto, key) - 1
+    Any thread may use the connection, one at a time. It is closed if the block fails.
+    """
+    uri = f"{path.resolve().as_uri()}?mode={mode}"
+    connection = sqlite3.connect(
+        uri, uri=True, timeout=10, isolation_level=None, check_same_thread=False
+    )
+    connection.text_factory = lambda data: data.decode(errors="replace")  # damage fits nothing
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA fullfsync = ON")  # macOS: past the drive's own cache, too
+        yield connection
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _read(path: Path, model: Sequence[str], mode: str) -> sqlite3.Connection | None:
+    if not path.exists():
         return None
+    with _connected(path, mode) as connection:
+        if not _is_empty(connection, path, model):
+            return connection
+        connection.close()
+    return None
 
-    def fetch(self, key: int) -> Version | None:
-        """Version of this number, None where there is none or it is damaged."""
-        try:
-            row = self.opened().execute(SELECT, (key,)).fetchone()
-        except sqlite3.DatabaseError as error:
-            if is_damage(error):
-                return None
-            raise
-        return None if row is None else unseal(row, self._bank)
 
-    def stamp(self) -> object:
-        """Return what differs after somebody else has committed."""
-        if self._connection is None:
-            return None
-        if self.immutable:
-            state = self.path.stat()
-            return state.st_mtime_ns, state.st_size, log_of(self.path).exists()
-        return self._connection.execute("PRAGMA data_version").fetchone()
+def _log_ahead(connection: sqlite3.Connection) -> None:
+    """Turn on write-ahead logging, by which readers and a writer do not wait for each other."""
+    for _ in range(100):  # SQLite does not wait by itself where two processes turn it on at once
+        with suppress(sqlite3.OperationalError):
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        time.sleep(0.02)
 
-    def opened(self) -> sqlite3.Connection:
-        """Return the connection, where there is one."""
-        if self._connection is None:
-            raise ValueError("The history is closed.")
-        return self._connection
 
-    def _read(self, mode: str) -> None:
-        self.close()
-        file = _identity(self.path)  # before it is opened: one that comes between is another
-        self._connection, self.immutable = connect(self.path, mode), mode != "ro"
-        self._file = file
-        empty = True
-        try:
-            empty = self._is_empty(self._connection)
-        finally:
-            if empty:  # or refused: it must not be read because it is open already
-                self.close()
-
-    def _is_empty(self, connection: sqlite3.Connection) -> bool:
-        """Whether the file has not been filled yet; refuse what is not this model's history."""
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        (owner,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if (tables, owner, version) == (0, 0, 0):
-            return True
-        if owner != APPLICATION:
-            raise FileError(self.path, "not a history of hgedge; name another state folder")
-        if version > FORMAT:
-            raise FileError(
-                self.path,
-                f"format {version} is newer than this hgedge reads ({FORMAT}); upgrade "
-                "hgprompt-edge or name another state folder",
-            )
-        find = "SELECT value FROM meta WHERE key = ?"
-        bank, classes, resize = (
-            connection.execute(find, (key,)).fetchone() or (None,)
-            for key in ("bank_sha256", "classes_sha256", "resize")
+def _is_empty(connection: sqlite3.Connection, path: Path, model: Sequence[str]) -> bool:
+    """Whether the file has not been filled yet; refuse what is not this model's history."""
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (owner,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if (tables, owner, version) == (0, 0, 0):
+        return True
+    if owner != APPLICATION:
+        raise FileError(path, "not a history of hgedge; name another state folder")
+    if version != FORMAT:
+        raise FileError(
+            path,
+            f"format {version} is newer than this hgedge reads ({FORMAT}); upgrade hgprompt-edge "
+            "or name another state folder",
         )
-        if None in (*bank, *classes):
+    found = dict(connection.execute("SELECT key, value FROM meta"))
+    for (key, other), wanted in zip(OTHER.items(), model, strict=True):
+        if key not in found:
             raise sqlite3.DatabaseError("malformed")
-        other = "another bank" if bank != (self._bank.encode(),) else ""
-        if not other and self._classes and classes not in ((b"",), (self._classes.encode(),)):
-            other = "other classes"
-        # Files of before do not say how pictures became square; letterboxed they were not.
-        fits = (
-            resize == (self._resize.encode(),) if resize != (None,) else self._resize != LETTERBOX
-        )
-        if not other and self._resize and not fits:
-            other = f"another resize rule than '{self._resize}'"
-        if other:
+        if found[key] != wanted:
             raise MismatchError(
-                self.path.parent,
+                path.parent,
                 "this model",
-                f"it was learned for a model with {other}",
+                f"it was learned for a model with {other.format(wanted)}",
                 "name another state folder, or delete this one to start from the initial mix",
             )
-        return False
-
-    def _fill(self, connection: sqlite3.Connection, first: Version) -> None:
-        for statement in TABLES:
-            connection.execute(statement)
-        meta = {"bank_sha256": self._bank, "classes_sha256": self._classes}
-        if self._resize:
-            meta["resize"] = self._resize
-        connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-        _number(connection)
-        self.append(first)
-        connection.execute(f"PRAGMA application_id = {APPLICATION}")
-        connection.execute(f"PRAGMA user_version = {FORMAT}")
+    return False
 
 
-def _number(connection: sqlite3.Connection) -> None:
-    """Give the file a number that tells its device from others and says nothing else of it."""
-    insert = "INSERT OR IGNORE INTO meta VALUES ('device', ?)"
-    connection.execute(insert, (secrets.token_hex(8),))
+def _fill(
+    connection: sqlite3.Connection, model: Sequence[str], first: Sequence[Any], device: str
+) -> None:
+    """Make the tables; `device` tells this file from others, and nothing else of it."""
+    meta = [*zip(OTHER, model, strict=True), ("device", device)]
+    connection.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+    connection.executemany("INSERT INTO meta VALUES (?, ?)", meta)
+    connection.execute("CREATE TABLE version (id INTEGER PRIMARY KEY, facts, arrays, sha256)")
+    connection.execute(INSERT, first)
+    connection.execute(f"PRAGMA application_id = {APPLICATION}")
+    connection.execute(f"PRAGMA user_version = {FORMAT}")
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Tell files apart that have had one name, whatever they hold; None: there is none."""
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn what SQLite and the system say about `path` into a `UserError` of one sentence."""
     try:
-        state = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return state.st_dev, state.st_ino
+        yield
+    except sqlite3.ProgrammingError:
+        raise
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter: damage without a name
+        text = str(error).lower()
+        reason = next((REASONS[key] for key in REASONS if key in text), f"unusable ({text})")
+        raise FileError(path, reason) from error
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise FileError(
+            path, f"cannot be made or opened ({reason}); name another state folder"
+        ) from error

@@ -197,10 +197,6 @@ def _check(path: Path, update: Update, bundle: Bundle, bank: str, classes: str) 
         raise _misfit(
             path, bundle, f"it was learned with the bank {update.bank_sha256[:12]}, not {bank[:12]}"
         )
-    if not update.classes_sha256:
-        raise FileError(
-            path, "does not say for which classes it was learned; send it again with this hgedge"
-        )
     if update.classes_sha256 != classes:
         raise _misfit(path, bundle, "it was learned for other classes")
     if update.resize != (mode := bundle.preprocessing.crop_mode):

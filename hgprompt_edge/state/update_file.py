@@ -18,12 +18,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from hgprompt_edge.errors import FileError, brief
-from hgprompt_edge.files import write_bytes
+from hgprompt_edge.files import check_format, write_bytes
 from hgprompt_edge.images.preprocess import CROP
 from hgprompt_edge.state.version import Figures, Floats, Version, classes_digest
 
-FORMAT, OLDER = "hgprompt.version/2", "hgprompt.version/1"
-"""The older one does not say which device it is from."""
+FORMAT = "hgprompt.version/1"
 LIMIT = 1000
 """Bytes of an update, at most."""
 TOLERANCE = 1e-3
@@ -39,7 +38,7 @@ class Update:
     bank_sha256
         Of the bank that the weights are over.
     classes_sha256
-        16 digits that tell the task's classes from others; empty: not known.
+        16 digits that tell the task's classes from others.
     version, time, method, images, figures
         As in `Version`; figures that are no numbers stay on the device.
     weights
@@ -51,7 +50,7 @@ class Update:
     product
         Version of hgprompt-edge on the device.
     device
-        The number of its history, 16 random hexadecimal digits; empty: not known.
+        The number of its history, 16 random hexadecimal digits; empty: it has none yet.
     resize
         How its model makes pictures square, a `crop_mode`.
     """
@@ -78,15 +77,15 @@ class _File(BaseModel):
 
     format: str
     bank_sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    classes_sha256: str = Field(default="", pattern="^([0-9a-f]{16})?$")
+    classes_sha256: str = Field(pattern="^[0-9a-f]{16}$")
     version: int = Field(ge=1)
     time: float = Field(ge=0)
     method: str = Field(max_length=24)
     images: int = Field(ge=0, le=10**9)
     weights: str
     product: str = Field(max_length=40)
-    device: str = Field(default="", pattern="^([0-9a-f]{16})?$")
-    resize: str = Field(default=CROP, max_length=24)
+    device: str = Field(pattern="^([0-9a-f]{16})?$")
+    resize: str = Field(max_length=24)
     figures: dict[str, float | int | None] = {}
     head_bias: str | None = None
     names: tuple[str, ...] = ()
@@ -113,7 +112,7 @@ def write_update(
     bank_sha256: str,
     names: Sequence[str] = (),
     *,
-    classes: Sequence[str] = (),
+    classes: Sequence[str],
     device: str = "",
     resize: str = CROP,
 ) -> int:
@@ -140,9 +139,8 @@ def write_update(
         "weights": _pack(version.weights),
         "product": installed_version("hgprompt-edge"),
         "device": device,
+        "resize": resize,
     }
-    if resize != CROP:  # as it is where nothing is said
-        document["resize"] = resize
     if len(_encode(document)) > LIMIT:
         raise FileError(
             path,
@@ -207,14 +205,8 @@ def _check_format(path: Path, data: bytes) -> None:
             path, "truncated or not JSON; send it again with `hgedge state send`"
         ) from error
     found = document.get("format") if isinstance(document, dict) else None
-    if not isinstance(found, str) or not found.startswith("hgprompt.version/"):
-        raise FileError(path, "not what `hgedge state send` writes; leave it out")
-    if found not in (FORMAT, OLDER):
-        raise FileError(
-            path,
-            f"format {brief(found)} is not the one that this hgedge reads ({FORMAT}); upgrade "
-            "hgprompt-edge here or on the device",
-        )
+    name = found if isinstance(found, str) else ""
+    check_format(path, name, FORMAT, "not what `hgedge state send` writes; leave it out")
 
 
 def _extras(version: Version, names: Sequence[str]) -> Iterator[dict[str, Any]]:

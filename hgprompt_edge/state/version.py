@@ -1,4 +1,4 @@
-"""One version of what a device mixes, and the sealed row that a history keeps of it."""
+"""One version of what a device has learned, and the sealed row that a history keeps of it."""
 
 from __future__ import annotations
 
@@ -6,33 +6,21 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import load, save
 
 Floats = npt.NDArray[np.float32]
 Figures = dict[str, float | int | str | None]
-Row = tuple[Any, ...]
-
-COLUMNS = (
-    "id",
-    "parent",
-    "time",
-    "method",
-    "weights",
-    "head_weight",
-    "head_width",
-    "head_bias",
-    "images",
-    "figures",
-    "sha256",
-)
+ARRAYS = ("weights", "head_weight", "head_bias")
+FACTS = ("parent", "time", "method", "images", "figures")
 
 
 @dataclass(frozen=True)
 class Version:
-    """A mix, perhaps with a head, and where it came from.
+    """Mixing weights, perhaps with a head, and where they came from.
 
     Attributes
     ----------
@@ -65,61 +53,30 @@ class Version:
     figures: Figures
 
 
-def seal(version: Version, bank_sha256: str) -> Row:
-    """Lay a version out as a row in the order of `COLUMNS`; the last value seals the others."""
-    weight = version.head_weight
-    values = (
-        version.id,
-        version.parent,
-        version.time,
-        version.method,
-        _bytes(version.weights),
-        _bytes(weight),
-        None if weight is None else weight.shape[1],
-        _bytes(version.head_bias),
-        version.images,
-        json.dumps(version.figures, allow_nan=False, default=np.generic.item),
-    )
-    return (*values, _digest(values, bank_sha256))
+def to_row(version: Version, bank_sha256: str) -> tuple[int, bytes, bytes, bytes]:
+    """Lay a version out as a row: number, JSON, safetensors, and a digest that seals the others."""
+    facts = {name: getattr(version, name) for name in FACTS}
+    text = json.dumps(facts, allow_nan=False, default=np.generic.item).encode()
+    arrays = {name: getattr(version, name) for name in ARRAYS}
+    data = save({name: array for name, array in arrays.items() if array is not None})
+    return version.id, text, data, _digest(bank_sha256, version.id, text, data)
 
 
-def unseal(row: Row, bank_sha256: str) -> Version | None:
-    """Read a row, with text as bytes; None where it is not the one that was sealed."""
-    *values, seal = row
-    if seal != _digest(values, bank_sha256):
+def from_row(row: Sequence[Any], bank_sha256: str) -> Version | None:
+    """Read a row; None where it is not as it was sealed."""
+    key, text, data, seal = row
+    if not isinstance(text, bytes) or not isinstance(data, bytes):
         return None
-    key, parent, time, method, weights, weight, width, bias, images, figures = values
-    head_weight = _floats(weight)
-    return Version(
-        id=key,
-        parent=parent,
-        time=time,
-        method=method.decode(),
-        weights=cast("Floats", _floats(weights)),
-        head_weight=None if head_weight is None else head_weight.reshape(-1, width),
-        head_bias=_floats(bias),
-        images=images,
-        figures=json.loads(figures),
-    )
-
-
-def _digest(values: Any, bank_sha256: str) -> bytes:
-    digest = hashlib.sha256(bank_sha256.encode())
-    for value in values:
-        data = value if isinstance(value, bytes) else str(value).encode()
-        kind = "s" if isinstance(value, bytes | str) else "n"
-        digest.update(f"|{kind}{len(data)}|".encode() + data)
-    return digest.digest()
-
-
-def _bytes(array: Floats | None) -> bytes | None:
-    return None if array is None else np.ascontiguousarray(array, "<f4").tobytes()
-
-
-def _floats(data: bytes | None) -> Floats | None:
-    return None if data is None else np.frombuffer(data, "<f4").astype(np.float32)
+    if seal != _digest(bank_sha256, key, text, data):
+        return None
+    fields: dict[str, Any] = {**dict.fromkeys(ARRAYS), **load(data), **json.loads(text)}
+    return Version(id=key, **fields)
 
 
 def classes_digest(classes: Sequence[str]) -> str:
-    """Digest of the names of classes: 16 hexadecimal digits, empty where there are none."""
-    return hashlib.sha256(json.dumps(list(classes)).encode()).hexdigest()[:16] if classes else ""
+    """Digest of the names of classes: 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(list(classes)).encode()).hexdigest()[:16]
+
+
+def _digest(bank_sha256: str, key: int, text: bytes, data: bytes) -> bytes:
+    return hashlib.sha256(f"{bank_sha256} {key} {len(text)} ".encode() + text + data).digest()

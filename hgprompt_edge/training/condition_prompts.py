@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from hgprompt_edge.artifacts.bank_entries import TUNED, kept_sources
 from hgprompt_edge.artifacts.bundle import Bundle, check_one_prompt
@@ -26,8 +25,9 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.fit.checks import check_same_images
 from hgprompt_edge.fit.judge import Judge
-from hgprompt_edge.heads.heads import Head
-from hgprompt_edge.maths.feature_statistics import clean_of
+from hgprompt_edge.heads.heads import logits_of
+from hgprompt_edge.maths.feature_statistics import measure_statistics
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.paired import paired
 from hgprompt_edge.prompts.prompt import DEEP, START
 from hgprompt_edge.training.condition_trainer import ConditionRecipe, ConditionTrainer, seen_under
@@ -137,7 +137,6 @@ def tune_conditions(
     _check(bundle, task, names)
     backbone = as_fitted(bundle, backbone)
     start = starting_tokens(bundle, backbone)
-    head = Head(torch.from_numpy(bundle.head_weight), torch.from_numpy(bundle.head_bias))
     exact = backbone.in_precision("float32")
     train = seen_under(exact, task.train.pixels, bundle.prompt)
     validation = seen_under(exact, task.validation.pixels, bundle.prompt)
@@ -147,7 +146,7 @@ def tune_conditions(
     prompts, worths = [], []
     for name in names:
         trainer = ConditionTrainer(
-            backbone, recipe, name, start, head, train, validation, state and state / name
+            backbone, recipe, name, start, bundle.head, train, validation, state and state / name
         )
         restored = trainer.run(partial(report, name) if report else None)
         tokens = restored.tokens.astype(np.float16)
@@ -155,11 +154,11 @@ def tune_conditions(
         if worths[-1].kept:
             prompts.append(tokens)
     joined = _joined(bundle, worths, prompts)
-    if joined.clean is None or joined.clean.class_means is None:  # of an earlier version
+    if joined.clean is None:
         seen, images = train, task.train
         if bundle.choice == TUNED:  # that prompt was trained on the training images
             seen, images = validation, task.validation
-        clean = clean_of(seen.features.numpy(), images.labels, len(task.classes))
+        clean = measure_statistics(seen.features.numpy(), images.labels, len(task.classes))
         joined = replace(joined, clean=clean)
     return joined, tuple(worths)
 
@@ -231,7 +230,7 @@ class _Judge:
         kind = bundle.objective.get("head", "lda")
         judge = Judge(FeatureStore(backbone), task, kind, bundle.seed)
         self.head = judge.training_head(bundle.prompt)
-        self.final = Head(torch.from_numpy(bundle.head_weight), torch.from_numpy(bundle.head_bias))
+        self.final = bundle.head
         self.validation = task.validation
         rows = np.random.default_rng(bundle.seed).permutation(len(task.test))[:MAX_TEST]
         self.test = task.test.subset(np.sort(rows))
@@ -266,7 +265,7 @@ class _Judge:
         self, images: Images, pixels: Pixels, tokens: Floats | None, head: Head
     ) -> npt.NDArray[np.float64]:
         """Which images `[n]` are right, 0 or 1."""
-        logits = head.logits(extract_features(self.backbone, pixels, tokens))
+        logits = logits_of(head, extract_features(self.backbone, pixels, tokens))
         right: npt.NDArray[np.bool_] = logits.argmax(1).numpy() == images.labels
         return right.astype(np.float64)
 

@@ -19,7 +19,8 @@ from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.forward import block_rows, model_input
 from hgprompt_edge.backbones.passes import in_parts
 from hgprompt_edge.data.conditions import CONDITIONS, training_corruption
-from hgprompt_edge.heads.heads import Head
+from hgprompt_edge.heads.heads import logits_of
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.training.descent import Descent
 
 Pixels = npt.NDArray[np.uint8]
@@ -128,7 +129,7 @@ class ConditionTrainer(Descent):
         super().__init__(recipe, torch.from_numpy(start), state)
         self.backbone, self.recipe, self.condition = backbone, recipe, condition
         self.train, self.validation = train, validation.subset(slice(VALIDATION_IMAGES))
-        self.head = Head(head.weight.float(), head.bias.float())
+        self.head = head.as_float32()
         self.centre = train.features.mean(0)
         self.spread = train.rows.var(0) + MIN_VARIANCE
 
@@ -200,8 +201,8 @@ class ConditionTrainer(Descent):
         cosine = functional.cosine_similarity(
             features - self.centre, clean.features - self.centre, dim=1
         )
-        wanted = self.head.logits(clean.features).log_softmax(1)
-        found = self.head.logits(features).log_softmax(1)
+        wanted = logits_of(self.head, clean.features).log_softmax(1)
+        found = logits_of(self.head, features).log_softmax(1)
         divergence = (wanted.exp() * (wanted - found)).sum(1)
         distance = ((rows - clean.rows).square() / self.spread).mean((1, 2))
         return (

@@ -24,7 +24,7 @@ from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.forward import extract_features
 from hgprompt_edge.backbones.linearize import Inputs, Linearized
 from hgprompt_edge.heads.best_head import fit_head
-from hgprompt_edge.heads.heads import accuracy, cross_fitted_logits, log_loss
+from hgprompt_edge.heads.heads import accuracy, cross_fitted_logits, log_loss, logits_of
 from hgprompt_edge.prompts.prompt import DEEP
 from hgprompt_edge.training.augment import Augmentation
 from hgprompt_edge.training.descent import Descent
@@ -242,7 +242,7 @@ class PromptTrainer(Descent):
         )
         labels, seed = self.head_images[1], self.recipe.seed
         head = fit_head(features, labels, self.num_classes, seed, "lda")
-        logits = head.logits(held_out)
+        logits = logits_of(head, held_out)
         row = {
             "epoch": float(self.epoch),
             "loss": loss,

@@ -17,7 +17,8 @@ from hgprompt_edge.data.generated import KINDS, generate
 from hgprompt_edge.files import sha256_arrays
 from hgprompt_edge.fit.checks import check_batch, check_validation
 from hgprompt_edge.heads.best_head import fit_head
-from hgprompt_edge.heads.heads import Head
+from hgprompt_edge.heads.heads import logits_of
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.prompts.prompt import DEEP, Prompt
 from hgprompt_edge.training.prompt_tuning import Draw, PromptTrainer, Recipe, Trained
 
@@ -97,8 +98,7 @@ def train_source(
         test_accuracy=_mean(correct),
         test_accuracy_unprompted=_mean(correct_unprompted),
         recipe=details,
-        head_weight=head.weight.float().numpy(),
-        head_bias=head.bias.float().numpy(),
+        head=head.as_float32(),
     )
     return prompt, trained
 
@@ -192,7 +192,7 @@ def _judge(
     head = fit_head(torch.cat([train, validation]), labels, len(task.classes))
     if not len(task.test):
         return head, np.zeros(0, dtype=bool)
-    return head, head.logits(test).argmax(1).numpy() == task.test.labels
+    return head, logits_of(head, test).argmax(1).numpy() == task.test.labels
 
 
 def _mean(correct: npt.NDArray[np.bool_]) -> float | None:

@@ -99,17 +99,16 @@ def tune(
     table = (*(_as_compared(r, judge, before) for r in bundle.table if r.method != TUNED), row)
     if not proof.holds:
         return Tuning(replace(bundle, table=table), trained, proof)
-    weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
+    head = head.as_float32()
     replaced = replace(
         _without_the_old_prompts(bundle),
         table=table,
         choice=TUNED,
         prompt=trained.tokens,
         weights=weights,
-        head_weight=weight,
-        head_bias=bias,
+        head=head,
         clean=judge.clean(tuned),
-        probe_logits=token_logits(backbone, bundle.probe_images, trained.tokens, weight, bias),
+        probe_logits=token_logits(backbone, bundle.probe_images, trained.tokens, head),
     )
     return Tuning(replaced, trained, proof)
 

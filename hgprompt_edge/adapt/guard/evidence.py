@@ -15,7 +15,7 @@ import numpy.typing as npt
 from hgprompt_edge.adapt.guard.measures import Labels, effective_classes
 from hgprompt_edge.adapt.guard.unlabelled import NO_STATISTICS
 from hgprompt_edge.adapt.guard.verdict import MIN_DISTANCE, Verdict
-from hgprompt_edge.maths.feature_statistics import Clean, Statistics
+from hgprompt_edge.maths.feature_statistics import FeatureStatistics
 
 Floats = npt.NDArray[np.float32]
 
@@ -48,18 +48,20 @@ class Expected:
 
     places: tuple[int, ...]
     all: bool
-    statistics: Statistics | None
+    statistics: FeatureStatistics | None
     images: int | None
     shown: float
 
 
-def expect(clean: Clean | None, classes: int, places: Sequence[int] | None = None) -> Expected:
+def expect(
+    clean: FeatureStatistics | None, classes: int, places: Sequence[int] | None = None
+) -> Expected:
     """Restrict what is known of clean images to the classes that are expected; None: all."""
     chosen = tuple(range(classes)) if places is None else tuple(places)
     complete = len(chosen) == classes
     if clean is None:
         return Expected(chosen, complete, None, None, float(len(chosen)))
-    statistics = clean.statistics if complete else clean.of(chosen)
+    statistics = clean if complete else clean.of(chosen)
     counts = clean.counts(chosen)
     if counts is None or not counts.sum():
         return Expected(chosen, complete, statistics, None, float(len(chosen)))

@@ -89,9 +89,8 @@ def adapt_inputs(
         "image": images,
         "label": np.asarray(labels, np.float32),
         "mix": np.asarray(weights, np.float32),
-        "head.weight": bank.head_weight,
-        "head.bias": bank.head_bias,
-        "d_features": np.zeros((1, bank.head_weight.shape[1]), np.float32),
+        **bank.head.tensors(),
+        "d_features": np.zeros((1, bank.head.weight.shape[1]), np.float32),
         "backward": np.array(True),
     }
 
@@ -107,8 +106,8 @@ def reference_gradients(
     """Loss, logits and gradients by autograd in float64, through the mixed prompt itself."""
     tokens = torch.tensor(bank_tokens(bundle)[1]).double()
     a = torch.tensor(np.asarray(weights, np.float64), requires_grad=True)
-    weight = torch.tensor(bundle.head_weight).double().requires_grad_()
-    bias = torch.tensor(bundle.head_bias).double().requires_grad_()
+    weight = torch.tensor(bundle.head.weight).double().requires_grad_()
+    bias = torch.tensor(bundle.head.bias).double().requires_grad_()
     model = as_fitted(bundle, backbone).model.double()
     try:
         with torch.enable_grad():

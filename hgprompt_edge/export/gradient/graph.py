@@ -42,7 +42,7 @@ def build_adapt_graph(bundle: Bundle, backbone: Backbone, bank: Bank) -> ir.Mode
     """Write the graph for a bank of the same backbone; the batch is dynamic."""
     backbone = as_fitted(bundle, backbone)
     model, size, width = backbone.model, backbone.image_size, backbone.feature_dim
-    classes = len(bank.head_bias)
+    classes = len(bank.head.bias)
     image = ir.val("image", ir.DataType.UINT8, ["batch", size, size, 3])
     label = ir.val("label", ir.DataType.FLOAT, ["batch", classes])
     mix = ir.val("mix", ir.DataType.FLOAT, [len(bank.names)])

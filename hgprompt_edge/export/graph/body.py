@@ -7,6 +7,7 @@ another one: the one that judges has not seen the images that it judges by.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ import numpy as np
 import onnx_ir as ir
 
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.export.graph.head import FIRST, OUTPUT, Floats, Head, write_head
+from hgprompt_edge.export.graph.head import FIRST, OUTPUT, Floats, heads_of, operands, write_head
 from hgprompt_edge.export.graph.inference import FEATURES
 from hgprompt_edge.export.graph.writer import Writer
 from hgprompt_edge.export.ir_file import save_ir
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.runtime.engines.openvino_engine import import_openvino
 
 
-def split_head(model: ir.Model) -> tuple[ir.Model, Head]:
+def split_head(model: ir.Model) -> tuple[ir.Model, list[Head]]:
     """Take the head off a graph that `build_graph` wrote; the rest is changed in place.
 
     What is left gives the features: `[batch, D]`, or `[batch, P D]` of `P` folded prompts.
@@ -35,46 +37,45 @@ def split_head(model: ir.Model) -> tuple[ir.Model, Head]:
     features = nodes[first].inputs[0]
     if features is None:
         raise ValueError("The head must take features.")
-    head = _floats(graph, "head.weight"), _floats(graph, "head.bias")
+    heads = heads_of(_floats(graph, "head.weight"), _floats(graph, "head.bias"))
     taken = [value for node in nodes[first:] for value in node.inputs if value is not None]
     graph.outputs.clear()
     graph.remove(nodes[first:], safe=True)
     for value in taken:
         if not value.uses():
             graph.initializers.pop(str(value.name), None)
-    several = head[0].ndim == 3
     features.dtype = ir.DataType.FLOAT
-    features.shape = ir.Shape(["batch", head[0][..., 0].size])
-    features.name = "folded.features" if several else FEATURES
+    features.shape = ir.Shape(["batch", sum(head.weight.shape[1] for head in heads)])
+    features.name = "folded.features" if len(heads) > 1 else FEATURES
     graph.outputs.append(features)
-    return model, head
+    return model, heads
 
 
-def attach_head(path: Path, head: Head, *, keep_features: bool = False) -> None:
-    """Put a head on the body in a file, `.onnx` or `.xml`; its output is then the logits.
+def attach_head(path: Path, heads: Sequence[Head], *, keep_features: bool = False) -> None:
+    """Put heads on the body in a file, `.onnx` or `.xml`; its output is then the logits.
 
     With `keep_features`, for ONNX alone, what another head can be applied to is an output behind
     them, as in `build_graph`.
     """
     if path.suffix == ".xml":
-        _attach_openvino(path, head)
+        _attach_openvino(path, heads)
     else:
-        _attach_onnx(path, head, keep_features)
+        _attach_onnx(path, heads, keep_features)
 
 
-def _attach_onnx(path: Path, head: Head, keep_features: bool) -> None:
+def _attach_onnx(path: Path, heads: Sequence[Head], keep_features: bool) -> None:
     model = ir.load(path)
     graph = model.graph
     w = Writer(graph.initializers)
     features = graph.outputs[0]
-    logits = write_head(w, features, head)
+    logits = write_head(w, features, heads)
     outputs = [logits]
     if keep_features:
-        outputs.append(w.op("Identity", FEATURES, logits) if head[0].ndim == 3 else features)
+        outputs.append(w.op("Identity", FEATURES, logits) if len(heads) > 1 else features)
     for value in outputs:
         if value is not features:
             value.dtype = ir.DataType.FLOAT
-            value.shape = ir.Shape(["batch", head[1].shape[-1]])
+            value.shape = ir.Shape(["batch", len(heads[0].bias)])
     graph.extend(w.tape.nodes)
     for initializer in w.tape.initializers:
         graph.register_initializer(initializer)
@@ -83,13 +84,13 @@ def _attach_onnx(path: Path, head: Head, keep_features: bool) -> None:
     ir.save(model, path)
 
 
-def _attach_openvino(path: Path, head: Head) -> None:
+def _attach_openvino(path: Path, heads: Sequence[Head]) -> None:
     ov = import_openvino()
     from openvino import opset13 as ops
 
     body = ov.Core().read_model(path)
     features = body.outputs[0].get_node().input_value(0)
-    logits = _openvino_head(ops, features, head)
+    logits = _openvino_head(ops, features, heads)
     logits.set_friendly_name(OUTPUT)
     logits.output(0).get_tensor().set_names({OUTPUT})
     whole = ov.Model([logits], body.get_parameters(), "main_graph")
@@ -101,12 +102,12 @@ def _attach_openvino(path: Path, head: Head) -> None:
     second.replace(path)
 
 
-def _openvino_head(ops: Any, features: Any, head: Head) -> Any:
+def _openvino_head(ops: Any, features: Any, heads: Sequence[Head]) -> Any:
     """Write `write_head` in OpenVINO's operators."""
-    weight, bias = (ops.constant(np.ascontiguousarray(array)) for array in head)
-    if head[0].ndim == 2:
+    weight, bias = (ops.constant(np.ascontiguousarray(array)) for array in operands(heads))
+    if len(heads) == 1:
         return ops.add(ops.matmul(features, weight, False, False), bias)
-    prompts, width, classes = head[0].shape
+    prompts, (classes, width) = len(heads), heads[0].weight.shape
     x = ops.reshape(features, ops.constant(np.array([-1, prompts, 1, width])), False)
     x = ops.matmul(x, weight, False, False)
     x = ops.reshape(x, ops.constant(np.array([-1, prompts, classes])), False)

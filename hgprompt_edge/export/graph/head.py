@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from hgprompt_edge.export.graph.writer import Doubles, Writer
+from hgprompt_edge.export.graph.writer import Writer
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.softmax import log_mean_softmax
 
 OUTPUT = "logits"
@@ -21,38 +22,26 @@ FIRST = "head.rows"
 """Node that several heads begin with."""
 
 Floats = npt.NDArray[np.float32]
-Head = tuple[Floats, Floats]
-"""Weight `[D, K]` and bias `[K]`; of `P` folded prompts `[P, D, K]` and `[P, K]`."""
 
 
-def stack_heads(heads: Sequence[tuple[Doubles, Doubles]]) -> Head:
-    """Join the heads of folded prompts, each a weight `[D, K]` and a bias `[K]`."""
-    if len(heads) == 1:
-        weight, bias = heads[0]
-        return weight.astype(np.float32), bias.astype(np.float32)
-    weights, biases = zip(*heads, strict=True)
-    return np.stack(weights).astype(np.float32), np.stack(biases).astype(np.float32)
-
-
-def head_logits(features: Floats, head: Head) -> Floats:
+def head_logits(features: Floats, heads: Sequence[Head]) -> Floats:
     """Compute what `write_head` writes: logits `[n, K]` of features `[n, D]` or `[n, P D]`."""
-    weight, bias = head
-    if weight.ndim == 2:
-        return features @ weight + bias
-    rows = features.reshape(len(features), len(weight), -1).transpose(1, 0, 2)
-    return log_mean_softmax(rows @ weight + bias[:, None])
+    parts = np.split(features, len(heads), axis=1)
+    logits = [head.logits(part) for head, part in zip(heads, parts, strict=True)]
+    return log_mean_softmax(logits) if len(logits) > 1 else logits[0]
 
 
-def write_head(w: Writer, features: ir.Value, head: Head) -> ir.Value:
+def write_head(w: Writer, features: ir.Value, heads: Sequence[Head]) -> ir.Value:
     """Features `[batch, D]`, or `[batch, P D]` of `P` folded prompts, to logits `[batch, K]`.
 
     The mean of probabilities is taken in logarithms: whatever the logits are, none becomes the
     logarithm of zero.
     """
-    weight, bias = w.floats("head.weight", head[0]), w.floats("head.bias", head[1])
-    if head[0].ndim == 2:
+    arrays = operands(heads)
+    weight, bias = w.floats("head.weight", arrays[0]), w.floats("head.bias", arrays[1])
+    if len(heads) == 1:
         return w.op("Gemm", OUTPUT, features, weight, bias)
-    prompts, width, classes = head[0].shape
+    prompts, width, classes = arrays[0].shape
     rows = w.reshape(FIRST, features, -1, prompts, 1, width)
     x = w.op("MatMul", "head.products", rows, weight)  # [batch, P, 1, K]
     x = w.op("Add", "head.each", w.reshape("head.classes", x, -1, prompts, classes), bias)
@@ -63,6 +52,20 @@ def write_head(w: Writer, features: ir.Value, head: Head) -> ir.Value:
     x = w.op("Add", "head.log_sum", x, largest)
     x = w.op("Sub", "head.log_mean", x, w.floats("head.log_count", np.array(math.log(prompts))))
     return w.op("Squeeze", OUTPUT, x, w.integers(1))
+
+
+def operands(heads: Sequence[Head]) -> tuple[Floats, Floats]:
+    """Lay heads out as a graph multiplies by them: `[D, K]` and `[K]`; of several each stacked."""
+    if len(heads) == 1:
+        return heads[0].weight.T, heads[0].bias
+    return np.stack([head.weight.T for head in heads]), np.stack([head.bias for head in heads])
+
+
+def heads_of(weight: Floats, bias: Floats) -> list[Head]:
+    """Read back what `operands` returned."""
+    if weight.ndim == 2:
+        weight, bias = weight[None], bias[None]
+    return [Head(w.T, b).as_float32() for w, b in zip(weight, bias, strict=True)]
 
 
 def join_prompts(w: Writer, features: ir.Value, prompts: int, width: int) -> ir.Value:

@@ -10,6 +10,7 @@ In comments, `N` tokens of an image, `T` of a prompt, `H` heads of width `d`, wi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -22,17 +23,17 @@ from torch import Tensor, nn
 
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.device_bank import Bank
-from hgprompt_edge.artifacts.folded import FoldedPrompt
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
 from hgprompt_edge.backbones.forward import project_prefix
 from hgprompt_edge.export.graph import rewrites
 from hgprompt_edge.export.graph.attend import attend, attend_absorbed
 from hgprompt_edge.export.graph.attention import CONTRIB, Given, Layer, can_absorb, prepare
-from hgprompt_edge.export.graph.head import join_prompts, stack_heads, write_head
-from hgprompt_edge.export.graph.rewrites import Attention, Linear, Rewrites
+from hgprompt_edge.export.graph.head import join_prompts, write_head
+from hgprompt_edge.export.graph.rewrites import Attention, Rewrites
 from hgprompt_edge.export.graph.tokens import embed_patches, fixed_tokens
 from hgprompt_edge.export.graph.writer import Doubles, Writer, to_array
+from hgprompt_edge.maths.head import Head
 
 OPSET, PLAIN_OPSET = 23, 20
 """The first with Attention, and the first with Gelu, which older runtimes load."""
@@ -62,14 +63,14 @@ def build_graph(
     w = Writer()
     inputs = prefix_inputs(bank) if bank else []
     features, norm = _features(w, model, bundle, image, inputs, on)
-    heads = [folded_head(folded, norm, on) for folded in bundle.folded]
+    heads = [folded_head(folded.head, norm, on) for folded in bundle.folded]
     joined = join_prompts(w, features, len(heads), backbone.feature_dim)
-    outputs = [(write_head(w, joined, stack_heads(heads)), len(bundle.head_bias))]
+    outputs = [(write_head(w, joined, heads), len(bundle.classes))]
     if bank:
         # Several heads end in no linear layer, so another one goes on top of what they end in.
         found = w.op("Identity", FEATURES, outputs[0][0]) if bundle.more else features
         found.name = FEATURES
-        outputs.append((found, bank.head_weight.shape[1]))
+        outputs.append((found, bank.head.weight.shape[1]))
     for value, width in outputs:
         value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape(["batch", width])
     opset = OPSET if on.attention in (Attention.STANDARD, Attention.PAST) else PLAIN_OPSET
@@ -91,12 +92,13 @@ def prefix_inputs(bank: Bank) -> list[ir.Value]:
     return [ir.val(name, ir.DataType.FLOAT, array.shape) for name, array in arrays.items()]
 
 
-def folded_head(folded: FoldedPrompt, norm: nn.Module, on: Rewrites) -> tuple[Doubles, Doubles]:
-    """Head `[D, K]` and bias `[K]`, with the affine part of the last norm."""
-    head: Linear = (folded.head_weight.T.astype(np.float64), folded.head_bias.astype(np.float64))
-    if isinstance(norm, nn.LayerNorm) and on.affine:
-        head = rewrites.fold_affine(norm, head)
-    return head[0], cast("Doubles", head[1])
+def folded_head(head: Head, norm: nn.Module, on: Rewrites) -> Head:
+    """Take the affine part of the last norm into a head; float32."""
+    if not (isinstance(norm, nn.LayerNorm) and on.affine):
+        return head.as_float32()
+    linear = head.weight.T.astype(np.float64), head.bias.astype(np.float64)
+    weight, bias = rewrites.fold_affine(norm, linear)
+    return replace(head, weight=weight.T, bias=cast("Doubles", bias)).as_float32()
 
 
 def last_norm(model: VisionTransformer) -> nn.Module:

@@ -7,8 +7,8 @@ folds. A tuned prompt has itself seen the training images: there validation alon
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,18 +18,17 @@ from torch import Tensor
 
 from hgprompt_edge.artifacts.bank_entries import TUNED
 from hgprompt_edge.artifacts.bundle import Bundle
-from hgprompt_edge.artifacts.folded import FoldedPrompt
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
 from hgprompt_edge.data.task import Images, Task
-from hgprompt_edge.export.graph.head import Head, head_logits, stack_heads
+from hgprompt_edge.export.graph.head import head_logits
 from hgprompt_edge.export.graph.inference import folded_head, last_norm
 from hgprompt_edge.export.graph.rewrites import Rewrites
 from hgprompt_edge.export.verify import reference_features
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.heads.best_head import choose_head, fit_head
-from hgprompt_edge.heads.heads import Head as FittedHead
-from hgprompt_edge.heads.heads import divide
+from hgprompt_edge.heads.heads import divide, logits_of
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.softmax import log_mean_softmax
 
 Floats = npt.NDArray[np.float32]
@@ -38,10 +37,10 @@ Rows = npt.NDArray[np.int64]
 
 
 class Fold(NamedTuple):
-    """Rows `[m]` of the images, and a head for the graph's features that has not seen them."""
+    """Rows `[m]` of the images, and heads for the graph's features that have not seen them."""
 
     rows: Rows
-    head: Head
+    heads: Sequence[Head]
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,8 @@ class HeldOut:
     def right(self, features: Floats) -> Right:
         """Which images are right `[n]`, from the features `[n, D]` that a body gives."""
         found = np.zeros(len(self.images), bool)
-        for rows, head in self.folds:
-            found[rows] = head_logits(features[rows], head).argmax(1) == self.images.labels[rows]
+        for rows, heads in self.folds:
+            found[rows] = head_logits(features[rows], heads).argmax(1) == self.images.labels[rows]
         return found
 
 
@@ -129,27 +128,19 @@ def hold_out(
     floating, folds = np.zeros(len(images), bool), []
     for rows, heads in divisions:
         here = place[rows.numpy()]
-        logits = [head.logits(part[rows]).numpy() for head, part in zip(heads, x, strict=True)]
+        logits = [logits_of(head, part[rows]).numpy() for head, part in zip(heads, x, strict=True)]
         found = log_mean_softmax(np.stack(logits)) if len(logits) > 1 else logits[0]
         floating[here] = found.argmax(1) == images.labels[here]
-        folds.append(Fold(here, graph_head(bundle, backbone, heads, on)))
+        folds.append(Fold(here, graph_heads(bundle, backbone, heads, on)))
     return HeldOut(images, tuple(folds), floating)
 
 
-def graph_head(bundle: Bundle, backbone: Backbone, heads: list[FittedHead], on: Rewrites) -> Head:
-    """Head for the features of a bundle's graph, with one fitted head for each folded prompt."""
+def graph_heads(
+    bundle: Bundle, backbone: Backbone, heads: Sequence[Head], on: Rewrites
+) -> list[Head]:
+    """Fitted heads, one for each folded prompt, for the features of a bundle's graph."""
     norm = last_norm(as_fitted(bundle, backbone).model)
-    return stack_heads(
-        [
-            folded_head(_with(one, head), norm, on)
-            for one, head in zip(bundle.folded, heads, strict=True)
-        ]
-    )
-
-
-def _with(folded: FoldedPrompt, head: FittedHead) -> FoldedPrompt:
-    weight, bias = head.weight.float().numpy(), head.bias.float().numpy()
-    return replace(folded, head_weight=weight, head_bias=bias)
+    return [folded_head(head.as_float32(), norm, on) for head in heads]
 
 
 def _join(first: Images, second: Images) -> Images:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.data.task import Images, Task
-from hgprompt_edge.export.graph.head import Head, head_logits
+from hgprompt_edge.export.graph.head import head_logits
 from hgprompt_edge.export.int8.held_out import Features, HeldOut
 from hgprompt_edge.export.int8.schemes import Given
 from hgprompt_edge.export.int8.trials import Trial, trial_of
+from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.paired import Paired, paired
 from hgprompt_edge.maths.softmax import log_mean_softmax
 from hgprompt_edge.runtime.engines.engine import Engine
@@ -58,23 +58,24 @@ def held_against(body: Engine, held: HeldOut, given: Given | None) -> Paired:
 
 
 def on_test_images(
-    body: Engine, bundle: Bundle, task: Task, features: Features, head: Head, given: Given
+    body: Engine,
+    bundle: Bundle,
+    task: Task,
+    features: Features,
+    heads: Sequence[Head],
+    given: Given,
 ) -> tuple[Trial | None, int]:
     """Hold a body against float32 on test images under the bundle's head; how many, too."""
     rows = np.random.default_rng(0).permutation(len(task.test))[:MAX_TEST]
     if not len(rows):
         return None, 0
     images = task.test.subset(np.sort(rows))
-    heads = [
-        (torch.from_numpy(f.head_weight), torch.from_numpy(f.head_bias)) for f in bundle.folded
-    ]
     logits = [
-        (features(images, one.prompt).double() @ weight.double().T + bias.double()).numpy()
-        for one, (weight, bias) in zip(bundle.folded, heads, strict=True)
+        one.head.logits(features(images, one.prompt).double().numpy()) for one in bundle.folded
     ]
     exact = log_mean_softmax(np.stack(logits)).argmax(1) == images.labels
     right = right_in_any_batch(
-        body, images, given, lambda found: head_logits(found, head).argmax(1) == images.labels
+        body, images, given, lambda found: head_logits(found, heads).argmax(1) == images.labels
     )
     found = paired(exact.astype(np.float64), right.astype(np.float64))
     return trial_of("test images", found, float(exact.mean())), len(images)

@@ -26,7 +26,7 @@ from hgprompt_edge.export.graph.body import attach_head, split_head
 from hgprompt_edge.export.graph.head import head_logits
 from hgprompt_edge.export.graph.inference import build_graph
 from hgprompt_edge.export.graph.rewrites import Attention, Rewrites
-from hgprompt_edge.export.int8.held_out import Features, features_of, graph_head, hold_out
+from hgprompt_edge.export.int8.held_out import Features, features_of, graph_heads, hold_out
 from hgprompt_edge.export.int8.measure import held_against, on_test_images, open_body
 from hgprompt_edge.export.int8.schemes import Control, onnx_schemes, openvino_schemes
 from hgprompt_edge.export.int8.search import MIN_CALIBRATION, Report, try_schemes
@@ -144,7 +144,7 @@ def export_int8(
         graph = Path(tempfile.mkdtemp(dir=temporary[-1].parent)) / "float.onnx"
         if bank is not None:
             write_beside(bundle, backbone, bank, temporary[: -len(files)])
-        body, head = split_head(build_graph(start, backbone, on, bank))
+        body, heads = split_head(build_graph(start, backbone, on, bank))
         ir.save(body, graph)
         measure = functools.partial(held_against, held=held, given=given)
         tried, compared = try_schemes(
@@ -162,9 +162,9 @@ def export_int8(
             name = f"{tried[-1].scheme}, the rest in bfloat16"
             rounded = trial_of(name, measure(engine), held.accuracy)
         test, test_images = on_test_images(
-            open_body(temporary[-1]), start, task, features, head, given
+            open_body(temporary[-1]), start, task, features, heads, given
         )
-        attach_head(temporary[-1], head, keep_features=bank is not None)
+        attach_head(temporary[-1], heads, keep_features=bank is not None)
         verification = verify_mixes(
             open_body(temporary[-1]),
             bundle,
@@ -222,11 +222,11 @@ def _control(
 ) -> Control:
     """Give NNCF's search the validation images, and heads that were fitted on the others."""
     kind, classes = bundle.objective.get("head", "lda"), len(task.classes)
-    heads = [
+    fitted = [
         fit_head(features(task.train, one.prompt), task.train.labels, classes, bundle.seed, kind)
         for one in bundle.folded
     ]
-    judge = graph_head(bundle, backbone, heads, on)
+    judge = graph_heads(bundle, backbone, fitted, on)
     return Control(task.validation, lambda f: softmax(head_logits(f, judge)), max_drop)
 
 

@@ -15,7 +15,12 @@ from hgprompt_edge.adapt.guard.evidence import (
     least_shown,
 )
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.maths.feature_statistics import Clean, clean_of, places_of, read_clean
+from hgprompt_edge.maths.feature_statistics import (
+    FeatureStatistics,
+    measure_statistics,
+    places_of,
+    read_statistics,
+)
 
 
 def drawn(counts: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -34,7 +39,7 @@ def test_statistics_of_some_classes_are_pooled_from_what_is_stored(
 ) -> None:
     """Against the mean, and the variance by the residuals of all classes, of the images."""
     features, labels = drawn(counts)
-    clean = clean_of(features, labels, len(counts))
+    clean = measure_statistics(features, labels, len(counts))
     np.testing.assert_allclose(clean.mean, features.mean(0), rtol=1e-4, atol=1e-5)
     if len(labels) > 1:
         np.testing.assert_allclose(clean.variance, features.var(0, ddof=1), rtol=1e-4)
@@ -44,7 +49,7 @@ def test_statistics_of_some_classes_are_pooled_from_what_is_stored(
     found = clean.of(places)
     if len(places) == len(counts):
         assert found is not None
-        np.testing.assert_array_equal(found[0], clean.mean)
+        np.testing.assert_array_equal(found.mean, clean.mean)
         return
     if len(labels) == len(counts):
         assert found is None, "no class has two images, so none says how they vary"
@@ -54,35 +59,33 @@ def test_statistics_of_some_classes_are_pooled_from_what_is_stored(
     within = np.square(features - means[labels]).sum(0) / (len(labels) - len(counts))
     between = means[labels[own]].var(0)
     assert found is not None
-    np.testing.assert_allclose(found[0], features[own].mean(0), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(found[1], within + between, rtol=2e-2, atol=1e-4)
+    np.testing.assert_allclose(found.mean, features[own].mean(0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.variance, within + between, rtol=2e-2, atol=1e-4)
 
 
 def test_a_class_without_images_is_not_known() -> None:
     features, labels = drawn([9, 9])
-    clean = clean_of(features, labels, 3)
+    clean = measure_statistics(features, labels, 3)
     assert clean.of([2]) is None
     assert clean.of([0, 2]) is None
     assert clean.of([0]) is not None
     assert clean.of([0, 1, 2]) is not None, "all that there is"
-    assert Clean(clean.mean, clean.variance).of([0]) is None, "a file of an earlier version"
+    assert FeatureStatistics(clean.mean, clean.variance).of([0]) is None, (
+        "a file of an earlier version"
+    )
 
 
 def test_what_a_file_holds_comes_back_and_half_of_it_is_refused() -> None:
     features, labels = drawn([9, 9])
-    tensors = clean_of(features, labels, 2).tensors()
-    back = read_clean(tensors, 2, 5)
+    tensors = measure_statistics(features, labels, 2).tensors()
+    back = read_statistics(tensors, 2, 5)
     assert back is not None
     for name, array in back.tensors().items():
         np.testing.assert_array_equal(array, tensors[name])
-    earlier = {name: tensors[name] for name in ("clean.mean", "clean.var")}
-    old = read_clean(earlier, 2, 5)
-    assert old is not None
-    assert old.class_means is None
-    assert read_clean({}, 2, 5) is None
+    assert read_statistics({}, 2, 5) is None
     for missing in tensors:
         with pytest.raises(ValueError, match=r"clean\."):
-            read_clean({name: x for name, x in tensors.items() if name != missing}, 2, 5)
+            read_statistics({name: x for name, x in tensors.items() if name != missing}, 2, 5)
     for name, wrong in (
         ("clean.class_mean", tensors["clean.class_mean"][:1]),
         ("clean.class_count", tensors["clean.class_count"].astype(np.float32)),
@@ -90,7 +93,7 @@ def test_what_a_file_holds_comes_back_and_half_of_it_is_refused() -> None:
         ("clean.var", -tensors["clean.var"]),
     ):
         with pytest.raises(ValueError, match=name):
-            read_clean({**tensors, name: wrong}, 2, 5)
+            read_statistics({**tensors, name: wrong}, 2, 5)
 
 
 def test_names_of_classes() -> None:
@@ -101,16 +104,21 @@ def test_names_of_classes() -> None:
         places_of([], ["a"])
 
 
-def known(counts: list[int]) -> Clean:
-    return clean_of(*drawn(counts), len(counts))
+def known(counts: list[int]) -> FeatureStatistics:
+    return measure_statistics(*drawn(counts), len(counts))
 
 
 class TestEvidence:
     def test_without_statistics_nothing_is_learned(self) -> None:
+        moments = np.zeros(5, "f"), np.ones(5, "f")
         for clean, places, words in (
             (None, None, "run `hgedge fit`"),
-            (Clean(np.zeros(5, "f"), np.ones(5, "f")), [0], "each class that is expected"),
-            (clean_of(*drawn([40, 40]), 3), [0, 2], "each class that is expected"),
+            (
+                FeatureStatistics(*moments),
+                [0],
+                "each class that is expected",
+            ),
+            (measure_statistics(*drawn([40, 40]), 3), [0, 2], "each class that is expected"),
         ):
             verdict = judge_known(expect(clean, 3, places), 1000)
             assert verdict is not None
@@ -139,7 +147,7 @@ class TestEvidence:
         some = judge_known(expect(known([5] * 4), 4), 59)
         assert some is not None
         assert "60 are needed" in some.reason
-        unknown = expect(Clean(np.zeros(5, "f"), np.ones(5, "f")), 3)
+        unknown = expect(FeatureStatistics(np.zeros(5, "f"), np.ones(5, "f")), 3)
         assert judge_known(unknown, 29) is not None
         assert judge_known(unknown, 30) is None
 
