@@ -14,9 +14,13 @@ it as its option (`cli.shared.parameters`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+
+SHOWN = 5
+"""Names that a message lists at most."""
 
 
 class UserError(Exception):
@@ -158,3 +162,9 @@ def first_line(error: BaseException, limit: int = 120) -> str:
     """Quote an error of a library: its first line without the full stop, or the error's class."""
     lines = str(error).strip().splitlines()
     return (lines[0][:limit].rstrip(".:; ") if lines else "") or type(error).__name__
+
+
+def some(names: Sequence[str]) -> str:
+    """Join names, the first few and how many there are."""
+    shown = ", ".join(names[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown}, ... {len(names):,} in all"

@@ -69,6 +69,7 @@ def test_contract_of_the_graph() -> None:
     assert described == {
         "image": (onnx.TensorProto.UINT8, ["batch", 56, 56, 3]),
         "logits": (onnx.TensorProto.FLOAT, ["batch", 4]),
+        "features": (onnx.TensorProto.FLOAT, ["batch", backbone.feature_dim]),
     }
     inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     assert inferred.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "batch"

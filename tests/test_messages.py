@@ -227,6 +227,12 @@ predict --model device/pets.onnx a.jpg --json --csv
 predict --model device/pets.onnx a.jpg --watch empty
 predict --model device/pets.onnx --watch nowhere
 predict --model device/pets.onnx --watch a.jpg
+monitor
+monitor --model device/pets.onnx
+monitor --model device/pets.onnx nowhere.jpg
+monitor --model device/pets.onnx a.jpg
+monitor --model device/pets.onnx a.jpg --watch empty
+monitor --model device/fixed.onnx a.jpg --adapt
 
 evaluate
 evaluate device/pets.onnx

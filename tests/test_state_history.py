@@ -20,7 +20,6 @@ from hypothesis.extra import numpy as hnp
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.state import history as module
 from hgprompt_edge.state.history import RETURN, History
-from hgprompt_edge.state.lock import HOLDER
 
 
 def test_a_new_history_holds_the_initial_mix(tmp_path: Path) -> None:
@@ -281,7 +280,7 @@ with History(state, BANK, INITIAL) as history, history.exclusive():
         child.kill()
         child.wait()
         with history.exclusive():
-            assert (tmp_path / "state" / HOLDER).read_text() == str(os.getpid())
+            assert (tmp_path / "state" / "adapt.pid").read_text() == str(os.getpid())
         with history.exclusive():
             pass
 

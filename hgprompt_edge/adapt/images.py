@@ -118,16 +118,21 @@ def read_labelled(
 
 
 def read_unlabelled(
-    folder: Path, preprocessing: Preprocessing, *, limit: int | None = None, seed: int = 0
+    data: Path | Sequence[Path],
+    preprocessing: Preprocessing,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> Seen:
-    """Read all images below a folder.
+    """Read all images below a folder, or those that are named.
 
     Raises
     ------
     UserError
         No such folder, or fewer than two images in it can be read.
     """
-    listing = list_images([folder])
+    where = [data] if isinstance(data, Path) else list(data)
+    listing = list_images(where)
     if listing.missing:
         missing = listing.missing[0]
         raise ParameterError("data", missing.name, f"{missing.reason}; name a folder of images")
@@ -135,7 +140,10 @@ def read_unlabelled(
     rows = _draw(len(paths), limit, seed)
     pixels, _, bad = _read([paths[row] for row in rows], preprocessing)
     if len(pixels) < 2:
-        raise FileError(folder, "fewer than two of its images can be read; name another folder")
+        raise FileError(
+            where[0] if where else "the images",
+            "fewer than two of its images can be read; name another folder",
+        )
     return Seen(pixels, None, bad, listing.left_out)
 
 

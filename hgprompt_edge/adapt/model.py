@@ -34,7 +34,7 @@ class Request:
     Attributes
     ----------
     data
-        Folder of images: one folder a class with labels, any folder without.
+        Folder of images: one folder a class with labels, any folder without, or their paths.
     expected
         Names of the classes that the images may show; None: all.
     forward_only
@@ -45,7 +45,7 @@ class Request:
         Images in memory at a time; None: by their size.
     """
 
-    data: Path
+    data: Path | tuple[Path, ...]
     unlabelled: bool = False
     expected: tuple[str, ...] | None = None
     forward_only: bool = False
@@ -185,6 +185,8 @@ def _read(request: Request, predictor: Predictor) -> Seen:
     rule, limit, seed = predictor.preprocessing, request.limit, request.seed
     if request.unlabelled:
         return read_unlabelled(request.data, rule, limit=limit, seed=seed)
+    if not isinstance(request.data, Path):
+        raise ValueError("Images with labels come in a folder.")
     return read_labelled(request.data, predictor.classes, rule, limit=limit, seed=seed)
 
 

@@ -14,6 +14,7 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.images.preprocess import Preprocessing
 from hgprompt_edge.maths.feature_statistics import FeatureStatistics
 from hgprompt_edge.maths.head import Head
+from hgprompt_edge.maths.reference import Reference
 from hgprompt_edge.prompts.mixing import MixingWeights
 
 POOLINGS = ("token", "avg", "both")
@@ -105,6 +106,9 @@ class Bundle:
         Their copies were kept on one side of the split.
     trained
         Hashes of its training and validation images; None: drawn.
+    reference
+        What its own images look like under the first folded prompt, by which a device tells foreign
+        ones; in features before the last norm's scale and bias. None: too few images.
     more
         Further deep folded prompts, two at most. The bundle's probabilities are the mean of those
         of the first, `prompt` with `head`, and of these; `probe_logits` are
@@ -142,6 +146,7 @@ class Bundle:
     group_by_hash: bool = False
     trained: TrainingImages | None = None
     more: tuple[FoldedPrompt, ...] = ()
+    reference: Reference | None = None
 
     @property
     def mix(self) -> MixingWeights:

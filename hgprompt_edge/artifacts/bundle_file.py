@@ -32,6 +32,8 @@ from hgprompt_edge.images.listing import files_in
 from hgprompt_edge.images.preprocess import Preprocessing, UnknownRuleError
 from hgprompt_edge.maths.feature_statistics import read_statistics
 from hgprompt_edge.maths.head import read_head
+from hgprompt_edge.maths.reference import PREFIX
+from hgprompt_edge.maths.reference_file import read_reference
 
 FORMAT = "hgprompt.bundle/1"
 SUFFIX = ".hgbundle"
@@ -57,6 +59,8 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
         tensors["conditions"] = bundle.condition_tokens.astype(np.float16)
     if bundle.clean is not None:
         tensors |= bundle.clean.tensors()
+    if bundle.reference is not None:
+        tensors |= bundle.reference.tensors()
     if bundle.trained is not None:
         tensors |= bundle.trained.tensors()
     tensors |= pack_more(bundle.more)
@@ -110,7 +114,8 @@ def read_bundle(path: Path) -> Bundle:
         "`hgedge fit` again",
     )
     for name, tensor in tensors.items():
-        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+        may = name == f"{PREFIX}means"  # a class without images has none
+        if tensor.dtype.kind == "f" and not (may or np.isfinite(tensor).all()):
             raise FileError(path, f"'{brief(name)}' holds NaN or inf; run `hgedge fit` again")
     try:
         _check_weights(tensors, len(json.loads(metadata["sources"])))
@@ -150,6 +155,7 @@ def read_bundle(path: Path) -> Bundle:
             condition_tokens=cast("npt.NDArray[np.float16] | None", tensors.get("conditions")),
             clean=read_statistics(tensors, classes, clean),
             more=read_more(tensors, metadata),
+            reference=read_reference(tensors, classes, width),
         )
         _check_initial(bundle)
         return bundle

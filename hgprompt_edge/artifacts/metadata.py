@@ -65,6 +65,8 @@ class Metadata(BaseModel):
         PyTorch's logits on the probe images, `[p][K]`.
     training_images
         Hashes of the images that it was trained on, see `trained`; empty: not recorded.
+    reference
+        What its own images look like, see `unpack_reference`; empty: not recorded.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -98,6 +100,7 @@ class Metadata(BaseModel):
     bf16: Json[bool] = Field(default="false", validate_default=True)
     quantization: Json[dict[str, Any]] = Field(default="{}", validate_default=True)
     training_images: str = ""
+    reference: str = ""
     more: Json[tuple[dict[str, Any], ...]] = Field(default="[]", validate_default=True)
 
     @property
@@ -194,8 +197,8 @@ NOT_OURS = (
 )
 
 
-def parse_metadata(path: Path, entries: Mapping[str, str]) -> Metadata:
-    """Check the metadata of a model file.
+def parse_metadata(path: Path, entries: Mapping[str, str], form: str = FORMAT) -> Metadata:
+    """Check the metadata of a model file, or of another one that has them with its own `form`.
 
     Raises
     ------
@@ -203,7 +206,7 @@ def parse_metadata(path: Path, entries: Mapping[str, str]) -> Metadata:
         Not a model of ours, one of a newer format, or damaged.
     """
     version = entries.get(f"{PREFIX}format", "")
-    check_format(path, version, FORMAT, NOT_OURS)
+    check_format(path, version, form, NOT_OURS)
     if f"{PREFIX}verification" not in entries:
         raise FileError(path, "its last part is missing; copy or export the model again")
     fields = {key.removeprefix(PREFIX): entries[key] for key in entries if key.startswith(PREFIX)}

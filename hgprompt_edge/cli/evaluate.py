@@ -136,7 +136,7 @@ def notes_on_data(images: Labelled, found: Evaluation) -> list[str]:
     Checks of the data belong here: what this returns is printed below the tables and is `notes` in
     the JSON document.
     """
-    from hgprompt_edge.evaluate.classes import some
+    from hgprompt_edge.errors import some
 
     notes = []
     for answers, figures in zip(found.answers, found.figures, strict=True):

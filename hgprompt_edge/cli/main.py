@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hgprompt_edge.cli import backbone, cache, prompt, state
+from hgprompt_edge.cli import backbone, cache, device, prompt, state
 from hgprompt_edge.cli.adapt import adapt
 from hgprompt_edge.cli.bench import bench
 from hgprompt_edge.cli.compare import compare
@@ -18,6 +18,7 @@ from hgprompt_edge.cli.evaluate import evaluate
 from hgprompt_edge.cli.export import export
 from hgprompt_edge.cli.fit import fit
 from hgprompt_edge.cli.merge import merge
+from hgprompt_edge.cli.monitor import monitor
 from hgprompt_edge.cli.predict import predict
 from hgprompt_edge.cli.shared.console import prepare_output
 from hgprompt_edge.cli.tasks import tasks
@@ -41,8 +42,10 @@ app.command(rich_help_panel=SERVER)(export)
 app.command(rich_help_panel=SERVER)(merge)
 app.command(rich_help_panel=DEVICE)(predict)
 app.command(rich_help_panel=DEVICE)(evaluate)
+app.command(rich_help_panel=DEVICE)(monitor)
 app.command(rich_help_panel=DEVICE)(adapt)
 app.add_typer(state.app, name="state", rich_help_panel=DEVICE)
+app.add_typer(device.app, name="device", rich_help_panel=DEVICE)
 app.command(rich_help_panel=DEVICE)(bench)
 app.add_typer(prompt.app, name="prompt", rich_help_panel=ASSETS)
 app.add_typer(backbone.app, name="backbone", rich_help_panel=ASSETS)

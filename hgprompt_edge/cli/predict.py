@@ -22,7 +22,7 @@ from hgprompt_edge.cli.shared.console import (
     reports_errors,
 )
 from hgprompt_edge.cli.shared.left_out import note_left_out
-from hgprompt_edge.cli.shared.opened import note_bf16, open_model
+from hgprompt_edge.cli.shared.opened import note_bf16, open_model, tasks_of
 from hgprompt_edge.cli.shared.progress import progress_bar
 from hgprompt_edge.errors import UserError
 
@@ -34,10 +34,19 @@ if TYPE_CHECKING:
 
 @reports_errors
 def predict(
-    model: Annotated[Path, typer.Option(help="Model that `hgedge export` wrote: .onnx or .xml.")],
+    model: Annotated[
+        Path, typer.Option(help="Model that `hgedge export` wrote: .onnx, .xml, a device folder.")
+    ],
     images: Annotated[
         list[Path] | None,
         typer.Argument(help="Image files, or folders of them.", show_default=False),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Task of a device folder; may be given several times, each image is read once.",
+            show_default=False,
+        ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to print for each image.")] = 1,
     batch_size: options.BatchSize = 16,
@@ -45,6 +54,20 @@ def predict(
     device: options.RuntimeDevice = "CPU",
     bf16: options.Bf16 = None,
     state: options.State = None,
+    false_alarms: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=100,
+            help="Share of the task's own images, in %, that may be called unknown; 0: none is.",
+        ),
+    ] = 5.0,
+    min_confidence: Annotated[
+        float,
+        typer.Option(
+            min=0, max=100, help="Call unknown, too, what no class has with this probability, in %."
+        ),
+    ] = 0.0,
     watch: Annotated[
         Path | None,
         typer.Option(
@@ -58,6 +81,7 @@ def predict(
 ) -> None:
     """Classify images: class and probability for each."""
     from hgprompt_edge.images.listing import list_images
+    from hgprompt_edge.runtime.prediction import Limits, predict_files
 
     if json and as_csv:
         fail("--json and --csv: choose one of them", EXIT_BAD_INPUT)
@@ -67,8 +91,12 @@ def predict(
     listing = list_images(images or [] if watch is None else [watch])
     if watch is None and not listing.images:
         raise UserError(f"{listing.missing[0]}; name image files, or folders of them")
-    predictor = open_model(model, threads=threads, device=device, bf16=bf16, state=state)
+    opened = open_model(model, threads=threads, device=device, bf16=bf16, state=state)
+    predictors = tasks_of(opened, model, task)
+    predictor = predictors[0]
     if watch is not None:
+        if len(predictors) > 1:
+            raise UserError("--watch: serves one task; give one --task")
         note_left_out((), listing.left_out)
         try:
             _serve(predictor, watch, top, json, as_csv)
@@ -76,25 +104,30 @@ def predict(
             raise typer.Exit(EXIT_INTERRUPTED) from None
         return
     note_bf16(predictor, bf16)
-    predictions = []
+    predictions: list[Prediction] = []
+    ways = [each.way() for each in predictors]
+    limits = Limits(false_alarms / 100, min_confidence / 100)
     with progress_bar() as report:
-        for prediction in predictor.predict_paths(listing.images, top=top, batch_size=batch_size):
-            predictions.append(prediction)
-            report("images", len(predictions), len(listing.images))
+        found = predict_files(
+            ways, predictor.preprocessing, listing.images, top, batch_size, limits
+        )
+        for done, several in enumerate(found, start=1):
+            predictions += several
+            report("images", done, len(listing.images))
     if json:
         print_json([_as_dict(prediction) for prediction in (*predictions, *_unused(listing))])
     elif as_csv:
-        _print_csv(predictions)
+        _print_csv(predictions, bool(ways[0].task))
     else:
         _print_table(predictions)
     note_left_out((), listing.left_out)
-    failed = [p for p in predictions if p.error]
+    failed = [p for p in predictions if p.error and p.task == predictions[0].task]
     for prediction in failed:
         note(f"{prediction.path}: {prediction.error}")
     for item in listing.missing:
         note(str(item))
     if failed or listing.missing:
-        fail(_what_is_wrong(failed, len(predictions), listing), EXIT_BAD_INPUT)
+        fail(_what_is_wrong(failed, len(listing.images), listing), EXIT_BAD_INPUT)
 
 
 def _what_is_wrong(failed: Sequence[Prediction], images: int, listing: Listing) -> str:
@@ -131,7 +164,8 @@ def _serve(predictor: Predictor, folder: Path, top: int, json: bool, as_csv: boo
     from hgprompt_edge.runtime.watch import watch
 
     if as_csv:
-        _print_csv(prediction for prediction, _ in watch(predictor, folder, top))
+        found = (prediction for prediction, _ in watch(predictor, folder, top))
+        _print_csv(found, bool(predictor.way().task))
         return
     for prediction, version in watch(predictor, folder, top):
         number = None if version is None else version.id
@@ -141,32 +175,56 @@ def _serve(predictor: Predictor, folder: Path, top: int, json: bool, as_csv: boo
             out.print(f"{prediction.path}: {prediction.error}", soft_wrap=True)
         else:
             labels = ", ".join(f"{label} {100 * p:.1f} %" for label, p in prediction.labels)
+            labels = f"unknown ({labels})" if prediction.unknown else labels
             which = f" (version {number})" if number else ""
             out.print(f"{prediction.path}: {labels}{which}", soft_wrap=True)
 
 
 def _as_dict(prediction: Prediction) -> dict[str, object]:
     classes = [{"label": label, "probability": round(p, 6)} for label, p in prediction.labels]
-    return {"image": str(prediction.path), "classes": classes, "error": prediction.error}
+    task = {"task": prediction.task} if prediction.task else {}
+    image = {"image": str(prediction.path)}
+    share = prediction.share_beyond
+    known = {
+        "unknown": prediction.unknown,
+        "share_beyond": None if share is None else round(share, 6),
+    }
+    return {**image, **task, "classes": classes, **known, "error": prediction.error}
 
 
-def _print_csv(predictions: Iterable[Prediction]) -> None:
+def _print_csv(predictions: Iterable[Prediction], with_task: bool) -> None:
     writer = csv.writer(sys.stdout)
-    writer.writerow(("image", "rank", "label", "probability"))
+    tasks = ("task",) if with_task else ()
+    writer.writerow(("image", *tasks, "rank", "label", "probability", "unknown", "share_beyond"))
     sys.stdout.flush()
     for prediction in predictions:
+        task = (prediction.task,) if with_task else ()
         for rank, (label, probability) in enumerate(prediction.labels, start=1):
-            writer.writerow((prediction.path, rank, label, f"{probability:.6f}"))
+            row = (prediction.path, *task, rank, label, f"{probability:.6f}")
+            writer.writerow((*row, _yes_no(prediction.unknown), _number(prediction.share_beyond)))
         sys.stdout.flush()  # for whoever reads a watched folder
 
 
-def _print_table(predictions: Iterable[Prediction]) -> None:
+def _yes_no(unknown: bool | None) -> str:
+    return "" if unknown is None else "yes" if unknown else "no"
+
+
+def _number(share: float | None) -> str:
+    return "" if share is None else f"{share:.6f}"
+
+
+def _print_table(predictions: Sequence[Prediction]) -> None:
+    with_task = any(prediction.task for prediction in predictions)
     table = Table(box=None, pad_edge=False)
     table.add_column("image")
+    if with_task:
+        table.add_column("task")
     table.add_column("class")
     table.add_column("probability", justify="right")
     for prediction in predictions:
         for rank, (label, probability) in enumerate(prediction.labels):
-            name = str(prediction.path) if rank == 0 else ""
-            table.add_row(name, label, f"{100 * probability:.1f} %")
+            names = [str(prediction.path), *([prediction.task] if with_task else [])]
+            shown = names if rank == 0 else [""] * len(names)
+            named = f"unknown ({label})" if prediction.unknown else label
+            table.add_row(*shown, named, f"{100 * probability:.1f} %")
     out.print(table)

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
-from hgprompt_edge.errors import FileError, ParameterError, argument
-
-SHOWN = 5
-"""So many names stand in a message."""
+from hgprompt_edge.errors import FileError, ParameterError, argument, some
 
 
 def parse_map(words: Sequence[str], names: Sequence[str]) -> dict[str, str]:
@@ -87,12 +84,6 @@ def match_classes(
     if unknown:
         raise FileError(data, _differences(names, classes, mapping, unknown, model))
     return {name: classes.index(mapping.get(name, name)) for name in names}
-
-
-def some(names: Sequence[str]) -> str:
-    """Join names, the first few and how many there are."""
-    shown = ", ".join(names[:SHOWN])
-    return shown if len(names) <= SHOWN else f"{shown}, ... {len(names):,} in all"
 
 
 def _quoted(names: Sequence[str]) -> str:

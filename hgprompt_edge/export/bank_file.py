@@ -14,10 +14,11 @@ from hgprompt_edge.artifacts.bank_entries import bank_sha256, bank_tokens, initi
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.device_bank import Bank, adapt_path, bank_path, write_bank
 from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.backbones.last_norm import last_norm
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.gradient.file import export_adapt
 from hgprompt_edge.export.graph.attention import prepare
-from hgprompt_edge.export.graph.inference import folded_head, last_norm
+from hgprompt_edge.export.graph.inference import folded_head
 from hgprompt_edge.export.graph.rewrites import Rewrites, affine_part
 from hgprompt_edge.export.graph.writer import to_array
 from hgprompt_edge.maths.feature_statistics import FeatureStatistics
@@ -56,11 +57,11 @@ def make_bank(bundle: Bundle, backbone: Backbone) -> Bank:
         initial=initial_mix(bundle),
         head=head.as_float32(),
         sha256=bank_sha256(bundle),
-        clean=_clean_before_affine(bundle.clean, norm),
+        clean=clean_before_affine(bundle.clean, norm),
     )
 
 
-def _clean_before_affine(
+def clean_before_affine(
     clean: FeatureStatistics | None, norm: nn.Module
 ) -> FeatureStatistics | None:
     """Statistics of features without the last norm's scale and bias, which the head has taken."""

@@ -32,6 +32,7 @@ from hgprompt_edge.export.graph.rewrites import Attention, Rewrites
 from hgprompt_edge.export.verify import Verification, at_initial, verify_onnx
 from hgprompt_edge.files import atomic_paths
 from hgprompt_edge.images.preprocess import CROP, LETTERBOX, SQUASH, Preprocessing
+from hgprompt_edge.maths.reference_file import pack_reference
 from hgprompt_edge.prompts.mixing import source_shares
 
 MAX_MODEL_BYTES = 2**31 - 2**24
@@ -171,6 +172,8 @@ def describe(bundle: Bundle, bundle_sha256: str = "", bank: Bank | None = None) 
     }
     if bundle.trained is not None:
         fields["training_images"] = bundle.trained.to_json()
+    if bundle.reference is not None and (bank is None or bundle.initial is None):
+        fields["reference"] = pack_reference(bundle.reference)
     if bundle.more:
         fields["more"] = json.dumps(
             [

@@ -19,7 +19,7 @@ from hgprompt_edge.backbones.forward import features_prefix, features_token, nor
 from hgprompt_edge.errors import CheckError
 from hgprompt_edge.heads.heads import logits_of
 from hgprompt_edge.maths.parity import TOLERANCE, compare
-from hgprompt_edge.maths.softmax import log_mean_softmax
+from hgprompt_edge.maths.softmax import log_mean_softmax, log_softmax
 from hgprompt_edge.prompts.mixing import mix
 from hgprompt_edge.runtime.engines.engine import Engine, LoadError
 from hgprompt_edge.runtime.engines.onnx_engine import OnnxEngine
@@ -125,7 +125,7 @@ def verify_onnx(
     CheckError
         The runtime does not load or run the file.
     """
-    return verify_mixes(_open(path), bundle, backbone, images, bank)
+    return verify_mixes(open_to_verify(path), bundle, backbone, images, bank)
 
 
 def verify_mixes(
@@ -191,19 +191,23 @@ def verify_engine(
     tolerance: float = TOLERANCE,
     given: Given | None = None,
     share: float = 1.0,
+    normalized: bool = False,
 ) -> Verification:
     """Run a model on `images [n, S, S, 3]` at batches of 1, 2 and 7 beside PyTorch.
 
     The largest batch size sees all images, the others the first ones. Where the bundle holds
     probe images, their logits must equal those that fit stored, too. What the model takes beside
-    the image is `given`, see `Bank.inputs`; `share` is that of the prompt.
+    the image is `given`, see `Bank.inputs`; `share` is that of the prompt. A model whose logits
+    are `normalized` gives the logarithm of its probabilities.
 
     Raises
     ------
     CheckError
         The runtime does not run the model.
     """
-    reference = reference_logits(bundle, backbone, images, share)
+    reference, stored = reference_logits(bundle, backbone, images, share), bundle.probe_logits
+    if normalized:
+        reference, stored = (log_softmax(x).astype(np.float32) for x in (reference, stored))
     found = []
     for batch in BATCHES:
         rounds = -(-len(images) // batch) if batch == max(BATCHES) else 1
@@ -213,7 +217,7 @@ def verify_engine(
     probe = None
     if len(bundle.probe_images):
         logits = _run(engine, bundle.probe_images, max(BATCHES), given)
-        probe = compare(logits, bundle.probe_logits, tolerance)
+        probe = compare(logits, stored, tolerance)
     return Verification(
         ok=all(c.ok for c in found) and (probe is None or probe.ok),
         max_abs_diff=worst.max_abs_diff,
@@ -226,7 +230,14 @@ def verify_engine(
     )
 
 
-def _open(path: Path) -> Engine:
+def open_to_verify(path: Path) -> Engine:
+    """Open an ONNX file that was just written.
+
+    Raises
+    ------
+    CheckError
+        The runtime does not load it.
+    """
     try:
         return OnnxEngine(path)
     except LoadError as error:

@@ -20,6 +20,7 @@ from hgprompt_edge.data import Task
 from hgprompt_edge.fit.judge import Candidate
 from hgprompt_edge.maths.feature_statistics import FeatureStatistics
 from hgprompt_edge.maths.head import Head
+from hgprompt_edge.maths.reference import Reference
 from hgprompt_edge.maths.softmax import log_mean_softmax
 from hgprompt_edge.prompts.bank import PromptBank
 from hgprompt_edge.prompts.prompt import DEEP, SOURCE, Floats, Prompt
@@ -40,6 +41,7 @@ def make_bundle(
     seed: int,
     keep_sources: bool,
     clean: FeatureStatistics | None = None,
+    reference: Reference | None = None,
 ) -> Bundle:
     """Assemble a bundle: float32 numbers, a probe, provenance. Without a bank no prompt is in it.
 
@@ -52,6 +54,8 @@ def make_bundle(
         One for each of the chosen candidate's parts.
     clean
         Statistics of the features of clean images under the chosen prompt, as `Bundle.clean` says.
+    reference
+        As of `Bundle`.
     """
     first, *more = (
         _folded(part, head, bank) for part, head in zip(chosen.parts, heads, strict=True)
@@ -79,6 +83,7 @@ def make_bundle(
         probe_logits=np.zeros((len(images), len(task.classes)), np.float32),
         source_tokens=bank.basis_tokens.astype(np.float16) if bank and keep_sources else None,
         clean=clean,
+        reference=reference,
         data=task.data,
         group_by_hash=task.grouped,
         trained=remember(task.train.hashes, task.validation.hashes),

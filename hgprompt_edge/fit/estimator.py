@@ -193,6 +193,7 @@ class HGPrompt(BaseEstimator):  # type: ignore[misc]
             self.seed,
             self.keep_sources,
             clean=exact.clean(decision.chosen),
+            reference=exact.reference(decision.chosen),
         )
         return self
 

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from hgprompt_edge.artifacts.bank_entries import TUNED
 from hgprompt_edge.artifacts.bundle import Row
+from hgprompt_edge.backbones.last_norm import before_affine
 from hgprompt_edge.data import Images, Task
 from hgprompt_edge.features.cached import FeatureStore, Tokens, digest
 from hgprompt_edge.heads.best_head import HeadChoice, HeadKind, averaged_losses, choose_head
 from hgprompt_edge.heads.heads import logits_of
 from hgprompt_edge.maths.feature_statistics import FeatureStatistics, measure_statistics
 from hgprompt_edge.maths.head import Head
+from hgprompt_edge.maths.reference import Reference, fit_reference
 from hgprompt_edge.maths.softmax import log_mean_softmax
 
 
@@ -160,6 +162,17 @@ class Judge:
                 images = task.validation
             seen = self.store.features(images.pixels, candidate.tokens).numpy()
         return measure_statistics(seen, images.labels, len(task.classes))
+
+    def reference(self, candidate: Candidate) -> Reference | None:
+        """Statistics of the task's own images under a candidate's first prompt.
+
+        Training and validation images; the latter alone where the prompt was trained on the others.
+        """
+        tuned = candidate.method == TUNED
+        parts = (self.task.validation,) if tuned else self._both
+        seen = self._features(candidate.tokens, parts).numpy().astype(np.float32)
+        features = before_affine(seen, self.store.backbone.model)
+        return fit_reference(features, self._labels(parts), len(self.task.classes))
 
     @property
     def _both(self) -> tuple[Images, ...]:

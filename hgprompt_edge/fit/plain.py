@@ -74,5 +74,6 @@ def fit_head(
         seed,
         keep_sources=False,
         clean=judge.clean(none),
+        reference=judge.reference(none),
     )
     return bundle, pooling

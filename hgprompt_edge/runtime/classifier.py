@@ -18,7 +18,9 @@ from hgprompt_edge.errors import FileError
 from hgprompt_edge.images.decode import open_image, upright_rgb
 from hgprompt_edge.images.preprocess import Preprocessing, to_array
 from hgprompt_edge.runtime.learned import state_folder
-from hgprompt_edge.runtime.predictor import Floats, Pixels, Predictor
+from hgprompt_edge.runtime.prediction import FALSE_ALARMS
+from hgprompt_edge.runtime.predictor import Predictor
+from hgprompt_edge.runtime.running import Floats, Pixels
 
 Photo: TypeAlias = (
     "str | PathLike[str] | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]"
@@ -40,10 +42,14 @@ class Classification:
         All classes, the most probable first.
     probabilities
         Of each, in the same order; they sum to 1.
+    unknown
+        Whether it looks more foreign than 95 % of the task's own images; None: the model cannot
+        tell.
     """
 
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
+    unknown: bool | None = None
 
     @property
     def label(self) -> str:
@@ -56,7 +62,8 @@ class Classification:
         return self.probabilities[0]
 
     def __repr__(self) -> str:
-        return f"Classification({self.label!r}, {self.probability:.4f})"
+        unknown = ", unknown=True" if self.unknown else ""
+        return f"Classification({self.label!r}, {self.probability:.4f}{unknown})"
 
 
 class Classifier:
@@ -129,7 +136,7 @@ class Classifier:
         pixels = [
             _pixels(image, preprocessing, name) for image, name in zip(images, names, strict=True)
         ]
-        rows = self.predictor.probabilities(np.stack(pixels))
+        rows, shares = self.predictor.judge(np.stack(pixels))
         for image, name, row in zip(images, names, rows, strict=True):
             if not np.isfinite(row).all():
                 raise FileError(
@@ -138,18 +145,24 @@ class Classifier:
                     f"{image if isinstance(image, (str, PathLike)) else name}; export the model "
                     "again",
                 )
-        return [self._sorted(row) for row in rows]
+        known = (
+            [None] * len(rows) if shares is None else [share <= FALSE_ALARMS for share in shares]
+        )
+        return [self._sorted(row, unknown) for row, unknown in zip(rows, known, strict=True)]
 
-    def _sorted(self, probabilities: Floats) -> Classification:
+    def _sorted(self, probabilities: Floats, unknown: bool | None) -> Classification:
         order = np.argsort(-probabilities, kind="stable")
         return Classification(
-            tuple(self.classes[index] for index in order), tuple(probabilities[order].tolist())
+            tuple(self.classes[index] for index in order),
+            tuple(probabilities[order].tolist()),
+            None if unknown is None else bool(unknown),
         )
 
 
 def load(
     model: str | PathLike[str],
     *,
+    task: str | None = None,
     threads: int | None = None,
     device: str = "CPU",
     bf16: bool | None = None,
@@ -163,7 +176,9 @@ def load(
     Parameters
     ----------
     model
-        The ONNX file, or the `.xml` of an OpenVINO model.
+        The ONNX file, or the `.xml` of an OpenVINO model, or a device folder.
+    task
+        Of a device folder; None: its default task, see `Predictor.task`.
     threads, device, bf16
         As of `Predictor`.
     state
@@ -179,6 +194,8 @@ def load(
     predictor = Predictor(
         path, threads, device=device, bf16=bf16, state=None if state is None else Path(state)
     )
+    if task is not None:
+        predictor = predictor.task(task)
     if state is None and predictor.bank is not None:
         predictor.follow(state_folder(path))
     return Classifier(predictor)

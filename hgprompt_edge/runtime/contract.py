@@ -25,7 +25,9 @@ def tolerance_of(entries: Mapping[str, str]) -> float:
 
 def assumed_metadata(engine: Engine) -> Metadata | None:
     """Metadata for a model of others, if it takes pixels and gives logits under our names."""
-    shapes = [port.shape for port in (*engine.inputs, *engine.outputs)]
+    if len(engine.outputs) > 2:  # the second one may be the features
+        return None
+    shapes = [port.shape for port in (*engine.inputs, *engine.outputs[:1])]
     if [len(shape) for shape in shapes] != [3, 1]:
         return None
     (height, width, _), (classes,) = shapes
@@ -96,6 +98,8 @@ def check_contract(path: Path, engine: Engine, metadata: Metadata, bank: Bank | 
         given = bank.inputs(bank.initial).items()
         inputs += [Port(name, "float", array.shape[1:]) for name, array in given]
         outputs.append(Port("features", "float", bank.head.weight.shape[1:]))
+    elif len(engine.outputs) == 2:  # the features, for whoever reads them
+        outputs.append(Port("features", "float", engine.outputs[1].shape[:1]))
     if (engine.inputs, engine.outputs) != (tuple(inputs), tuple(outputs)):
         takes, gives = (
             brief(", ".join(map(str, ports))) for ports in (engine.inputs, engine.outputs)

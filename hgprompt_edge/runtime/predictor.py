@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from threading import Lock
 
-import numpy as np
-import numpy.typing as npt
-
-from hgprompt_edge.artifacts.metadata import PREFIX, Metadata, parse_metadata
 from hgprompt_edge.errors import FileError, ParameterError
-from hgprompt_edge.images.preprocess import Preprocessing
-from hgprompt_edge.maths.head import Head
-from hgprompt_edge.maths.parity import Comparison, compare
-from hgprompt_edge.maths.softmax import softmax
-from hgprompt_edge.runtime.contract import (
-    ASSUMED,
-    assumed_metadata,
-    check_contract,
-    read_bank_of,
-    tolerance_of,
-)
-from hgprompt_edge.runtime.engines.open import open_engine
+from hgprompt_edge.runtime.device_folder import DeviceFolder
 from hgprompt_edge.runtime.learned import AtWork, content_of, head_of, open_history
-from hgprompt_edge.runtime.other_cpu import Agreement, check_once, compare_cpus
-from hgprompt_edge.runtime.prediction import Prediction, predict_files
-from hgprompt_edge.state.history import History, Version
-
-Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
+from hgprompt_edge.runtime.opened import open_any, open_task
+from hgprompt_edge.runtime.prediction import Prediction, Way, predict_files
+from hgprompt_edge.runtime.running import RunningModel
 
 
-class Predictor:
-    """A model file that `hgedge export` wrote, ready to run.
+class Predictor(RunningModel):
+    """A model file, or a task of a device folder, that `hgedge export` wrote, ready to run.
 
     Threads can share one: each call gets its own images' results, at weights of one version, on
     every runtime. Whoever serves needs one predictor, not one a thread.
@@ -43,7 +23,8 @@ class Predictor:
     Parameters
     ----------
     path
-        The ONNX file, or the `.xml` of an OpenVINO model. It may come from anywhere, is checked.
+        The ONNX file, or the `.xml` of an OpenVINO model; a device folder, of which the default
+        task is taken, see `task`; or one of its task files. It may come from anywhere, is checked.
     threads
         CPU threads of one run; None: as many as this process may use, by its affinity and its
         container's quota.
@@ -84,26 +65,41 @@ class Predictor:
         bf16: bool | None = None,
         state: Path | None = None,
     ) -> None:
-        self.path = path = Path(path)
-        self._engine = open_engine(path, threads, device=device, bf16=bf16)
-        known = any(key.startswith(PREFIX) for key in self._engine.entries)
-        self.assumed = None if known else assumed_metadata(self._engine)
-        if self.assumed:
-            warnings.warn(f"{path}: {ASSUMED}", stacklevel=2)
-        self.metadata: Metadata = self.assumed or parse_metadata(path, self._engine.entries)
-        self.bank = read_bank_of(path, self.metadata)
-        check_contract(path, self._engine, self.metadata, self.bank)
-        self._at_work = AtWork({})
-        self._history: History | None = None
-        self._changing = Lock()
-        if self.bank is not None:
-            self.set_weights(self.bank.initial)
-        if self.metadata.precision == "int8" and self._engine.as_exported:
-            found = check_once(path, self._engine, self.metadata, self._at_work.given)
-            if found:
-                warnings.warn(found, stacklevel=2)
+        self._take(open_any(Path(path), threads, device=device, bf16=bf16))
         if state is not None:
             self.follow(state)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks of the device folder; of a model file its own."""
+        folder = self._opened.folder
+        return (self.metadata.task,) if folder is None else folder.tasks
+
+    @property
+    def device_folder(self) -> DeviceFolder | None:
+        """The device folder of this task; None: a model file."""
+        return self._opened.folder
+
+    def task(self, name: str) -> Predictor:
+        """Return a predictor of another task of this device folder, on the same loaded backbone.
+
+        The first time it reads the task's file, then it costs microseconds.
+
+        Raises
+        ------
+        UserError
+            This is no device folder, it has no such task, or the task's file is damaged or of
+            another backbone.
+        """
+        if self._opened.folder is None:
+            raise FileError(
+                self.path,
+                "a model of one task, not a device folder; make one with `hgedge export A.hgbundle "
+                "B.hgbundle -o FOLDER`",
+            )
+        other = Predictor.__new__(Predictor)
+        other._take(open_task(self._opened.folder, name))
+        return other
 
     def follow(self, state: Path) -> None:
         """Take the newest weights of a state folder, now and whenever `refresh` is called.
@@ -126,29 +122,6 @@ class Predictor:
             self._history = history
         self.refresh(force=True)
 
-    def release(self) -> None:
-        """Let go of the graph and its memory; what the file says of itself stays."""
-        del self._engine
-
-    def set_weights(self, weights: npt.ArrayLike, head: Head | None = None) -> None:
-        """Mix the bank's prompts by `weights [M]` from the next image on; takes milliseconds.
-
-        Parameters
-        ----------
-        head
-            Another head `[K, D]` for the model's features; None: the model's own.
-
-        Raises
-        ------
-        ValueError
-            The weights are folded into this model.
-        """
-        if self.bank is None:
-            raise ValueError(f"The weights of {self.path} are folded into it.")
-        given = self.bank.inputs(weights)
-        with self._changing:
-            self._at_work = AtWork(given, head, self.version)
-
     def refresh(self, *, force: bool = False) -> bool:
         """Take over newer weights from the state folder; returns whether there were any.
 
@@ -167,92 +140,9 @@ class Predictor:
             self._at_work = AtWork(given, head_of(version, bank), version)
             return True
 
-    @property
-    def version(self) -> Version | None:
-        """Which weights of the state folder are at work."""
-        return self._at_work.version
-
-    @property
-    def entries(self) -> Mapping[str, str]:
-        """The file's metadata as they stand in it."""
-        return self._engine.entries
-
-    @property
-    def runtime(self) -> str:
-        """Name and version of what runs the model."""
-        return self._engine.runtime
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the logits."""
-        return self.metadata.classes
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How an image becomes the pixels that the model takes."""
-        return self.metadata.preprocessing
-
-    def logits(self, pixels: Pixels) -> Floats:
-        """Logits `[n, K]` float32 of pixels `[n, S, S, 3]` uint8, RGB, resized and cropped."""
-        self._check(pixels)
-        if len(pixels) == 0:
-            return np.zeros((0, len(self.classes)), np.float32)
-        now = self._at_work
-        if now.head is None:
-            return self._engine.run(pixels, now.given)
-        return now.head.logits(self._engine.run_all(pixels, now.given)[1])
-
-    def features(self, pixels: Pixels) -> Floats:
-        """Features `[n, D]` of pixels `[n, S, S, 3]`, of a model whose weights can change."""
-        self._check(pixels)
-        return self._engine.run_all(pixels, self._at_work.given)[1]
-
-    def _check(self, pixels: Pixels) -> None:
-        side = self.preprocessing.image_size
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != (side, side, 3):
-            raise ValueError(
-                f"The 'pixels' must be uint8 [n, {side}, {side}, 3]. "
-                f"Got {pixels.dtype} {list(pixels.shape)} instead."
-            )
-
-    def probabilities(self, pixels: Pixels) -> Floats:
-        """Probabilities `[n, K]` of pixels `[n, S, S, 3]`.
-
-        Each row sums to 1, or holds NaN where its logits are NaN or infinite.
-        """
-        return softmax(self.logits(pixels))
-
-    def compare_probe(self) -> Comparison:
-        """Compare the logits on the model's own probe images with those that PyTorch gave.
-
-        Raises
-        ------
-        UserError
-            The model carries no probe images, or damaged ones.
-        """
-        try:
-            images, reference = self.metadata.probe()
-        except ValueError as error:
-            raise FileError(self.path, f"its {error}; export it again") from error
-        if not len(images):
-            raise FileError(self.path, "carries no probe images to check it on; export it again")
-        return compare(self.logits(images), reference, tolerance_of(self._engine.entries))
-
-    def compare_cpus(self) -> Agreement | None:
-        """Compare an int8 model's logits here with those where its accuracy was measured.
-
-        At the initial weights. None where this says nothing: for a model in float, or where it
-        runs in bfloat16 or not on the CPU, which rounds otherwise.
-
-        Raises
-        ------
-        UserError
-            The model carries no logits of its own, or damaged ones.
-        """
-        if self.metadata.precision != "int8" or not self._engine.as_exported:
-            return None
-        given = self.bank.inputs(self.bank.initial) if self.bank else {}
-        return compare_cpus(self.path, self._engine, self.metadata, given)
+    def predict(self, paths: Iterable[Path | str], top: int = 1) -> list[Prediction]:
+        """Classify image files, in their order; see `predict_paths`."""
+        return list(self.predict_paths(map(Path, paths), top))
 
     def predict_paths(
         self, paths: Iterable[Path], top: int = 1, batch_size: int = 16
@@ -269,6 +159,10 @@ class Predictor:
         UserError
             The memory does not hold so many images.
         """
-        return predict_files(
-            self.probabilities, self.preprocessing, self.classes, paths, top, batch_size
-        )
+        found = predict_files([self.way()], self.preprocessing, paths, top, batch_size)
+        return (prediction for (prediction,) in found)
+
+    def way(self) -> Way:
+        """Return how this predictor classifies, for `predict_files`."""
+        task = self.metadata.task if self._opened.folder else ""
+        return Way(self.judge, self.classes, task)

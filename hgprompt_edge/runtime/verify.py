@@ -59,7 +59,7 @@ def verify_model(path: Path, *, key: Path | None = None, bundle: Path | None = N
             return checks
     if predictor.assumed:
         raise FileError(path, NOT_OURS)
-    checks.append(_whole("digest", path, predictor.entries))
+    checks += _digests(path, predictor)
     if metadata.bank_sha256 and graph.exists():
         checks.append(_whole("adapt digest", graph, read_facts(graph).entries))
     checks.append(_made_from("bundle", metadata.bundle_sha256, bundle))
@@ -94,6 +94,15 @@ def describe_signature(path: Path, checks: list[Check]) -> str:
         "not signed: the digest shows damage and accidents, but whoever changes the model can "
         "change it, too; sign models with `hgedge export` and `private_key='KEY'`"
     )
+
+
+def _digests(path: Path, predictor: Predictor) -> list[Check]:
+    """Check that files are as they were written; a task is read only if it is."""
+    folder = predictor.device_folder
+    if folder is None:
+        return [_whole("digest", path, predictor.entries)]
+    task = Check("digest", True, f"{predictor.path.name} is as it was exported")
+    return [task, _whole("backbone digest", folder.graph, folder.engine.entries)]
 
 
 def _whole(name: str, path: Path, entries: Mapping[str, str]) -> Check:

@@ -35,6 +35,17 @@ def watch(
 ) -> Iterator[tuple[Prediction, Version | None]]:
     """Yield the prediction of each image that comes into `folder`, and the version at work.
 
+    Otherwise as `watch_paths`.
+    """
+    for path in watch_paths(folder, sleep=sleep):
+        predictor.refresh()
+        for prediction in predictor.predict_paths([path], top):
+            yield prediction, predictor.version
+
+
+def watch_paths(folder: Path, *, sleep: Callable[[float], object] = time.sleep) -> Iterator[Path]:
+    """Yield the path of each image that comes into `folder`, as soon as the file is whole.
+
     Which files are images is said in `listing`: those that `predict` takes of the same folder.
 
     Images that are there already come first, and one that is written again comes again. Runs until
@@ -56,11 +67,8 @@ def watch(
             size, served = known[path]
             whole = stamp.size == size  # else it may still be being written
             known[path] = stamp.size, stamp if whole else served
-            if not whole or stamp == served:
-                continue
-            predictor.refresh()
-            for prediction in predictor.predict_paths([path], top):
-                yield prediction, predictor.version
+            if whole and stamp != served:
+                yield path
         sleep(INTERVAL)
 
 

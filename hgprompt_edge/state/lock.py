@@ -9,14 +9,24 @@ from pathlib import Path
 
 from hgprompt_edge.errors import FileError
 
-LOCK, HOLDER = "adapt.lock", "adapt.pid"
-
 
 @contextmanager
 def only_one_adapts(folder: Path) -> Iterator[None]:
-    """Hold the lock of a state folder for the block; one that is killed frees it at once.
+    """Be the only process that adapts a state folder; see `only_one`."""
+    with only_one(folder, "adapt"):
+        yield
+
+
+@contextmanager
+def only_one(folder: Path, what: str) -> Iterator[None]:
+    """Hold a lock in a folder for the block; one that is killed frees it at once.
 
     The holder's pid lies beside the lock: on Windows a locked file cannot be read.
+
+    Parameters
+    ----------
+    what
+        The command that holds it, such as `adapt`.
 
     Raises
     ------
@@ -25,14 +35,15 @@ def only_one_adapts(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout  # 15 ms that reading a state does not need
 
+    pid = folder / f"{what}.pid"
     with ExitStack() as held:
         try:
-            held.enter_context(FileLock(folder / LOCK, blocking=False))
-            (folder / HOLDER).write_text(str(os.getpid()))
+            held.enter_context(FileLock(folder / f"{what}.lock", blocking=False))
+            pid.write_text(str(os.getpid()))
         except Timeout as error:
             raise FileError(
                 folder,
-                f"another `hgedge adapt` is using it ({_holder(folder)}); wait for it or stop it",
+                f"another `hgedge {what}` is using it ({_holder(pid)}); wait for it or stop it",
             ) from error
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
@@ -43,10 +54,10 @@ def only_one_adapts(folder: Path) -> Iterator[None]:
             yield
         finally:
             with suppress(OSError):
-                (folder / HOLDER).unlink()
+                pid.unlink()
 
 
-def _holder(folder: Path) -> str:
+def _holder(pid: Path) -> str:
     with suppress(OSError, ValueError):
-        return f"pid {int((folder / HOLDER).read_text())}"
+        return f"pid {int(pid.read_text())}"
     return "its pid is not known"

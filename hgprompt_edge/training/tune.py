@@ -108,6 +108,7 @@ def tune(
         weights=weights,
         head=head,
         clean=judge.clean(tuned),
+        reference=judge.reference(tuned),
         probe_logits=token_logits(backbone, bundle.probe_images, trained.tokens, head),
     )
     return Tuning(replaced, trained, proof)

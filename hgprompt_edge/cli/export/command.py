@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hgprompt_edge.cli.export.choices import SUFFIXES, Format, Precision, Weights
+from hgprompt_edge.cli.export.device import FOLDER, export_folder
 from hgprompt_edge.cli.export.report import int8_document, print_file, print_others, print_trials
 from hgprompt_edge.cli.export.write import files_to_sign, remove_old, write_float, write_int8
 from hgprompt_edge.cli.shared import options
@@ -28,16 +30,23 @@ if TYPE_CHECKING:
 @needs_server
 def export(
     context: typer.Context,
-    bundle: Annotated[
-        Path | None,
+    bundles: Annotated[
+        list[Path] | None,
         typer.Argument(
-            help="Bundle that fit wrote (default: the newest one here).", show_default=False
+            help="Bundle that fit wrote (default: the newest one here); several become one device "
+            "folder, with one backbone for all.",
+            show_default=False,
         ),
     ] = None,
     file_format: Annotated[Format, typer.Option("--format", help="File format.")] = Format.ONNX,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Model file (default: TASK.onnx).", show_default=False),
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Model file (default: TASK.onnx), or a device folder, with a slash at the end.",
+            show_default=False,
+        ),
     ] = None,
     precision: Annotated[
         Precision,
@@ -103,12 +112,28 @@ def export(
 ) -> None:
     """Fold prompt and head into the frozen ViT and write one verified model file."""
     from hgprompt_edge.artifacts.bank_entries import has_prompts
-    from hgprompt_edge.artifacts.bundle_file import newest_bundle, read_bundle
+    from hgprompt_edge.artifacts.bundle_file import read_bundle
     from hgprompt_edge.artifacts.signature import check_signer
     from hgprompt_edge.artifacts.signature import sign as sign_model
     from hgprompt_edge.cli.shared.outputs import check_output
     from hgprompt_edge.files import sha256_file
 
+    bundle = bundles[0] if bundles else None
+    place = None if output is None else Path(output)
+    if len(bundles or ()) > 1 or _is_folder(output):
+        if file_format is not Format.ONNX:
+            raise UserError("--format openvino: device folders are ONNX; leave it out")
+        export_folder(
+            context,
+            bundles or [_newest()],
+            place or FOLDER,
+            opset=opset,
+            training_hashes=training_hashes,
+            checkpoint=checkpoint,
+            sign=sign,
+            json=json,
+        )
+        return
     _check_options(file_format, precision, opset)
     _check_int8_alone(context, precision)
     runtime = adapt or weights is Weights.RUNTIME
@@ -125,13 +150,11 @@ def export(
     start = time.perf_counter()
     if sign is not None:
         check_signer(sign)
-    if bundle is None:
-        bundle = newest_bundle(Path())
-        note(f"exporting {bundle}, the newest bundle here")
+    bundle = bundle or _newest()
     content, digest = read_bundle(bundle), sha256_file(bundle)
     if not training_hashes:
         content = replace(content, trained=None)
-    path = output or bundle.with_suffix(SUFFIXES[file_format])
+    path = place or bundle.with_suffix(SUFFIXES[file_format])
     if (adapt or weights is Weights.RUNTIME) and content.clean is None:
         note(
             f"{bundle} holds no statistics of clean images, without which `hgedge adapt` learns "
@@ -181,6 +204,21 @@ def export(
     for signature in signatures:
         out.print(f"{signature}: signed with {sign}", soft_wrap=True)
     print_next("predict", "--model", path, "IMAGE...")
+
+
+def _newest() -> Path:
+    from hgprompt_edge.artifacts.bundle_file import newest_bundle
+
+    bundle = newest_bundle(Path())
+    note(f"exporting {bundle}, the newest bundle here")
+    return bundle
+
+
+def _is_folder(output: str | None) -> bool:
+    """Whether a device folder is asked for: one that is there, or a name with a slash behind."""
+    from hgprompt_edge.artifacts.device_files import graph_of
+
+    return output is not None and (output.endswith(("/", os.sep)) or bool(graph_of(Path(output))))
 
 
 def _check_name(path: Path, file_format: Format) -> None:

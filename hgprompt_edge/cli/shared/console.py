@@ -61,7 +61,7 @@ err = PlainConsole(stderr=True)
 out = PlainConsole()
 
 RESUMES = "resumes"
-EXIT_CHECK_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_CHECK_FAILED, EXIT_BAD_INPUT, EXIT_ALARM, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
 def prepare_output() -> None:

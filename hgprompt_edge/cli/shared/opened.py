@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hgprompt_edge.cli.shared.console import note
+from hgprompt_edge.errors import UserError, some
 
 if TYPE_CHECKING:
     from hgprompt_edge.runtime.predictor import Predictor
@@ -37,6 +39,25 @@ def open_model(
     if state is None and predictor.bank is not None:
         predictor.follow(state_folder(model))
     return predictor
+
+
+def tasks_of(predictor: Predictor, model: Path, names: Sequence[str] | None) -> list[Predictor]:
+    """Predictors of the named tasks of a device folder, each once; of a model file its own.
+
+    Raises
+    ------
+    UserError
+        A folder of several tasks and no name, a name that it does not have, or a name for a model
+        of one task.
+    """
+    if names:
+        return [predictor.task(name) for name in dict.fromkeys(names)]
+    if model.is_dir() and len(predictor.tasks) > 1:
+        raise UserError(
+            f"{model}: serves {len(predictor.tasks)} tasks ({some(predictor.tasks)}); choose with "
+            "--task"
+        )
+    return [predictor]
 
 
 def note_bf16(predictor: Predictor, bf16: bool | None) -> None:

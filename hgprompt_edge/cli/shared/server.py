@@ -43,13 +43,17 @@ def needs_server(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        missing = [name for name in SERVER_PACKAGES if not is_installed(name)]
-        if missing:
-            name = command.__name__.strip("_")  # import is Python's own word
-            raise UserError(
-                f"`{name}` needs {', '.join(missing)}, which this device install "
-                "leaves out; run `pip install 'hgprompt-edge[server]'`"
-            )
+        require_server(command.__name__.strip("_"))  # import is Python's own word
         return command(*args, **kwargs)
 
     return wrapper
+
+
+def require_server(name: str) -> None:
+    """Refuse what is called `name` with one sentence where the server extra is not installed."""
+    missing = [package for package in SERVER_PACKAGES if not is_installed(package)]
+    if missing:
+        raise UserError(
+            f"`{name}` needs {', '.join(missing)}, which this device install "
+            "leaves out; run `pip install 'hgprompt-edge[server]'`"
+        )

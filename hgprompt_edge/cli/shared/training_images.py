@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def notes_on_copies(images: Labelled, found: Evaluation) -> list[str]:
     """Say which images say little: the models were trained on them, or they are in two classes."""
-    from hgprompt_edge.evaluate.classes import some
+    from hgprompt_edge.errors import some
     from hgprompt_edge.images.picture_hash import sees_near_copies
 
     notes, copies = [], found.copies
@@ -62,7 +62,7 @@ def _known_images(
     models: str, found: Evaluation, places: Sequence[int], known: Known, recorded: str
 ) -> list[str]:
     """Name the images that models were trained on, and say how accurate they are on the others."""
-    from hgprompt_edge.evaluate.classes import some
+    from hgprompt_edge.errors import some
 
     total, notes = len(found.images), []
     kinds = (

@@ -20,9 +20,9 @@ from hgprompt_edge.artifacts.model_digest import BLANK, FILE_SHA256, seal
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
 from hgprompt_edge.backbones.forward import features_prefix, normalize
+from hgprompt_edge.backbones.last_norm import last_norm
 from hgprompt_edge.errors import CheckError
 from hgprompt_edge.export.gradient.graph import build_adapt_graph
-from hgprompt_edge.export.graph.inference import last_norm
 from hgprompt_edge.export.graph.rewrites import affine_part
 from hgprompt_edge.runtime.engines.onnx_session import open_session
 

@@ -27,12 +27,13 @@ from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.device_bank import Bank
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
+from hgprompt_edge.backbones.last_norm import last_norm
 from hgprompt_edge.export.gradient.absorbed import AbsorbedBlock
 from hgprompt_edge.export.gradient.adjoint import Back, norm
 from hgprompt_edge.export.gradient.block import Block
 from hgprompt_edge.export.gradient.mix import Mix
 from hgprompt_edge.export.graph.attention import can_absorb, prepare
-from hgprompt_edge.export.graph.inference import IR_VERSIONS, PLAIN_OPSET, last_norm
+from hgprompt_edge.export.graph.inference import IR_VERSIONS, PLAIN_OPSET
 from hgprompt_edge.export.graph.rewrites import Rewrites
 from hgprompt_edge.export.graph.tokens import embed_patches, fixed_tokens
 from hgprompt_edge.export.graph.writer import Writer

@@ -33,17 +33,21 @@ class Constant:
 
 @dataclass(frozen=True)
 class Given:
-    """Keys and values `[H, T, d]` that come in with the image, for one layer.
+    """Keys and values that come in with the image, for one layer.
 
     Attributes
     ----------
+    keys, values
+        `[H, T, d]`, the same for all images; with `rows` `[P batch, T, D]`, each image's own.
     mask
-        `[N, T + N]`, added to the scores: the logarithm of the prompt's share; None: it has all.
+        Added to the scores, `[N, T + N]`, with `rows` `[P batch, 1, N, T + N]`: the logarithm of
+        the prompt's share, and what shuts out padding; None: the prompt has all.
     """
 
     keys: ir.Value
     values: ir.Value
     mask: ir.Value | None
+    rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,13 +189,23 @@ def _past(
     if prefix is None:
         return w.op("Attention", f"{name}.fused", q, k, v, **_heads(layer))
     past = [
-        w.repeat(f"{name}.prefix_{which}", array[None], batch)
-        if isinstance(array, np.ndarray)
-        else w.repeat_value(f"{name}.prefix_{which}", array, batch)
+        _past_of(w, f"{name}.prefix_{which}", layer, array, batch)
         for which, array in (("k", prefix.keys), ("v", prefix.values))
     ]
     mask = _mask(layer) or (None,)
     return w.op("Attention", f"{name}.fused", q, k, v, *mask, *past, **_heads(layer))
+
+
+def _past_of(
+    w: Writer, name: str, layer: Layer, given: Doubles | ir.Value, batch: ir.Value
+) -> ir.Value:
+    """Keys or values of the prefix as `[batch, H, T, d]`."""
+    if isinstance(given, np.ndarray):
+        return w.repeat(name, given[None], batch)
+    if isinstance(layer.prefix, Given) and layer.prefix.rows:
+        x = w.reshape(f"{name}.heads", given, 0, 0, layer.heads, -1)
+        return w.op("Transpose", f"{name}.past", x, perm=[0, 2, 1, 3])
+    return w.repeat_value(name, given, batch)
 
 
 def _mask(layer: Layer) -> tuple[ir.Value, ...]:
@@ -211,16 +225,20 @@ def _join_rows(
         return k, v
     joined = []
     for which, x, given in (("k", k, layer.prefix.keys), ("v", v, layer.prefix.values)):
-        rows = _rows(w, f"{name}.prefix_{which}", given, batch)
+        rows = _rows(w, f"{name}.prefix_{which}", layer, given, batch)
         joined.append(w.op("Concat", f"{name}.{which}.prefixed", rows, x, axis=1))
     return joined[0], joined[1]
 
 
-def _rows(w: Writer, name: str, given: Doubles | ir.Value, batch: ir.Value) -> ir.Value:
-    """`[H, T, d]` as rows of all heads, for each image: `[batch, T, D]`."""
+def _rows(
+    w: Writer, name: str, layer: Layer, given: Doubles | ir.Value, batch: ir.Value
+) -> ir.Value:
+    """Keys or values of the prefix as rows of all heads, for each image: `[batch, T, D]`."""
     if isinstance(given, np.ndarray):
         rows = given.transpose(1, 0, 2).reshape(given.shape[1], -1)
         return w.repeat(name, rows[None], batch)
+    if isinstance(layer.prefix, Given) and layer.prefix.rows:
+        return given
     x = w.op("Transpose", f"{name}.rows", given, perm=[1, 0, 2])
     return w.repeat_value(name, w.reshape(f"{name}.merge", x, 0, -1), batch)
 

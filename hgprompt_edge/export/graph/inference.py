@@ -26,6 +26,7 @@ from hgprompt_edge.artifacts.device_bank import Bank
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
 from hgprompt_edge.backbones.forward import project_prefix
+from hgprompt_edge.backbones.last_norm import last_norm
 from hgprompt_edge.export.graph import rewrites
 from hgprompt_edge.export.graph.attend import attend, attend_absorbed
 from hgprompt_edge.export.graph.attention import CONTRIB, Given, Layer, can_absorb, prepare
@@ -50,8 +51,9 @@ def build_graph(
     """Write the model contract: `image` uint8 `[batch, S, S, 3]` to `logits` `[batch, K]`.
 
     `bundle.prompt` may be deep `[L, T, D]`, shallow `[1, T, D]` or None. The batch is dynamic.
-    With a `bank` the prompt comes in with the image, see `Bank.inputs`, and the `features [batch,
-    D]` go out, on which another head can be applied (`[batch, 2 D]` where both are pooled).
+    The `features [batch, D]` under the first folded prompt go out, too (`[batch, 2 D]` where both
+    are pooled), before the last norm's scale and bias. With a `bank` the prompt comes in with the
+    image, see `Bank.inputs`, and another head can be applied to the features.
 
     Several folded prompts, each deep or None, share patches and all products with weights: the
     batch is repeated for them, and attention alone is computed for each on its own. The logits
@@ -59,25 +61,42 @@ def build_graph(
     """
     backbone = as_fitted(bundle, backbone)
     model, size, on = backbone.model, backbone.image_size, on or Rewrites()
-    image = ir.val(INPUT, ir.DataType.UINT8, ["batch", size, size, 3])
+    image = image_input(size)
     w = Writer()
     inputs = prefix_inputs(bank) if bank else []
     features, norm = _features(w, model, bundle, image, inputs, on)
     heads = [folded_head(folded.head, norm, on) for folded in bundle.folded]
     joined = join_prompts(w, features, len(heads), backbone.feature_dim)
     outputs = [(write_head(w, joined, heads), len(bundle.classes))]
-    if bank:
+    width = backbone.feature_dim
+    if bank and bundle.more:
         # Several heads end in no linear layer, so another one goes on top of what they end in.
-        found = w.op("Identity", FEATURES, outputs[0][0]) if bundle.more else features
-        found.name = FEATURES
-        outputs.append((found, bank.head.weight.shape[1]))
+        found, width = w.op("Identity", FEATURES, outputs[0][0]), bank.head.weight.shape[1]
+    elif bundle.more:
+        found = w.part(FEATURES, joined, 0, width)
+    else:
+        found = features
+    found.name = FEATURES
+    outputs.append((found, width))
     for value, width in outputs:
         value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape(["batch", width])
+    return make_model(w, [image, *inputs], [value for value, _ in outputs], on)
+
+
+def image_input(size: int) -> ir.Value:
+    """Declare `image` uint8 `[batch, S, S, 3]`."""
+    return ir.val(INPUT, ir.DataType.UINT8, ["batch", size, size, 3])
+
+
+def make_model(
+    w: Writer, inputs: list[ir.Value], outputs: list[ir.Value], on: Rewrites
+) -> ir.Model:
+    """Put what was written into a model of the opset that it needs."""
     opset = OPSET if on.attention in (Attention.STANDARD, Attention.PAST) else PLAIN_OPSET
     imports = {"": opset, **({CONTRIB: 1} if on.attention is Attention.FUSED else {})}
     graph = ir.Graph(
-        [image, *inputs],
-        [value for value, _ in outputs],
+        inputs,
+        outputs,
         nodes=w.tape.nodes,
         initializers=w.tape.initializers,
         opset_imports=imports,
@@ -99,12 +118,6 @@ def folded_head(head: Head, norm: nn.Module, on: Rewrites) -> Head:
     linear = head.weight.T.astype(np.float64), head.bias.astype(np.float64)
     weight, bias = rewrites.fold_affine(norm, linear)
     return replace(head, weight=weight.T, bias=cast("Doubles", bias)).as_float32()
-
-
-def last_norm(model: VisionTransformer) -> nn.Module:
-    """Norm behind which the head stands; its affine part is in the head."""
-    norms = [norm for norm in (model.norm, model.fc_norm) if isinstance(norm, nn.LayerNorm)]
-    return norms[-1] if norms else nn.Identity()
 
 
 def _features(
@@ -133,8 +146,8 @@ def _features(
         layer = prepare(block, on, pairs, given[index] if inputs else None)
         # Up to the first attention the folded prompts have all in common.
         place = Place(shared=index == 0, last=last)
-        x = _block(w, f"blocks.{index}", cast("Any", block), layer, x, batch, on, place)
-    return _pool(w, model, x, len(fixed), on)
+        x = write_block(w, f"blocks.{index}", cast("Any", block), layer, x, batch, on, place)
+    return pool(w, model, x, len(fixed), on)
 
 
 def _given_prefix(w: Writer, inputs: list[ir.Value], image_tokens: int) -> list[Given]:
@@ -194,7 +207,7 @@ class Place(NamedTuple):
     last: bool
 
 
-def _block(
+def write_block(
     w: Writer,
     name: str,
     block: Any,
@@ -234,7 +247,7 @@ def _gelu(w: Writer, name: str, x: ir.Value, act: nn.Module) -> ir.Value:
     return w.op("Gelu", name, x, approximate="tanh" if tanh else "none")
 
 
-def _pool(
+def pool(
     w: Writer, model: VisionTransformer, x: ir.Value, first: int, on: Rewrites
 ) -> tuple[ir.Value, nn.Module]:
     """Features `[batch, D or 2 D]` before the affine part of the last norm, and that norm.

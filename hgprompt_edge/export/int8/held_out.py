@@ -20,9 +20,10 @@ from hgprompt_edge.artifacts.bank_entries import TUNED
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
+from hgprompt_edge.backbones.last_norm import last_norm
 from hgprompt_edge.data.task import Images, Task
 from hgprompt_edge.export.graph.head import head_logits
-from hgprompt_edge.export.graph.inference import folded_head, last_norm
+from hgprompt_edge.export.graph.inference import folded_head
 from hgprompt_edge.export.graph.rewrites import Rewrites
 from hgprompt_edge.export.verify import reference_features
 from hgprompt_edge.features.cached import FeatureStore

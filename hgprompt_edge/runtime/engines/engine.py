@@ -32,6 +32,31 @@ class Port:
         return f"{self.name} {self.dtype} [{', '.join(sizes)}]"
 
 
+def check_given(inputs: tuple[Port, ...], given: Mapping[str, Floats]) -> None:
+    """Refuse what is not all that a model takes beside the image, whatever its runtime would do.
+
+    A runtime may keep what was given the last time, or take a default: another task's.
+
+    Raises
+    ------
+    ValueError
+        A tensor is missing, of no input, of another type, or does not fit the input's shape.
+    """
+    wanted = {port.name: port.shape for port in inputs[1:]}
+    if given.keys() != wanted.keys():
+        raise ValueError(f"The model takes {', '.join(wanted) or 'nothing'}. Got {list(given)}.")
+    for name, shape in wanted.items():
+        array = given[name]
+        fits = len(array.shape) == 1 + len(shape) and all(
+            size in (None, found) for size, found in zip(shape, array.shape[1:], strict=True)
+        )
+        if array.dtype != np.float32 or not fits:
+            raise ValueError(
+                f"The '{name}' must be float32 with {list(shape)} behind its first axis. "
+                f"Got {array.dtype} {list(array.shape)} instead."
+            )
+
+
 @contextmanager
 def memory_errors() -> Iterator[None]:
     """Turn a runtime's own error for too little memory into Python's `MemoryError`."""

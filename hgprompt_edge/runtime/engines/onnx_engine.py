@@ -13,7 +13,14 @@ import onnxruntime as ort
 from hgprompt_edge.artifacts.metadata import PREFIX
 from hgprompt_edge.artifacts.onnx_bytes import OnnxFacts, read_facts
 from hgprompt_edge.errors import brief
-from hgprompt_edge.runtime.engines.engine import Floats, LoadError, Pixels, Port, memory_errors
+from hgprompt_edge.runtime.engines.engine import (
+    Floats,
+    LoadError,
+    Pixels,
+    Port,
+    check_given,
+    memory_errors,
+)
 from hgprompt_edge.runtime.engines.onnx_session import open_session
 
 FALLBACK_OPSET = 20
@@ -75,6 +82,7 @@ class OnnxEngine:
         return tuple(np.concatenate(parts) for parts in zip(*rows, strict=True))
 
     def _run(self, pixels: Pixels, given: Mapping[str, Floats] | None) -> tuple[Floats, ...]:
+        check_given(self.inputs, given or {})
         feeds = {self.inputs[0].name: pixels, **(given or {})}
         with memory_errors():
             return cast("tuple[Floats, ...]", tuple(self._session.run(None, feeds)))

@@ -14,7 +14,14 @@ from hgprompt_edge.cores import fewer_cores
 from hgprompt_edge.errors import MissingPackageError, ParameterError, brief
 from hgprompt_edge.files import sha256_file
 from hgprompt_edge.runtime.cpu import cpu_features
-from hgprompt_edge.runtime.engines.engine import Floats, LoadError, Pixels, Port, memory_errors
+from hgprompt_edge.runtime.engines.engine import (
+    Floats,
+    LoadError,
+    Pixels,
+    Port,
+    check_given,
+    memory_errors,
+)
 from hgprompt_edge.runtime.engines.openvino_cache import compiled_folder, own_copy
 
 SUFFIX = ".xml"
@@ -114,6 +121,7 @@ class OpenVinoEngine:
         self, pixels: Pixels, given: Mapping[str, Floats] | None = None
     ) -> tuple[Floats, ...]:
         """All outputs, the logits first."""
+        check_given(self.inputs, given or {})
         request = self._requests.get()  # waits for one that is free: a busy one mixes up results
         try:
             with memory_errors():

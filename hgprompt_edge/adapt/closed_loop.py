@@ -1,0 +1,164 @@
+"""Adapt when a monitor raises a shift, watch what came of it, and go back by itself.
+
+The monitor looks at images under the initial mix, whatever is in force: what it knows of the task's
+own images holds under no other. Under a mix that was learned, the guard's distance of the features'
+statistics says whether it still fits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hgprompt_edge.adapt.guard.verdict import MIN_DISTANCE, comes_back
+from hgprompt_edge.adapt.learner import Learner
+from hgprompt_edge.adapt.losses import statistics_distance
+from hgprompt_edge.adapt.model import Request, adapt_model, bank_of, prepare
+from hgprompt_edge.artifacts.device_bank import Bank
+from hgprompt_edge.errors import FileError
+from hgprompt_edge.runtime.learned import open_history
+from hgprompt_edge.runtime.monitor import Monitor
+from hgprompt_edge.runtime.predictor import Predictor
+from hgprompt_edge.state.history import RETURN, History, Version
+
+WINDOW = 64
+"""Images that are adapted to: the last ones that show different scenes. Also how many come between
+two looks at what was learned."""
+PATIENCE = 16
+"""Times as many images may come between two tries that changed nothing."""
+
+
+FITS = "the weights in force still fit what the images show"
+WORSE = "back to the initial weights: those in force fit what the images show no better"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What was done at an image, and which version is in force after it."""
+
+    at: int
+    taken: bool
+    reason: str
+    version: Version
+
+
+class ClosedLoop:
+    """Keeps the paths of the last images, and adapts to them when it is time.
+
+    Parameters
+    ----------
+    monitor
+        Of the model at its initial mix.
+    model, state
+        Model that was exported to be adapted, and the folder of what it learns.
+    request
+        How to adapt; its `data` are replaced.
+
+    Attributes
+    ----------
+    moved
+        Whether other weights than the model's own are in force.
+
+    Raises
+    ------
+    UserError
+        The weights are folded into the model, or the model does not know the statistics of clean
+        images, without which nothing is taken.
+    """
+
+    def __init__(self, monitor: Monitor, model: Path, state: Path, request: Request) -> None:
+        self._monitor, self._model, self._state, self._request = monitor, model, state, request
+        predictor = Predictor(model, threads=request.threads)
+        bank = bank_of(predictor)
+        if bank.clean is None or bank.mixer is None:
+            why = bank.why_fixed or "it does not know the statistics of clean images"
+            raise FileError(
+                model,
+                f"cannot adapt without labels: {why}; leave out `adapt`, or fit and export it "
+                "again with condition prompts",
+            )
+        self._recent: deque[Path] = deque(maxlen=WINDOW)
+        self._new, self._wait, self._alarmed = 0, WINDOW, monitor.shift is not None
+        with self._open(predictor, bank) as history:
+            self.moved = _is_moved(history.current(), bank)
+
+    def saw(self, path: Path) -> Step | None:
+        """Take note of an image that the monitor has kept, and adapt if it is time."""
+        self._recent.append(path)
+        self._new += 1
+        shift = self._monitor.shift
+        if shift is not None and not self._alarmed:
+            self._new = min(len(self._recent), self._monitor.images - shift.since + 1)
+        self._alarmed = shift is not None
+        if shift is None and not self.moved:
+            return None
+        if self._new < self._wait or len(self._recent) < WINDOW:
+            return None
+        self._new = 0
+        return self._adapt()
+
+    def _adapt(self) -> Step:
+        """Adapt to the last images, if what is in force does not fit them."""
+        predictor = Predictor(self._model, threads=self._request.threads)
+        bank, at = bank_of(predictor), self._monitor.images
+        known = tuple(path for path in self._recent if path.exists())
+        request = replace(self._request, data=known, unlabelled=True)
+        seen, expected, learner = prepare(predictor, request)
+        with self._open(predictor, bank) as history, history.exclusive():
+            before = history.current()
+            figures = _distances(learner, seen.pixels, before)
+            moved = _is_moved(before, bank)
+            if moved and _fits(figures):
+                return Step(at, False, FITS, before)
+            worse = moved and _is_worse(figures)
+            if worse:
+                history.commit(bank.initial, method=RETURN, images=len(known), figures={**figures})
+            adapted = adapt_model(predictor, history, request, seen, expected, learner)
+        after, verdict = adapted.after, adapted.proposal.verdict
+        self.moved = _is_moved(after, bank)
+        if after.method == RETURN and not worse:
+            self._monitor.restart()  # the images are clean again
+            self._alarmed = False
+        taken = verdict.taken or worse
+        # What nothing could be learned from is tried again, later each time.
+        self._wait = WINDOW if taken else min(2 * self._wait, PATIENCE * WINDOW)
+        reason = verdict.reason if verdict.taken or not worse else WORSE
+        return Step(at, taken, reason, after)
+
+    def _open(self, predictor: Predictor, bank: Bank) -> History:
+        rule = predictor.preprocessing.crop_mode
+        return open_history(self._state, bank, predictor.classes, resize=rule)
+
+
+def _is_moved(version: Version, bank: Bank) -> bool:
+    """Whether other weights than the model's own are in force."""
+    head = version.head_weight is not None or version.head_bias is not None
+    return head or not np.allclose(version.weights, bank.initial)
+
+
+def _distances(
+    learner: Learner, pixels: npt.NDArray[np.uint8], version: Version
+) -> dict[str, float]:
+    """Distance of the features' statistics from clean ones, under the initial mix and in force."""
+    assert learner.clean is not None
+    initial = learner.features(pixels, learner.initial)
+    in_force = learner.features(pixels, version.weights)
+    return {
+        "distance_before": statistics_distance(initial, learner.clean)[0],
+        "distance_in_force": statistics_distance(in_force, learner.clean)[0],
+    }
+
+
+def _fits(figures: dict[str, float]) -> bool:
+    """Whether something has changed and the mix in force takes back as much as a new one must."""
+    initial = figures["distance_before"]
+    return initial >= MIN_DISTANCE and comes_back(initial, figures["distance_in_force"])
+
+
+def _is_worse(figures: dict[str, float]) -> bool:
+    initial = figures["distance_before"]
+    return initial >= MIN_DISTANCE and figures["distance_in_force"] >= initial

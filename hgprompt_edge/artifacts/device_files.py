@@ -1,0 +1,87 @@
+"""A device folder: one backbone for many tasks, and what its graph says of itself.
+
+device/
+backbone.onnx      the graph; prompt and head are inputs (OpenVINO: backbone.xml and .bin)
+backbone.weights   its weights, and those of default.onnx
+default.onnx       the same graph with the first task folded in, for plain runtimes
+NAME.hgtask        a task: keys and values, heads, classes, preprocessing
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Json, ValidationError
+
+from hgprompt_edge.artifacts.metadata import PREFIX
+from hgprompt_edge.errors import FileError, brief
+from hgprompt_edge.files import check_format
+from hgprompt_edge.images.preprocess import Preprocessing
+
+FORMAT = "hgprompt.backbone/1"
+GRAPHS = ("backbone.onnx", "backbone.xml")
+WEIGHTS, DEFAULT, SUFFIX = "backbone.weights", "default.onnx", ".hgtask"
+
+
+class BackboneFacts(BaseModel):
+    """What the graph of a device folder says of itself, under `hgprompt.*`.
+
+    Attributes
+    ----------
+    backbone, backbone_sha256
+        Name and fingerprint of the frozen weights.
+    preprocessing
+        What all tasks of the folder share.
+    pooling
+        What the features are: `token`, `avg` or `both`.
+    default
+        Task that is folded into `default.onnx`; empty where there is none.
+    precision
+        How weights are stored and products computed.
+    weights_sha256
+        Of the file with the weights.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    format: str
+    backbone: str
+    backbone_sha256: str
+    preprocessing: Json[Preprocessing]
+    pooling: str
+    default: str
+    precision: str
+    weights_sha256: str
+
+
+def parse_facts(path: Path, entries: Mapping[str, str]) -> BackboneFacts:
+    """Check what a graph says of itself.
+
+    Raises
+    ------
+    UserError
+        It is not that of a device folder, of another format, or damaged.
+    """
+    fields = {key.removeprefix(PREFIX): entries[key] for key in entries if key.startswith(PREFIX)}
+    found = fields.get("format", "missing")
+    otherwise = f"not the backbone of a device folder (format '{brief(found)}'); export it again"
+    check_format(path, found, FORMAT, otherwise)
+    try:
+        return BackboneFacts.model_validate(fields)
+    except ValidationError as error:
+        where = brief(".".join(str(part) for part in error.errors()[0]["loc"]))
+        raise FileError(
+            path,
+            f"'{PREFIX}{where}' is missing or malformed; export the folder again",
+        ) from error
+
+
+def graph_of(folder: Path) -> Path | None:
+    """Return the graph of a device folder; None: it is none."""
+    return next((folder / name for name in GRAPHS if (folder / name).is_file()), None)
+
+
+def task_paths(folder: Path) -> dict[str, Path]:
+    """Tasks of a device folder by name, in alphabetical order."""
+    return {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}")) if path.is_file()}

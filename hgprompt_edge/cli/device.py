@@ -1,0 +1,179 @@
+"""`hgedge device add | remove | list`: the tasks of a device folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from hgprompt_edge.cli.shared import options
+from hgprompt_edge.cli.shared.console import out, print_json, print_next, reports_errors
+from hgprompt_edge.cli.shared.progress import working
+from hgprompt_edge.errors import CheckError, UserError, some
+
+if TYPE_CHECKING:
+    from hgprompt_edge.artifacts.device_files import BackboneFacts
+    from hgprompt_edge.artifacts.task_file import TaskFile
+
+app = typer.Typer(help="Add, remove or list the tasks of a device folder.", no_args_is_help=True)
+
+Folder = Annotated[
+    Path, typer.Argument(help="Device folder that `hgedge export` wrote.", show_default=False)
+]
+
+
+@app.command("list")
+@reports_errors
+def list_(folder: Folder, json: options.Json = False) -> None:
+    """Print the tasks: classes, folded prompts, size, origin."""
+    facts, width = _opened(folder)
+    rows = []
+    for name, path in _paths(folder).items():
+        task = _read(path, folder, facts, width)
+        rows.append(
+            {
+                "task": name,
+                "classes": len(task.metadata.classes),
+                "folded_prompts": task.metadata.folded_prompts,
+                "bytes": path.stat().st_size,
+                "bundle_sha256": task.metadata.bundle_sha256,
+                "default": name == facts.default,
+            }
+        )
+    if json:
+        print_json({"backbone": facts.backbone, "precision": facts.precision, "tasks": rows})
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("task", "classes", "prompts", "KB", "from bundle"):
+        table.add_column(column, justify="left" if column in ("task", "from bundle") else "right")
+    for row in rows:
+        table.add_row(
+            str(row["task"]) + (" (in default.onnx)" if row["default"] else ""),
+            str(row["classes"]),
+            str(row["folded_prompts"]),
+            f"{int(str(row['bytes'])) / 1000:.0f}",
+            str(row["bundle_sha256"])[:12],
+        )
+    out.print(f"{folder}: {facts.backbone}, {facts.preprocessing.image_size} px", soft_wrap=True)
+    out.print(table)
+
+
+@app.command()
+@reports_errors
+def add(
+    folder: Folder,
+    task: Annotated[
+        Path,
+        typer.Argument(
+            help="A task file, NAME.hgtask; or on the server a bundle, which becomes one.",
+            show_default=False,
+        ),
+    ],
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            help="Public key (PEM) that the task file must be signed with.", show_default=False
+        ),
+    ] = None,
+    checkpoint: options.Checkpoint = None,
+) -> None:
+    """Add a task, or replace the one of its name; the backbone stays as it is."""
+    from hgprompt_edge.artifacts.device_files import SUFFIX
+
+    if task.suffix == SUFFIX:
+        path = _add_file(folder, task, key)
+    elif key is not None:
+        raise UserError(f"--key {key}: for task files; a bundle has no signature, leave it out")
+    else:
+        path = _add_bundle(folder, task, checkpoint)
+    size = path.stat().st_size / 1000
+    out.print(f"{path}: {size:.0f} KB, checked on its own images", soft_wrap=True)
+    print_next("predict", "--model", folder, "--task", path.stem, "IMAGE...")
+
+
+@app.command()
+@reports_errors
+def remove(
+    folder: Folder,
+    task: Annotated[str, typer.Argument(help="Name of the task.", show_default=False)],
+) -> None:
+    """Remove a task's file; the one that is folded into default.onnx stays."""
+    from hgprompt_edge.artifacts.signature import signature_path
+
+    facts, _ = _opened(folder)
+    paths = _paths(folder)
+    if task not in paths:
+        raise UserError(f"{folder}: has no task {task} ({some(list(paths)) or 'none'}); name one")
+    if task == facts.default and (folder / "default.onnx").exists():
+        raise UserError(
+            f"{folder}: {task} is folded into default.onnx; export the folder again with another "
+            "bundle first"
+        )
+    paths[task].unlink()
+    signature_path(paths[task]).unlink(missing_ok=True)
+    out.print(f"{paths[task]}: removed", soft_wrap=True)
+
+
+def _opened(folder: Path) -> tuple[BackboneFacts, int]:
+    """Facts of a device folder, and the width of its features; loads the graph."""
+    from hgprompt_edge.runtime.device_folder import DeviceFolder
+
+    found = DeviceFolder(folder)
+    return found.facts, found.width
+
+
+def _paths(folder: Path) -> dict[str, Path]:
+    from hgprompt_edge.artifacts.device_files import task_paths
+
+    return task_paths(folder)
+
+
+def _read(path: Path, folder: Path, facts: BackboneFacts, width: int) -> TaskFile:
+    from hgprompt_edge.runtime.device_folder import folder_graph, read_fitting
+
+    return read_fitting(path, facts, folder_graph(folder), width)
+
+
+def _add_file(folder: Path, file: Path, key: Path | None) -> Path:
+    """Copy a task file into the folder, once it is signed, fits, and computes what it says."""
+    from hgprompt_edge.artifacts.signature import check_signature, signature_path
+    from hgprompt_edge.files import atomic_path
+    from hgprompt_edge.runtime.device_folder import DeviceFolder
+
+    if key is not None:
+        check_signature(file, key)
+    found = DeviceFolder(folder)
+    checked = found.check(_read(file, folder, found.facts, found.width))
+    if not checked.ok:
+        raise CheckError(f"{file}: does not compute here what it did on the server ({checked})")
+    place = folder / file.name
+    if place.exists() and place.samefile(file):
+        raise UserError(f"{file}: is in {folder} already; name a file from elsewhere")
+    with atomic_path(place) as temporary:
+        shutil.copyfile(file, temporary)
+    if signature_path(file).is_file():
+        with atomic_path(signature_path(place)) as temporary:
+            shutil.copyfile(signature_path(file), temporary)
+    return place
+
+
+def _add_bundle(folder: Path, path: Path, checkpoint: Path | None) -> Path:
+    """Make a task of a bundle, which needs PyTorch."""
+    from hgprompt_edge.artifacts.bundle_file import read_bundle
+    from hgprompt_edge.artifacts.device_files import SUFFIX
+    from hgprompt_edge.cli.shared.server import require_server
+    from hgprompt_edge.files import sha256_file
+
+    require_server("device add")
+    facts, _ = _opened(folder)
+    bundle, digest = read_bundle(path), sha256_file(path)
+    with working("exporting"):
+        from hgprompt_edge.backbones.fitted import backbone_of
+        from hgprompt_edge.export.device_folder import add_task
+        from hgprompt_edge.export.device_sources import Source
+
+        add_task(Source(path, bundle, digest), backbone_of(bundle, checkpoint), folder, facts)
+    return folder / f"{bundle.task}{SUFFIX}"

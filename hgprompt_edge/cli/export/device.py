@@ -1,0 +1,104 @@
+"""`hgedge export A.hgbundle B.hgbundle -o device/`: many tasks on one backbone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from hgprompt_edge.cli.shared import options
+from hgprompt_edge.cli.shared.console import out, print_json, print_next
+from hgprompt_edge.cli.shared.progress import working
+from hgprompt_edge.errors import UserError, some
+from hgprompt_edge.paths import check_storable
+
+FOLDER = Path("device")
+ALONE = ("precision", "weights", "adapt", "data", "task", "max_drop", "accuracy_control")
+"""Options of one model alone."""
+
+
+def export_folder(
+    context: typer.Context,
+    bundles: Sequence[Path],
+    folder: Path,
+    *,
+    opset: int | None,
+    training_hashes: bool,
+    checkpoint: Path | None,
+    sign: Path | None,
+    json: bool,
+) -> None:
+    """Write a device folder, and print what is in it."""
+    from dataclasses import replace
+
+    from hgprompt_edge.artifacts.bundle_file import read_bundle
+    from hgprompt_edge.artifacts.device_files import DEFAULT, GRAPHS, SUFFIX, WEIGHTS, task_paths
+    from hgprompt_edge.artifacts.signature import check_signer
+    from hgprompt_edge.artifacts.signature import sign as sign_file
+    from hgprompt_edge.files import sha256_file
+
+    _check_options(context, folder)
+    start = time.perf_counter()
+    if sign is not None:
+        check_signer(sign)
+    contents = [read_bundle(path) for path in bundles]
+    if not training_hashes:
+        contents = [replace(bundle, trained=None) for bundle in contents]
+    others = set(task_paths(folder)) - {bundle.task for bundle in contents}
+    if others:
+        raise UserError(
+            f"--output {folder}: serves {some(sorted(others))}, too; name all bundles, another "
+            f"folder, or add one with `hgedge device add {folder} BUNDLE`"
+        )
+    with working("exporting"):
+        from hgprompt_edge.backbones.fitted import backbone_of  # PyTorch takes seconds
+        from hgprompt_edge.export.device_folder import export_device
+        from hgprompt_edge.export.device_sources import Source, check_together
+
+        sources = [
+            Source(path, bundle, sha256_file(path))
+            for path, bundle in zip(bundles, contents, strict=True)
+        ]
+        check_together(sources)  # before any weights are loaded
+        backbone = backbone_of(contents[0], checkpoint)
+        found = export_device(sources, backbone, folder, opset=opset)
+    files = [folder / f"{name}{SUFFIX}" for name in found]
+    shared = [folder / name for name in (GRAPHS[0], DEFAULT)]
+    signatures = [sign_file(file, sign) for file in (*shared, *files)] if sign else []
+    if json:
+        print_json(
+            {"folder": str(folder), "seconds": round(time.perf_counter() - start, 2)}
+            | {"tasks": {name: vars(checked) for name, checked in found.items()}}
+            | ({"signatures": [str(path) for path in signatures]} if sign else {})
+        )
+        return
+    size = sum((folder / name).stat().st_size for name in (GRAPHS[0], WEIGHTS, DEFAULT)) / 1e6
+    first = contents[0]
+    out.print(
+        f"{folder}: {first.backbone}, {first.preprocessing.image_size} px, {size:.1f} MB; "
+        f"default.onnx has {first.task} folded in",
+        soft_wrap=True,
+    )
+    for file, checked in zip(files, found.values(), strict=True):
+        out.print(
+            f"{file}: {file.stat().st_size / 1000:.0f} KB, equal to PyTorch on {checked.images} "
+            f"images (largest difference {checked.max_abs_diff:.1e}, bound {checked.bound:.1e})",
+            soft_wrap=True,
+        )
+    for signature in signatures:
+        out.print(f"{signature}: signed with {sign}", soft_wrap=True)
+    print_next("predict", "--model", folder, "--task", first.task, "IMAGE...")
+
+
+def _check_options(context: typer.Context, folder: Path) -> None:
+    check_storable(str(folder), "--output: the folder")
+    for name in ALONE:
+        if options.is_given(context, name):
+            raise UserError(
+                f"--{name.replace('_', '-')}: not for a device folder, whose backbone is in "
+                "float32 and whose prompts are folded; leave it out, or export one bundle to a file"
+            )
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder}: a file; name a folder for several bundles")

@@ -1,0 +1,244 @@
+"""`hgedge monitor`: say when images no longer look like those of the task; no PyTorch needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hgprompt_edge.cli.shared import options
+from hgprompt_edge.cli.shared.console import (
+    EXIT_ALARM,
+    EXIT_INTERRUPTED,
+    note,
+    out,
+    print_json,
+    print_next,
+    reports_errors,
+)
+from hgprompt_edge.cli.shared.left_out import as_rows, note_left_out
+from hgprompt_edge.cli.shared.monitored import as_dict, counts, mix_line, verdict
+from hgprompt_edge.cli.shared.opened import tasks_of
+from hgprompt_edge.cli.shared.progress import progress_bar
+from hgprompt_edge.errors import UserError
+
+if TYPE_CHECKING:
+    from hgprompt_edge.adapt.closed_loop import ClosedLoop, Step
+    from hgprompt_edge.images.listing import LeftOut
+    from hgprompt_edge.runtime.monitor import Monitor, Report
+    from hgprompt_edge.runtime.monitored import Observed
+    from hgprompt_edge.runtime.predictor import Predictor
+
+EVERY = 50
+"""Images after which a watched folder's state is written, beside when something was found."""
+
+
+@reports_errors
+def monitor(
+    model: Annotated[
+        Path, typer.Option(help="Model that `hgedge export` wrote: .onnx, .xml, a device folder.")
+    ],
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="What the device has seen since the last call: image files, or folders of them, "
+            "in the order of their names.",
+            show_default=False,
+        ),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Task of a device folder.", show_default=False)
+    ] = None,
+    watch: Annotated[
+        Path | None,
+        typer.Option(
+            help="Watch a folder: take in each new image in it, until Ctrl-C.", show_default=False
+        ),
+    ] = None,
+    adapt: Annotated[
+        bool,
+        typer.Option(
+            "--adapt",
+            help="Adapt to a shift without labels, under the guard, and go back when it is gone.",
+        ),
+    ] = False,
+    reset: Annotated[bool, typer.Option("--reset", help="Forget what was seen before.")] = False,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="Folder of what was seen (default: MODEL.state).", show_default=False),
+    ] = None,
+    batch_size: options.BatchSize = 16,
+    threads: options.Threads = None,
+    json: options.Json = False,
+) -> None:
+    """Watch for a shift: say when images look different. Exit code 3 if they do."""
+    from hgprompt_edge.adapt.model import bank_of
+    from hgprompt_edge.images.listing import list_images
+    from hgprompt_edge.runtime.monitor_file import read_monitor
+    from hgprompt_edge.runtime.monitored import monitor_path, only_monitor, watchable
+    from hgprompt_edge.runtime.predictor import Predictor
+
+    if images and watch is not None:
+        raise UserError("--watch: does not go with image files; leave one of the two out")
+    if not images and watch is None and not reset:
+        raise UserError("name images to take in, or a folder with --watch")
+    listing = list_images(images or [])
+    if images and not listing.images:
+        raise UserError(f"{listing.missing[0]}; name image files, or folders of them")
+    # The initial mix, whatever was learned since: what the model knows of its images is under it.
+    opened = Predictor(model, threads=threads)
+    (predictor,) = tasks_of(opened, model, None if task is None else [task])
+    reference, path = watchable(predictor), monitor_path(predictor, state)
+    if adapt:
+        bank_of(predictor)
+    with only_monitor(path):
+        if reset and path.exists():
+            path.unlink()
+            note(f"{path}: removed; the monitor has seen nothing")
+        found = read_monitor(path, reference)
+        run = Run(predictor, found, path, _loop(found, model, path, threads) if adapt else None)
+        if watch is not None:
+            _watch(run, watch, json)
+        if images:
+            unreadable, steps = _observe(run, listing.images, batch_size)
+            note_left_out(unreadable, (*listing.missing, *listing.left_out))
+            if json:
+                done = {"steps": [_step_as_dict(step) for step in steps]} if adapt else {}
+                print_json({**run.document(), **done, "unreadable": as_rows(unreadable)})
+            else:
+                for step in steps:
+                    out.print(_step(step), soft_wrap=True)
+                _print(found.report(), run, images[0])
+            if found.shift is not None and not run.adapted:
+                raise typer.Exit(EXIT_ALARM)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model, its monitor and where that is kept; with --adapt what adapts."""
+
+    predictor: Predictor
+    monitor: Monitor
+    path: Path
+    loop: ClosedLoop | None
+
+    @property
+    def adapted(self) -> bool:
+        """Whether weights are in force that were learned for what was found."""
+        return self.loop is not None and self.loop.moved
+
+    def document(self) -> dict[str, Any]:
+        """Make the JSON document of what was found so far."""
+        metadata = self.predictor.metadata
+        return as_dict(self.monitor.report(), metadata.task, metadata.classes)
+
+    def observe(
+        self, files: Iterable[Path], batch_size: int
+    ) -> Iterator[tuple[Observed, Step | None]]:
+        """Take in files, and adapt where it is time."""
+        from hgprompt_edge.runtime.monitored import observe_files
+
+        before = self.monitor.report()
+        for each in observe_files(self.predictor, self.monitor, files, batch_size):
+            after = each.report
+            aside = (after.skipped, after.unusable) != (before.skipped, before.unusable)
+            before, step = after, None
+            if self.loop is not None and each.error is None and not aside:
+                step = self.loop.saw(each.path)
+            yield each, step
+
+
+def _loop(found: Monitor, model: Path, path: Path, threads: int | None) -> ClosedLoop:
+    from hgprompt_edge.adapt.closed_loop import ClosedLoop
+    from hgprompt_edge.adapt.model import Request
+
+    request = Request(data=(), unlabelled=True, threads=threads)
+    return ClosedLoop(found, model, path.parent, request)
+
+
+def _observe(run: Run, files: Sequence[Path], batch_size: int) -> tuple[list[LeftOut], list[Step]]:
+    """Take in files and write the state; returns what cannot be read, and what was done."""
+    from hgprompt_edge.images.listing import LeftOut
+    from hgprompt_edge.runtime.monitor_file import write_monitor
+
+    unreadable, steps = [], []
+    with progress_bar() as report:
+        for done, (each, step) in enumerate(run.observe(files, batch_size), start=1):
+            if each.error is not None:
+                unreadable.append(LeftOut(str(each.path), each.error))
+            if step is not None:
+                steps.append(step)
+                write_monitor(run.path, run.monitor)
+            report("images", done, len(files))
+    if len(unreadable) == len(files):
+        raise UserError(f"{unreadable[0]}; none of the images can be read")
+    write_monitor(run.path, run.monitor)
+    return unreadable, steps
+
+
+def _watch(run: Run, folder: Path, json: bool) -> None:
+    """Take in each new image; print a line when something is found, or JSON for each image."""
+    from hgprompt_edge.runtime.monitor_file import write_monitor
+    from hgprompt_edge.runtime.watch import watch_paths
+
+    before = _news(run.monitor.report())
+    try:
+        for each, step in run.observe(watch_paths(folder), 1):
+            if each.error is not None:
+                note(f"{each.path}: {each.error}")
+            news = _news(run.monitor.report())
+            if news != before or step is not None or each.report.images % EVERY == 0:
+                write_monitor(run.path, run.monitor)
+            if json:
+                image = {"image": str(each.path), "error": each.error}
+                done = {"step": None if step is None else _step_as_dict(step)} if run.loop else {}
+                print_json({**image, **run.document(), **done}, indent=None)
+            elif step is not None:
+                out.print(_step(step), soft_wrap=True)
+            elif news != before:
+                _print(each.report, run, folder)
+            before = news
+    except KeyboardInterrupt:  # the way to end it
+        if not json:
+            _print(run.monitor.report(), run, folder)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    finally:
+        write_monitor(run.path, run.monitor)
+
+
+def _step(step: Step) -> str:
+    return f"at image {step.at:,}: {step.reason}; version {step.version.id} is in force"
+
+
+def _step_as_dict(step: Step) -> dict[str, Any]:
+    return {
+        "at": step.at,
+        "taken": step.taken,
+        "reason": step.reason,
+        "version": step.version.id,
+        "method": step.version.method,
+    }
+
+
+def _news(report: Report) -> tuple[bool, bool]:
+    return report.shift is not None, report.mix is not None
+
+
+def _print(report: Report, run: Run, data: Path) -> None:
+    predictor = run.predictor
+    out.print(f"{counts(report)}: {verdict(report.shift)}", soft_wrap=True)
+    if report.mix is not None:
+        out.print(mix_line(report.mix, predictor.classes, report.shift is not None), soft_wrap=True)
+    if report.shift is None or run.loop is not None:
+        return
+    if predictor.bank is None:
+        out.print(
+            "the weights are folded into this model; to adapt it here, export it with `hgedge "
+            "export --adapt`, or fit it again with images such as these",
+            soft_wrap=True,
+        )
+        return
+    print_next("hgedge", "adapt", "--model", predictor.path, "--data", data, "--unlabelled")

@@ -1,0 +1,93 @@
+"""How `hgedge monitor` words what it has found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hgprompt_edge.runtime.monitor import MixChange, Report, Share, Shift
+
+SHOWN = 3
+"""Classes that are named of those that come more often, and less often."""
+
+
+def counts(report: Report) -> str:
+    """Say how many images there were, and which were left aside."""
+    one = report.images == 1
+    text = f"{report.images:,} image{'' if one else 's'}"
+    aside = []
+    if report.skipped:
+        aside.append(f"{report.skipped:,} skipped as frames of one scene")
+    if report.unusable:
+        aside.append(f"{report.unusable:,} without finite features")
+    return f"{text} ({', '.join(aside)})" if aside else text
+
+
+def verdict(shift: Shift | None) -> str:
+    """Say what was found about the images."""
+    if shift is None:
+        return "no shift found"
+    share = f"{100 * shift.rank:.0f} %"
+    how = {
+        "up": f"they lie further from the classes than {share} of the task's own, on average",
+        "down": f"they lie nearer to the classes, at {share} of the task's own, on average",
+        "spread": "their distances to the classes vary more",
+        "narrow": "their distances to the classes vary less",
+    }[shift.change]
+    if shift.test == "direction":
+        how = f"they all moved one way, beyond {share} of the task's own, on average"
+    return (
+        f"SHIFT, images look different since about image {shift.since:,} (alarm at image "
+        f"{shift.at:,}): {how}"
+    )
+
+
+def mix_line(mix: MixChange, classes: Sequence[str], shifted: bool) -> str:
+    """Say what was found about the mix of classes."""
+    parts = [
+        f"{word} {_shares(shares, classes)}"
+        for word, shares in (("more", mix.more), ("less", mix.less))
+        if shares
+    ]
+    why = "; the shift may be the cause" if shifted else ""
+    return f"mix of classes changed since about image {mix.since:,}: {'; '.join(parts)}{why}"
+
+
+def _shares(shares: Sequence[Share], classes: Sequence[str]) -> str:
+    shown = [
+        f"{classes[share.place]} ({100 * share.before:.0f} % -> {100 * share.now:.0f} %)"
+        for share in shares[:SHOWN]
+    ]
+    rest = len(shares) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")
+
+
+def as_dict(report: Report, task: str, classes: Sequence[str]) -> dict[str, Any]:
+    """Make the JSON document of a report."""
+    shift, mix = report.shift, report.mix
+    return {
+        "task": task,
+        "images": report.images,
+        "skipped": report.skipped,
+        "unusable": report.unusable,
+        "alarm": shift is not None,
+        "evidence": round(report.evidence, 3),
+        "needed": round(report.needed, 3),
+        "shift": None if shift is None else {**vars(shift), "rank": round(shift.rank, 4)},
+        "mix": None if mix is None else _mix_as_dict(mix, classes),
+    }
+
+
+def _mix_as_dict(mix: MixChange, classes: Sequence[str]) -> dict[str, Any]:
+    def rows(shares: Sequence[Share]) -> list[dict[str, Any]]:
+        return [
+            {
+                "class": classes[share.place],
+                "before": round(share.before, 4),
+                "now": round(share.now, 4),
+            }
+            for share in shares
+        ]
+
+    return {"at": mix.at, "since": mix.since, "more": rows(mix.more), "less": rows(mix.less)}

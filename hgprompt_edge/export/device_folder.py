@@ -1,0 +1,228 @@
+"""Bundles to a device folder: one backbone whose prompt and head are inputs, and a file a task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.device_files import (
+    DEFAULT,
+    FORMAT,
+    GRAPHS,
+    SUFFIX,
+    WEIGHTS,
+    BackboneFacts,
+    parse_facts,
+)
+from hgprompt_edge.artifacts.metadata import PREFIX
+from hgprompt_edge.artifacts.model_digest import BLANK, FILE_SHA256, seal
+from hgprompt_edge.artifacts.task_file import FORMAT as TASK_FORMAT
+from hgprompt_edge.artifacts.task_file import write_task
+from hgprompt_edge.artifacts.task_tensors import TaskTensors
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.errors import CheckError, FileError
+from hgprompt_edge.export.device_sources import (
+    Source,
+    check_addition,
+    check_together,
+    shared_backbone,
+)
+from hgprompt_edge.export.graph.tasks import build_tasks_graph, task_tensors
+from hgprompt_edge.export.onnx_file import append_metadata, describe, rewrites_for
+from hgprompt_edge.export.verify import Verification, open_to_verify, verify_engine
+from hgprompt_edge.files import atomic_path, atomic_paths, sha256_file
+from hgprompt_edge.maths.softmax import log_softmax
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hgprompt_edge.runtime.engines.engine import Engine
+
+PROBES = 2
+"""Images that a task file carries to check itself on."""
+SMALLEST = 4096
+"""Bytes from which a tensor goes into the file of weights."""
+
+
+def export_device(
+    sources: Sequence[Source], backbone: Backbone, folder: Path, *, opset: int | None = None
+) -> dict[str, Verification]:
+    """Write a device folder, proven equal to PyTorch for each task.
+
+    Parameters
+    ----------
+    sources
+        Of one backbone, image size, resize rule and normalisation, and of different names; the
+        first is folded into `default.onnx`.
+    folder
+        Made where it is missing; one with other tasks is refused.
+
+    Returns
+    -------
+    What was found for each task.
+
+    Raises
+    ------
+    UserError
+        Bundles that do not belong together, or a folder that cannot be written.
+    CheckError
+        A task is not equal to PyTorch. Nothing is written, old files stay.
+    """
+    check_together(sources)
+    backbone = shared_backbone([source.bundle for source in sources], backbone)
+    on = rewrites_for(opset) if opset else None
+    tensors = [task_tensors(source.bundle.folded, backbone) for source in sources]
+    tasks = [folder / f"{source.bundle.task}{SUFFIX}" for source in sources]
+    made = [folder / name for name in (WEIGHTS, GRAPHS[0], DEFAULT)]
+    found: dict[str, Verification] = {}
+    with _made(folder), atomic_paths(*made, *tasks) as (weights, graph, default, *files):
+        model = build_tasks_graph(backbone, on)
+        ir.save(model, graph, external_data=WEIGHTS, size_threshold_bytes=SMALLEST)
+        onnx.checker.check_model(graph, full_check=True)
+        _fold_default(graph, default, tensors[0])
+        engine = open_to_verify(graph)
+        for source, given, file in zip(sources, tensors, files, strict=True):
+            checked = _verified(engine, source, backbone, given)
+            found[source.bundle.task] = checked
+            write_task_of(source, given, checked, file)
+        facts = _facts(sources[0].bundle, backbone, sha256_file(weights))
+        _finish(graph, facts)
+        parse_facts(graph, facts)
+        first = normalized(sources[0].bundle)
+        whole = verify_engine(
+            open_to_verify(default), first, backbone, first.probe_images, normalized=True
+        )
+        if not whole.ok:
+            raise CheckError(f"{folder / DEFAULT}: not equal to PyTorch ({whole})")
+        entries = describe(first, sources[0].sha256)
+        _finish(default, {**entries, f"{PREFIX}verification": _text(whole)})
+    return found
+
+
+def add_task(
+    source: Source, backbone: Backbone, folder: Path, facts: BackboneFacts
+) -> Verification:
+    """Add a bundle to a device folder that is there, proven equal to PyTorch.
+
+    Raises
+    ------
+    UserError
+        The bundle does not belong to the folder's backbone.
+    CheckError
+        The task is not equal to PyTorch. Nothing is written.
+    """
+    bundle = source.bundle
+    check_addition(source, folder, facts)
+    backbone = replace(backbone, preprocessing=bundle.preprocessing).with_pooling(facts.pooling)
+    given = task_tensors(bundle.folded, backbone)
+    checked = _verified(open_to_verify(folder / GRAPHS[0]), source, backbone, given)
+    with atomic_path(folder / f"{bundle.task}{SUFFIX}") as file:
+        write_task_of(source, given, checked, file)
+    return checked
+
+
+def write_task_of(source: Source, given: TaskTensors, checked: Verification, path: Path) -> None:
+    """Write a bundle's task file, with two of its probe images."""
+    bundle = normalized(source.bundle)
+    few = replace(
+        bundle,
+        reference=None,  # beside the other tensors
+        probe_images=bundle.probe_images[:PROBES],
+        probe_logits=bundle.probe_logits[:PROBES],
+    )
+    entries = {
+        **describe(few, source.sha256),
+        f"{PREFIX}format": TASK_FORMAT,
+        f"{PREFIX}verification": _text(checked),
+    }
+    write_task(path, given, entries, bundle.reference)
+
+
+def normalized(bundle: Bundle) -> Bundle:
+    """Return the bundle with the logarithm of its probabilities as logits of the probe images."""
+    logits = log_softmax(bundle.probe_logits).astype(np.float32)
+    return replace(bundle, probe_logits=logits)
+
+
+def _verified(
+    engine: Engine, source: Source, backbone: Backbone, given: TaskTensors
+) -> Verification:
+    bundle = source.bundle
+    checked = verify_engine(
+        engine,
+        bundle,
+        backbone,
+        bundle.probe_images,
+        given=given.inputs(),
+        normalized=True,
+    )
+    if not checked.ok:
+        raise CheckError(
+            f"{source.path}: the task is not equal to PyTorch ({checked}); nothing was written"
+        )
+    return checked
+
+
+def _fold_default(graph: Path, path: Path, tensors: TaskTensors) -> None:
+    """Write the graph with a task in place of its inputs; the weights stay where they are."""
+    model = ir.load(graph)
+    arrays = tensors.inputs()
+    for value in list(model.graph.inputs):
+        name = str(value.name)
+        if name in arrays:
+            model.graph.inputs.remove(value)
+            value.const_value = ir.tensor(arrays[name], name=name)
+            value.shape = ir.Shape(arrays[name].shape)
+            model.graph.initializers[name] = value
+    model.graph.outputs[0].shape = ir.Shape(["batch", arrays["head_bias"].shape[1]])
+    ir.save(model, path)
+    onnx.checker.check_model(path, full_check=True)
+
+
+def _facts(bundle: Bundle, backbone: Backbone, weights: str) -> dict[str, str]:
+    fields = {
+        "format": FORMAT,
+        "backbone": bundle.backbone,
+        "backbone_sha256": bundle.backbone_sha256,
+        "preprocessing": bundle.preprocessing.to_json(),
+        "pooling": backbone.pooling,
+        "default": bundle.task,
+        "precision": "fp32",
+        "weights_sha256": weights,
+    }
+    return {f"{PREFIX}{name}": text for name, text in fields.items()}
+
+
+def _finish(path: Path, entries: Mapping[str, str]) -> None:
+    append_metadata(path, {**entries, FILE_SHA256: BLANK})
+    seal(path)
+
+
+def _text(checked: Verification) -> str:
+    return json.dumps(asdict(checked), sort_keys=True)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder for the block; gone again where that fails and it is empty."""
+    new = not folder.exists()
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise FileError(folder, f"cannot be made ({reason}); name another folder") from error
+    try:
+        yield
+    except BaseException:
+        if new:
+            folder.rmdir()
+        raise

@@ -1,0 +1,122 @@
+"""Which bundles one device folder can serve together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.device_files import BackboneFacts
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.errors import FileError, MismatchError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A bundle to be served, and the file that it comes from."""
+
+    path: Path
+    bundle: Bundle
+    sha256: str = ""
+
+
+def check_together(sources: Sequence[Source]) -> None:
+    """Refuse bundles that one backbone cannot serve together, by name.
+
+    Raises
+    ------
+    UserError
+        Two of one name, shallow prompts, other backbones, image sizes, rules or features.
+    """
+    first = sources[0]
+    names: dict[str, Path] = {}
+    for source in sources:
+        _check_deep(source)
+        bundle, like = source.bundle, first.bundle
+        if bundle.task in names:
+            raise FileError(
+                source.path,
+                f"its task is called {bundle.task}, as that of "
+                f"{names[bundle.task]}; fit one of them under another name",
+            )
+        names[bundle.task] = source.path
+        if bundle.backbone_sha256 != like.backbone_sha256:
+            raise MismatchError(
+                source.path,
+                first.path,
+                f"it was fitted on {bundle.backbone} ({bundle.backbone_sha256[:12]}), not on "
+                f"{like.backbone} ({like.backbone_sha256[:12]})",
+                "a device folder has one backbone, so export them to two",
+            )
+        if bundle.preprocessing != like.preprocessing or {bundle.pooling, like.pooling} in (
+            {"avg", "token"},
+            {"avg", "both"},
+        ):
+            raise MismatchError(
+                source.path,
+                first.path,
+                _difference(bundle, like),
+                "all tasks of a device folder share these, so export them to two",
+            )
+
+
+def shared_backbone(bundles: Sequence[Bundle], backbone: Backbone) -> Backbone:
+    """Return the backbone with the features that all heads can take.
+
+    These are class token and patch mean for heads on either, also where all take the class token:
+    a task that takes both can be added later.
+    """
+    backbone = replace(backbone, preprocessing=bundles[0].preprocessing)
+    if bundles[0].pooling == "avg" or "both" not in backbone.poolings:
+        return backbone.with_pooling(bundles[0].pooling)
+    return backbone.with_pooling("both")
+
+
+def check_addition(source: Source, folder: Path, facts: BackboneFacts) -> None:
+    """Refuse a bundle that the backbone of a device folder cannot serve.
+
+    Raises
+    ------
+    UserError
+        It is of another backbone, takes images otherwise, or has shallow prompts.
+    """
+    bundle = source.bundle
+    _check_deep(source)
+    if bundle.backbone_sha256 != facts.backbone_sha256:
+        raise MismatchError(
+            source.path,
+            folder,
+            f"it was fitted on {bundle.backbone} ({bundle.backbone_sha256[:12]}), not on "
+            f"{facts.backbone} ({facts.backbone_sha256[:12]})",
+            "export it to a folder of its own",
+        )
+    if bundle.preprocessing != facts.preprocessing or facts.pooling not in _gives(bundle.pooling):
+        raise MismatchError(
+            source.path, folder, _difference(bundle, facts), "export it to a folder of its own"
+        )
+
+
+def _gives(pooling: str) -> tuple[str, ...]:
+    """Features of a backbone that a head with this pooling can take."""
+    return ("token", "both") if pooling == "token" else (pooling,)
+
+
+def _check_deep(source: Source) -> None:
+    if source.bundle.mode == "shallow":
+        raise FileError(
+            source.path,
+            "has shallow prompts, which are tokens of the sequence and cannot be "
+            "handed in; export it as a model of its own",
+        )
+
+
+def _difference(bundle: Bundle, other: Bundle | BackboneFacts) -> str:
+    """Say in which of their rules for images two differ, for a sentence."""
+    own, theirs = vars(bundle.preprocessing), vars(other.preprocessing)
+    differing = [
+        f"{name} {own[name]} and not {theirs[name]}" for name in own if own[name] != theirs[name]
+    ]
+    if not differing:
+        differing = [f"features {bundle.pooling} and not {other.pooling}"]
+    return f"its images are taken otherwise ({', '.join(differing)})"

@@ -1,0 +1,155 @@
+"""Many tasks on one loaded backbone: a task is a handful of tensors that are handed in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hgprompt_edge.artifacts.device_files import (
+    SUFFIX,
+    WEIGHTS,
+    BackboneFacts,
+    graph_of,
+    parse_facts,
+    task_paths,
+)
+from hgprompt_edge.artifacts.task_file import TaskFile, misfit, read_task
+from hgprompt_edge.artifacts.task_tensors import NAMES
+from hgprompt_edge.errors import FileError, MismatchError, some
+from hgprompt_edge.files import sha256_file
+from hgprompt_edge.maths.parity import TOLERANCES, Comparison, compare
+from hgprompt_edge.paths import why_not
+from hgprompt_edge.runtime.engines.engine import Engine
+from hgprompt_edge.runtime.engines.open import open_engine
+
+
+class DeviceFolder:
+    """The backbone of a device folder, loaded once, and the tasks beside it, read when asked for.
+
+    Threads can share it.
+
+    Parameters
+    ----------
+    folder
+        What `hgedge export ... -o FOLDER` wrote.
+    threads, device, bf16
+        As of `Predictor`.
+
+    Raises
+    ------
+    UserError
+        It is no device folder, or its backbone does not load or is damaged.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        threads: int | None = None,
+        *,
+        device: str = "CPU",
+        bf16: bool | None = None,
+    ) -> None:
+        graph = folder_graph(folder)
+        self.folder, self.graph = folder, graph
+        self.engine: Engine = open_engine(graph, threads, device=device, bf16=bf16)
+        self.facts: BackboneFacts = parse_facts(graph, self.engine.entries)
+        weights = folder / WEIGHTS
+        if graph.suffix == ".onnx" and sha256_file(weights) != self.facts.weights_sha256:
+            raise FileError(
+                weights,
+                f"damaged, or of another export than {graph.name}; copy the folder again",
+            )
+        names = tuple(port.name for port in self.engine.inputs[1:])
+        if names != NAMES:
+            takes = some(names) or "nothing"
+            raise FileError(
+                graph,
+                f"takes {takes} beside the image and not {some(NAMES)}; export the folder again",
+            )
+        self._read: dict[str, tuple[tuple[int, int], TaskFile]] = {}
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks in the folder, in alphabetical order."""
+        return tuple(task_paths(self.folder))
+
+    def task(self, name: str) -> TaskFile:
+        """Return a task, read anew where its file has changed.
+
+        Raises
+        ------
+        UserError
+            There is none of that name, it is damaged, or of another backbone.
+        """
+        path = self.folder / f"{name}{SUFFIX}"
+        if not path.is_file():
+            raise FileError(self.folder, f"has no task {name} ({some(self.tasks)}); name one")
+        state = path.stat()
+        stamp = state.st_mtime_ns, state.st_size
+        known = self._read.get(name)
+        if known is None or known[0] != stamp:
+            known = stamp, read_fitting(path, self.facts, self.graph, self.width)
+            self._read[name] = known
+        return known[1]
+
+    def check(self, task: TaskFile) -> Comparison:
+        """Compare what a task gives here for its own images with what PyTorch gave."""
+        images, reference = task.metadata.probe()
+        logits = self.engine.run(images, task.tensors.inputs())
+        return compare(logits, reference, TOLERANCES[self.facts.precision])
+
+    def default(self) -> str:
+        """Name of the only task, or of the one in `default.onnx`; one that is there.
+
+        Raises
+        ------
+        UserError
+            There is no task in the folder.
+        """
+        names = self.tasks
+        if not names:
+            raise FileError(
+                self.folder,
+                f"holds no task; add one with `hgedge device add {self.folder} FILE`",
+            )
+        return self.facts.default if self.facts.default in names else names[0]
+
+    @property
+    def width(self) -> int:
+        """Of the features that the backbone gives."""
+        width = self.engine.outputs[1].shape[0]
+        assert width is not None
+        return width
+
+
+def folder_graph(folder: Path) -> Path:
+    """Return the graph of a device folder.
+
+    Raises
+    ------
+    UserError
+        It is none.
+    """
+    graph = graph_of(folder)
+    if graph is None:
+        what = why_not(folder, "device folder")
+        if folder.is_dir():
+            what = "a folder, not a model file and no device folder"
+        raise FileError(
+            folder,
+            f"{what} (it holds no backbone.onnx or backbone.xml); make one with `hgedge export`",
+        )
+    return graph
+
+
+def read_fitting(path: Path, facts: BackboneFacts, graph: Path, width: int) -> TaskFile:
+    """Read a task, and refuse one that the backbone cannot run.
+
+    Raises
+    ------
+    UserError
+        It is damaged, or of another backbone; says both.
+    """
+    task = read_task(path)
+    if found := misfit(task, facts, width):
+        raise MismatchError(path, graph, found, "export it from a bundle of that backbone")
+    return task

@@ -1,0 +1,102 @@
+"""Image files through a model into its monitor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hgprompt_edge.errors import BatchMemoryError, FileError
+from hgprompt_edge.images.preprocess import UnreadableImageError, read_image
+from hgprompt_edge.maths.reference import Reference
+from hgprompt_edge.runtime.learned import state_folder
+from hgprompt_edge.runtime.monitor import Monitor, Report, why_not
+from hgprompt_edge.runtime.monitor_file import FILE
+from hgprompt_edge.runtime.predictor import Predictor
+from hgprompt_edge.state.lock import only_one
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One file: why it cannot be read, or None, and what was found up to it."""
+
+    path: Path
+    error: str | None
+    report: Report
+
+
+def monitor_path(predictor: Predictor, state: Path | None = None) -> Path:
+    """Where what a model's monitor has seen is kept, unless `state` names another folder."""
+    return (state or state_folder(predictor.path)) / FILE
+
+
+def watchable(predictor: Predictor) -> Reference:
+    """Return what a model's own images look like.
+
+    Raises
+    ------
+    UserError
+        The model does not say, or of too few of them.
+    """
+    reference = predictor.reference
+    if reason := why_not(reference):
+        raise FileError(predictor.path, reason)
+    assert reference is not None
+    return reference
+
+
+def observe_files(
+    predictor: Predictor, monitor: Monitor, paths: Iterable[Path], batch_size: int = 16
+) -> Iterator[Observed]:
+    """Take in image files in their order, `batch_size` at a time; what cannot be read is left out.
+
+    Raises
+    ------
+    UserError
+        The memory does not hold so many images.
+    """
+    remaining = iter(paths)
+    while batch := list(islice(remaining, batch_size)):
+        read = [_read(path, predictor) for path in batch]
+        pixels = [image for image in read if not isinstance(image, str)]
+        try:
+            features = iter(predictor.features(np.stack(pixels)) if pixels else ())
+        except MemoryError as error:
+            raise BatchMemoryError(batch_size, len(batch)) from error
+        for path, image in zip(batch, read, strict=True):
+            if isinstance(image, str):
+                yield Observed(path, image, monitor.report())
+            else:
+                yield Observed(path, None, monitor.observe(next(features)[None]))
+
+
+@contextmanager
+def only_monitor(path: Path) -> Iterator[None]:
+    """Be the only process that writes the state in `path`; makes its folder.
+
+    Raises
+    ------
+    UserError
+        Another one does, or the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise FileError(
+            path.parent, f"cannot be made ({reason}); name another folder with `state`"
+        ) from error
+    with only_one(path.parent, "monitor"):
+        yield
+
+
+def _read(path: Path, predictor: Predictor) -> npt.NDArray[np.uint8] | str:
+    try:
+        return read_image(path, predictor.preprocessing)
+    except UnreadableImageError as error:
+        return error.reason
