@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from fast import speed_report
 from helps import adapt_report, heads, transfer_report
-from safe import leaks_report
+from safe import leaks_report, monitor, unknown
 from shared.pages import write_page
 from shared.study import make_parser
 
@@ -18,7 +18,9 @@ REPORTS: dict[str, Callable[[], str]] = {
     "benchmarks": speed_report.report,
     "copies": leaks_report.report,
     "heads": heads.report,
+    "monitor": monitor.report,
     "transfer": transfer_report.report,
+    "unknown": unknown.report,
 }
 """Pages of docs/results by name. Those of `tune` and `image_sizes` join them with their rows."""
 
