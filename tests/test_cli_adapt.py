@@ -28,7 +28,7 @@ from hgprompt_edge.maths.feature_statistics import measure_statistics
 from hgprompt_edge.maths.head import Head
 from hgprompt_edge.runtime.learned import open_history, state_folder
 from hgprompt_edge.runtime.predictor import Predictor
-from hgprompt_edge.runtime.watch import watch
+from hgprompt_edge.runtime.watching.watch import watch
 from hgprompt_edge.state.update_file import read_update
 
 
@@ -155,7 +155,7 @@ def test_watch_prints_csv(
 
     looks: list[int] = []
     served = functools.partial(watch, sleep=two_looks)
-    monkeypatch.setattr("hgprompt_edge.runtime.watch.watch", served)
+    monkeypatch.setattr("hgprompt_edge.runtime.watching.watch.watch", served)
     folder = next(seen.iterdir())
     result = run("predict", "--model", str(planted.path), "--watch", str(folder), "--csv")
     assert result.exit_code == 130

@@ -17,7 +17,7 @@ from hgprompt_edge.cli.shared.left_out import write_left_out
 from hgprompt_edge.data import load_task
 from hgprompt_edge.images.preprocess import Preprocessing
 from hgprompt_edge.runtime.predictor import Predictor
-from hgprompt_edge.runtime.watch import watch
+from hgprompt_edge.runtime.watching.watch import watch
 
 
 @pytest.fixture(scope="module")

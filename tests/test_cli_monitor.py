@@ -26,7 +26,7 @@ from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.reference import fit_reference
 from hgprompt_edge.runtime.learned import open_history
 from hgprompt_edge.runtime.predictor import Predictor
-from hgprompt_edge.runtime.watch import watch_paths
+from hgprompt_edge.runtime.watching.watch import watch_paths
 
 Pixels = npt.NDArray[np.uint8]
 CLASSES, OWN, GAIN = 4, 160, 0.85
@@ -130,7 +130,7 @@ def test_watch_takes_in_each_image_until_ctrl_c(
 
     looks: list[int] = []
     served = functools.partial(watch_paths, sleep=two_looks)
-    monkeypatch.setattr("hgprompt_edge.runtime.watch.watch_paths", served)
+    monkeypatch.setattr("hgprompt_edge.runtime.watching.watch.watch_paths", served)
     seen = folder_of(tmp_path / "seen", pictures(5, 20))
     result = run("monitor", "--model", str(model), "--watch", str(seen), "--json")
     assert result.exit_code == 130

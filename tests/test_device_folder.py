@@ -20,7 +20,7 @@ from small_vits import make_backbone, make_bundle
 from test_export_folded import of
 
 from hgprompt_edge.artifacts.bundle import Bundle
-from hgprompt_edge.artifacts.task_file import read_task
+from hgprompt_edge.artifacts.tasks.task_file import read_task
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
 from hgprompt_edge.errors import UserError

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.maths.martingale import ALL, Capital, log_winnings
+from hgprompt_edge.maths.drift.martingale import ALL, Capital, log_winnings
+from hgprompt_edge.maths.drift.urns import Urns
 from hgprompt_edge.maths.reference import Reference, Seen, fit_reference
 from hgprompt_edge.maths.reference_file import pack_reference, unpack_reference
-from hgprompt_edge.maths.urns import Urns
-from hgprompt_edge.runtime.monitor import FEWEST, Monitor, Report, why_not
-from hgprompt_edge.runtime.monitor_file import FILE, read_monitor, state_of, write_monitor
+from hgprompt_edge.runtime.watching.monitor import FEWEST, Monitor, Report, why_not
+from hgprompt_edge.runtime.watching.monitor_file import FILE, read_monitor, state_of, write_monitor
 
 Floats = npt.NDArray[np.float32]
 WIDTH, CLASSES, OWN = 24, 4, 200

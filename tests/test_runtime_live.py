@@ -18,7 +18,7 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.runtime.learned import open_history
 from hgprompt_edge.runtime.predictor import Predictor
-from hgprompt_edge.runtime.watch import watch
+from hgprompt_edge.runtime.watching.watch import watch
 
 
 @pytest.fixture(scope="module", params=["learned", "none"])

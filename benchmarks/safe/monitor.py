@@ -25,7 +25,7 @@ from hgprompt_edge.data import Task
 from hgprompt_edge.data.conditions import SHIFTS, corrupt
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.maths.reference import Reference, fit_reference
-from hgprompt_edge.runtime.monitor import Monitor
+from hgprompt_edge.runtime.watching.monitor import Monitor
 from shared.pages import fill, table, write_page
 from shared.rows import Rows, add_rows, read_rows, results_file, select
 from shared.study import make_parser

@@ -21,8 +21,8 @@ from hgprompt_edge.adapt.model import Request, adapt_model, bank_of, prepare
 from hgprompt_edge.artifacts.device_bank import Bank
 from hgprompt_edge.errors import FileError
 from hgprompt_edge.runtime.learned import open_history
-from hgprompt_edge.runtime.monitor import Monitor
 from hgprompt_edge.runtime.predictor import Predictor
+from hgprompt_edge.runtime.watching.monitor import Monitor
 from hgprompt_edge.state.history import RETURN, History, Version
 
 WINDOW = 64

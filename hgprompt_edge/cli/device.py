@@ -15,8 +15,8 @@ from hgprompt_edge.cli.shared.progress import working
 from hgprompt_edge.errors import CheckError, UserError, some
 
 if TYPE_CHECKING:
-    from hgprompt_edge.artifacts.device_files import BackboneFacts
-    from hgprompt_edge.artifacts.task_file import TaskFile
+    from hgprompt_edge.artifacts.tasks.device_files import BackboneFacts
+    from hgprompt_edge.artifacts.tasks.task_file import TaskFile
 
 app = typer.Typer(help="Add, remove or list the tasks of a device folder.", no_args_is_help=True)
 
@@ -81,7 +81,7 @@ def add(
     checkpoint: options.Checkpoint = None,
 ) -> None:
     """Add a task, or replace the one of its name; the backbone stays as it is."""
-    from hgprompt_edge.artifacts.device_files import SUFFIX
+    from hgprompt_edge.artifacts.tasks.device_files import SUFFIX
 
     if task.suffix == SUFFIX:
         path = _add_file(folder, task, key)
@@ -126,7 +126,7 @@ def _opened(folder: Path) -> tuple[BackboneFacts, int]:
 
 
 def _paths(folder: Path) -> dict[str, Path]:
-    from hgprompt_edge.artifacts.device_files import task_paths
+    from hgprompt_edge.artifacts.tasks.device_files import task_paths
 
     return task_paths(folder)
 
@@ -163,7 +163,7 @@ def _add_file(folder: Path, file: Path, key: Path | None) -> Path:
 def _add_bundle(folder: Path, path: Path, checkpoint: Path | None) -> Path:
     """Make a task of a bundle, which needs PyTorch."""
     from hgprompt_edge.artifacts.bundle_file import read_bundle
-    from hgprompt_edge.artifacts.device_files import SUFFIX
+    from hgprompt_edge.artifacts.tasks.device_files import SUFFIX
     from hgprompt_edge.cli.shared.server import require_server
     from hgprompt_edge.files import sha256_file
 

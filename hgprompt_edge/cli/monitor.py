@@ -28,9 +28,9 @@ from hgprompt_edge.errors import UserError
 if TYPE_CHECKING:
     from hgprompt_edge.adapt.closed_loop import ClosedLoop, Step
     from hgprompt_edge.images.listing import LeftOut
-    from hgprompt_edge.runtime.monitor import Monitor, Report
-    from hgprompt_edge.runtime.monitored import Observed
     from hgprompt_edge.runtime.predictor import Predictor
+    from hgprompt_edge.runtime.watching.monitor import Monitor, Report
+    from hgprompt_edge.runtime.watching.monitored import Observed
 
 EVERY = 50
 """Images after which a watched folder's state is written, beside when something was found."""
@@ -77,9 +77,9 @@ def monitor(
     """Watch for a shift: say when images look different. Exit code 3 if they do."""
     from hgprompt_edge.adapt.model import bank_of
     from hgprompt_edge.images.listing import list_images
-    from hgprompt_edge.runtime.monitor_file import read_monitor
-    from hgprompt_edge.runtime.monitored import monitor_path, only_monitor, watchable
     from hgprompt_edge.runtime.predictor import Predictor
+    from hgprompt_edge.runtime.watching.monitor_file import read_monitor
+    from hgprompt_edge.runtime.watching.monitored import monitor_path, only_monitor, watchable
 
     if images and watch is not None:
         raise UserError("--watch: does not go with image files; leave one of the two out")
@@ -139,7 +139,7 @@ class Run:
         self, files: Iterable[Path], batch_size: int
     ) -> Iterator[tuple[Observed, Step | None]]:
         """Take in files, and adapt where it is time."""
-        from hgprompt_edge.runtime.monitored import observe_files
+        from hgprompt_edge.runtime.watching.monitored import observe_files
 
         before = self.monitor.report()
         for each in observe_files(self.predictor, self.monitor, files, batch_size):
@@ -162,7 +162,7 @@ def _loop(found: Monitor, model: Path, path: Path, threads: int | None) -> Close
 def _observe(run: Run, files: Sequence[Path], batch_size: int) -> tuple[list[LeftOut], list[Step]]:
     """Take in files and write the state; returns what cannot be read, and what was done."""
     from hgprompt_edge.images.listing import LeftOut
-    from hgprompt_edge.runtime.monitor_file import write_monitor
+    from hgprompt_edge.runtime.watching.monitor_file import write_monitor
 
     unreadable, steps = [], []
     with progress_bar() as report:
@@ -181,8 +181,8 @@ def _observe(run: Run, files: Sequence[Path], batch_size: int) -> tuple[list[Lef
 
 def _watch(run: Run, folder: Path, json: bool) -> None:
     """Take in each new image; print a line when something is found, or JSON for each image."""
-    from hgprompt_edge.runtime.monitor_file import write_monitor
-    from hgprompt_edge.runtime.watch import watch_paths
+    from hgprompt_edge.runtime.watching.monitor_file import write_monitor
+    from hgprompt_edge.runtime.watching.watch import watch_paths
 
     before = _news(run.monitor.report())
     try:

@@ -161,7 +161,7 @@ def _unused(listing: Listing) -> list[Prediction]:
 
 def _serve(predictor: Predictor, folder: Path, top: int, json: bool, as_csv: bool) -> None:
     """Print each new image as soon as it is whole: a line of JSON or prose, or its rows of CSV."""
-    from hgprompt_edge.runtime.watch import watch
+    from hgprompt_edge.runtime.watching.watch import watch
 
     if as_csv:
         found = (prediction for prediction, _ in watch(predictor, folder, top))

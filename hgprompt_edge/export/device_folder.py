@@ -14,7 +14,9 @@ import onnx
 import onnx_ir as ir
 
 from hgprompt_edge.artifacts.bundle import Bundle
-from hgprompt_edge.artifacts.device_files import (
+from hgprompt_edge.artifacts.metadata import PREFIX
+from hgprompt_edge.artifacts.model_digest import BLANK, FILE_SHA256, seal
+from hgprompt_edge.artifacts.tasks.device_files import (
     DEFAULT,
     FORMAT,
     GRAPHS,
@@ -23,11 +25,9 @@ from hgprompt_edge.artifacts.device_files import (
     BackboneFacts,
     parse_facts,
 )
-from hgprompt_edge.artifacts.metadata import PREFIX
-from hgprompt_edge.artifacts.model_digest import BLANK, FILE_SHA256, seal
-from hgprompt_edge.artifacts.task_file import FORMAT as TASK_FORMAT
-from hgprompt_edge.artifacts.task_file import write_task
-from hgprompt_edge.artifacts.task_tensors import TaskTensors
+from hgprompt_edge.artifacts.tasks.task_file import FORMAT as TASK_FORMAT
+from hgprompt_edge.artifacts.tasks.task_file import write_task
+from hgprompt_edge.artifacts.tasks.task_tensors import TaskTensors
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.errors import CheckError, FileError
 from hgprompt_edge.export.device_sources import (

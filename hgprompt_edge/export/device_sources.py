@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hgprompt_edge.artifacts.bundle import Bundle
-from hgprompt_edge.artifacts.device_files import BackboneFacts
+from hgprompt_edge.artifacts.tasks.device_files import BackboneFacts
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.errors import FileError, MismatchError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hgprompt_edge.artifacts.device_files import (
+from hgprompt_edge.artifacts.tasks.device_files import (
     SUFFIX,
     WEIGHTS,
     BackboneFacts,
@@ -12,8 +12,8 @@ from hgprompt_edge.artifacts.device_files import (
     parse_facts,
     task_paths,
 )
-from hgprompt_edge.artifacts.task_file import TaskFile, misfit, read_task
-from hgprompt_edge.artifacts.task_tensors import NAMES
+from hgprompt_edge.artifacts.tasks.task_file import TaskFile, misfit, read_task
+from hgprompt_edge.artifacts.tasks.task_tensors import NAMES
 from hgprompt_edge.errors import FileError, MismatchError, some
 from hgprompt_edge.files import sha256_file
 from hgprompt_edge.maths.parity import TOLERANCES, Comparison, compare

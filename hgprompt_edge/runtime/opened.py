@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.artifacts.device_bank import Bank
-from hgprompt_edge.artifacts.device_files import SUFFIX
 from hgprompt_edge.artifacts.metadata import PREFIX, Metadata, parse_metadata
+from hgprompt_edge.artifacts.tasks.device_files import SUFFIX
 from hgprompt_edge.errors import FileError, brief
 from hgprompt_edge.maths.reference import Reference
 from hgprompt_edge.maths.reference_file import unpack_reference

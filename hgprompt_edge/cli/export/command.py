@@ -216,7 +216,7 @@ def _newest() -> Path:
 
 def _is_folder(output: str | None) -> bool:
     """Whether a device folder is asked for: one that is there, or a name with a slash behind."""
-    from hgprompt_edge.artifacts.device_files import graph_of
+    from hgprompt_edge.artifacts.tasks.device_files import graph_of
 
     return output is not None and (output.endswith(("/", os.sep)) or bool(graph_of(Path(output))))
 

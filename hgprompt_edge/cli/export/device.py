@@ -34,9 +34,15 @@ def export_folder(
     from dataclasses import replace
 
     from hgprompt_edge.artifacts.bundle_file import read_bundle
-    from hgprompt_edge.artifacts.device_files import DEFAULT, GRAPHS, SUFFIX, WEIGHTS, task_paths
     from hgprompt_edge.artifacts.signature import check_signer
     from hgprompt_edge.artifacts.signature import sign as sign_file
+    from hgprompt_edge.artifacts.tasks.device_files import (
+        DEFAULT,
+        GRAPHS,
+        SUFFIX,
+        WEIGHTS,
+        task_paths,
+    )
     from hgprompt_edge.files import sha256_file
 
     _check_options(context, folder)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hgprompt_edge.runtime.monitor import MixChange, Report, Share, Shift
+    from hgprompt_edge.runtime.watching.monitor import MixChange, Report, Share, Shift
 
 SHOWN = 3
 """Classes that are named of those that come more often, and less often."""

@@ -15,7 +15,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from hgprompt_edge.artifacts.folded import FoldedPrompt
-from hgprompt_edge.artifacts.task_tensors import (
+from hgprompt_edge.artifacts.tasks.task_tensors import (
     BIAS,
     HEAD,
     KEYS,

@@ -11,9 +11,17 @@ from typing import cast
 
 import numpy as np
 
-from hgprompt_edge.artifacts.device_files import SUFFIX, BackboneFacts
 from hgprompt_edge.artifacts.metadata import PREFIX, Metadata, parse_metadata
-from hgprompt_edge.artifacts.task_tensors import BIAS, HEAD, KEYS, MASK, NAMES, VALUES, TaskTensors
+from hgprompt_edge.artifacts.tasks.device_files import SUFFIX, BackboneFacts
+from hgprompt_edge.artifacts.tasks.task_tensors import (
+    BIAS,
+    HEAD,
+    KEYS,
+    MASK,
+    NAMES,
+    VALUES,
+    TaskTensors,
+)
 from hgprompt_edge.errors import FileError, brief
 from hgprompt_edge.files import (
     DAMAGE,

@@ -15,9 +15,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.maths.martingale import Bet, Capital
+from hgprompt_edge.maths.drift.martingale import Bet, Capital
+from hgprompt_edge.maths.drift.urns import Urns
 from hgprompt_edge.maths.reference import Reference, Seen
-from hgprompt_edge.maths.urns import Urns
 
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

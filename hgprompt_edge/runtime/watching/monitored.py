@@ -15,9 +15,9 @@ from hgprompt_edge.errors import BatchMemoryError, FileError
 from hgprompt_edge.images.preprocess import UnreadableImageError, read_image
 from hgprompt_edge.maths.reference import Reference
 from hgprompt_edge.runtime.learned import state_folder
-from hgprompt_edge.runtime.monitor import Monitor, Report, why_not
-from hgprompt_edge.runtime.monitor_file import FILE
 from hgprompt_edge.runtime.predictor import Predictor
+from hgprompt_edge.runtime.watching.monitor import Monitor, Report, why_not
+from hgprompt_edge.runtime.watching.monitor_file import FILE
 from hgprompt_edge.state.lock import only_one
 
 

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.files import sha256_arrays
-from hgprompt_edge.maths.class_mix import ClassMix
-from hgprompt_edge.maths.direction import Direction
-from hgprompt_edge.maths.martingale import ALL, ALPHA, DIRECTIONS, Capital
+from hgprompt_edge.maths.drift.class_mix import ClassMix
+from hgprompt_edge.maths.drift.direction import Direction
+from hgprompt_edge.maths.drift.martingale import ALL, ALPHA, DIRECTIONS, Capital
+from hgprompt_edge.maths.drift.thin import Thinner
+from hgprompt_edge.maths.drift.urns import Urns
 from hgprompt_edge.maths.reference import STATISTICS, Reference, Seen
-from hgprompt_edge.maths.thin import Thinner
-from hgprompt_edge.maths.urns import Urns
 
 Floats = npt.NDArray[np.float32]
 

@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from hgprompt_edge.errors import FileError, brief
 from hgprompt_edge.files import DAMAGE, write_bytes
-from hgprompt_edge.maths.direction import Direction
-from hgprompt_edge.maths.martingale import Capital
+from hgprompt_edge.maths.drift.direction import Direction
+from hgprompt_edge.maths.drift.martingale import Capital
 from hgprompt_edge.maths.reference import Reference
-from hgprompt_edge.runtime.monitor import Monitor, Shift
+from hgprompt_edge.runtime.watching.monitor import Monitor, Shift
 
 FILE = "monitor.json"
 FAMILY, VERSION = "hgprompt.monitor/", "1"

@@ -1,0 +1,1 @@
+"""Watching: folders that images come into, and the monitor that watches for a shift."""
