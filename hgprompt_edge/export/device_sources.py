@@ -64,13 +64,12 @@ def check_together(sources: Sequence[Source]) -> None:
 def shared_backbone(bundles: Sequence[Bundle], backbone: Backbone) -> Backbone:
     """Return the backbone with the features that all heads can take.
 
-    These are class token and patch mean for heads on either, also where all take the class token:
-    a task that takes both can be added later.
+    These are class token and patch mean, or one of them where all take that: the class token alone
+    spares the last block all other rows.
     """
     backbone = replace(backbone, preprocessing=bundles[0].preprocessing)
-    if bundles[0].pooling == "avg" or "both" not in backbone.poolings:
-        return backbone.with_pooling(bundles[0].pooling)
-    return backbone.with_pooling("both")
+    needed = {bundle.pooling for bundle in bundles}
+    return backbone.with_pooling(needed.pop() if len(needed) == 1 else "both")
 
 
 def check_addition(source: Source, folder: Path, facts: BackboneFacts) -> None:

@@ -127,29 +127,48 @@ def _softmax_with_prefix(
     if layer.prefix is None:
         return w.op("Softmax", f"{name}.softmax", scores, axis=-1), None
     prefix, heads = layer.prefix, layer.heads
-    if isinstance(prefix, Constant):
-        keys = w.floats(f"{name}.prefix_k", prefix.keys.transpose(0, 2, 1))
-        values = w.floats(f"{name}.prefix_v", prefix.values)
-    else:
-        keys = w.op("Transpose", f"{name}.prefix_k.transposed", prefix.keys, perm=[0, 2, 1])
-        values = prefix.values
-    count = num_tokens(prefix)
+    keys, values = _prefix_of_heads(w, name, layer, prefix)
     before = w.op("MatMul", f"{name}.prefix.scores", q, keys)  # [batch, H, 1, T]
     before = w.reshape(f"{name}.prefix.rows", before, 0, heads, -1)
     both = w.op("Concat", f"{name}.scores.prefixed", before, scores, axis=2)
-    both = add_mask(w, name, _one_row(w, name, prefix), both)
+    row = _one_row(w, name, prefix)
+    if isinstance(row, Given) and row.rows and row.mask is not None:  # [batch, 1, T + N]
+        row = replace(row, mask=w.op("Squeeze", f"{name}.mask.row", row.mask, w.integers(2)))
+    both = add_mask(w, name, row, both)
     both = w.op("Softmax", f"{name}.softmax", both, axis=-1)
+    # From behind where tokens of the prefix are as many as are given.
+    count = (
+        -prefix.image_tokens if isinstance(prefix, Given) and prefix.rows else num_tokens(prefix)
+    )
     given = w.part(f"{name}.prefix.shares", both, 0, count, axis=2)
     given = w.reshape(f"{name}.prefix.shares.heads", given, 0, heads, 1, -1)
     given = w.op("MatMul", f"{name}.prefix.mixed", given, values)
     return w.part(f"{name}.shares", both, count, END, axis=2), given
 
 
+def _prefix_of_heads(
+    w: Writer, name: str, layer: Layer, prefix: Constant | Given
+) -> tuple[ir.Value, ir.Value]:
+    """Keys `[H, d, T]` and values `[H, T, d]` of the prefix, or for each image."""
+    if isinstance(prefix, Constant):
+        keys = w.floats(f"{name}.prefix_k", prefix.keys.transpose(0, 2, 1))
+        return keys, w.floats(f"{name}.prefix_v", prefix.values)
+    if not prefix.rows:
+        keys = w.op("Transpose", f"{name}.prefix_k.transposed", prefix.keys, perm=[0, 2, 1])
+        return keys, prefix.values
+    found = []
+    for which, x, perm in (("k", prefix.keys, [0, 2, 3, 1]), ("v", prefix.values, [0, 2, 1, 3])):
+        x = w.reshape(f"{name}.prefix_{which}.heads", x, 0, 0, layer.heads, -1)
+        found.append(w.op("Transpose", f"{name}.prefix_{which}.transposed", x, perm=perm))
+    return found[0], found[1]
+
+
 def _one_row(w: Writer, name: str, prefix: Constant | Given | None) -> Constant | Given | None:
     """Keep the mask of one query, for the class token."""
     if not isinstance(prefix, Given) or prefix.mask is None:
         return prefix
-    return replace(prefix, mask=w.part(f"{name}.mask", prefix.mask, 0, 1, axis=0))
+    axis = 2 if prefix.rows else 0
+    return replace(prefix, mask=w.part(f"{name}.mask", prefix.mask, 0, 1, axis=axis))
 
 
 def _project(

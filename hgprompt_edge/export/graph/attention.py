@@ -42,12 +42,15 @@ class Given:
     mask
         Added to the scores, `[N, T + N]`, with `rows` `[P batch, 1, N, T + N]`: the logarithm of
         the prompt's share, and what shuts out padding; None: the prompt has all.
+    image_tokens
+        With `rows` the `N` of an image; `T` is known at run time only.
     """
 
     keys: ir.Value
     values: ir.Value
     mask: ir.Value | None
     rows: bool = False
+    image_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def _given(
         [w.op("Squeeze", f"{part.name}.rows", part, axis) for part in parts]
         for parts in zip(*each, strict=True)
     ]
-    return [Given(keys, values, mask, rows=True) for keys, values in pairs]
+    return [Given(keys, values, mask, rows=True, image_tokens=count) for keys, values in pairs]
 
 
 def _for_each_image(w: Writer, name: str, x: ir.Value, axis: int, batch: ir.Value) -> ir.Value:
