@@ -20,7 +20,7 @@ from small_vits import make_backbone, make_bundle
 from test_export_folded import of
 
 from hgprompt_edge.artifacts.bundle import Bundle
-from hgprompt_edge.artifacts.tasks.task_file import read_task
+from hgprompt_edge.artifacts.tasks.task_file import CONTENT, read_task, write_task
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
 from hgprompt_edge.errors import UserError
@@ -33,8 +33,10 @@ from hgprompt_edge.export.verify import reference_logits
 from hgprompt_edge.maths.softmax import log_softmax
 from hgprompt_edge.runtime.classifier import load
 from hgprompt_edge.runtime.device_folder import DeviceFolder
+from hgprompt_edge.runtime.prediction import Limits
 from hgprompt_edge.runtime.predictor import Predictor
 from hgprompt_edge.runtime.verify import verify_model
+from hgprompt_edge.runtime.watching.watch import watch
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,9 @@ def test_a_plain_runtime_runs_the_default_task(backbone: Backbone, copy: Path) -
     (copy / "backbone.weights").unlink()  # shared, so nothing runs without them
     with pytest.raises(Exception, match=r"backbone\.weights"):
         ort.InferenceSession(copy / "default.onnx", providers=["CPUExecutionProvider"])
+    for path in (copy, copy / "default.onnx"):
+        with pytest.raises(UserError, match=r"needs backbone\.weights beside it"):
+            Predictor(path)
 
 
 def test_the_head_on_the_features_gives_the_logits(backbone: Backbone, folder: Path) -> None:
@@ -272,3 +277,80 @@ def test_a_folder_is_written_whole_or_not_at_all(backbone: Backbone, tmp_path: P
     with pytest.raises(Exception, match="not equal to PyTorch"):
         export_device(sources([pets, broken]), backbone, tmp_path / "device")
     assert not (tmp_path / "device").exists()
+
+
+def test_a_task_cannot_be_named_out_of_its_folder(backbone: Backbone, copy: Path) -> None:
+    for name in ("../evil", "a/b", ".hidden", "default", "backbone"):
+        bundle = named(make_bundle(backbone, seed=9), name)
+        with pytest.raises(UserError, match="its task is called"):
+            export_device([Source(Path("x.hgbundle"), bundle)], backbone, copy.parent / "new")
+        with pytest.raises(UserError, match="has no task"):
+            Predictor(copy).task(name)
+    shutil.copy(copy / "cars.hgtask", copy.parent / "cars.hgtask")
+    with pytest.raises(UserError, match="has no task"):
+        Predictor(copy).task("../cars")
+
+
+def test_the_weights_of_default_onnx_are_checked(copy: Path) -> None:
+    weights = copy / "backbone.weights"
+    changed = bytearray(weights.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    weights.write_bytes(changed)
+    with pytest.raises(UserError, match=r"damaged, or of another export than default\.onnx"):
+        Predictor(copy / "default.onnx")
+
+
+def test_the_task_of_default_onnx_is_neither_replaced_nor_removed(copy: Path) -> None:
+    other = copy.parent / "other"
+    other.mkdir()
+    shutil.copy(copy / "pets.hgtask", other)
+    for words in (("remove", str(copy), "pets"), ("add", str(copy), str(other / "pets.hgtask"))):
+        result = run("device", *words)
+        assert result.exit_code == 2
+        assert "folded into default.onnx" in result.stderr
+
+
+def test_a_broken_task_is_no_fault_of_the_others(copy: Path) -> None:
+    photo = copy.parent / "photo.png"
+    Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(photo)
+    (copy / "pets.hgtask").write_bytes(b"broken")
+    result = run("predict", "--model", str(copy), "--task", "cars", str(photo))
+    assert result.exit_code == 0, result.stderr
+
+
+def test_a_task_without_probabilities_is_named(copy: Path) -> None:
+    photo = copy.parent / "photo.png"
+    Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(photo)
+    task = read_task(copy / "birds.hgtask")
+    huge = replace(task.tensors, head_weight=np.full_like(task.tensors.head_weight, 3e38))
+    entries = {name: text for name, text in task.entries.items() if name != CONTENT}
+    write_task(copy / "birds.hgtask", huge, entries, task.reference)
+    words = ("--task", "cars", "--task", "birds", str(photo))
+    result = run("predict", "--model", str(copy), *words)
+    assert result.exit_code == 2
+    assert "task birds" in result.stderr
+    assert "cars" in result.stdout
+
+
+def test_a_folder_is_no_model_where_it_serves_several(copy: Path) -> None:
+    for words in (("verify", str(copy)), ("bench", str(copy))):
+        result = run(*words)
+        assert result.exit_code == 2
+        assert "name one, such as" in result.stderr
+
+
+def test_watching_takes_the_limits_and_a_replaced_task(backbone: Backbone, copy: Path) -> None:
+    folder = copy.parent / "seen"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(folder / name)
+    predictor, facts = Predictor(copy).task("pets"), DeviceFolder(copy).facts
+    seen = watch(predictor, folder, limits=Limits(min_confidence=1.0), sleep=lambda _: None)
+    first, _ = next(seen)
+    assert first.unknown
+    other = named(make_bundle(backbone, seed=5, classes=6), "pets")
+    other = replace(other, classes=tuple(f"new{i}" for i in range(6)))
+    add_task(Source(Path("pets.hgbundle"), other), backbone, copy, facts)
+    second, _ = next(seen)
+    assert second.labels[0][0].startswith("new")

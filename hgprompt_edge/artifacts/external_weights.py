@@ -34,3 +34,18 @@ def check_external_data(path: Path) -> OnnxFacts:
                 "one folder",
             )
     return facts
+
+
+def check_beside(path: Path, facts: OnnxFacts) -> None:
+    """Refuse a model whose weights are to lie in files beside it, and do not.
+
+    Raises
+    ------
+    UserError
+        A file is missing; says which.
+    """
+    for location in facts.locations:
+        if not (path.parent / location).is_file():
+            raise FileError(
+                path, f"needs {brief(location)} beside it, which is missing; copy both files"
+            )

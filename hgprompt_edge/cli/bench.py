@@ -12,7 +12,7 @@ from hgprompt_edge.cli.evaluate import describe, evaluate_on, notes_on_data
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import note, out, print_json, reports_errors
 from hgprompt_edge.cli.shared.left_out import note_left_out
-from hgprompt_edge.cli.shared.opened import open_model
+from hgprompt_edge.cli.shared.opened import check_one_task, open_model
 from hgprompt_edge.cli.shared.progress import progress_bar
 from hgprompt_edge.cli.shared.text import as_interval
 from hgprompt_edge.errors import UserError
@@ -44,6 +44,9 @@ def bench(
     """Measure models in turns: latency, throughput, load, cold start, memory, size."""
     from hgprompt_edge.runtime.bench import bench as measure
     from hgprompt_edge.runtime.cpu import cpu_features
+
+    for model in models:
+        check_one_task(model)
 
     if data is None and (split or class_map):
         raise UserError("--split and --map: need labelled images; name them with --data")

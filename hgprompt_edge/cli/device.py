@@ -107,14 +107,23 @@ def remove(
     paths = _paths(folder)
     if task not in paths:
         raise UserError(f"{folder}: has no task {task} ({some(list(paths)) or 'none'}); name one")
+    _check_not_default(folder, task, facts)
+    try:
+        paths[task].unlink()
+        signature_path(paths[task]).unlink(missing_ok=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"{paths[task]}: cannot be removed ({reason}); check the folder") from error
+    out.print(f"{paths[task]}: removed", soft_wrap=True)
+
+
+def _check_not_default(folder: Path, task: str, facts: BackboneFacts) -> None:
+    """Refuse to change the task that default.onnx has folded in: that would stay as it was."""
     if task == facts.default and (folder / "default.onnx").exists():
         raise UserError(
-            f"{folder}: {task} is folded into default.onnx; export the folder again with another "
-            "bundle first"
+            f"{folder}: {task} is folded into default.onnx, which stays as it is; remove that file "
+            "first, or export to another folder"
         )
-    paths[task].unlink()
-    signature_path(paths[task]).unlink(missing_ok=True)
-    out.print(f"{paths[task]}: removed", soft_wrap=True)
 
 
 def _opened(folder: Path) -> tuple[BackboneFacts, int]:
@@ -152,8 +161,10 @@ def _add_file(folder: Path, file: Path, key: Path | None) -> Path:
     place = folder / file.name
     if place.exists() and place.samefile(file):
         raise UserError(f"{file}: is in {folder} already; name a file from elsewhere")
+    _check_not_default(folder, file.stem, found.facts)
     with atomic_path(place) as temporary:
         shutil.copyfile(file, temporary)
+    signature_path(place).unlink(missing_ok=True)  # of what had this name
     if signature_path(file).is_file():
         with atomic_path(signature_path(place)) as temporary:
             shutil.copyfile(signature_path(file), temporary)
@@ -163,6 +174,7 @@ def _add_file(folder: Path, file: Path, key: Path | None) -> Path:
 def _add_bundle(folder: Path, path: Path, checkpoint: Path | None) -> Path:
     """Make a task of a bundle, which needs PyTorch."""
     from hgprompt_edge.artifacts.bundle_file import read_bundle
+    from hgprompt_edge.artifacts.signature import signature_path
     from hgprompt_edge.artifacts.tasks.device_files import SUFFIX
     from hgprompt_edge.cli.shared.server import require_server
     from hgprompt_edge.files import sha256_file
@@ -170,10 +182,13 @@ def _add_bundle(folder: Path, path: Path, checkpoint: Path | None) -> Path:
     require_server("device add")
     facts, _ = _opened(folder)
     bundle, digest = read_bundle(path), sha256_file(path)
+    _check_not_default(folder, bundle.task, facts)
     with working("exporting"):
         from hgprompt_edge.backbones.fitted import backbone_of
         from hgprompt_edge.export.device_folder import add_task
         from hgprompt_edge.export.device_sources import Source
 
         add_task(Source(path, bundle, digest), backbone_of(bundle, checkpoint), folder, facts)
-    return folder / f"{bundle.task}{SUFFIX}"
+    place = folder / f"{bundle.task}{SUFFIX}"
+    signature_path(place).unlink(missing_ok=True)  # of what had this name
+    return place

@@ -14,7 +14,7 @@ import typer
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import note, out, print_json, reports_errors
 from hgprompt_edge.cli.shared.left_out import as_rows, note_left_out
-from hgprompt_edge.cli.shared.opened import note_bf16, open_model
+from hgprompt_edge.cli.shared.opened import check_one_task, note_bf16, open_model
 from hgprompt_edge.cli.shared.parameters import as_options
 from hgprompt_edge.cli.shared.progress import progress_bar, working
 from hgprompt_edge.cli.shared.text import as_interval
@@ -63,6 +63,8 @@ def evaluate(
         )
     if as_csv is not None:
         check_output(as_csv, "--csv")
+    for model in models:
+        check_one_task(model)
     predictors = [
         open_model(model, threads=threads, device=device, bf16=bf16, state=state)
         for model in models

@@ -89,7 +89,9 @@ def monitor(
     if images and not listing.images:
         raise UserError(f"{listing.missing[0]}; name image files, or folders of them")
     # The initial mix, whatever was learned since: what the model knows of its images is under it.
-    opened = Predictor(model, threads=threads)
+    if task is not None and not model.is_dir():
+        raise UserError(f"--task {task}: {model} is no device folder; leave it out")
+    opened = Predictor(model if task is None else model / f"{task}.hgtask", threads=threads)
     (predictor,) = tasks_of(opened, model, None if task is None else [task])
     reference, path = watchable(predictor), monitor_path(predictor, state)
     if adapt:

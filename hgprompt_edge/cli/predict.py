@@ -22,13 +22,13 @@ from hgprompt_edge.cli.shared.console import (
     reports_errors,
 )
 from hgprompt_edge.cli.shared.left_out import note_left_out
-from hgprompt_edge.cli.shared.opened import note_bf16, open_model, tasks_of
+from hgprompt_edge.cli.shared.opened import note_bf16, note_limits, open_task, tasks_of
 from hgprompt_edge.cli.shared.progress import progress_bar
 from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:
     from hgprompt_edge.images.listing import Listing
-    from hgprompt_edge.runtime.prediction import Prediction
+    from hgprompt_edge.runtime.prediction import Limits, Prediction
     from hgprompt_edge.runtime.predictor import Predictor
 
 
@@ -91,22 +91,23 @@ def predict(
     listing = list_images(images or [] if watch is None else [watch])
     if watch is None and not listing.images:
         raise UserError(f"{listing.missing[0]}; name image files, or folders of them")
-    opened = open_model(model, threads=threads, device=device, bf16=bf16, state=state)
+    opened = open_task(model, task, threads=threads, device=device, bf16=bf16, state=state)
     predictors = tasks_of(opened, model, task)
     predictor = predictors[0]
+    limits = Limits(false_alarms / 100, min_confidence / 100)
+    note_limits(predictors, limits)
     if watch is not None:
         if len(predictors) > 1:
             raise UserError("--watch: serves one task; give one --task")
         note_left_out((), listing.left_out)
         try:
-            _serve(predictor, watch, top, json, as_csv)
+            _serve(predictor, watch, top, limits, json, as_csv)
         except KeyboardInterrupt:  # the way to end it
             raise typer.Exit(EXIT_INTERRUPTED) from None
         return
     note_bf16(predictor, bf16)
     predictions: list[Prediction] = []
     ways = [each.way() for each in predictors]
-    limits = Limits(false_alarms / 100, min_confidence / 100)
     with progress_bar() as report:
         found = predict_files(
             ways, predictor.preprocessing, listing.images, top, batch_size, limits
@@ -121,13 +122,22 @@ def predict(
     else:
         _print_table(predictions)
     note_left_out((), listing.left_out)
-    failed = [p for p in predictions if p.error and p.task == predictions[0].task]
-    for prediction in failed:
-        note(f"{prediction.path}: {prediction.error}")
+    failed = [p for p in predictions if p.error]
+    for text in dict.fromkeys(_failure(prediction) for prediction in failed):
+        note(text)
     for item in listing.missing:
         note(str(item))
     if failed or listing.missing:
-        fail(_what_is_wrong(failed, len(listing.images), listing), EXIT_BAD_INPUT)
+        once = list({prediction.path: prediction for prediction in failed}.values())
+        fail(_what_is_wrong(once, len(listing.images), listing), EXIT_BAD_INPUT)
+
+
+def _failure(prediction: Prediction) -> str:
+    """Say why an image has no class; for which task, where that is why."""
+    from hgprompt_edge.runtime.prediction import NO_PROBABILITIES
+
+    task = f", task {prediction.task}" if prediction.task else ""
+    return f"{prediction.path}{task * (prediction.error == NO_PROBABILITIES)}: {prediction.error}"
 
 
 def _what_is_wrong(failed: Sequence[Prediction], images: int, listing: Listing) -> str:
@@ -159,15 +169,17 @@ def _unused(listing: Listing) -> list[Prediction]:
     return [Prediction(Path(name), (), why) for name, why in (*missing, *left_out)]
 
 
-def _serve(predictor: Predictor, folder: Path, top: int, json: bool, as_csv: bool) -> None:
+def _serve(
+    predictor: Predictor, folder: Path, top: int, limits: Limits, json: bool, as_csv: bool
+) -> None:
     """Print each new image as soon as it is whole: a line of JSON or prose, or its rows of CSV."""
     from hgprompt_edge.runtime.watching.watch import watch
 
     if as_csv:
-        found = (prediction for prediction, _ in watch(predictor, folder, top))
+        found = (prediction for prediction, _ in watch(predictor, folder, top, limits=limits))
         _print_csv(found, bool(predictor.way().task))
         return
-    for prediction, version in watch(predictor, folder, top):
+    for prediction, version in watch(predictor, folder, top, limits=limits):
         number = None if version is None else version.id
         if json:
             print_json({**_as_dict(prediction), "version": number}, indent=None)

@@ -17,6 +17,7 @@ from hgprompt_edge.cli.shared.console import (
     print_json,
     reports_errors,
 )
+from hgprompt_edge.cli.shared.opened import check_one_task
 from hgprompt_edge.cli.shared.parameters import as_options
 from hgprompt_edge.cli.shared.progress import working
 from hgprompt_edge.cli.shared.server import SERVER_PACKAGES, is_installed
@@ -54,6 +55,7 @@ def verify(
         )
     if bundle is not None and not bundle.is_file():
         raise UserError(f"--bundle {bundle}: {why_not(bundle, 'file')}; check the path")
+    check_one_task(model)
     with working("verifying"):
         checks = verify_model(model, key=key, bundle=bundle)
     failed = [check for check in checks if check.ok is False]

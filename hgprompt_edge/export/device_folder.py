@@ -104,6 +104,7 @@ def export_device(
         if not whole.ok:
             raise CheckError(f"{folder / DEFAULT}: not equal to PyTorch ({whole})")
         entries = describe(first, sources[0].sha256)
+        entries[f"{PREFIX}weights_sha256"] = facts[f"{PREFIX}weights_sha256"]
         _finish(default, {**entries, f"{PREFIX}verification": _text(whole)})
     return found
 

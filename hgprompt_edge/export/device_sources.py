@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hgprompt_edge.artifacts.bundle import Bundle
-from hgprompt_edge.artifacts.tasks.device_files import BackboneFacts
+from hgprompt_edge.artifacts.tasks.device_files import BackboneFacts, bad_name
 from hgprompt_edge.backbones.backbone import Backbone
-from hgprompt_edge.errors import FileError, MismatchError
+from hgprompt_edge.errors import FileError, MismatchError, brief
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,13 @@ def _gives(pooling: str) -> tuple[str, ...]:
 
 
 def _check_deep(source: Source) -> None:
+    """Refuse what cannot be a task: its name, or its prompts."""
+    if why := bad_name(source.bundle.task):
+        raise FileError(
+            source.path,
+            f"its task is called '{brief(source.bundle.task)}', which {why}; fit it under another "
+            "name",
+        )
     if source.bundle.mode == "shallow":
         raise FileError(
             source.path,

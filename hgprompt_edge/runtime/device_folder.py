@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hgprompt_edge.artifacts.metadata import PREFIX
 from hgprompt_edge.artifacts.tasks.device_files import (
     SUFFIX,
     WEIGHTS,
     BackboneFacts,
+    bad_name,
     graph_of,
     parse_facts,
     task_paths,
@@ -52,12 +54,7 @@ class DeviceFolder:
         self.folder, self.graph = folder, graph
         self.engine: Engine = open_engine(graph, threads, device=device, bf16=bf16)
         self.facts: BackboneFacts = parse_facts(graph, self.engine.entries)
-        weights = folder / WEIGHTS
-        if graph.suffix == ".onnx" and sha256_file(weights) != self.facts.weights_sha256:
-            raise FileError(
-                weights,
-                f"damaged, or of another export than {graph.name}; copy the folder again",
-            )
+        check_weights(graph, self.engine)
         names = tuple(port.name for port in self.engine.inputs[1:])
         if names != NAMES:
             takes = some(names) or "nothing"
@@ -81,7 +78,7 @@ class DeviceFolder:
             There is none of that name, it is damaged, or of another backbone.
         """
         path = self.folder / f"{name}{SUFFIX}"
-        if not path.is_file():
+        if bad_name(name) or not path.is_file():
             raise FileError(self.folder, f"has no task {name} ({some(self.tasks)}); name one")
         state = path.stat()
         stamp = state.st_mtime_ns, state.st_size
@@ -153,3 +150,19 @@ def read_fitting(path: Path, facts: BackboneFacts, graph: Path, width: int) -> T
     if found := misfit(task, facts, width):
         raise MismatchError(path, graph, found, "export it from a bundle of that backbone")
     return task
+
+
+def check_weights(path: Path, engine: Engine) -> None:
+    """Refuse an ONNX file whose weights, in a file beside it, are not those of its export.
+
+    Raises
+    ------
+    UserError
+        They are others, or damaged.
+    """
+    wanted = engine.entries.get(f"{PREFIX}weights_sha256")
+    weights = path.parent / WEIGHTS
+    if path.suffix == ".onnx" and wanted is not None and sha256_file(weights) != wanted:
+        raise FileError(
+            weights, f"damaged, or of another export than {path.name}; copy the folder again"
+        )

@@ -17,7 +17,7 @@ from hgprompt_edge.errors import FileError, brief
 from hgprompt_edge.maths.reference import Reference
 from hgprompt_edge.maths.reference_file import unpack_reference
 from hgprompt_edge.runtime.contract import ASSUMED, assumed_metadata, check_contract, read_bank_of
-from hgprompt_edge.runtime.device_folder import DeviceFolder
+from hgprompt_edge.runtime.device_folder import DeviceFolder, check_weights
 from hgprompt_edge.runtime.engines.engine import Engine
 from hgprompt_edge.runtime.engines.open import open_engine
 from hgprompt_edge.runtime.other_cpu import check_once
@@ -78,6 +78,7 @@ def open_any(
         found = DeviceFolder(folder, threads, device=device, bf16=bf16)
         return open_task(found, found.default() if path.is_dir() else path.stem)
     engine = open_engine(path, threads, device=device, bf16=bf16)
+    check_weights(path, engine)
     known = any(key.startswith(PREFIX) for key in engine.entries)
     assumed = None if known else assumed_metadata(engine)
     if assumed:

@@ -12,6 +12,7 @@ from hgprompt_edge.artifacts.metadata import NOT_OURS
 from hgprompt_edge.artifacts.model_digest import is_whole
 from hgprompt_edge.artifacts.onnx_bytes import read_facts
 from hgprompt_edge.artifacts.signature import check_signature, find_signature
+from hgprompt_edge.artifacts.tasks.device_files import SUFFIX, graph_of
 from hgprompt_edge.errors import CheckError, FileError, UserError
 from hgprompt_edge.files import sha256_file
 from hgprompt_edge.runtime.other_cpu import ADVICE
@@ -44,8 +45,9 @@ def verify_model(path: Path, *, key: Path | None = None, bundle: Path | None = N
     """
     checks: list[Check] = []
     if key is not None:  # first: nothing of a file that was tampered with is run
-        checks = [_signed(path, key)]
-        if not checks[0].ok:
+        graph = graph_of(path.parent) if path.suffix == SUFFIX else None
+        checks = [_signed(file, key) for file in (path, graph) if file is not None]
+        if not all(check.ok for check in checks):
             return checks
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of another CPU: that is one of the checks

@@ -77,6 +77,16 @@ def parse_facts(path: Path, entries: Mapping[str, str]) -> BackboneFacts:
         ) from error
 
 
+RESERVED = ("default", "backbone")
+
+
+def bad_name(name: str) -> str:
+    """Say why no file of a device folder can be named after this task; empty: it can."""
+    if not name or name.startswith(".") or any(part in name for part in ("/", "\\", ":", "\0")):
+        return "cannot be the name of a file in a device folder"
+    return "is the name of another file of a device folder" if name in RESERVED else ""
+
+
 def graph_of(folder: Path) -> Path | None:
     """Return the graph of a device folder; None: it is none."""
     return next((folder / name for name in GRAPHS if (folder / name).is_file()), None)

@@ -34,7 +34,7 @@ def export_folder(
     from dataclasses import replace
 
     from hgprompt_edge.artifacts.bundle_file import read_bundle
-    from hgprompt_edge.artifacts.signature import check_signer
+    from hgprompt_edge.artifacts.signature import check_signer, signature_path
     from hgprompt_edge.artifacts.signature import sign as sign_file
     from hgprompt_edge.artifacts.tasks.device_files import (
         DEFAULT,
@@ -72,6 +72,8 @@ def export_folder(
         found = export_device(sources, backbone, folder, opset=opset)
     files = [folder / f"{name}{SUFFIX}" for name in found]
     shared = [folder / name for name in (GRAPHS[0], DEFAULT)]
+    for file in (*shared, *files):
+        signature_path(file).unlink(missing_ok=True)  # of an earlier export
     signatures = [sign_file(file, sign) for file in (*shared, *files)] if sign else []
     if json:
         print_json(
@@ -106,5 +108,9 @@ def _check_options(context: typer.Context, folder: Path) -> None:
                 f"--{name.replace('_', '-')}: not for a device folder, whose backbone is in "
                 "float32 and whose prompts are folded; leave it out, or export one bundle to a file"
             )
+    if folder.suffix:
+        raise UserError(
+            f"--output {folder}: several bundles become a folder; give a name without an ending"
+        )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder}: a file; name a folder for several bundles")

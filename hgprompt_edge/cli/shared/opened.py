@@ -10,6 +10,7 @@ from hgprompt_edge.cli.shared.console import note
 from hgprompt_edge.errors import UserError, some
 
 if TYPE_CHECKING:
+    from hgprompt_edge.runtime.prediction import Limits
     from hgprompt_edge.runtime.predictor import Predictor
 
 
@@ -41,6 +42,50 @@ def open_model(
     return predictor
 
 
+def open_task(
+    model: Path,
+    names: Sequence[str] | None,
+    *,
+    threads: int | None = None,
+    device: str = "CPU",
+    bf16: bool | None = None,
+    state: Path | None = None,
+) -> Predictor:
+    """Open a model, or a device folder at the first named task: a broken one is no other's fault.
+
+    Raises
+    ------
+    UserError
+        As of `open_model`; or a task is named for a file.
+    """
+    if names and not model.is_dir():
+        raise UserError(
+            f"--task {names[0]}: {model} is no device folder, so there is no task to choose; leave "
+            "it out"
+        )
+    if names:
+        model = model / f"{names[0]}.hgtask"
+    return open_model(model, threads=threads, device=device, bf16=bf16, state=state)
+
+
+def check_one_task(model: Path) -> None:
+    """Refuse a device folder of several tasks, where a command takes one model.
+
+    Raises
+    ------
+    UserError
+        It serves several; says how to name one.
+    """
+    from hgprompt_edge.artifacts.tasks.device_files import task_paths
+
+    names = list(task_paths(model)) if model.is_dir() else []
+    if len(names) > 1:
+        raise UserError(
+            f"{model}: serves {len(names)} tasks ({some(names)}); name one, such as "
+            f"{model / names[0]}.hgtask"
+        )
+
+
 def tasks_of(predictor: Predictor, model: Path, names: Sequence[str] | None) -> list[Predictor]:
     """Predictors of the named tasks of a device folder, each once; of a model file its own.
 
@@ -58,6 +103,18 @@ def tasks_of(predictor: Predictor, model: Path, names: Sequence[str] | None) -> 
             "--task"
         )
     return [predictor]
+
+
+def note_limits(predictors: Sequence[Predictor], limits: Limits) -> None:
+    """Say where no image can be called unknown at the rate that is asked for."""
+    for predictor in predictors:
+        reference = predictor.reference
+        images = 0 if reference is None else len(reference.held_out.scores)
+        if images and 0 < limits.false_alarms < 1 / (1 + images):
+            note(
+                f"{predictor.path}: knows {images} of its own images, so that it calls nothing "
+                f"unknown below a rate of {100 / (1 + images):.1f} %"
+            )
 
 
 def note_bf16(predictor: Predictor, bf16: bool | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hgprompt_edge.artifacts.bundle_file import SUFFIX
-from hgprompt_edge.artifacts.external_weights import check_external_data
+from hgprompt_edge.artifacts.external_weights import check_beside, check_external_data
 from hgprompt_edge.errors import FileError, ParameterError
 from hgprompt_edge.paths import check_storable, why_not
 from hgprompt_edge.runtime.engines.engine import Engine, LoadError
@@ -54,6 +54,8 @@ def open_engine(
             )
         from hgprompt_edge.runtime.engines.onnx_engine import OnnxEngine
 
-        return OnnxEngine(path, threads, check_external_data(path))
+        facts = check_external_data(path)
+        check_beside(path, facts)
+        return OnnxEngine(path, threads, facts)
     except LoadError as error:
         raise FileError(path, f"{error}") from error
