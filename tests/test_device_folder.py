@@ -18,8 +18,10 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from small_vits import make_backbone, make_bundle
 from test_export_folded import of
+from test_runtime_verify import keys as keys
 
 from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.artifacts.signature import sign, signature_path
 from hgprompt_edge.artifacts.tasks.task_file import CONTENT, read_task, write_task
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
@@ -354,3 +356,26 @@ def test_watching_takes_the_limits_and_a_replaced_task(backbone: Backbone, copy:
     add_task(Source(Path("pets.hgbundle"), other), backbone, copy, facts)
     second, _ = next(seen)
     assert second.labels[0][0].startswith("new")
+
+
+def test_a_signed_task_needs_its_signed_backbone(copy: Path, keys: tuple[Path, Path]) -> None:
+    private, public = keys
+    task, graph = copy / "cars.hgtask", copy / "backbone.onnx"
+    for path in (task, graph):
+        sign(path, private)
+    checks = verify_model(task, key=public)
+    assert [check.ok for check in checks if check.name == "signature"] == [True, True]
+    shutil.copy(signature_path(task), signature_path(graph))  # one of another file
+    checks = verify_model(task, key=public)
+    assert [check.ok for check in checks] == [True, False]  # and nothing was run
+
+
+def test_adding_a_task_takes_the_signature_of_the_old_one_away(
+    copy: Path, keys: tuple[Path, Path]
+) -> None:
+    sign(copy / "cars.hgtask", keys[0])
+    new = copy.parent / "new"
+    new.mkdir()
+    shutil.copy(copy / "cars.hgtask", new)
+    assert run("device", "add", str(copy), str(new / "cars.hgtask")).exit_code == 0
+    assert not signature_path(copy / "cars.hgtask").exists()
