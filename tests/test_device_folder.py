@@ -17,7 +17,7 @@ from command_line import run
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from small_vits import make_backbone, make_bundle
-from test_export_folded import of
+from test_export_folded import of, with_probe
 from test_runtime_verify import keys as keys
 
 from hgprompt_edge.artifacts.bundle import Bundle
@@ -224,6 +224,21 @@ def test_a_task_of_another_backbone_is_refused_and_says_both(copy: Path, tmp_pat
     assert bundle.backbone_sha256[:12] in result.stderr
     assert DeviceFolder(copy).facts.backbone_sha256[:12] in result.stderr
     assert not (copy / "ships.hgtask").exists()
+
+
+def test_a_task_of_other_features_is_refused_where_the_width_is_the_same(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    bundles = []
+    for seed, pooling in enumerate(("token", "avg")):
+        bundle = replace(make_bundle(backbone, seed=seed), task=pooling, pooling=pooling)
+        bundles.append(with_probe(bundle, as_fitted(bundle, backbone)))
+        export_device(sources(bundles[-1:]), backbone, tmp_path / pooling)
+    with pytest.raises(UserError, match=r"avg\.hgbundle does not fit token\.hgbundle"):
+        export_device(sources(bundles), backbone, tmp_path / "both")
+    shutil.copy(tmp_path / "avg" / "avg.hgtask", tmp_path / "token")
+    with pytest.raises(UserError, match="its head takes the features 'avg', not 'token'"):
+        Predictor(tmp_path / "token").task("avg")
 
 
 def test_damaged_tasks_and_folders_are_refused(copy: Path, tmp_path: Path) -> None:

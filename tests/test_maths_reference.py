@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,17 @@ from command_line import class_folders, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from small_vits import make_backbone
+from test_export_folded import of
 
+from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.maths.reference import (
     SHRINKAGE,
     Reference,
     fit_reference,
 )
 from hgprompt_edge.maths.reference_file import pack_reference, unpack_reference
+from hgprompt_edge.runtime.predictor import Predictor
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -175,6 +180,28 @@ def test_predict_calls_foreign_images_unknown(shapes: Path) -> None:
     assert np.mean([bool(row["unknown"]) for row in own]) < 0.1
     table = run("predict", "--model", str(shapes / "shapes.onnx"), noise[0])
     assert "unknown (" in table.stdout
+
+
+def test_models_that_cannot_tell_say_nothing(tmp_path: Path) -> None:
+    """Whose features are no features: those of several folded prompts that are to be adapted."""
+    backbone = make_backbone()
+    features, labels = clusters(60, 32)
+    bundle = replace(of(backbone, ("deep", "none")), reference=fitted(features, labels))
+    for adapt, tells in ((False, True), (True, False)):
+        path = tmp_path / f"{adapt}.onnx"
+        export_onnx(bundle, backbone, path, runtime_weights=adapt, adapt=adapt)
+        predictor = Predictor(path)
+        assert (predictor.reference is not None) == tells
+        assert (predictor.judge(bundle.probe_images)[1] is not None) == tells
+
+
+def test_int8_models_say_nothing(shapes: Path) -> None:
+    bundle, data = str(shapes / "shapes.hgbundle"), str(shapes / "data")
+    model = str(shapes / "shapes8.onnx")
+    words = ("--precision", "int8", "--data", data, "--accept-unproven", "--max-drop", "20")
+    result = run("export", bundle, *words, "--weights", "runtime", "-o", model)
+    assert result.exit_code == 0, result.stderr
+    assert Predictor(model).reference is None
 
 
 def test_the_rate_of_false_alarms_and_the_confidence_are_options(shapes: Path) -> None:

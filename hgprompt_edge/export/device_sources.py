@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hgprompt_edge.artifacts.bundle import Bundle
-from hgprompt_edge.artifacts.tasks.device_files import BackboneFacts, bad_name
+from hgprompt_edge.artifacts.tasks.device_files import BackboneFacts, bad_name, gives
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.errors import FileError, MismatchError, brief
 
@@ -90,15 +90,10 @@ def check_addition(source: Source, folder: Path, facts: BackboneFacts) -> None:
             f"{facts.backbone} ({facts.backbone_sha256[:12]})",
             "export it to a folder of its own",
         )
-    if bundle.preprocessing != facts.preprocessing or facts.pooling not in _gives(bundle.pooling):
+    if bundle.preprocessing != facts.preprocessing or facts.pooling not in gives(bundle.pooling):
         raise MismatchError(
             source.path, folder, _difference(bundle, facts), "export it to a folder of its own"
         )
-
-
-def _gives(pooling: str) -> tuple[str, ...]:
-    """Features of a backbone that a head with this pooling can take."""
-    return ("token", "both") if pooling == "token" else (pooling,)
 
 
 def _check_deep(source: Source) -> None:

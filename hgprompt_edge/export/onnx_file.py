@@ -172,7 +172,9 @@ def describe(bundle: Bundle, bundle_sha256: str = "", bank: Bank | None = None) 
     }
     if bundle.trained is not None:
         fields["training_images"] = bundle.trained.to_json()
-    if bundle.reference is not None and (bank is None or bundle.initial is None):
+    # Not where the features are under another mix, or the averaged probabilities.
+    own_features = bank is None or (bundle.initial is None and not bundle.more)
+    if bundle.reference is not None and own_features:
         fields["reference"] = pack_reference(bundle.reference)
     if bundle.more:
         fields["more"] = json.dumps(

@@ -87,6 +87,11 @@ def bad_name(name: str) -> str:
     return "is the name of another file of a device folder" if name in RESERVED else ""
 
 
+def gives(pooling: str) -> tuple[str, ...]:
+    """Features of a backbone that a head with this pooling can take."""
+    return ("token", "both") if pooling == "token" else (pooling,)
+
+
 def graph_of(folder: Path) -> Path | None:
     """Return the graph of a device folder; None: it is none."""
     return next((folder / name for name in GRAPHS if (folder / name).is_file()), None)

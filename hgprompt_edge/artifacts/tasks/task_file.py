@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 
 from hgprompt_edge.artifacts.metadata import PREFIX, Metadata, parse_metadata
-from hgprompt_edge.artifacts.tasks.device_files import SUFFIX, BackboneFacts
+from hgprompt_edge.artifacts.tasks.device_files import SUFFIX, BackboneFacts, gives
 from hgprompt_edge.artifacts.tasks.task_tensors import (
     BIAS,
     HEAD,
@@ -123,6 +123,8 @@ def misfit(task: TaskFile, facts: BackboneFacts, width: int) -> str:
         )
     if own.preprocessing != facts.preprocessing:
         return f"it takes images as {_rule(own.preprocessing)}, not as {_rule(facts.preprocessing)}"
+    if facts.pooling not in gives(own.pooling):
+        return f"its head takes the features '{own.pooling}', not '{facts.pooling}'"
     if (found := task.tensors.head_weight.shape[1]) != width:
         return f"its head takes {found} features, not {width}"
     return ""

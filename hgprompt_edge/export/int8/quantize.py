@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -177,7 +177,7 @@ def export_int8(
             raise CheckError(f"{path}: the int8 model is broken ({verification}); nothing written")
         images = bundle.probe_images[: probe_count(bundle.probe_images)]
         entries = {
-            **describe(start, bundle_sha256, bank),
+            **describe(replace(start, reference=None), bundle_sha256, bank),  # of float32
             f"{PREFIX}precision": "int8",
             f"{PREFIX}bf16": json.dumps(takes(rounded, max_drop, accept_unproven)),
             f"{PREFIX}verification": json.dumps(asdict(verification), sort_keys=True),
