@@ -21,7 +21,7 @@ from hgprompt_edge.cli.shared.console import (
 )
 from hgprompt_edge.cli.shared.left_out import as_rows, note_left_out
 from hgprompt_edge.cli.shared.monitored import as_dict, counts, mix_line, verdict
-from hgprompt_edge.cli.shared.opened import tasks_of
+from hgprompt_edge.cli.shared.opened import place_of, tasks_of
 from hgprompt_edge.cli.shared.progress import progress_bar
 from hgprompt_edge.errors import UserError
 
@@ -89,10 +89,9 @@ def monitor(
     if images and not listing.images:
         raise UserError(f"{listing.missing[0]}; name image files, or folders of them")
     # The initial mix, whatever was learned since: what the model knows of its images is under it.
-    if task is not None and not model.is_dir():
-        raise UserError(f"--task {task}: {model} is no device folder; leave it out")
-    opened = Predictor(model if task is None else model / f"{task}.hgtask", threads=threads)
-    (predictor,) = tasks_of(opened, model, None if task is None else [task])
+    tasks = None if task is None else [task]
+    opened = Predictor(place_of(model, tasks), threads=threads)
+    (predictor,) = tasks_of(opened, model, tasks)
     reference, path = watchable(predictor), monitor_path(predictor, state)
     if adapt:
         bank_of(predictor)

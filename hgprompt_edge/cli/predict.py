@@ -22,7 +22,7 @@ from hgprompt_edge.cli.shared.console import (
     reports_errors,
 )
 from hgprompt_edge.cli.shared.left_out import note_left_out
-from hgprompt_edge.cli.shared.opened import note_bf16, note_limits, open_task, tasks_of
+from hgprompt_edge.cli.shared.opened import note_bf16, note_limits, open_model, tasks_of
 from hgprompt_edge.cli.shared.progress import progress_bar
 from hgprompt_edge.errors import UserError
 
@@ -91,7 +91,7 @@ def predict(
     listing = list_images(images or [] if watch is None else [watch])
     if watch is None and not listing.images:
         raise UserError(f"{listing.missing[0]}; name image files, or folders of them")
-    opened = open_task(model, task, threads=threads, device=device, bf16=bf16, state=state)
+    opened = open_model(model, task, threads=threads, device=device, bf16=bf16, state=state)
     predictors = tasks_of(opened, model, task)
     predictor = predictors[0]
     limits = Limits(false_alarms / 100, min_confidence / 100)

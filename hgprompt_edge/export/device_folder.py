@@ -19,7 +19,7 @@ from hgprompt_edge.artifacts.model_digest import BLANK, FILE_SHA256, seal
 from hgprompt_edge.artifacts.tasks.device_files import (
     DEFAULT,
     FORMAT,
-    GRAPHS,
+    GRAPH,
     SUFFIX,
     WEIGHTS,
     BackboneFacts,
@@ -82,7 +82,7 @@ def export_device(
     on = rewrites_for(opset) if opset else None
     tensors = [task_tensors(source.bundle.folded, backbone) for source in sources]
     tasks = [folder / f"{source.bundle.task}{SUFFIX}" for source in sources]
-    made = [folder / name for name in (WEIGHTS, GRAPHS[0], DEFAULT)]
+    made = [folder / name for name in (WEIGHTS, GRAPH, DEFAULT)]
     found: dict[str, Verification] = {}
     with _made(folder), atomic_paths(*made, *tasks) as (weights, graph, default, *files):
         model = build_tasks_graph(backbone, on)
@@ -125,7 +125,7 @@ def add_task(
     check_addition(source, folder, facts)
     backbone = replace(backbone, preprocessing=bundle.preprocessing).with_pooling(facts.pooling)
     given = task_tensors(bundle.folded, backbone)
-    checked = _verified(open_to_verify(folder / GRAPHS[0]), source, backbone, given)
+    checked = _verified(open_to_verify(folder / GRAPH), source, backbone, given)
     with atomic_path(folder / f"{bundle.task}{SUFFIX}") as file:
         write_task_of(source, given, checked, file)
     return checked

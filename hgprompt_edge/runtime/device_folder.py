@@ -133,7 +133,7 @@ def folder_graph(folder: Path) -> Path:
             what = "a folder, not a model file and no device folder"
         raise FileError(
             folder,
-            f"{what} (it holds no backbone.onnx or backbone.xml); make one with `hgedge export`",
+            f"{what} (it holds no backbone.onnx); make one with `hgedge export`",
         )
     return graph
 

@@ -1,7 +1,7 @@
 """A device folder: one backbone for many tasks, and what its graph says of itself.
 
 device/
-backbone.onnx      the graph; prompt and head are inputs (OpenVINO: backbone.xml and .bin)
+backbone.onnx      the graph; prompt and head are inputs
 backbone.weights   its weights, and those of default.onnx
 default.onnx       the same graph with the first task folded in, for plain runtimes
 NAME.hgtask        a task: keys and values, heads, classes, preprocessing
@@ -20,8 +20,12 @@ from hgprompt_edge.files import check_format
 from hgprompt_edge.images.preprocess import Preprocessing
 
 FORMAT = "hgprompt.backbone/1"
-GRAPHS = ("backbone.onnx", "backbone.xml")
-WEIGHTS, DEFAULT, SUFFIX = "backbone.weights", "default.onnx", ".hgtask"
+GRAPH, WEIGHTS, DEFAULT, SUFFIX = (
+    "backbone.onnx",
+    "backbone.weights",
+    "default.onnx",
+    ".hgtask",
+)
 
 
 class BackboneFacts(BaseModel):
@@ -94,7 +98,7 @@ def gives(pooling: str) -> tuple[str, ...]:
 
 def graph_of(folder: Path) -> Path | None:
     """Return the graph of a device folder; None: it is none."""
-    return next((folder / name for name in GRAPHS if (folder / name).is_file()), None)
+    return folder / GRAPH if (folder / GRAPH).is_file() else None
 
 
 def task_paths(folder: Path) -> dict[str, Path]:

@@ -38,7 +38,7 @@ def export_folder(
     from hgprompt_edge.artifacts.signature import sign as sign_file
     from hgprompt_edge.artifacts.tasks.device_files import (
         DEFAULT,
-        GRAPHS,
+        GRAPH,
         SUFFIX,
         WEIGHTS,
         task_paths,
@@ -71,7 +71,7 @@ def export_folder(
         backbone = backbone_of(contents[0], checkpoint)
         found = export_device(sources, backbone, folder, opset=opset)
     files = [folder / f"{name}{SUFFIX}" for name in found]
-    shared = [folder / name for name in (GRAPHS[0], DEFAULT)]
+    shared = [folder / name for name in (GRAPH, DEFAULT)]
     for file in (*shared, *files):
         signature_path(file).unlink(missing_ok=True)  # of an earlier export
     signatures = [sign_file(file, sign) for file in (*shared, *files)] if sign else []
@@ -82,7 +82,7 @@ def export_folder(
             | ({"signatures": [str(path) for path in signatures]} if sign else {})
         )
         return
-    size = sum((folder / name).stat().st_size for name in (GRAPHS[0], WEIGHTS, DEFAULT)) / 1e6
+    size = sum((folder / name).stat().st_size for name in (GRAPH, WEIGHTS, DEFAULT)) / 1e6
     first = contents[0]
     out.print(
         f"{folder}: {first.backbone}, {first.preprocessing.image_size} px, {size:.1f} MB; "

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def open_model(
     model: Path,
+    tasks: Sequence[str] | None = None,
     *,
     threads: int | None = None,
     device: str = "CPU",
@@ -24,11 +25,14 @@ def open_model(
 ) -> Predictor:
     """Open a model; without `state` at the newest weights of `MODEL.state`, if that is there.
 
+    A device folder is opened at the first of the named `tasks`: a broken one is no other's fault.
+
     Raises
     ------
     UserError
-        As of `Predictor`.
+        As of `Predictor`; or a task is named, and the model is no device folder.
     """
+    model = place_of(model, tasks)
     from hgprompt_edge.runtime.learned import state_folder
     from hgprompt_edge.runtime.predictor import Predictor
     from hgprompt_edge.state.history import FILE
@@ -42,30 +46,19 @@ def open_model(
     return predictor
 
 
-def open_task(
-    model: Path,
-    names: Sequence[str] | None,
-    *,
-    threads: int | None = None,
-    device: str = "CPU",
-    bf16: bool | None = None,
-    state: Path | None = None,
-) -> Predictor:
-    """Open a model, or a device folder at the first named task: a broken one is no other's fault.
+def place_of(model: Path, tasks: Sequence[str] | None) -> Path:
+    """Return the file of the first named task of a device folder; without one the model's own path.
 
     Raises
     ------
     UserError
-        As of `open_model`; or a task is named for a file.
+        A task is named, and the model is no device folder.
     """
-    if names and not model.is_dir():
-        raise UserError(
-            f"--task {names[0]}: {model} is no device folder, so there is no task to choose; leave "
-            "it out"
-        )
-    if names:
-        model = model / f"{names[0]}.hgtask"
-    return open_model(model, threads=threads, device=device, bf16=bf16, state=state)
+    if not tasks:
+        return model
+    if not model.is_dir():
+        raise UserError(f"--task {tasks[0]}: {model} is no device folder; leave the option out")
+    return model / f"{tasks[0]}.hgtask"
 
 
 def check_one_task(model: Path) -> None:
