@@ -252,6 +252,10 @@ def test_damaged_tasks_and_folders_are_refused(copy: Path, tmp_path: Path) -> No
     save_file(arrays, path, metadata=dict(read_task(copy / "cars.hgtask").entries))
     assert "changed or damaged" in run_predict(copy, "pets").stderr
     path.write_bytes(whole)
+    for name, text in (("hgprompt.task/2", "is newer than this hgedge reads"), ("x", "not a task")):
+        save_file(arrays, path, metadata={"hgprompt.format": name})
+        assert text in run_predict(copy, "pets").stderr
+    path.write_bytes(whole)
     path.rename(copy / "dogs.hgtask")
     assert "holds the task pets" in run_predict(copy, "dogs").stderr
     weights = copy / "backbone.weights"
