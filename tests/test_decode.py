@@ -13,6 +13,7 @@ import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -210,6 +211,7 @@ def test_large_images_are_read_at_half_their_side(
 BOUND = """
 import json, multiprocessing, sys
 from pathlib import Path
+from types import ModuleType
 from hgprompt_edge.images import decode
 
 def memory(key):
@@ -265,6 +267,7 @@ def test_memory_stays_within_the_bound_of_each_format(tmp_path: Path) -> None:
 PHOTO = """
 import resource, sys
 from pathlib import Path
+from types import ModuleType
 from PIL import Image
 from hgprompt_edge.images.preprocess import Preprocessing, read_image
 
@@ -320,9 +323,21 @@ def test_threads_leave_the_limits_of_pillow_as_they_were() -> None:
 
 
 def test_heic_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "_register_heif", lambda: False)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(UnreadableImageError, match=r"a\.HEIC: HEIC needs pillow-heif; install hg"):
         open_image(io.BytesIO(b"\0\0\0\x18ftypheic"), "a.HEIC")
+
+
+def test_heic_whose_package_does_not_load_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise ImportError("libx265.so: failed to map segment from shared object")
+
+    broken = ModuleType("pillow_heif")
+    vars(broken)["register_heif_opener"] = fails
+    monkeypatch.setitem(sys.modules, "pillow_heif", broken)
+    assert open_image(packed(noise(8, 8), "PNG"), "a.png").size == (8, 8)
+    with pytest.raises(UnreadableImageError, match=r"does not load here \(libx265\.so: f"):
+        open_image(io.BytesIO(b"\0\0\0\x18ftypheic"), "a.heic")
 
 
 def test_heic_photographs_are_read_upright() -> None:

@@ -6,7 +6,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
@@ -61,8 +60,7 @@ def open_image(source: Path | IO[bytes], name: str | None = None) -> Image.Image
         more than 8 bits that do not say how bright white is and would be read as black.
     """
     label = name or str(source)
-    _register_heif()
-    with _named(label), _quiet(), Image.open(source) as image:
+    with _named(label), _quiet(), _opened(source) as image:
         return _decode(image, label)
 
 
@@ -88,21 +86,32 @@ def _named(label: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UnreadableImageError(label, "no such file") from error
     except Exception as error:  # what decoders raise on damaged bytes has no common base
-        if label.lower().endswith((".heic", ".heif", ".hif")) and not _register_heif():
-            reason = "HEIC needs pillow-heif; install hgprompt-edge[heic]"
-            raise UnreadableImageError(label, reason) from error
+        if label.lower().endswith((".heic", ".heif", ".hif")) and (problem := _register_heif()):
+            raise UnreadableImageError(label, problem) from error
         raise UnreadableImageError(label, f"not a readable image ({_brief(error)})") from error
 
 
-@lru_cache(maxsize=1)
-def _register_heif() -> bool:
-    """Let Pillow open HEIC photographs where pillow-heif is installed; whether it is."""
+def _opened(source: Path | IO[bytes]) -> Image.Image:
+    """Open with Pillow, and only what it does not know with pillow-heif, which maps 20 MB."""
+    try:
+        return Image.open(source)
+    except UnidentifiedImageError:
+        if _register_heif():
+            raise
+        return Image.open(source)
+
+
+def _register_heif() -> str | None:
+    """Let Pillow open HEIC photographs; why it cannot, where it cannot."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
-        return False
-    register_heif_opener()
-    return True
+        return "HEIC needs pillow-heif; install hgprompt-edge[heic]"
+    try:
+        register_heif_opener()
+    except ImportError as error:  # its libraries: too little memory, or built for another system
+        return f"HEIC needs pillow-heif, which does not load here ({first_line(error, 80)})"
+    return None
 
 
 def _decode(image: Image.Image, label: str) -> Image.Image:
