@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.spatial.distance import cdist
 
 from hgprompt_edge.backbones.last_norm import before_affine
 from hgprompt_edge.features.cached import FeatureStore
@@ -37,7 +38,9 @@ REPORTED = ("neu-cls", "magnetic-tile", "grocery81", "houses4", "clothing10", "p
 SCORES = {
     "softmax": "maximum softmax",
     "energy": "energy",
+    "vim": "ViM (energy and residual)",
     "neighbour": "fifth neighbour (cosine)",
+    "whitened": "fifth neighbour (whitened)",
     "mahalanobis": "Mahalanobis",
     "relative": "relative Mahalanobis",
     "ours": "ours",
@@ -167,6 +170,15 @@ class Scores:
         present, places = np.unique(labels, return_inverse=True)
         self.head = fit_head(torch.from_numpy(features), places, len(present))
         self.known = unit(features)
+        self.whitened = found.whiten(features)
+        # Scaled as by the authors of ViM (Wang et al. 2022): both parts are as large on own images.
+        largest = self.head.logits(features.astype(np.float64)).max(1).mean()
+        self.scale = largest / self.residual(features).mean()
+
+    def residual(self, features: npt.NDArray[np.float32]) -> Doubles:
+        """Length of what the principal components leave, `[n]`."""
+        length: Doubles = np.sqrt(self.reference.see(features).values[:, 3].astype(np.float64))
+        return length
 
     def all(self, features: npt.NDArray[np.float32]) -> dict[str, Doubles]:
         """Each score `[n]` of features `[n, W]`, by the keys of `SCORES`."""
@@ -178,7 +190,11 @@ class Scores:
         return {
             "softmax": -softmax(logits).max(1),
             "energy": -energy,
+            "vim": self.scale * self.residual(features) - energy,
             "neighbour": -fifth,
+            "whitened": np.sort(cdist(self.reference.whiten(features), self.whitened), axis=1)[
+                :, 4
+            ],
             "mahalanobis": distance,
             "relative": distance - total,
             "ours": score,
