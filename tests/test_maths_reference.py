@@ -166,8 +166,9 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def predicted(folder: Path, *words: str) -> list[dict[str, object]]:
-    result = run("predict", "--model", str(folder / "shapes.onnx"), "--json", *words)
+def predicted(folder: Path, *words: str, model: Path | None = None) -> list[dict[str, object]]:
+    model = model or folder / "shapes.onnx"
+    result = run("predict", "--model", str(model), "--json", *words)
     assert result.exit_code == 0, result.stderr
     rows: list[dict[str, object]] = json.loads(result.stdout)
     return rows
@@ -195,13 +196,25 @@ def test_models_that_cannot_tell_say_nothing(tmp_path: Path) -> None:
         assert (predictor.judge(bundle.probe_images)[1] is not None) == tells
 
 
-def test_int8_models_say_nothing(shapes: Path) -> None:
-    bundle, data = str(shapes / "shapes.hgbundle"), str(shapes / "data")
-    model = str(shapes / "shapes8.onnx")
-    words = ("--precision", "int8", "--data", data, "--accept-unproven", "--max-drop", "20")
-    result = run("export", bundle, *words, "--weights", "runtime", "-o", model)
+@pytest.mark.parametrize("more", [(), ("--weights", "runtime"), ("--format", "openvino")])
+def test_int8_models_tell_by_their_own_features(shapes: Path, more: tuple[str, ...]) -> None:
+    if "openvino" in more:
+        pytest.importorskip("nncf")
+    model = shapes / f"shapes8{len(more)}{'.xml' if 'openvino' in more else '.onnx'}"
+    words = ("--precision", "int8", "--data", str(shapes / "data"), "--accept-unproven")
+    bundle = str(shapes / "shapes.hgbundle")
+    result = run("export", bundle, *words, "--max-drop", "20", *more, "-o", str(model))
     assert result.exit_code == 0, result.stderr
-    assert Predictor(model).reference is None
+    in_float, in_int8 = Predictor(shapes / "shapes.onnx").reference, Predictor(model).reference
+    assert in_float is not None
+    assert in_int8 is not None
+    assert not np.array_equal(in_float.held_out.values, in_int8.held_out.values)
+    own, noise = [
+        [bool(row["unknown"]) for row in predicted(shapes, *paths, model=model)]
+        for paths in ([str(shapes / "data")], sorted(map(str, shapes.glob("noise*.png"))))
+    ]
+    assert np.mean(own) < 0.1
+    assert np.all(noise)
 
 
 def test_the_rate_of_false_alarms_and_the_confidence_are_options(shapes: Path) -> None:

@@ -100,15 +100,13 @@ def open_any(
 def reference_of(path: Path, engine: Engine, metadata: Metadata) -> Reference | None:
     """Read what a model's own images look like, if it gives the features to compare with.
 
-    Not of int8 models: how far own images are was measured in float32.
-
     Raises
     ------
     UserError
         It is damaged.
     """
     width = engine.outputs[1].shape[0] if len(engine.outputs) > 1 else None
-    if not metadata.reference or width is None or metadata.precision == "int8":
+    if not metadata.reference or width is None:
         return None
     try:
         return unpack_reference(metadata.reference, len(metadata.classes), width)

@@ -51,36 +51,37 @@ def split_head(model: ir.Model) -> tuple[ir.Model, list[Head]]:
     return model, heads
 
 
-def attach_head(path: Path, heads: Sequence[Head], *, keep_features: bool = False) -> None:
-    """Put heads on the body in a file, `.onnx` or `.xml`; its output is then the logits.
+def attach_head(path: Path, heads: Sequence[Head], *, adapt: bool = False) -> None:
+    """Put heads on the body in a file, `.onnx` or `.xml`; its outputs are as of `build_graph`.
 
-    With `keep_features`, for ONNX alone, what another head can be applied to is an output behind
-    them, as in `build_graph`.
+    With `adapt`, for ONNX alone, what another head can be applied to is the second one: of several
+    heads the logits. Else the features under the first folded prompt are.
     """
     if path.suffix == ".xml":
         _attach_openvino(path, heads)
     else:
-        _attach_onnx(path, heads, keep_features)
+        _attach_onnx(path, heads, adapt)
 
 
-def _attach_onnx(path: Path, heads: Sequence[Head], keep_features: bool) -> None:
+def _attach_onnx(path: Path, heads: Sequence[Head], adapt: bool) -> None:
     model = ir.load(path)
     graph = model.graph
     w = Writer(graph.initializers)
     features = graph.outputs[0]
-    logits = write_head(w, features, heads)
-    outputs = [logits]
-    if keep_features:
-        outputs.append(w.op("Identity", FEATURES, logits) if len(heads) > 1 else features)
-    for value in outputs:
-        if value is not features:
-            value.dtype = ir.DataType.FLOAT
-            value.shape = ir.Shape(["batch", len(heads[0].bias)])
+    classes, width = heads[0].weight.shape
+    logits, second = write_head(w, features, heads), features
+    if len(heads) > 1:
+        second = (
+            w.op("Identity", FEATURES, logits) if adapt else w.part(FEATURES, features, 0, width)
+        )
+    width = classes if second is not features and adapt else width
+    for value, size in ((logits, classes), (second, width)):
+        value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape(["batch", size])
     graph.extend(w.tape.nodes)
     for initializer in w.tape.initializers:
         graph.register_initializer(initializer)
     graph.outputs.clear()
-    graph.outputs.extend(outputs)
+    graph.outputs.extend([logits, second])
     ir.save(model, path)
 
 
@@ -91,15 +92,26 @@ def _attach_openvino(path: Path, heads: Sequence[Head]) -> None:
     body = ov.Core().read_model(path)
     features = body.outputs[0].get_node().input_value(0)
     logits = _openvino_head(ops, features, heads)
-    logits.set_friendly_name(OUTPUT)
-    logits.output(0).get_tensor().set_names({OUTPUT})
-    whole = ov.Model([logits], body.get_parameters(), "main_graph")
+    first = _first_part(ops, features, heads)
+    for node, name in ((logits, OUTPUT), (first, FEATURES)):
+        node.set_friendly_name(name)
+        node.output(0).get_tensor().set_names({name})
+    whole = ov.Model([logits, first], body.get_parameters(), "main_graph")
     # The body's weights are still read from the file that is to be replaced.
     second = path.with_name(f"whole-{path.name}")
     save_ir(whole, second)
-    del body, whole, features, logits
+    del body, whole, features, logits, first
     second.with_suffix(".bin").replace(path.with_suffix(".bin"))
     second.replace(path)
+
+
+def _first_part(ops: Any, features: Any, heads: Sequence[Head]) -> Any:
+    """Features under the first folded prompt `[batch, D]`, of `[batch, P D]`."""
+    if len(heads) == 1:
+        return features.get_node()
+    begin, step, axis = (ops.constant(np.array([value])) for value in (0, 1, 1))
+    end = ops.constant(np.array([heads[0].weight.shape[1]]))
+    return ops.slice(features, begin, end, step, axis)
 
 
 def _openvino_head(ops: Any, features: Any, heads: Sequence[Head]) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from hgprompt_edge.artifacts.bank_entries import TUNED
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.data.task import Images, Task
 from hgprompt_edge.export.graph.head import head_logits
@@ -16,6 +17,7 @@ from hgprompt_edge.export.int8.schemes import Given
 from hgprompt_edge.export.int8.trials import Trial, trial_of
 from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.paired import Paired, paired
+from hgprompt_edge.maths.reference import Reference, fit_reference
 from hgprompt_edge.maths.softmax import log_mean_softmax
 from hgprompt_edge.runtime.engines.engine import Engine
 from hgprompt_edge.runtime.engines.onnx_engine import OnnxEngine
@@ -79,6 +81,22 @@ def on_test_images(
     )
     found = paired(exact.astype(np.float64), right.astype(np.float64))
     return trial_of("test images", found, float(exact.mean())), len(images)
+
+
+def own_reference(body: Engine, bundle: Bundle, task: Task, given: Given) -> Reference | None:
+    """Measure what the task's own images look like in int8, as `fit` did in float32.
+
+    Of the images that `Judge.reference` takes; None where the bundle has no reference either.
+    """
+    if bundle.reference is None:
+        return None
+    parts = (task.validation,) if bundle.choice == TUNED else (task.train, task.validation)
+    pixels = np.concatenate([part.pixels for part in parts])
+    size = max(BATCHES)
+    found = [body.run(pixels[i : i + size], given) for i in range(0, len(pixels), size)]
+    features = np.concatenate(found)[:, : len(bundle.reference.centre)]
+    labels = np.concatenate([part.labels for part in parts])
+    return fit_reference(features, labels, len(bundle.classes))
 
 
 def open_body(path: Path) -> Engine:

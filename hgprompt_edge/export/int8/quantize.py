@@ -27,7 +27,7 @@ from hgprompt_edge.export.graph.head import head_logits
 from hgprompt_edge.export.graph.inference import build_graph
 from hgprompt_edge.export.graph.rewrites import Attention, Rewrites
 from hgprompt_edge.export.int8.held_out import Features, features_of, graph_heads, hold_out
-from hgprompt_edge.export.int8.measure import held_against, on_test_images, open_body
+from hgprompt_edge.export.int8.measure import held_against, on_test_images, open_body, own_reference
 from hgprompt_edge.export.int8.schemes import Control, onnx_schemes, openvino_schemes
 from hgprompt_edge.export.int8.search import MIN_CALIBRATION, Report, try_schemes
 from hgprompt_edge.export.int8.trials import Trial, refusal, takes, trial_of, unproven
@@ -161,10 +161,10 @@ def export_int8(
             engine = OpenVinoEngine(temporary[-1], bf16=True, cache=False)
             name = f"{tried[-1].scheme}, the rest in bfloat16"
             rounded = trial_of(name, measure(engine), held.accuracy)
-        test, test_images = on_test_images(
-            open_body(temporary[-1]), start, task, features, heads, given
-        )
-        attach_head(temporary[-1], heads, keep_features=bank is not None)
+        quantized = open_body(temporary[-1])
+        test, test_images = on_test_images(quantized, start, task, features, heads, given)
+        start = replace(start, reference=own_reference(quantized, start, task, given))
+        attach_head(temporary[-1], heads, adapt=bank is not None)
         verification = verify_mixes(
             open_body(temporary[-1]),
             bundle,
@@ -177,7 +177,7 @@ def export_int8(
             raise CheckError(f"{path}: the int8 model is broken ({verification}); nothing written")
         images = bundle.probe_images[: probe_count(bundle.probe_images)]
         entries = {
-            **describe(replace(start, reference=None), bundle_sha256, bank),  # of float32
+            **describe(start, bundle_sha256, bank),
             f"{PREFIX}precision": "int8",
             f"{PREFIX}bf16": json.dumps(takes(rounded, max_drop, accept_unproven)),
             f"{PREFIX}verification": json.dumps(asdict(verification), sort_keys=True),
