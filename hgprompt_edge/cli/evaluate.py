@@ -59,7 +59,8 @@ def evaluate(
 
     if state is not None and len(models) > 1:
         raise UserError(
-            "--state: is of one model; name one, or leave it out for MODEL.state of each"
+            "--state: belongs to one model, and several are given; evaluate one, or leave --state "
+            "out to use MODEL.state of each"
         )
     if as_csv is not None:
         check_output(as_csv, "--csv")

@@ -46,13 +46,13 @@ def parse_sizes(
     """
     if not first:
         if more:
-            raise UserError(f"{more[0]}: not expected; `hgedge compare` takes options only")
+            raise UserError(
+                f"{more[0]}: unexpected argument; `hgedge compare` takes only options (sizes "
+                "follow --image-sizes)"
+            )
         return ()
     if given:
-        raise UserError(
-            f"{given[0]}: does not go with --image-sizes, which compares what `fit` ships; leave "
-            "one of the two out"
-        )
+        raise UserError(f"{given[0]}: cannot be combined with --image-sizes; leave one of them out")
     words = [word for text in (*first, *(more or ())) for word in text.split(",") if word]
     for word in words or first:
         if not (word.isascii() and word.isdecimal()):

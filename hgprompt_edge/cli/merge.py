@@ -77,7 +77,10 @@ def merge(
     out.print(_mix_table(result, merged))
     if not is_folded(result):
         chosen = "a tuned prompt" if result.choice == "tuned" else "no prompt"
-        note(f"{bundle.task} was fitted to {chosen}, so the mix goes to models that adapt alone")
+        note(
+            f"{bundle.task} was fitted to {chosen}, so only models exported with --adapt use the "
+            "mix"
+        )
     devices = "1 device" if about["devices"] == 1 else f"{about['devices']} devices"
     out.print(f"{target}: the mix of {devices}, {about['images']:,} images")
     print_next("export", target, *(() if is_folded(result) else ("--adapt",)))
@@ -88,7 +91,7 @@ def _print_devices(delivery: Delivery, merged: Merged) -> None:
         if not share:
             note(f"left out {path}: too far from what most of the devices learned")
     if any(update.head_bias is not None for update in delivery.updates):
-        note("some devices moved their head's bias, too; it stays on them, the mix alone is merged")
+        note("some devices also changed the bias of their head; only the mix is merged")
 
 
 def _mix_table(bundle: Bundle, merged: Merged) -> Table:

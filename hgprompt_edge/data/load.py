@@ -186,7 +186,7 @@ def find_task(
             raise ParameterError(
                 "group_by_hash",
                 None,
-                f"{label} is generated, so that there are no files to group; leave it out",
+                f"{label} is drawn by hgedge, so there are no files to group; leave it out",
             )
         return FoundTask(label, None, FAMILIES[label], label not in NO_FLIPS, "", False, seed)
     if group_by_hash and not sees_near_copies():

@@ -118,8 +118,8 @@ def read_prompt(path: Path) -> Prompt:
     if (prompt.mode == SHALLOW) != (len(prompt.tokens) == 1):
         raise FileError(
             path,
-            f"mode '{prompt.mode}' does not fit {len(prompt.tokens)} layers of tokens; train the "
-            "prompt again",
+            f"mode '{prompt.mode}' does not fit prompts for {len(prompt.tokens)} layer(s); train "
+            "the prompt again",
         )
     return prompt
 

@@ -144,8 +144,8 @@ def export(
         )
     if accuracy_control and (file_format, precision) != (Format.OPENVINO, Precision.INT8):
         raise UserError(
-            "--accuracy-control: NNCF does it, for OpenVINO; add --format openvino "
-            "--precision int8 or leave it out"
+            "--accuracy-control: only for int8 OpenVINO models; add --format openvino --precision "
+            "int8 or leave it out"
         )
     start = time.perf_counter()
     if sign is not None:
@@ -157,8 +157,8 @@ def export(
     path = place or bundle.with_suffix(SUFFIXES[file_format])
     if (adapt or weights is Weights.RUNTIME) and content.clean is None:
         note(
-            f"{bundle} holds no statistics of clean images, without which `hgedge adapt` learns "
-            "nothing from images without labels; run `hgedge fit` again"
+            f"{bundle} has no statistics of clean images, so `hgedge adapt` cannot learn from "
+            "images without labels; run `hgedge fit` again"
         )
     graph = adapt and has_prompts(content)
     _check_name(path, file_format)
@@ -246,7 +246,8 @@ def _check_int8_alone(context: typer.Context, precision: Precision) -> None:
     for name in ("data", "task", "max_drop", "accept_unproven"):
         if options.is_given(context, name):
             raise UserError(
-                f"--{name.replace('_', '-')}: for int8 alone; add --precision int8 or leave it out"
+                f"--{name.replace('_', '-')}: only for int8 models; add --precision int8 or "
+                "leave it out"
             )
 
 

@@ -130,8 +130,8 @@ def fit(
     start = time.perf_counter()
     if tune and folded > 1:
         raise UserError(
-            f"--tune: trains one prompt, and --folded {folded} may keep several; leave one of the "
-            "two out"
+            f"--tune: trains one prompt, but --folded {folded} may keep several; leave out one of "
+            "the options"
         )
     check_output(output, "--output")
     wanted = [] if conditions is None else condition_names(conditions)

@@ -72,7 +72,7 @@ def import_(
     for option, text in (("--name", name), ("--task", task), ("--family", family)):
         check_storable(text, option)
     if not name or Path(name).name != name:
-        raise UserError(f"--name '{name}': must be a file's name; give one without folders")
+        raise UserError(f"--name '{name}': must be a file name without folders; give another one")
     if not file.is_file():
         raise UserError(f"{file}: {why_not(file, 'file')}; name the one that holds the prompt")
     load_pytorch()

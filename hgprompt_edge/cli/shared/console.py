@@ -164,7 +164,8 @@ def note_bank(bank: PromptBank) -> None:
     """Say what was done to the prompts of a bank to make them fit each other, or left alone."""
     for name in bank.matched:
         note(
-            f"{name}: not known to share {bank.names[0]}'s init_seed; its tokens were matched to it"
+            f"{name}: its init_seed is unknown or differs from that of {bank.names[0]}; its tokens "
+            f"were matched to those of {bank.names[0]}"
         )
     note_ignored(bank)
     if bank.normalization is not None:
@@ -174,7 +175,7 @@ def note_bank(bank: PromptBank) -> None:
 def note_ignored(bank: PromptBank) -> None:
     """Name the starts in a bank's folder that are left alone."""
     for name in bank.ignored:
-        note(f"{name}: not what {bank.names[0]} started from (init_seed); no mix takes it in")
+        note(f"{name}: not the start of {bank.names[0]} (another init_seed); left out of every mix")
 
 
 def print_json(document: object, *, indent: int | None = 2) -> None:

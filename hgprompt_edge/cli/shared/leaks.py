@@ -45,9 +45,8 @@ def note_leaks(images: Task) -> Leaks | None:
         note(f"{images.name}: {NO_LIBRARY}")
     elif leaks.lookless > SAID_FROM * total:
         note(
-            f"{images.name}: {leaks.lookless:,} of the {total:,} images show too little to tell "
-            "near-copies (small, flat, striped, or a spot on a plain ground); of these only equal "
-            "pixels were looked for"
+            f"{images.name}: {leaks.lookless:,} of the {total:,} images are too small or too plain "
+            "to find near-copies; only exact copies of them were searched for"
         )
     crossing = (
         (leaks.test, len(images.test), "test", "training or validation"),
