@@ -89,3 +89,18 @@ def test_load_names_the_image(model: Path, pictures: Path) -> None:
         classify(black)
     with pytest.raises(UserError, match="gives no probabilities for image 1;"):
         classify([grey.read_bytes(), black.read_bytes()])
+
+
+def test_no_speed_is_measured_of_such_a_model(model: Path, tmp_path: Path) -> None:
+    graph = onnx.load(model)
+    weights = next(item for item in graph.graph.initializer if item.name == "head.weight")
+    weights.CopyFrom(
+        numpy_helper.from_array(np.full_like(numpy_helper.to_array(weights), np.nan), "head.weight")
+    )
+    broken = tmp_path / "broken.onnx"
+    onnx.save(graph, broken)
+    result = run("bench", str(model), str(broken))
+    assert result.exit_code == 2
+    message = f"hgedge: {broken}: its logits are NaN or infinite; export the model again\n"
+    assert "".join(result.stderr.splitlines()) == message.strip()
+    assert not result.stdout

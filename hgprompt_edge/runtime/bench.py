@@ -83,13 +83,16 @@ def bench(
     Raises
     ------
     UserError
-        A model that does not load, see `Predictor`.
+        A model that does not load, see `Predictor`, or gives no finite logits.
     """
     from hgprompt_edge.runtime.predictor import Predictor
 
     predictors = [Predictor(path, threads) for path in paths]
-    alone = [_measure_alone(path, threads, batch) for path in paths]
     images = [_noise(predictor.metadata.image_size, batch) for predictor in predictors]
+    for path, predictor, pixels in zip(paths, predictors, images, strict=True):
+        if not np.isfinite(predictor.logits(pixels)).all():
+            raise FileError(path, "its logits are NaN or infinite; export the model again")
+    alone = [_measure_alone(path, threads, batch) for path in paths]
     times = np.zeros((runs, len(paths)))
     for round_ in range(-WARM_UP, runs):
         for index, (predictor, pixels) in enumerate(zip(predictors, images, strict=True)):
