@@ -19,13 +19,9 @@ from test_runtime_verify import keys as keys
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.tasks.task_file import read_task
 from hgprompt_edge.backbones.backbone import Backbone
-from hgprompt_edge.backbones.fitted import as_fitted
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.device_folder import add_task, export_device
 from hgprompt_edge.export.device_sources import Source
-from hgprompt_edge.export.graph.rewrites import Attention, Rewrites
-from hgprompt_edge.export.graph.tasks import build_tasks_graph, task_tensors
-from hgprompt_edge.export.openvino_file import convert
 from hgprompt_edge.export.verify import reference_logits
 from hgprompt_edge.maths.softmax import log_softmax
 from hgprompt_edge.runtime.device_folder import DeviceFolder
@@ -124,21 +120,6 @@ def test_the_head_on_the_features_gives_the_logits(backbone: Backbone, folder: P
     tensors = read_task(folder / "pets.hgtask").tensors
     logits = log_softmax(features @ tensors.head_weight[0] + tensors.head_bias[0])
     np.testing.assert_allclose(logits, log_softmax(bundle.probe_logits), atol=2e-4)
-
-
-def test_openvino_lists_every_task_input_and_switches(backbone: Backbone, tmp_path: Path) -> None:
-    ov = pytest.importorskip("openvino")
-    both = as_fitted(tasks_of(backbone)[0], backbone).with_pooling("both")
-    graph = build_tasks_graph(both, Rewrites(attention=Attention.PAST))
-    precise = {"INFERENCE_PRECISION_HINT": "f32"}
-    model = ov.Core().compile_model(convert(ov, graph, tmp_path / "x.xml"), "CPU", precise)
-    assert {port.any_name for port in model.inputs} == {
-        *("image", "prefix_k", "prefix_v", "prefix_bias", "head_weight", "head_bias")
-    }
-    for bundle in tasks_of(backbone):
-        given = task_tensors(bundle.folded, both).inputs()
-        logits = model({"image": bundle.probe_images, **given})["logits"]
-        np.testing.assert_allclose(logits, log_softmax(bundle.probe_logits), atol=1e-3)
 
 
 @pytest.mark.parametrize("missing", ["prefix_k", "prefix_bias", "head_bias"])

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hgprompt_edge.artifacts.ir_weights import ir_weights
 from hgprompt_edge.artifacts.keys import check_private_key, check_public_key
 from hgprompt_edge.errors import CheckError, FileError, MissingPackageError
 from hgprompt_edge.files import atomic_path
@@ -92,7 +93,7 @@ def find_signature(model: Path) -> Path | None:
 
 def model_files(model: Path) -> list[Path]:
     """Return the files that a model is made of: itself, and the weights that IR keeps beside it."""
-    return [model, model.with_suffix(".bin")] if model.suffix == ".xml" else [model]
+    return [model, ir_weights(model)] if model.suffix == ".xml" else [model]
 
 
 def _library(part: str) -> Any:

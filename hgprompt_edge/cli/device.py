@@ -51,7 +51,7 @@ def list_(folder: Folder, json: options.Json = False) -> None:
         table.add_column(column, justify="left" if column in ("task", "from bundle") else "right")
     for row in rows:
         table.add_row(
-            str(row["task"]) + (" (in default.onnx)" if row["default"] else ""),
+            str(row["task"]) + (f" (in {_default(folder)})" if row["default"] else ""),
             str(row["classes"]),
             str(row["folded_prompts"]),
             f"{int(str(row['bytes'])) / 1000:.0f}",
@@ -100,7 +100,7 @@ def remove(
     folder: Folder,
     task: Annotated[str, typer.Argument(help="Name of the task.", show_default=False)],
 ) -> None:
-    """Remove a task's file; the one that is folded into default.onnx stays."""
+    """Remove a task's file; the one that is folded into the default model stays."""
     from hgprompt_edge.artifacts.signature import signature_path
 
     facts, _ = _opened(folder)
@@ -118,10 +118,11 @@ def remove(
 
 
 def _check_not_default(folder: Path, task: str, facts: BackboneFacts) -> None:
-    """Refuse to change the task that default.onnx has folded in: that would stay as it was."""
-    if task == facts.default and (folder / "default.onnx").exists():
+    """Refuse to change the task that the default model has folded in: that would stay as it was."""
+    default = _default(folder)
+    if task == facts.default and (folder / default).exists():
         raise UserError(
-            f"{folder}: {task} is folded into default.onnx, which stays as it is; remove that file "
+            f"{folder}: {task} is folded into {default}, which stays as it is; remove that file "
             "first, or export to another folder"
         )
 
@@ -132,6 +133,13 @@ def _opened(folder: Path) -> tuple[BackboneFacts, int]:
 
     found = DeviceFolder(folder)
     return found.facts, found.width
+
+
+def _default(folder: Path) -> str:
+    """Name of the model that has the first task folded in."""
+    from hgprompt_edge.artifacts.tasks.device_files import ONNX, files_of
+
+    return (files_of(folder) or ONNX).default
 
 
 def _paths(folder: Path) -> dict[str, Path]:

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.metadata import PREFIX
-from hgprompt_edge.artifacts.model_digest import BLANK, FILE_SHA256, seal
 from hgprompt_edge.artifacts.tasks.device_files import (
-    DEFAULT,
     FORMAT,
-    GRAPH,
     SUFFIX,
-    WEIGHTS,
     BackboneFacts,
     parse_facts,
 )
@@ -30,6 +24,7 @@ from hgprompt_edge.artifacts.tasks.task_file import write_task
 from hgprompt_edge.artifacts.tasks.task_tensors import TaskTensors
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.errors import CheckError, FileError
+from hgprompt_edge.export.device_graphs import Graphs, OnnxGraphs
 from hgprompt_edge.export.device_sources import (
     Source,
     check_addition,
@@ -37,10 +32,12 @@ from hgprompt_edge.export.device_sources import (
     shared_backbone,
 )
 from hgprompt_edge.export.graph.tasks import build_tasks_graph, task_tensors
-from hgprompt_edge.export.onnx_file import append_metadata, describe, rewrites_for
+from hgprompt_edge.export.onnx_file import describe
 from hgprompt_edge.export.verify import Verification, open_to_verify, verify_engine
 from hgprompt_edge.files import atomic_path, atomic_paths, sha256_file
+from hgprompt_edge.maths.parity import TOLERANCES
 from hgprompt_edge.maths.softmax import log_softmax
+from hgprompt_edge.runtime.device_folder import folder_graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,12 +46,10 @@ if TYPE_CHECKING:
 
 PROBES = 2
 """Images that a task file carries to check itself on."""
-SMALLEST = 4096
-"""Bytes from which a tensor goes into the file of weights."""
 
 
 def export_device(
-    sources: Sequence[Source], backbone: Backbone, folder: Path, *, opset: int | None = None
+    sources: Sequence[Source], backbone: Backbone, folder: Path, graphs: Graphs | None = None
 ) -> dict[str, Verification]:
     """Write a device folder, proven equal to PyTorch for each task.
 
@@ -62,9 +57,11 @@ def export_device(
     ----------
     sources
         Of one backbone, image size, resize rule and normalisation, and of different names; the
-        first is folded into `default.onnx`.
+        first is folded into the default model.
     folder
         Made where it is missing; one with other tasks is refused.
+    graphs
+        In which format; None: ONNX.
 
     Returns
     -------
@@ -79,33 +76,38 @@ def export_device(
     """
     check_together(sources)
     backbone = shared_backbone([source.bundle for source in sources], backbone)
-    on = rewrites_for(opset) if opset else None
+    graphs = graphs or OnnxGraphs()
+    tolerance = TOLERANCES[graphs.precision]
     tensors = [task_tensors(source.bundle.folded, backbone) for source in sources]
     tasks = [folder / f"{source.bundle.task}{SUFFIX}" for source in sources]
-    made = [folder / name for name in (WEIGHTS, GRAPH, DEFAULT)]
+    made = [folder / name for name in graphs.files.names]
     found: dict[str, Verification] = {}
     with _made(folder), atomic_paths(*made, *tasks) as (weights, graph, default, *files):
-        model = build_tasks_graph(backbone, on)
-        ir.save(model, graph, external_data=WEIGHTS, size_threshold_bytes=SMALLEST)
-        onnx.checker.check_model(graph, full_check=True)
-        _fold_default(graph, default, tensors[0])
+        graphs.write(build_tasks_graph(backbone, graphs.rewrites), graph)
+        graphs.fold(graph, default, tensors[0])
         engine = open_to_verify(graph)
         for source, given, file in zip(sources, tensors, files, strict=True):
-            checked = _verified(engine, source, backbone, given)
+            checked = _verified(engine, source, backbone, given, tolerance)
             found[source.bundle.task] = checked
             write_task_of(source, given, checked, file)
-        facts = _facts(sources[0].bundle, backbone, sha256_file(weights))
-        _finish(graph, facts)
+        facts = _facts(sources[0].bundle, backbone, graphs.precision, sha256_file(weights))
+        graphs.finish(graph, facts)
         parse_facts(graph, facts)
         first = normalized(sources[0].bundle)
         whole = verify_engine(
-            open_to_verify(default), first, backbone, first.probe_images, normalized=True
+            open_to_verify(default),
+            first,
+            backbone,
+            first.probe_images,
+            tolerance=tolerance,
+            normalized=True,
         )
         if not whole.ok:
-            raise CheckError(f"{folder / DEFAULT}: not equal to PyTorch ({whole})")
+            raise CheckError(f"{folder / graphs.files.default}: not equal to PyTorch ({whole})")
         entries = describe(first, sources[0].sha256)
-        entries[f"{PREFIX}weights_sha256"] = facts[f"{PREFIX}weights_sha256"]
-        _finish(default, {**entries, f"{PREFIX}verification": _text(whole)})
+        for name in ("precision", "weights_sha256"):
+            entries[f"{PREFIX}{name}"] = facts[f"{PREFIX}{name}"]
+        graphs.finish(default, {**entries, f"{PREFIX}verification": _text(whole)})
     return found
 
 
@@ -125,7 +127,8 @@ def add_task(
     check_addition(source, folder, facts)
     backbone = replace(backbone, preprocessing=bundle.preprocessing).with_pooling(facts.pooling)
     given = task_tensors(bundle.folded, backbone)
-    checked = _verified(open_to_verify(folder / GRAPH), source, backbone, given)
+    engine = open_to_verify(folder_graph(folder))
+    checked = _verified(engine, source, backbone, given, TOLERANCES[facts.precision])
     with atomic_path(folder / f"{bundle.task}{SUFFIX}") as file:
         write_task_of(source, given, checked, file)
     return checked
@@ -155,7 +158,11 @@ def normalized(bundle: Bundle) -> Bundle:
 
 
 def _verified(
-    engine: Engine, source: Source, backbone: Backbone, given: TaskTensors
+    engine: Engine,
+    source: Source,
+    backbone: Backbone,
+    given: TaskTensors,
+    tolerance: float,
 ) -> Verification:
     bundle = source.bundle
     checked = verify_engine(
@@ -163,6 +170,7 @@ def _verified(
         bundle,
         backbone,
         bundle.probe_images,
+        tolerance=tolerance,
         given=given.inputs(),
         normalized=True,
     )
@@ -173,23 +181,7 @@ def _verified(
     return checked
 
 
-def _fold_default(graph: Path, path: Path, tensors: TaskTensors) -> None:
-    """Write the graph with a task in place of its inputs; the weights stay where they are."""
-    model = ir.load(graph)
-    arrays = tensors.inputs()
-    for value in list(model.graph.inputs):
-        name = str(value.name)
-        if name in arrays:
-            model.graph.inputs.remove(value)
-            value.const_value = ir.tensor(arrays[name], name=name)
-            value.shape = ir.Shape(arrays[name].shape)
-            model.graph.initializers[name] = value
-    model.graph.outputs[0].shape = ir.Shape(["batch", arrays["head_bias"].shape[1]])
-    ir.save(model, path)
-    onnx.checker.check_model(path, full_check=True)
-
-
-def _facts(bundle: Bundle, backbone: Backbone, weights: str) -> dict[str, str]:
+def _facts(bundle: Bundle, backbone: Backbone, precision: str, weights: str) -> dict[str, str]:
     fields = {
         "format": FORMAT,
         "backbone": bundle.backbone,
@@ -197,15 +189,10 @@ def _facts(bundle: Bundle, backbone: Backbone, weights: str) -> dict[str, str]:
         "preprocessing": bundle.preprocessing.to_json(),
         "pooling": backbone.pooling,
         "default": bundle.task,
-        "precision": "fp32",
+        "precision": precision,
         "weights_sha256": weights,
     }
     return {f"{PREFIX}{name}": text for name, text in fields.items()}
-
-
-def _finish(path: Path, entries: Mapping[str, str]) -> None:
-    append_metadata(path, {**entries, FILE_SHA256: BLANK})
-    seal(path)
 
 
 def _text(checked: Verification) -> str:

@@ -23,6 +23,7 @@ from hgprompt_edge.maths.softmax import log_mean_softmax, log_softmax
 from hgprompt_edge.prompts.mixing import mix
 from hgprompt_edge.runtime.engines.engine import Engine, LoadError
 from hgprompt_edge.runtime.engines.onnx_engine import OnnxEngine
+from hgprompt_edge.runtime.engines.openvino_engine import OpenVinoEngine
 
 BATCHES = (1, 2, 7)
 
@@ -231,7 +232,7 @@ def verify_engine(
 
 
 def open_to_verify(path: Path) -> Engine:
-    """Open an ONNX file that was just written.
+    """Open a model file that was just written.
 
     Raises
     ------
@@ -239,7 +240,7 @@ def open_to_verify(path: Path) -> Engine:
         The runtime does not load it.
     """
     try:
-        return OnnxEngine(path)
+        return OpenVinoEngine(path, cache=False) if path.suffix == ".xml" else OnnxEngine(path)
     except LoadError as error:
         raise CheckError(f"the model does not load: it {error}") from error
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hgprompt_edge.artifacts.ir_weights import ir_weights
 from hgprompt_edge.errors import FileError
 
 WARM_UP = 3
@@ -122,7 +123,7 @@ def bench(
 
 def file_bytes(path: Path) -> int:
     """Size of a model on disk, with the weights that an OpenVINO model keeps beside it."""
-    files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+    files = [path, ir_weights(path)] if path.suffix == ".xml" else [path]
     return sum(file.stat().st_size for file in files)
 
 

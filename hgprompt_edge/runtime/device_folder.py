@@ -6,6 +6,8 @@ from pathlib import Path
 
 from hgprompt_edge.artifacts.metadata import PREFIX
 from hgprompt_edge.artifacts.tasks.device_files import (
+    ONNX,
+    OPENVINO,
     SUFFIX,
     WEIGHTS,
     BackboneFacts,
@@ -95,7 +97,7 @@ class DeviceFolder:
         return compare(logits, reference, TOLERANCES[self.facts.precision])
 
     def default(self) -> str:
-        """Name of the only task, or of the one in `default.onnx`; one that is there.
+        """Name of the only task, or of the one folded into the default model; one that is there.
 
         Raises
         ------
@@ -127,13 +129,16 @@ def folder_graph(folder: Path) -> Path:
         It is none.
     """
     graph = graph_of(folder)
+    both = [files.graph for files in (ONNX, OPENVINO) if (folder / files.graph).is_file()]
+    if len(both) > 1:
+        raise FileError(folder, f"holds {some(both)}; remove the one that its tasks are not for")
     if graph is None:
         what = why_not(folder, "device folder")
         if folder.is_dir():
             what = "a folder, not a model file and no device folder"
         raise FileError(
             folder,
-            f"{what} (it holds no backbone.onnx); make one with `hgedge export`",
+            f"{what} (it holds no backbone.onnx or backbone.xml); make one with `hgedge export`",
         )
     return graph
 

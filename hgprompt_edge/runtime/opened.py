@@ -124,11 +124,13 @@ def open_task(folder: DeviceFolder, name: str) -> Opened:
     """
     task = folder.task(name)
     path, given = folder.folder / f"{name}{SUFFIX}", task.tensors.inputs()
+    # Of the backbone that runs it, whichever it was exported with.
+    precision = folder.facts.precision
     return Opened(
         path,
         folder.engine,
-        task.metadata,
-        task.entries,
+        task.metadata.model_copy(update={"precision": precision}),
+        {**task.entries, f"{PREFIX}precision": precision},
         False,
         None,
         given,

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from hgprompt_edge.artifacts.ir_weights import ir_weights
 from hgprompt_edge.artifacts.metadata import Metadata
 from hgprompt_edge.errors import FileError, UserError
 from hgprompt_edge.files import cache_folder, write_bytes
@@ -134,7 +135,7 @@ def _relative(found: Floats, recorded: Floats) -> float:
 def _place(path: Path, engine: Engine) -> Path | None:
     """Where it is kept that this file was checked; None where a user has no cache."""
     try:
-        stats = [p.stat() for p in (path, path.with_suffix(".bin")) if p.is_file()]
+        stats = [p.stat() for p in (path, ir_weights(path)) if p.is_file()]
         files = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
         key = json.dumps([str(path.resolve()), files, cpu_name(), engine.runtime])
         name = hashlib.sha256(key.encode()).hexdigest()[:32]

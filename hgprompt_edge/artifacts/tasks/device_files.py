@@ -5,12 +5,17 @@ backbone.onnx      the graph; prompt and head are inputs
 backbone.weights   its weights, and those of default.onnx
 default.onnx       the same graph with the first task folded in, for plain runtimes
 NAME.hgtask        a task: keys and values, heads, classes, preprocessing
+
+For OpenVINO the first three are `backbone.xml`, `backbone.bin` and `default.xml`. Tasks are the
+same in both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Json, ValidationError
 
@@ -28,6 +33,24 @@ GRAPH, WEIGHTS, DEFAULT, SUFFIX = (
 )
 
 
+@dataclass(frozen=True)
+class Files:
+    """Names of the files of a device folder beside those of its tasks."""
+
+    graph: str
+    weights: str
+    default: str
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """All of them, the weights first."""
+        return self.weights, self.graph, self.default
+
+
+ONNX = Files(GRAPH, WEIGHTS, DEFAULT)
+OPENVINO = Files("backbone.xml", "backbone.bin", "default.xml")
+
+
 class BackboneFacts(BaseModel):
     """What the graph of a device folder says of itself, under `hgprompt.*`.
 
@@ -40,7 +63,7 @@ class BackboneFacts(BaseModel):
     pooling
         What the features are: `token`, `avg` or `both`.
     default
-        Task that is folded into `default.onnx`; empty where there is none.
+        Task that is folded into `default.onnx` or `default.xml`; empty where there is none.
     precision
         How weights are stored and products computed.
     weights_sha256
@@ -55,7 +78,7 @@ class BackboneFacts(BaseModel):
     preprocessing: Json[Preprocessing]
     pooling: str
     default: str
-    precision: str
+    precision: Literal["fp32", "fp16", "int8"]
     weights_sha256: str
 
 
@@ -96,9 +119,15 @@ def gives(pooling: str) -> tuple[str, ...]:
     return ("token", "both") if pooling == "token" else (pooling,)
 
 
+def files_of(folder: Path) -> Files | None:
+    """Return the names of the files of a device folder; None: it is none."""
+    return next((files for files in (ONNX, OPENVINO) if (folder / files.graph).is_file()), None)
+
+
 def graph_of(folder: Path) -> Path | None:
     """Return the graph of a device folder; None: it is none."""
-    return folder / GRAPH if (folder / GRAPH).is_file() else None
+    files = files_of(folder)
+    return None if files is None else folder / files.graph
 
 
 def task_paths(folder: Path) -> dict[str, Path]:

@@ -121,12 +121,13 @@ def export(
     bundle = bundles[0] if bundles else None
     place = None if output is None else Path(output)
     if len(bundles or ()) > 1 or _is_folder(output):
-        if file_format is not Format.ONNX:
-            raise UserError("--format openvino: device folders are ONNX; leave it out")
+        _check_options(file_format, precision, opset)
         export_folder(
             context,
             bundles or [_newest()],
             place or FOLDER,
+            file_format=file_format,
+            precision=precision,
             opset=opset,
             training_hashes=training_hashes,
             checkpoint=checkpoint,

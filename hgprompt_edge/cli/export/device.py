@@ -8,6 +8,7 @@ from pathlib import Path
 
 import typer
 
+from hgprompt_edge.cli.export.choices import Format, Precision
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import out, print_json, print_next
 from hgprompt_edge.cli.shared.progress import working
@@ -15,7 +16,7 @@ from hgprompt_edge.errors import UserError, some
 from hgprompt_edge.paths import check_storable
 
 FOLDER = Path("device")
-ALONE = ("precision", "weights", "adapt", "data", "task", "max_drop", "accuracy_control")
+ALONE = ("weights", "adapt", "data", "task", "max_drop", "accept_unproven", "accuracy_control")
 """Options of one model alone."""
 
 
@@ -24,6 +25,8 @@ def export_folder(
     bundles: Sequence[Path],
     folder: Path,
     *,
+    file_format: Format,
+    precision: Precision,
     opset: int | None,
     training_hashes: bool,
     checkpoint: Path | None,
@@ -37,15 +40,21 @@ def export_folder(
     from hgprompt_edge.artifacts.signature import check_signer, signature_path
     from hgprompt_edge.artifacts.signature import sign as sign_file
     from hgprompt_edge.artifacts.tasks.device_files import (
-        DEFAULT,
-        GRAPH,
+        ONNX,
+        OPENVINO,
         SUFFIX,
-        WEIGHTS,
+        files_of,
         task_paths,
     )
     from hgprompt_edge.files import sha256_file
 
-    _check_options(context, folder)
+    _check_options(context, folder, precision)
+    names = OPENVINO if file_format is Format.OPENVINO else ONNX
+    if (there := files_of(folder)) not in (None, names):
+        raise UserError(
+            f"--output {folder}: holds {there.graph}, which is of another --format; name another "
+            "folder"
+        )
     start = time.perf_counter()
     if sign is not None:
         check_signer(sign)
@@ -61,6 +70,7 @@ def export_folder(
     with working("exporting"):
         from hgprompt_edge.backbones.fitted import backbone_of  # PyTorch takes seconds
         from hgprompt_edge.export.device_folder import export_device
+        from hgprompt_edge.export.device_graphs import OnnxGraphs, OpenVinoGraphs
         from hgprompt_edge.export.device_sources import Source, check_together
 
         sources = [
@@ -69,9 +79,10 @@ def export_folder(
         ]
         check_together(sources)  # before any weights are loaded
         backbone = backbone_of(contents[0], checkpoint)
-        found = export_device(sources, backbone, folder, opset=opset)
+        graphs = OnnxGraphs(opset) if names is ONNX else OpenVinoGraphs(precision.value)
+        found = export_device(sources, backbone, folder, graphs)
     files = [folder / f"{name}{SUFFIX}" for name in found]
-    shared = [folder / name for name in (GRAPH, DEFAULT)]
+    shared = [folder / names.graph, folder / names.default]
     for file in (*shared, *files):
         signature_path(file).unlink(missing_ok=True)  # of an earlier export
     signatures = [sign_file(file, sign) for file in (*shared, *files)] if sign else []
@@ -82,16 +93,17 @@ def export_folder(
             | ({"signatures": [str(path) for path in signatures]} if sign else {})
         )
         return
-    size = sum((folder / name).stat().st_size for name in (GRAPH, WEIGHTS, DEFAULT)) / 1e6
+    size = sum((folder / name).stat().st_size for name in names.names) / 1e6
     first = contents[0]
+    how = "equal to" if precision is Precision.FP32 else "near"
     out.print(
         f"{folder}: {first.backbone}, {first.preprocessing.image_size} px, {size:.1f} MB; "
-        f"default.onnx has {first.task} folded in",
+        f"{names.default} has {first.task} folded in",
         soft_wrap=True,
     )
     for file, checked in zip(files, found.values(), strict=True):
         out.print(
-            f"{file}: {file.stat().st_size / 1000:.0f} KB, equal to PyTorch on {checked.images} "
+            f"{file}: {file.stat().st_size / 1000:.0f} KB, {how} PyTorch on {checked.images} "
             f"images (largest difference {checked.max_abs_diff:.1e}, bound {checked.bound:.1e})",
             soft_wrap=True,
         )
@@ -100,14 +112,16 @@ def export_folder(
     print_next("predict", "--model", folder, "--task", first.task, "IMAGE...")
 
 
-def _check_options(context: typer.Context, folder: Path) -> None:
+def _check_options(context: typer.Context, folder: Path, precision: Precision) -> None:
     check_storable(str(folder), "--output: the folder")
     for name in ALONE:
         if options.is_given(context, name):
             raise UserError(
-                f"--{name.replace('_', '-')}: not for a device folder, whose backbone is in "
-                "float32 and whose prompts are folded; leave it out, or export one bundle to a file"
+                f"--{name.replace('_', '-')}: not for a device folder, whose prompts are folded; "
+                "leave it out, or export one bundle to a file"
             )
+    if precision is Precision.INT8:
+        raise UserError("--precision int8: not for a device folder; export one bundle to a file")
     if folder.suffix:
         raise UserError(
             f"--output {folder}: several bundles become a folder; give a name without an ending"

@@ -9,6 +9,7 @@ from pathlib import Path
 from queue import LifoQueue
 from typing import Any
 
+from hgprompt_edge.artifacts.ir_weights import ir_weights
 from hgprompt_edge.artifacts.metadata import PREFIX
 from hgprompt_edge.cores import fewer_cores
 from hgprompt_edge.errors import MissingPackageError, ParameterError, brief
@@ -71,7 +72,7 @@ class OpenVinoEngine:
         ov = import_openvino()
         core = ov.Core()
         _check_device(core, device, bool(bf16))
-        weights = path.with_suffix(".bin")
+        weights = ir_weights(path)
         if not weights.is_file():
             raise LoadError(f"needs {weights.name} beside it, which is missing; copy both files")
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
@@ -79,7 +80,7 @@ class OpenVinoEngine:
         if threads is not None and device == "CPU":
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            model = core.read_model(path)
+            model = core.read_model(path, weights)
             self.entries: Mapping[str, str] = read_entries(model)
             self.inputs = tuple(_port(given) for given in model.inputs)
             self.outputs = tuple(_port(given) for given in model.outputs)
@@ -93,16 +94,18 @@ class OpenVinoEngine:
             folder = compiled_folder(path, digest, precision) if cache else None
             # Given the path and not the model, a compiled one is read without the weights of both
             # in memory at once.
+            own_weights = weights == path.with_suffix(".bin")
+            source: Any = path if own_weights else model
             del model
             compiled = None
             if folder is not None:
                 # Whatever is wrong with the cache is not the model's fault.
                 with suppress(RuntimeError, OSError), own_copy(folder) as own:
                     core.set_property({"CACHE_DIR": str(own)})
-                    compiled = core.compile_model(path, device, settings)
+                    compiled = core.compile_model(source, device, settings)
                 core.set_property({"CACHE_DIR": ""})
             if compiled is None:
-                compiled = core.compile_model(path, device, settings)
+                compiled = core.compile_model(source, device, settings)
             self._requests: LifoQueue[Any] = LifoQueue()
             for _ in range(REQUESTS):
                 self._requests.put(compiled.create_infer_request())
