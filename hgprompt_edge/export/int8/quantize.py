@@ -29,7 +29,13 @@ from hgprompt_edge.export.graph.rewrites import Attention, Rewrites
 from hgprompt_edge.export.int8.held_out import Features, features_of, graph_heads, hold_out
 from hgprompt_edge.export.int8.measure import held_against, on_test_images, open_body, own_reference
 from hgprompt_edge.export.int8.schemes import Control, onnx_schemes, openvino_schemes
-from hgprompt_edge.export.int8.search import MIN_CALIBRATION, Report, try_schemes
+from hgprompt_edge.export.int8.search import (
+    MIN_CALIBRATION,
+    Judge,
+    Report,
+    calibration_images,
+    try_schemes,
+)
 from hgprompt_edge.export.int8.trials import Trial, refusal, takes, trial_of, unproven
 from hgprompt_edge.export.onnx_file import append_metadata, check_fits, describe
 from hgprompt_edge.export.openvino_file import add_metadata
@@ -48,8 +54,8 @@ it of a model that loses nothing; one that loses half a point would take some 3,
 
 
 @dataclass(frozen=True)
-class Int8:
-    """What `export_int8` wrote.
+class Measured:
+    """What int8 costs, by the images.
 
     Attributes
     ----------
@@ -78,6 +84,12 @@ class Int8:
     bf16: Trial | None
     test: Trial | None
     test_images: int
+
+
+@dataclass(frozen=True)
+class Int8(Measured):
+    """What `export_int8` wrote."""
+
     verification: Verification
 
 
@@ -121,7 +133,7 @@ def export_int8(
         No scheme keeps within `max_drop`, or none is proven to; the message holds what was tried.
         No file is written.
     """
-    _check_task(bundle, task)
+    check_images(bundle, task)
     check_fits(bundle, backbone, bundle.probe_images)
     is_ir = path.suffix == ".xml"
     files = (path.with_suffix(".bin"), path) if is_ir else (path,)
@@ -147,9 +159,11 @@ def export_int8(
         body, heads = split_head(build_graph(start, backbone, on, bank))
         ir.save(body, graph)
         measure = functools.partial(held_against, held=held, given=given)
-        tried, compared = try_schemes(
-            schemes, graph, written, task, measure, held.accuracy, max_drop, report
+        judge = Judge(measure, held.accuracy)
+        each, (compared,) = try_schemes(
+            schemes, graph, written, calibration_images(task), [judge], max_drop, report
         )
+        tried = [trial for (trial,) in each]
         proven = tried[-1].holds(max_drop)
         if proven is False:
             raise CheckError(refusal(path, held, tried, max_drop))
@@ -230,7 +244,14 @@ def _control(
     return Control(task.validation, lambda f: softmax(head_logits(f, judge)), max_drop)
 
 
-def _check_task(bundle: Bundle, task: Task) -> None:
+def check_images(bundle: Bundle, task: Task) -> None:
+    """Refuse images that are not those of the fit, or too few to calibrate and to judge.
+
+    Raises
+    ------
+    UserError
+        As above.
+    """
     where = task.data or task.name
     if task.classes != bundle.classes:
         raise MismatchError(

@@ -7,7 +7,7 @@ import functools
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +24,8 @@ from hgprompt_edge.export.ir_file import save_ir
 Pixels = npt.NDArray[np.uint8]
 Given = Mapping[str, npt.NDArray[np.float32]]
 """What a graph takes beside the image."""
+Fed = Given | Sequence[Given]
+"""What calibration feeds beside the images: the same with all, or one with each."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,10 @@ class Control:
     max_drop: float
 
 
-def onnx_schemes(depth: int, given: Given | None = None, prompts: int = 1) -> list[Scheme]:
+def onnx_schemes(depth: int, given: Fed | None = None, prompts: int = 1) -> list[Scheme]:
     """Schemes of onnxruntime for a ViT of `depth` blocks and a number of folded `prompts`.
 
-    `given` is what calibration feeds, too.
+    `given` is what calibration feeds beside the images.
 
     Only products with constant matrices are quantized; those of activations with each other stay
     in float. Weights have a scale for each column and give the same sums on every CPU (`pairs.py`).
@@ -76,11 +78,14 @@ def onnx_schemes(depth: int, given: Given | None = None, prompts: int = 1) -> li
     ]
 
 
-def openvino_schemes(depth: int, control: Control | None = None, prompts: int = 1) -> list[Scheme]:
+def openvino_schemes(
+    depth: int, control: Control | None = None, prompts: int = 1, given: Fed | None = None
+) -> list[Scheme]:
     """Schemes of NNCF: without SmoothQuant, with three strengths of it, then outer blocks in float.
 
     NNCF quantizes products alone; residual sums are in float in all of them. With `control` its
-    search for the layers that must stay in float takes the place of the first four.
+    search for the layers that must stay in float takes the place of the first four. A head that is
+    `given` with the image stays in float.
 
     Raises
     ------
@@ -90,10 +95,11 @@ def openvino_schemes(depth: int, control: Control | None = None, prompts: int = 
     if find_spec("nncf") is None:
         raise MissingPackageError("int8 for OpenVINO", "nncf", "int8")
     # No gain in so small products.
-    ends = [rf"{re.escape(name)}.*" for name in _in_float(depth, prompts)]
+    head, fed = [r"head\..*"], given or {}
+    ends = [rf"{re.escape(name)}.*" for name in _in_float(depth, prompts)] + head
     # Smoothing is a pass over memory before each product: it comes where the plain way loses.
     sweep = [
-        Scheme(name, lambda *files, a=alpha: _nncf(*files, alpha=a, patterns=ends))
+        Scheme(name, lambda *files, a=alpha: _nncf(*files, alpha=a, patterns=ends, given=fed))
         for name, alpha in (
             ("static", -1.0),
             *((f"SmoothQuant {alpha}", alpha) for alpha in (0.15, 0.5, 0.95)),
@@ -103,13 +109,13 @@ def openvino_schemes(depth: int, control: Control | None = None, prompts: int = 
         sweep = [
             Scheme(
                 "SmoothQuant 0.15, accuracy control",
-                lambda *files: _nncf(*files, alpha=0.15, patterns=ends, control=control),
+                lambda *files: _nncf(*files, alpha=0.15, patterns=ends, given=fed, control=control),
             )
         ]
-    outer = [rf"blocks\.{i}\..*" for i in sorted({0, depth - 1})] + ["patch_embed.*"]
+    outer = [rf"blocks\.{i}\..*" for i in sorted({0, depth - 1})] + ["patch_embed.*", *head]
     safest = Scheme(
         "SmoothQuant 0.15, outer blocks in float",
-        lambda *files: _nncf(*files, alpha=0.15, patterns=outer),
+        lambda *files: _nncf(*files, alpha=0.15, patterns=outer, given=fed),
     )
     return [*sweep, safest]
 
@@ -147,7 +153,7 @@ def _dynamic(graph: Path, _: Pixels, path: Path, *, exclude: list[str]) -> None:
     bound_pairs(path, graph)
 
 
-def _static(graph: Path, images: Pixels, path: Path, *, exclude: list[str], given: Given) -> None:
+def _static(graph: Path, images: Pixels, path: Path, *, exclude: list[str], given: Fed) -> None:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     with _quiet():
@@ -169,13 +175,18 @@ def _static(graph: Path, images: Pixels, path: Path, *, exclude: list[str], give
 class _Reader:
     """Feeds the calibration one image at a time, as onnxruntime asks for them."""
 
-    def __init__(self, images: Pixels, given: Given) -> None:
-        self._images, self._given = iter(images), given
+    def __init__(self, images: Pixels, given: Fed) -> None:
+        self._feeds = iter(_feeds(images, given))
 
     def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
         """Return the next input, None at the end."""
-        image = next(self._images, None)
-        return None if image is None else {"image": image[None], **self._given}
+        return next(self._feeds, None)
+
+
+def _feeds(images: Pixels, given: Fed) -> list[dict[str, npt.NDArray[Any]]]:
+    """One input for each image."""
+    each = [given] * len(images) if isinstance(given, Mapping) else given
+    return [{"image": image[None], **rest} for image, rest in zip(images, each, strict=True)]
 
 
 def _nncf(
@@ -185,6 +196,7 @@ def _nncf(
     *,
     alpha: float,
     patterns: list[str],
+    given: Fed,
     control: Control | None = None,
 ) -> None:
     import nncf
@@ -201,7 +213,7 @@ def _nncf(
     advanced = AdvancedQuantizationParameters(
         smooth_quant_alphas=smooth, overflow_fix=OverflowFix.ENABLE
     )
-    model, calibration = ov.convert_model(graph), nncf.Dataset([image[None] for image in images])
+    model, calibration = ov.convert_model(graph), nncf.Dataset(_feeds(images, given))
     common = {
         "model_type": nncf.ModelType.TRANSFORMER,
         "subset_size": len(images),
