@@ -11,6 +11,7 @@ from rich.table import Table
 
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import out, print_json, print_next, reports_errors
+from hgprompt_edge.cli.shared.inputs import find_images_of
 from hgprompt_edge.cli.shared.progress import working
 from hgprompt_edge.errors import CheckError, UserError, some
 
@@ -64,6 +65,7 @@ def list_(folder: Folder, json: options.Json = False) -> None:
 @app.command()
 @reports_errors
 def add(
+    context: typer.Context,
     folder: Folder,
     task: Annotated[
         Path,
@@ -78,17 +80,31 @@ def add(
             help="Public key (PEM) that the task file must be signed with.", show_default=False
         ),
     ] = None,
+    data: options.Data = None,
+    max_drop: Annotated[
+        float, typer.Option(min=0, help="int8 folder: points of accuracy that may be lost.")
+    ] = 1.0,
+    accept_unproven: Annotated[
+        bool,
+        typer.Option(
+            "--accept-unproven",
+            help="int8 folder: add the task, too, where its images are too few to say.",
+        ),
+    ] = False,
     checkpoint: options.Checkpoint = None,
 ) -> None:
     """Add a task, or replace the one of its name; the backbone stays as it is."""
     from hgprompt_edge.artifacts.tasks.device_files import SUFFIX
 
+    for name in ("data", "max_drop", "accept_unproven"):
+        if options.is_given(context, name):
+            _check_int8(folder, task, f"--{name.replace('_', '-')}")
     if task.suffix == SUFFIX:
         path = _add_file(folder, task, key)
     elif key is not None:
         raise UserError(f"--key {key}: for task files; a bundle has no signature, leave it out")
     else:
-        path = _add_bundle(folder, task, checkpoint)
+        path = _add_bundle(folder, task, checkpoint, data, max_drop, accept_unproven)
     size = path.stat().st_size / 1000
     out.print(f"{path}: {size:.0f} KB, checked on its own images", soft_wrap=True)
     print_next("predict", "--model", folder, "--task", path.stem, "IMAGE...")
@@ -135,6 +151,14 @@ def _opened(folder: Path) -> tuple[BackboneFacts, int]:
     return found.facts, found.width
 
 
+def _check_int8(folder: Path, task: Path, option: str) -> None:
+    """Refuse what would be ignored: accuracy is measured of a bundle on an int8 backbone."""
+    from hgprompt_edge.artifacts.tasks.device_files import SUFFIX
+
+    if task.suffix == SUFFIX or _opened(folder)[0].precision != "int8":
+        raise UserError(f"{option}: for a bundle and an int8 folder; leave it out")
+
+
 def _default(folder: Path) -> str:
     """Name of the model that has the first task folded in."""
     from hgprompt_edge.artifacts.tasks.device_files import ONNX, files_of
@@ -179,8 +203,15 @@ def _add_file(folder: Path, file: Path, key: Path | None) -> Path:
     return place
 
 
-def _add_bundle(folder: Path, path: Path, checkpoint: Path | None) -> Path:
-    """Make a task of a bundle, which needs PyTorch."""
+def _add_bundle(
+    folder: Path,
+    path: Path,
+    checkpoint: Path | None,
+    data: Path | None,
+    max_drop: float,
+    accept_unproven: bool,
+) -> Path:
+    """Make a task of a bundle, which needs PyTorch; for an int8 folder its images, too."""
     from hgprompt_edge.artifacts.bundle_file import read_bundle
     from hgprompt_edge.artifacts.signature import signature_path
     from hgprompt_edge.artifacts.tasks.device_files import SUFFIX
@@ -191,12 +222,30 @@ def _add_bundle(folder: Path, path: Path, checkpoint: Path | None) -> Path:
     facts, _ = _opened(folder)
     bundle, digest = read_bundle(path), sha256_file(path)
     _check_not_default(folder, bundle.task, facts)
-    with working("exporting"):
+    images = find_images_of(bundle, None, data) if facts.precision == "int8" else None
+    with working("loading the backbone"):
         from hgprompt_edge.backbones.fitted import backbone_of
         from hgprompt_edge.export.device_folder import add_task
         from hgprompt_edge.export.device_sources import Source
 
-        add_task(Source(path, bundle, digest), backbone_of(bundle, checkpoint), folder, facts)
+        source, backbone = Source(path, bundle, digest), backbone_of(bundle, checkpoint)
+    if images is None:
+        with working("exporting"):
+            add_task(source, backbone, folder, facts)
+    else:
+        from hgprompt_edge.cli.export.report import print_trials
+        from hgprompt_edge.cli.export.write import add_int8
+
+        result = add_int8(
+            source,
+            images,
+            backbone,
+            folder,
+            facts,
+            max_drop=max_drop,
+            accept_unproven=accept_unproven,
+        )
+        print_trials(result, max_drop)
     place = folder / f"{bundle.task}{SUFFIX}"
     signature_path(place).unlink(missing_ok=True)  # of what had this name
     return place

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from hgprompt_edge.artifacts.tasks.task_tensors import TaskTensors
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.errors import CheckError, FileError
 from hgprompt_edge.export.device_graphs import Graphs, OnnxGraphs
+from hgprompt_edge.export.device_quantized import Quantize, Quantized
 from hgprompt_edge.export.device_sources import (
     Source,
     check_addition,
@@ -38,18 +39,22 @@ from hgprompt_edge.files import atomic_path, atomic_paths, sha256_file
 from hgprompt_edge.maths.parity import TOLERANCES
 from hgprompt_edge.maths.softmax import log_softmax
 from hgprompt_edge.runtime.device_folder import folder_graph
+from hgprompt_edge.runtime.engines.engine import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from hgprompt_edge.runtime.engines.engine import Engine
 
 PROBES = 2
 """Images that a task file carries to check itself on."""
 
 
 def export_device(
-    sources: Sequence[Source], backbone: Backbone, folder: Path, graphs: Graphs | None = None
+    sources: Sequence[Source],
+    backbone: Backbone,
+    folder: Path,
+    graphs: Graphs | None = None,
+    *,
+    quantize: Quantize | None = None,
 ) -> dict[str, Verification]:
     """Write a device folder, proven equal to PyTorch for each task.
 
@@ -62,6 +67,8 @@ def export_device(
         Made where it is missing; one with other tasks is refused.
     graphs
         In which format; None: ONNX.
+    quantize
+        Writes the graph in int8, instead of `graphs`.
 
     Returns
     -------
@@ -83,19 +90,26 @@ def export_device(
     made = [folder / name for name in graphs.files.names]
     found: dict[str, Verification] = {}
     with _made(folder), atomic_paths(*made, *tasks) as (weights, graph, default, *files):
-        graphs.write(build_tasks_graph(backbone, graphs.rewrites), graph)
+        model = build_tasks_graph(backbone, graphs.rewrites)
+        if quantize is None:
+            graphs.write(model, graph)
+            int8 = Quantized("", {})
+        else:
+            int8 = quantize(model, graph, backbone)
         graphs.fold(graph, default, tensors[0])
         engine = open_to_verify(graph)
         for source, given, file in zip(sources, tensors, files, strict=True):
             checked = _verified(engine, source, backbone, given, tolerance)
             found[source.bundle.task] = checked
-            write_task_of(source, given, checked, file)
+            write_task_of(source, given, checked, file, int8.entries.get(source.bundle.task, {}))
         facts = _facts(sources[0].bundle, backbone, graphs.precision, sha256_file(weights))
+        facts[f"{PREFIX}quantized_sha256"] = int8.sha256
         graphs.finish(graph, facts)
         parse_facts(graph, facts)
         first = normalized(sources[0].bundle)
+        folded = open_to_verify(default)
         whole = verify_engine(
-            open_to_verify(default),
+            folded,
             first,
             backbone,
             first.probe_images,
@@ -105,6 +119,8 @@ def export_device(
         if not whole.ok:
             raise CheckError(f"{folder / graphs.files.default}: not equal to PyTorch ({whole})")
         entries = describe(first, sources[0].sha256)
+        if quantize is not None:
+            entries = int8.of_default(folded, first, sources[0].sha256)
         for name in ("precision", "weights_sha256"):
             entries[f"{PREFIX}{name}"] = facts[f"{PREFIX}{name}"]
         graphs.finish(default, {**entries, f"{PREFIX}verification": _text(whole)})
@@ -112,9 +128,15 @@ def export_device(
 
 
 def add_task(
-    source: Source, backbone: Backbone, folder: Path, facts: BackboneFacts
+    source: Source,
+    backbone: Backbone,
+    folder: Path,
+    facts: BackboneFacts,
+    more: Mapping[str, str] | None = None,
 ) -> Verification:
     """Add a bundle to a device folder that is there, proven equal to PyTorch.
+
+    Its file says `more`, if anything.
 
     Raises
     ------
@@ -130,12 +152,18 @@ def add_task(
     engine = open_to_verify(folder_graph(folder))
     checked = _verified(engine, source, backbone, given, TOLERANCES[facts.precision])
     with atomic_path(folder / f"{bundle.task}{SUFFIX}") as file:
-        write_task_of(source, given, checked, file)
+        write_task_of(source, given, checked, file, more or {})
     return checked
 
 
-def write_task_of(source: Source, given: TaskTensors, checked: Verification, path: Path) -> None:
-    """Write a bundle's task file, with two of its probe images."""
+def write_task_of(
+    source: Source,
+    given: TaskTensors,
+    checked: Verification,
+    path: Path,
+    more: Mapping[str, str],
+) -> None:
+    """Write a bundle's task file, with two of its probe images; `more` it says."""
     bundle = normalized(source.bundle)
     few = replace(
         bundle,
@@ -145,6 +173,7 @@ def write_task_of(source: Source, given: TaskTensors, checked: Verification, pat
     )
     entries = {
         **describe(few, source.sha256),
+        **more,
         f"{PREFIX}format": TASK_FORMAT,
         f"{PREFIX}verification": _text(checked),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from hgprompt_edge.artifacts.metadata import PREFIX
@@ -24,6 +25,7 @@ from hgprompt_edge.maths.parity import TOLERANCES, Comparison, compare
 from hgprompt_edge.paths import why_not
 from hgprompt_edge.runtime.engines.engine import Engine
 from hgprompt_edge.runtime.engines.open import open_engine
+from hgprompt_edge.runtime.other_cpu import check_once
 
 
 class DeviceFolder:
@@ -87,8 +89,16 @@ class DeviceFolder:
         known = self._read.get(name)
         if known is None or known[0] != stamp:
             known = stamp, read_fitting(path, self.facts, self.graph, self.width)
+            self._check_cpu(path, known[1])
             self._read[name] = known
         return known[1]
+
+    def _check_cpu(self, path: Path, task: TaskFile) -> None:
+        """Warn where int8 computes otherwise than where the accuracy was measured."""
+        if self.facts.precision == "int8" and self.engine.as_exported:
+            other = check_once(path, self.engine, task.metadata, task.tensors.inputs())
+            if other:
+                warnings.warn(other, stacklevel=3)
 
     def check(self, task: TaskFile) -> Comparison:
         """Compare what a task gives here for its own images with what PyTorch gave."""
@@ -154,6 +164,15 @@ def read_fitting(path: Path, facts: BackboneFacts, graph: Path, width: int) -> T
     task = read_task(path)
     if found := misfit(task, facts, width):
         raise MismatchError(path, graph, found, "export it from a bundle of that backbone")
+    if facts.precision == "int8" and (
+        task.metadata.quantization.get("backbone") != facts.quantized_sha256
+    ):
+        raise MismatchError(
+            path,
+            graph,
+            "its accuracy on this int8 backbone was never measured",
+            "add its bundle with `hgedge device add` on the server, which measures it",
+        )
     return task
 
 

@@ -135,5 +135,5 @@ def open_task(folder: DeviceFolder, name: str) -> Opened:
         None,
         given,
         folder,
-        task.reference,
+        None if precision == "int8" else task.reference,  # measured in float32
     )

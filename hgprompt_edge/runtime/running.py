@@ -158,8 +158,7 @@ class RunningModel:
         """
         if self.metadata.precision != "int8" or not self._engine.as_exported:
             return None
-        given = self.bank.inputs(self.bank.initial) if self.bank else {}
-        return compare_cpus(self.path, self._engine, self.metadata, given)
+        return compare_cpus(self.path, self._engine, self.metadata, self._opened.given)
 
     def _check(self, pixels: Pixels) -> None:
         side = self.preprocessing.image_size

@@ -68,6 +68,8 @@ class BackboneFacts(BaseModel):
         How weights are stored and products computed.
     weights_sha256
         Of the file with the weights.
+    quantized_sha256
+        By which tasks name the int8 backbone on which their accuracy was measured; empty in float.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -80,6 +82,7 @@ class BackboneFacts(BaseModel):
     default: str
     precision: Literal["fp32", "fp16", "int8"]
     weights_sha256: str
+    quantized_sha256: str = ""
 
 
 def parse_facts(path: Path, entries: Mapping[str, str]) -> BackboneFacts:

@@ -122,6 +122,7 @@ def export(
     place = None if output is None else Path(output)
     if len(bundles or ()) > 1 or _is_folder(output):
         _check_options(file_format, precision, opset)
+        _check_int8_alone(context, precision)
         export_folder(
             context,
             bundles or [_newest()],
@@ -130,6 +131,9 @@ def export(
             precision=precision,
             opset=opset,
             training_hashes=training_hashes,
+            data=data,
+            max_drop=max_drop,
+            accept_unproven=accept_unproven,
             checkpoint=checkpoint,
             sign=sign,
             json=json,

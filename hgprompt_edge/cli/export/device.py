@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from hgprompt_edge.cli.export.choices import Format, Precision
+from hgprompt_edge.cli.export.report import int8_document, print_trials
+from hgprompt_edge.cli.export.write import write_int8_folder
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import out, print_json, print_next
+from hgprompt_edge.cli.shared.inputs import find_images_of
 from hgprompt_edge.cli.shared.progress import working
 from hgprompt_edge.errors import UserError, some
 from hgprompt_edge.paths import check_storable
 
+if TYPE_CHECKING:
+    from hgprompt_edge.export.int8.quantize import Int8
+
 FOLDER = Path("device")
-ALONE = ("weights", "adapt", "data", "task", "max_drop", "accept_unproven", "accuracy_control")
+ALONE = ("weights", "adapt", "task", "accuracy_control")
 """Options of one model alone."""
 
 
@@ -29,6 +36,9 @@ def export_folder(
     precision: Precision,
     opset: int | None,
     training_hashes: bool,
+    data: Path | None,
+    max_drop: float,
+    accept_unproven: bool,
     checkpoint: Path | None,
     sign: Path | None,
     json: bool,
@@ -48,7 +58,7 @@ def export_folder(
     )
     from hgprompt_edge.files import sha256_file
 
-    _check_options(context, folder, precision)
+    _check_options(context, folder, len(bundles))
     names = OPENVINO if file_format is Format.OPENVINO else ONNX
     if (there := files_of(folder)) not in (None, names):
         raise UserError(
@@ -67,7 +77,10 @@ def export_folder(
             f"--output {folder}: serves {some(sorted(others))}, too; name all bundles, another "
             f"folder, or add one with `hgedge device add {folder} BUNDLE`"
         )
-    with working("exporting"):
+    images = None
+    if precision is Precision.INT8:
+        images = [find_images_of(bundle, None, data) for bundle in contents]
+    with working("loading the backbone"):
         from hgprompt_edge.backbones.fitted import backbone_of  # PyTorch takes seconds
         from hgprompt_edge.export.device_folder import export_device
         from hgprompt_edge.export.device_graphs import OnnxGraphs, OpenVinoGraphs
@@ -79,8 +92,23 @@ def export_folder(
         ]
         check_together(sources)  # before any weights are loaded
         backbone = backbone_of(contents[0], checkpoint)
-        graphs = OnnxGraphs(opset) if names is ONNX else OpenVinoGraphs(precision.value)
-        found = export_device(sources, backbone, folder, graphs)
+        stored = precision.value
+        graphs = OnnxGraphs(opset, precision=stored) if names is ONNX else OpenVinoGraphs(stored)
+    results: Mapping[str, Int8] = {}
+    if images is None:
+        with working("exporting"):
+            found = export_device(sources, backbone, folder, graphs)
+    else:
+        results = write_int8_folder(
+            sources,
+            images,
+            backbone,
+            folder,
+            graphs,
+            max_drop=max_drop,
+            accept_unproven=accept_unproven,
+        )
+        found = {name: result.verification for name, result in results.items()}
     files = [folder / f"{name}{SUFFIX}" for name in found]
     shared = [folder / names.graph, folder / names.default]
     for file in (*shared, *files):
@@ -89,10 +117,18 @@ def export_folder(
     if json:
         print_json(
             {"folder": str(folder), "seconds": round(time.perf_counter() - start, 2)}
-            | {"tasks": {name: vars(checked) for name, checked in found.items()}}
+            | {
+                "tasks": {
+                    name: vars(checked) | (int8_document(results[name]) if name in results else {})
+                    for name, checked in found.items()
+                }
+            }
             | ({"signatures": [str(path) for path in signatures]} if sign else {})
         )
         return
+    for name, result in results.items():
+        out.print(f"{name}:", soft_wrap=True)
+        print_trials(result, max_drop)
     size = sum((folder / name).stat().st_size for name in names.names) / 1e6
     first = contents[0]
     how = "equal to" if precision is Precision.FP32 else "near"
@@ -112,7 +148,7 @@ def export_folder(
     print_next("predict", "--model", folder, "--task", first.task, "IMAGE...")
 
 
-def _check_options(context: typer.Context, folder: Path, precision: Precision) -> None:
+def _check_options(context: typer.Context, folder: Path, bundles: int) -> None:
     check_storable(str(folder), "--output: the folder")
     for name in ALONE:
         if options.is_given(context, name):
@@ -120,8 +156,11 @@ def _check_options(context: typer.Context, folder: Path, precision: Precision) -
                 f"--{name.replace('_', '-')}: not for a device folder, whose prompts are folded; "
                 "leave it out, or export one bundle to a file"
             )
-    if precision is Precision.INT8:
-        raise UserError("--precision int8: not for a device folder; export one bundle to a file")
+    if bundles > 1 and options.is_given(context, "data"):
+        raise UserError(
+            "--data: the images of several bundles are looked for where they were at the fit; "
+            "leave it out, or export one and add the others with `hgedge device add`"
+        )
     if folder.suffix:
         raise UserError(
             f"--output {folder}: several bundles become a folder; give a name without an ending"

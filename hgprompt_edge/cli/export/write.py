@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 from hgprompt_edge.cli.export.choices import SUFFIXES, Format, Precision
 from hgprompt_edge.cli.shared.console import note
 from hgprompt_edge.cli.shared.left_out import note_left_out
-from hgprompt_edge.cli.shared.progress import progress_bar
+from hgprompt_edge.cli.shared.progress import Report, progress_bar
 
 if TYPE_CHECKING:
     from hgprompt_edge.artifacts.bundle import Bundle
+    from hgprompt_edge.artifacts.tasks.device_files import BackboneFacts
     from hgprompt_edge.backbones.backbone import Backbone
-    from hgprompt_edge.data import FoundTask
+    from hgprompt_edge.data import FoundTask, Task
+    from hgprompt_edge.export.device_graphs import Graphs
+    from hgprompt_edge.export.device_sources import Source
     from hgprompt_edge.export.int8.quantize import Int8
     from hgprompt_edge.export.verify import Verification
 
@@ -97,6 +101,47 @@ def write_int8(
     from hgprompt_edge.export.int8.quantize import export_int8
 
     with progress_bar() as report:
-        images = found.load(bundle.preprocessing, progress=partial(report, "reading images"))
-        note_left_out(images.unreadable, images.left_out)
+        images = read_images(bundle, found, report)
         return export_int8(bundle, backbone, path, images, report=report, **how)
+
+
+def write_int8_folder(
+    sources: Sequence[Source],
+    found: Sequence[FoundTask],
+    backbone: Backbone,
+    folder: Path,
+    graphs: Graphs,
+    **how: Any,
+) -> dict[str, Int8]:
+    """Write a device folder in int8; each task's accuracy is measured on its images."""
+    from hgprompt_edge.export.device_int8 import export_device_int8
+
+    with progress_bar() as report:
+        images = [
+            read_images(source.bundle, each, report)
+            for source, each in zip(sources, found, strict=True)
+        ]
+        return export_device_int8(sources, images, backbone, folder, graphs, report=report, **how)
+
+
+def read_images(bundle: Bundle, found: FoundTask, report: Report) -> Task:
+    """Read the images of a bundle's fit, and say which are left out."""
+    images = found.load(bundle.preprocessing, progress=partial(report, "reading images"))
+    note_left_out(images.unreadable, images.left_out)
+    return images
+
+
+def add_int8(
+    source: Source,
+    found: FoundTask,
+    backbone: Backbone,
+    folder: Path,
+    facts: BackboneFacts,
+    **how: Any,
+) -> Int8:
+    """Add a task to a device folder in int8; its accuracy is measured on the images of `found`."""
+    from hgprompt_edge.export.device_int8 import add_task_int8
+
+    with progress_bar() as report:
+        images = read_images(source.bundle, found, report)
+        return add_task_int8(source, images, backbone, folder, facts, **how)

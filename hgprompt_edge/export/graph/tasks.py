@@ -6,6 +6,7 @@ width `D`, features of width `W` (`D`, or `2 D` where both are pooled), `K` clas
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -42,6 +43,7 @@ from hgprompt_edge.export.graph.inference import (
 from hgprompt_edge.export.graph.rewrites import Rewrites
 from hgprompt_edge.export.graph.tokens import embed_patches, fixed_tokens
 from hgprompt_edge.export.graph.writer import Doubles, Writer, to_array
+from hgprompt_edge.maths.head import Head
 
 
 def build_tasks_graph(backbone: Backbone, on: Rewrites | None = None) -> ir.Model:
@@ -95,13 +97,18 @@ def task_tensors(folded: tuple[FoldedPrompt, ...], backbone: Backbone) -> TaskTe
     pooled.
     """
     norm, on = last_norm(backbone.model), Rewrites()
+    head = head_tensors([folded_head(each.head, norm, on) for each in folded], backbone.feature_dim)
     pairs = [_keys_values(backbone.model, each.prompt, on) for each in folded]
     keys, values, mask = pad_tokens(pairs, backbone.depth, backbone.embed_dim)
-    heads = [folded_head(each.head, norm, on) for each in folded]
+    return TaskTensors(keys, values, mask, *head)
+
+
+def head_tensors(heads: Sequence[Head], width: int) -> tuple[Floats, Floats]:
+    """`TaskTensors.head_weight` and `head_bias` of heads for the graph's features of some width."""
     weight = np.stack([head.weight.T for head in heads])  # [P, W, K], as the graph takes it
-    missing = backbone.feature_dim - weight.shape[1]
+    missing = width - weight.shape[1]
     weight = np.pad(weight, ((0, 0), (0, missing), (0, 0)))
-    return TaskTensors(keys, values, mask, weight, np.stack([head.bias for head in heads]))
+    return weight, np.stack([head.bias for head in heads])
 
 
 def _keys_values(

@@ -95,8 +95,10 @@ def openvino_schemes(
     if find_spec("nncf") is None:
         raise MissingPackageError("int8 for OpenVINO", "nncf", "int8")
     # No gain in so small products.
-    head, fed = [r"head\..*"], given or {}
-    ends = [rf"{re.escape(name)}.*" for name in _in_float(depth, prompts)] + head
+    fed = given or {}
+    # Attention of tokens that come in is one kernel of floats, too, written in three operators.
+    apart = [r"head\..*", r"blocks\.\d+\.attn\.(scores|softmax|mixed).*"] if fed else []
+    ends = [rf"{re.escape(name)}.*" for name in _in_float(depth, prompts)] + apart
     # Smoothing is a pass over memory before each product: it comes where the plain way loses.
     sweep = [
         Scheme(name, lambda *files, a=alpha: _nncf(*files, alpha=a, patterns=ends, given=fed))
@@ -112,7 +114,7 @@ def openvino_schemes(
                 lambda *files: _nncf(*files, alpha=0.15, patterns=ends, given=fed, control=control),
             )
         ]
-    outer = [rf"blocks\.{i}\..*" for i in sorted({0, depth - 1})] + ["patch_embed.*", *head]
+    outer = [rf"blocks\.{i}\..*" for i in sorted({0, depth - 1})] + ["patch_embed.*", *apart]
     safest = Scheme(
         "SmoothQuant 0.15, outer blocks in float",
         lambda *files: _nncf(*files, alpha=0.15, patterns=outer, given=fed),
