@@ -24,6 +24,7 @@ from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export.device_folder import add_task, export_device
 from hgprompt_edge.export.device_graphs import OpenVinoGraphs
 from hgprompt_edge.export.device_sources import Source
+from hgprompt_edge.export.verify import reference_logits
 from hgprompt_edge.maths.softmax import log_softmax
 from hgprompt_edge.runtime.bench import file_bytes
 from hgprompt_edge.runtime.device_folder import DeviceFolder
@@ -208,3 +209,19 @@ def test_the_command_writes_predicts_and_refuses(
         assert refused.exit_code == 2
         assert text in refused.stderr
         assert not Path("new").exists()
+
+
+def test_tasks_that_need_the_mask_and_tasks_that_do_not_take_turns(
+    backbone: Backbone, folder: Path
+) -> None:
+    """Where nothing is shut out, OpenVINO runs the graph without its mask, which is faster."""
+    predictor = Predictor(folder)
+    shut = {
+        name: read_task(folder / f"{name}.hgtask").tensors.mask.any() for name in predictor.tasks
+    }
+    assert set(shut.values()) == {True, False}
+    images = np.random.default_rng(3).integers(0, 256, (2, 24, 24, 3), np.uint8)
+    for bundle in [*tasks_of(backbone), *reversed(tasks_of(backbone))]:
+        expected = log_softmax(reference_logits(bundle, backbone, images))
+        found = predictor.task(bundle.task).logits(images)
+        np.testing.assert_allclose(found, expected, atol=5e-4)

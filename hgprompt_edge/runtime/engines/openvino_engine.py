@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from queue import LifoQueue
+from threading import Lock
 from typing import Any
 
 from hgprompt_edge.artifacts.ir_weights import ir_weights
 from hgprompt_edge.artifacts.metadata import PREFIX
+from hgprompt_edge.artifacts.tasks.task_tensors import MASK, NAMES
 from hgprompt_edge.cores import fewer_cores
-from hgprompt_edge.errors import MissingPackageError, ParameterError, brief
+from hgprompt_edge.errors import FileError, MissingPackageError, ParameterError, brief
 from hgprompt_edge.files import sha256_file
 from hgprompt_edge.runtime.cpu import cpu_features
 from hgprompt_edge.runtime.engines.engine import (
@@ -23,16 +24,14 @@ from hgprompt_edge.runtime.engines.engine import (
     check_given,
     memory_errors,
 )
-from hgprompt_edge.runtime.engines.openvino_cache import compiled_folder, own_copy
+from hgprompt_edge.runtime.engines.openvino_cache import compiled_folder
+from hgprompt_edge.runtime.engines.openvino_compile import Compiler
 
 SUFFIX = ".xml"
 RT_INFO = "hgprompt"
 """Under this name the metadata stand in the model's runtime information."""
 WEIGHTS_SHA256 = f"{PREFIX}weights_sha256"
 BF16 = f"{PREFIX}bf16"
-REQUESTS = 2
-"""So that one thread brings its images while another's are computed. More are no faster, as all of
-them compute in the same threads."""
 TYPES = {"uint8_t": "uint8", "u8": "uint8", "float": "float", "f32": "float"}
 
 
@@ -92,29 +91,20 @@ class OpenVinoEngine:
             settings["INFERENCE_PRECISION_HINT"] = precision
             digest = _check_weights(weights, self.entries)
             folder = compiled_folder(path, digest, precision) if cache else None
-            # Given the path and not the model, a compiled one is read without the weights of both
-            # in memory at once.
-            own_weights = weights == path.with_suffix(".bin")
-            source: Any = path if own_weights else model
             del model
-            compiled = None
-            if folder is not None:
-                # Whatever is wrong with the cache is not the model's fault.
-                with suppress(RuntimeError, OSError), own_copy(folder) as own:
-                    core.set_property({"CACHE_DIR": str(own)})
-                    compiled = core.compile_model(source, device, settings)
-                core.set_property({"CACHE_DIR": ""})
-            if compiled is None:
-                compiled = core.compile_model(source, device, settings)
-            self._requests: LifoQueue[Any] = LifoQueue()
-            for _ in range(REQUESTS):
-                self._requests.put(compiled.create_infer_request())
+            self._compiler = Compiler(core, path, weights, device, settings, folder)
+            self._compiling = Lock()
+            self._requests: dict[bool, LifoQueue[Any]] = {}
+            # A device folder's is compiled when it is known what its tasks need.
+            self._takes_task = {port.name for port in self.inputs[1:]} == set(NAMES)
+            if not self._takes_task:
+                self._requests[True] = self._compiler.requests()
         except UnicodeDecodeError as error:
             raise LoadError("damaged (its text is not UTF-8); copy or export it again") from error
         except RuntimeError as error:
-            raise LoadError(_explain(str(error), ov.__version__)) from error
+            raise LoadError(_explain(str(error))) from error
         self.as_exported = device == "CPU" and not bf16
-        self.runtime = f"openvino {ov.__version__.partition('-')[0]}"
+        self.runtime = _runtime()
 
     def run(self, pixels: Pixels, given: Mapping[str, Floats] | None = None) -> Floats:
         """Logits `[n, K]` of pixels `[n, S, S, 3]`, and of what else is `given` by name."""
@@ -125,7 +115,8 @@ class OpenVinoEngine:
     ) -> tuple[Floats, ...]:
         """All outputs, the logits first."""
         check_given(self.inputs, given or {})
-        request = self._requests.get()  # waits for one that is free: a busy one mixes up results
+        requests = self._free(given or {})
+        request = requests.get()  # waits for one that is free: a busy one mixes up results
         try:
             with memory_errors():
                 request.infer({self.inputs[0].name: pixels, **(given or {})}, share_inputs=True)
@@ -133,7 +124,23 @@ class OpenVinoEngine:
                 request.get_output_tensor(index).data.copy() for index in range(len(self.outputs))
             )
         finally:
-            self._requests.put(request)
+            requests.put(request)
+
+    def _free(self, given: Mapping[str, Floats]) -> LifoQueue[Any]:
+        """Return requests of the model as it is or, where nothing is masked, without its mask."""
+        masked = not self._takes_task or bool(given[MASK].any())
+        with self._compiling:
+            if masked not in self._requests:
+                try:
+                    self._requests[masked] = self._compiler.requests(masked=masked)
+                except RuntimeError as error:
+                    raise FileError(self._compiler.path, _explain(str(error))) from error
+            return self._requests[masked]
+
+
+def _runtime() -> str:
+    """Name and version of OpenVINO."""
+    return f"openvino {import_openvino().__version__.partition('-')[0]}"
 
 
 def import_openvino() -> Any:
@@ -185,10 +192,10 @@ def _check_weights(weights: Path, entries: Mapping[str, str]) -> str:
     return found
 
 
-def _explain(message: str, version: str) -> str:
+def _explain(message: str) -> str:
     lines = [line for line in message.splitlines() if line.strip()]
     reason = brief(lines[-1], 200) if lines else "no reason given"
-    return f"openvino {version.partition('-')[0]} does not load it ({reason}); export it again"
+    return f"{_runtime()} does not load it ({reason}); export it again"
 
 
 def _port(given: Any) -> Port:
