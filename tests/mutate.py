@@ -19,8 +19,8 @@ from hgprompt_edge.artifacts.device_bank import bank_path, read_bank
 from hgprompt_edge.artifacts.keys import check_public_key
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.prompts.prompt import read_prompt
-from hgprompt_edge.runtime.learned import open_history
 from hgprompt_edge.runtime.verify import describe_signature, verify_model
+from hgprompt_edge.state.history import History
 from hgprompt_edge.state.update_file import read_update
 
 INSERTS = (b"9", b"[", b"x", b"\xff", b"\x00")
@@ -43,8 +43,13 @@ def reader(kind: str, good: Path) -> Callable[[Path], object]:
         bank = read_bank(bank_path(good.parent.parent / "m.onnx"))
 
         def read_state(path: Path) -> None:
-            with open_history(
-                path.parent, bank, ("a", "b"), resize="center", read_only=True
+            with History(
+                path.parent,
+                bank.sha256,
+                bank.initial,
+                classes=("a", "b"),
+                resize="center",
+                read_only=True,
             ) as history:
                 history.current()
                 history.versions()

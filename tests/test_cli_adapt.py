@@ -215,7 +215,7 @@ def test_the_initial_weights_come_back_with_the_light(
     predictor = Predictor(model)
     assert predictor.bank is not None
     corner = np.eye(len(predictor.bank.names), dtype=np.float32)[-1]
-    state = open_history(state_folder(model), predictor.bank, predictor.classes, resize="center")
+    state = open_history(state_folder(model), predictor.bank, predictor.metadata)
     with state as history, history.exclusive():
         history.commit(corner, method="labelled", images=8, figures={})
     words = ("adapt", "--model", str(model), "--data", str(seen), "--unlabelled")
@@ -312,7 +312,7 @@ def test_expected_classes_are_those_that_there_are_labels_of(
 def test_the_bias_moves_on_request(planted: Planted, seen: Path, tmp_path: Path) -> None:
     state, initial = tmp_path / "state", planted.bank.head.bias
     assert adapt(planted, state, "--data", str(seen), "--head", "bias", "--steps", "2")[0] == 0
-    with open_history(state, planted.bank, planted.predictor.classes, resize="center") as history:
+    with open_history(state, planted.bank, planted.predictor.metadata) as history:
         *_, latest = history.versions()
     assert latest.head_bias is not None
     assert latest.head_weight is None
@@ -325,12 +325,12 @@ def test_a_head_that_moved_stays_when_the_mix_moves_on(
     """The guard judges new weights with the head in force, so that head is what is served."""
     state = tmp_path / "state"
     moved = planted.bank.head.bias + np.linspace(0, 0.1, len(planted.bank.head.bias), dtype="f")
-    with open_history(state, planted.bank, planted.predictor.classes, resize="center") as history:
+    with open_history(state, planted.bank, planted.predictor.metadata) as history:
         history.commit(
             planted.bank.initial, method="labelled", images=8, figures={}, head_bias=moved
         )
     assert adapt(planted, state, "--data", str(seen), "--steps", "12")[0] == 0
-    with open_history(state, planted.bank, planted.predictor.classes, resize="center") as history:
+    with open_history(state, planted.bank, planted.predictor.metadata) as history:
         *_, latest = history.versions()
     assert latest.weights[planted.bank.names.index("dark")] > 0.5
     np.testing.assert_array_equal(latest.head_bias, moved)
@@ -372,9 +372,8 @@ def planted_lock(planted: Planted, state: Path) -> object:
 
     @contextmanager
     def held():  # type: ignore[no-untyped-def]
-        classes = planted.predictor.classes
         with (
-            open_history(state, planted.bank, classes, resize="center") as history,
+            open_history(state, planted.bank, planted.predictor.metadata) as history,
             history.exclusive(),
         ):
             yield

@@ -221,6 +221,14 @@ def remedied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_adaptable(folder: Path, *, remedied: bool = False) -> Path:
+    path = folder / "pets.onnx"
+    known = knowing(folder, remedied=remedied)
+    export_onnx(known, make_backbone(), path, runtime_weights=True, adapt=True)
+    return path
+
+
+def knowing(folder: Path, *, remedied: bool = False) -> Bundle:
+    """A bundle that knows its own images; the folder is for pictures."""
     backbone = make_backbone()
     bundle, path = make_mixable(backbone), folder / "pets.onnx"
     export_onnx(bundle, backbone, path, runtime_weights=True, adapt=True)
@@ -249,9 +257,7 @@ def make_adaptable(folder: Path, *, remedied: bool = False) -> Path:
         clean=clean,
         reference=fit_reference(predictor.features(pixels), labels_of(OWN, 0), CLASSES),
     )
-    known = replace(known, probe_logits=token_logits(known, backbone, known.probe_images))
-    export_onnx(known, backbone, path, runtime_weights=True, adapt=True)
-    return path
+    return replace(known, probe_logits=token_logits(known, backbone, known.probe_images))
 
 
 def versions(model: Path, state: Path) -> list[str]:
@@ -265,9 +271,7 @@ def test_a_device_goes_back_by_itself_when_images_are_clean_again(
     state, predictor = tmp_path / "state", Predictor(adaptable)
     assert predictor.bank is not None
     corner = np.eye(len(predictor.bank.names), dtype=np.float32)[-1]
-    opened = open_history(
-        state, predictor.bank, predictor.classes, resize=predictor.preprocessing.crop_mode
-    )
+    opened = open_history(state, predictor.bank, predictor.metadata)
     with opened as history, history.exclusive():
         history.commit(corner, method="unlabelled", images=64, figures={})
     seen = folder_of(tmp_path / "seen", pictures(150, 30))
@@ -325,3 +329,21 @@ def test_what_was_learned_stays_while_it_fits(remedied: Path, tmp_path: Path) ->
     assert "the weights in force still fit what the images show" in second
     assert result.exit_code == 0
     assert versions(remedied, state) == ["initial", "unlabelled"]
+
+
+def test_a_task_of_a_device_folder_closes_the_loop(tmp_path: Path) -> None:
+    bundle, device = knowing(tmp_path, remedied=True), tmp_path / "device"
+    bundles = [bundle, replace(make_mixable(make_backbone(), seed=3), task="cars")]
+    export_device(sources(bundles), make_backbone(), device, adapt=True)
+    pixels = pictures(2, 37)
+    initial = Predictor(device).task("cars").logits(pixels)
+    seen = folder_of(tmp_path / "seen", pictures(40, 35), pictures(200, 36, gain=GAIN))
+    words = ("--model", str(device), "--task", "pets")
+    result = run("monitor", *words, "--adapt", str(seen))
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0].endswith("version 2 is in force")
+    history = json.loads(run("state", "history", *words, "--json").stdout)
+    assert [version["method"] for version in history] == ["initial", "unlabelled"]
+    assert Predictor(device).task("pets").version is not None
+    assert not (device / "cars.state").exists()
+    np.testing.assert_array_equal(Predictor(device).task("cars").logits(pixels), initial)

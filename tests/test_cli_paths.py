@@ -43,8 +43,6 @@ def test_a_folder_that_is_no_state_is_no_silent_return_to_the_start(
     assert f"folder: holds nothing that was learned (yet), {said}" in folder.stderr
     predictor = hgprompt_edge.load(model).predictor
     assert predictor.bank is not None
-    with open_history(
-        state_folder(model), predictor.bank, predictor.classes, resize="center"
-    ) as history:
+    with open_history(state_folder(model), predictor.bank, predictor.metadata) as history:
         history.commit(predictor.bank.initial, method="labelled", images=1, figures={})
     assert said not in run(*words, str(state_folder(model))).stderr

@@ -160,7 +160,7 @@ def test_what_the_device_learned_is_in_force(tmp_path: Path) -> None:
     bias = np.zeros_like(planted.bank.head.bias)
     bias[-1] = 99
     state = state_folder(planted.path)
-    with open_history(state, planted.bank, model.classes, resize="center") as history:
+    with open_history(state, planted.bank, model.predictor.metadata) as history:
         history.commit(
             planted.bank.initial, method="labelled", images=1, figures={}, head_bias=bias
         )

@@ -29,8 +29,7 @@ def planted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 class TestLive:
     def test_new_weights_reach_a_running_predictor(self, planted: Planted, tmp_path: Path) -> None:
         state = tmp_path / "state"
-        classes = planted.predictor.classes
-        with open_history(state, planted.bank, classes, resize="center") as history:
+        with open_history(state, planted.bank, planted.predictor.metadata) as history:
             live = Predictor(planted.path, state=state)
             old = live.logits(planted.images[:3])
             assert not live.refresh()
@@ -49,13 +48,13 @@ class TestLive:
         self, planted: Planted, tmp_path: Path
     ) -> None:
         """Each history here has a version 2, and each is another one."""
-        state, bank, classes = tmp_path / "state", planted.bank, planted.predictor.classes
+        state, bank = tmp_path / "state", planted.bank
         mixes = [np.roll(bank.initial, shift) for shift in (1, 2)]
         images, live = planted.images[:3], Predictor(planted.path, state=state)
         initial = live.logits(images)
 
         def learn(folder: Path, mix: npt.NDArray[np.float32]) -> None:
-            with open_history(folder, bank, classes, resize="center") as history:
+            with open_history(folder, bank, planted.predictor.metadata) as history:
                 assert history.commit(mix, method="labelled", images=1, figures={}).id == 2
 
         def serves(mix: npt.NDArray[np.float32]) -> None:
@@ -84,9 +83,10 @@ class TestLive:
         self, planted: Planted, tmp_path: Path
     ) -> None:
         state, bank = tmp_path / "state", planted.bank
-        open_history(state, bank, planted.predictor.classes, resize="center").close()
+        open_history(state, bank, planted.predictor.metadata).close()
         live = Predictor(planted.path, state=state)
-        with open_history(tmp_path / "another", bank, ("cat", "dog"), resize="center") as other:
+        others = planted.predictor.metadata.model_copy(update={"classes": ("cat", "dog")})
+        with open_history(tmp_path / "another", bank, others) as other:
             mix = np.roll(bank.initial, 1)
             other.commit(mix, method="labelled", images=1, figures={})
         state.rename(tmp_path / "kept")
@@ -103,9 +103,7 @@ class TestLive:
         state, folder = tmp_path / "state", tmp_path / "in"
         folder.mkdir()
         Image.fromarray(planted.images[0]).save(folder / "0.png")
-        with open_history(
-            state, planted.bank, planted.predictor.classes, resize="center"
-        ) as history:
+        with open_history(state, planted.bank, planted.predictor.metadata) as history:
             served = watch(Predictor(planted.path, state=state), folder, sleep=lambda _: None)
             prediction, version = next(served)
             assert prediction.path == folder / "0.png"

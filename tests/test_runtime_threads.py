@@ -120,7 +120,7 @@ def test_threads_that_refresh_serve_mix_and_head_of_one_version(tmp_path: Path) 
             served += 1
         return served
 
-    with open_history(state, bank, planted.predictor.classes, resize="center") as history:
+    with open_history(state, bank, planted.predictor.metadata) as history:
 
         def learn(turn: int) -> None:
             mix, bias = versions[turn % len(versions)]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from hgprompt_edge.adapt.guard.verdict import MIN_DISTANCE, comes_back
 from hgprompt_edge.adapt.learner import Learner
 from hgprompt_edge.adapt.losses import statistics_distance
-from hgprompt_edge.adapt.model import Request, adapt_model, bank_of, prepare
+from hgprompt_edge.adapt.model import Request, adapt_model, prepare
 from hgprompt_edge.artifacts.device_bank import Bank
 from hgprompt_edge.errors import FileError
 from hgprompt_edge.runtime.learned import open_history
@@ -73,7 +73,7 @@ class ClosedLoop:
     def __init__(self, monitor: Monitor, model: Path, state: Path, request: Request) -> None:
         self._monitor, self._model, self._state, self._request = monitor, model, state, request
         predictor = Predictor(model, threads=request.threads)
-        bank = bank_of(predictor)
+        bank = predictor.require_bank()
         if bank.clean is None or bank.mixer is None:
             why = bank.why_fixed or "it does not know the statistics of clean images"
             raise FileError(
@@ -104,7 +104,7 @@ class ClosedLoop:
     def _adapt(self) -> Step:
         """Adapt to the last images, if what is in force does not fit them."""
         predictor = Predictor(self._model, threads=self._request.threads)
-        bank, at = bank_of(predictor), self._monitor.images
+        bank, at = predictor.require_bank(), self._monitor.images
         known = tuple(path for path in self._recent if path.exists())
         request = replace(self._request, data=known, unlabelled=True)
         seen, expected, learner = prepare(predictor, request)
@@ -130,8 +130,7 @@ class ClosedLoop:
         return Step(at, taken, reason, after)
 
     def _open(self, predictor: Predictor, bank: Bank) -> History:
-        rule = predictor.preprocessing.crop_mode
-        return open_history(self._state, bank, predictor.classes, resize=rule)
+        return open_history(self._state, bank, predictor.metadata)
 
 
 def _is_moved(version: Version, bank: Bank) -> bool:

@@ -115,7 +115,7 @@ class AdaptGraph:
         except Exception as error:  # the runtime's errors have no common base
             raise FileError(path, explain(error, FIXED_OPSET)) from error
         inputs = {given.name: given.shape for given in self._session.get_inputs()}
-        _check_origin(path, entries, bank, inputs)
+        self._check_origin(path, entries, inputs, bank)
         self.side = int(inputs["image"][1])
         self.micro_batch = micro_batch or MICRO_BATCH
         self.bank = bank
@@ -178,18 +178,45 @@ class AdaptGraph:
         """Yield the outputs of each micro-batch."""
         head = head or self.head
         feeds = {
-            "mix": np.asarray(mix, np.float32),
-            "head.weight": head.weight,
+            **self._mixed(np.asarray(mix, np.float32)),
+            "head.weight": self._widened(head.weight),
             "head.bias": head.bias,
-            "d_features": np.zeros((1, self.head.weight.shape[1]), np.float32),
+            "d_features": self._widened(np.zeros((1, self.head.weight.shape[1]), np.float32)),
             "backward": np.array(names != FORWARD),
         }
         for start in range(0, len(images), self.micro_batch):
             rows = slice(start, start + self.micro_batch)
             feeds |= {"image": images[rows], "label": labels[rows].astype(np.float32)}
             if d_features is not None:
-                feeds["d_features"] = d_features[rows]
-            yield cast("list[Floats]", self._session.run(names, feeds))
+                feeds["d_features"] = self._widened(d_features[rows])
+            found = cast("list[Floats]", self._session.run(names, feeds))
+            yield [self._own(name, array) for name, array in zip(names, found, strict=True)]
+
+    def _mixed(self, mix: Floats) -> dict[str, Floats]:
+        """Return what the graph takes to mix."""
+        return {"mix": mix}
+
+    def _widened(self, x: Floats) -> Floats:
+        """Bring what goes with the head's features to those of the graph."""
+        return x
+
+    def _own(self, name: str, output: Floats) -> Floats:  # noqa: ARG002
+        """Bring an output of the graph back to the bank."""
+        return output
+
+    def _check_origin(
+        self, path: Path, entries: dict[str, str], inputs: dict[str, list[int]], bank: Bank
+    ) -> None:
+        """Refuse a graph that was not written for the bank."""
+        check_adapt_format(path, entries, ADAPT_FORMAT)
+        check_same_export(
+            bank_path(path.with_suffix("")),
+            bank,
+            path,
+            sha256=entries.get(f"{PREFIX}bank_sha256", ""),
+            content=entries.get(f"{PREFIX}bank_content_sha256", ""),
+            classes=inputs["head.bias"][0],
+        )
 
 
 def _joined(parts: list[list[Floats]]) -> Forward:
@@ -198,22 +225,13 @@ def _joined(parts: list[list[Floats]]) -> Forward:
     return Forward(loss.astype(np.float64), logits, features)
 
 
-def _check_origin(
-    path: Path, entries: dict[str, str], bank: Bank, inputs: dict[str, list[int]]
-) -> None:
+def check_adapt_format(path: Path, entries: dict[str, str], wanted: str) -> None:
+    """Refuse what is not a graph of the gradient of the `wanted` format."""
     found = entries.get(f"{PREFIX}format", "missing")
     check_format(
         path,
         found,
-        ADAPT_FORMAT,
-        f"not a gradient graph that this version reads (format '{brief(found)}', not "
-        f"'{ADAPT_FORMAT}'); export it again",
-    )
-    check_same_export(
-        bank_path(path.with_suffix("")),
-        bank,
-        path,
-        sha256=entries.get(f"{PREFIX}bank_sha256", ""),
-        content=entries.get(f"{PREFIX}bank_content_sha256", ""),
-        classes=inputs["head.bias"][0],
+        wanted,
+        f"not a gradient graph that this version reads (format '{brief(found)}', not '{wanted}'); "
+        "export it again",
     )

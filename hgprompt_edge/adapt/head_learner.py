@@ -52,7 +52,7 @@ class HeadLearner:
         new = [index for index, key in enumerate(keys) if key not in self._known]
         for start in range(0, len(new), BATCH):
             rows = new[start : start + BATCH]
-            for row, found in zip(rows, self._predictor.features(images[rows]), strict=True):
+            for row, found in zip(rows, self._predictor.head_inputs(images[rows]), strict=True):
                 self._known[keys[row]] = found
         return np.stack([self._known[key] for key in keys])
 

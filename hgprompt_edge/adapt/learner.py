@@ -27,7 +27,6 @@ from hgprompt_edge.adapt.optimizer import (
     descend,
     divergence,
 )
-from hgprompt_edge.errors import FileError
 from hgprompt_edge.maths.feature_statistics import FeatureStatistics
 from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.simplex import smoothed
@@ -136,14 +135,8 @@ class ForwardLearner:
     method, mixes = "cma", True
 
     def __init__(self, predictor: Predictor, settings: Settings, seed: int = 0) -> None:
-        if predictor.bank is None:
-            raise FileError(
-                predictor.path,
-                "its weights are folded into it; export it with `adapt=True` to change them on a "
-                "device",
-            )
+        bank = predictor.require_bank()
         self._predictor, self.settings, self._seed = predictor, settings, seed
-        bank = predictor.bank
         self.initial = bank.initial.astype(np.float64)
         self.head = bank.head
         self.clean = bank.clean
@@ -155,7 +148,7 @@ class ForwardLearner:
         """Features `[n, D]` of `images [n, S, S, 3]`."""
         self._predictor.set_weights(mix)
         parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-        return np.concatenate([self._predictor.features(part) for part in parts])
+        return np.concatenate([self._predictor.head_inputs(part) for part in parts])
 
     def learn(
         self,

@@ -18,8 +18,9 @@ from hgprompt_edge.adapt.loop import adapt_labelled, adapt_unlabelled
 from hgprompt_edge.adapt.optimizer import Settings
 from hgprompt_edge.adapt.proposal import Proposal, Weights
 from hgprompt_edge.adapt.starts import Report
-from hgprompt_edge.artifacts.device_bank import Bank, adapt_path
-from hgprompt_edge.errors import FileError, ParameterError
+from hgprompt_edge.adapt.tasks_gradient import TasksAdaptGraph
+from hgprompt_edge.artifacts.device_bank import TASK, Bank, adapt_path
+from hgprompt_edge.errors import ParameterError
 from hgprompt_edge.maths.feature_statistics import places_of
 from hgprompt_edge.runtime.learned import head_of
 from hgprompt_edge.runtime.predictor import Predictor
@@ -66,23 +67,6 @@ class Adapted:
     seen: Seen
 
 
-def bank_of(predictor: Predictor) -> Bank:
-    """Return the bank of a model whose weights can change.
-
-    Raises
-    ------
-    UserError
-        They are folded into it.
-    """
-    if predictor.bank is None:
-        raise FileError(
-            predictor.path,
-            "its weights are folded into it; export it with `adapt=True` to change them on a "
-            "device",
-        )
-    return predictor.bank
-
-
 def prepare(predictor: Predictor, request: Request) -> tuple[Seen, Expected, Learner]:
     """Read the images, check that the model can learn from them, and open its graph.
 
@@ -93,7 +77,7 @@ def prepare(predictor: Predictor, request: Request) -> tuple[Seen, Expected, Lea
     UserError
         Bad images or labels, options that do not fit the model, or a missing graph.
     """
-    bank = bank_of(predictor)
+    bank = predictor.require_bank()
     _check_head(request, bank)
     classes = predictor.classes
     places = None if request.expected is None else places_of(request.expected, classes)
@@ -125,7 +109,7 @@ def adapt_model(
     CheckError
         The runtime's gradient is wrong.
     """
-    bank = bank_of(predictor)
+    bank = predictor.require_bank()
     before = history.current()
     current = weights_of(before, bank)
     if seen.labels is None:
@@ -196,12 +180,13 @@ def _learner(request: Request, predictor: Predictor, bank: Bank) -> Learner:
     if request.forward_only:
         return ForwardLearner(predictor, request.settings, request.seed)
     predictor.release()  # two graphs in memory are one too many for a small device
-    graph = AdaptGraph(
-        adapt_path(predictor.path),
-        bank,
-        threads=request.threads,
-        micro_batch=request.micro_batch,
-    )
+    path, how = adapt_path(predictor.path), (request.threads, request.micro_batch)
+    graph: AdaptGraph
+    if predictor.path.suffix == TASK:
+        sha256 = predictor.metadata.backbone_sha256
+        graph = TasksAdaptGraph(path, bank, sha256, threads=how[0], micro_batch=how[1])
+    else:
+        graph = AdaptGraph(path, bank, threads=how[0], micro_batch=how[1])
     return GradientLearner(graph, request.settings)
 
 

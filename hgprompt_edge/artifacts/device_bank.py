@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.artifacts.bank_entries import FOLDED, NO_PROMPT
+from hgprompt_edge.artifacts.mixer_tensors import (
+    check_numbers,
+    mixer_without,
+    shared_shapes,
+    shared_tensors,
+)
 from hgprompt_edge.errors import FileError, brief
 from hgprompt_edge.files import (
     DAMAGE,
@@ -34,6 +40,8 @@ from hgprompt_edge.maths.mixing import BankKeysValues
 
 FORMAT = "hgprompt.bank/1"
 SUFFIX = ".bank.safetensors"
+TASK, TASKS_BANK, TASKS_ADAPT = ".hgtask", "bank.safetensors", "adapt.onnx"
+"""In a device folder: suffix of a task's file, and what all tasks have in place of their own."""
 TINY = 1e-30
 """Smallest share of the prompts: its logarithm is finite, and no score notices it."""
 TOLERANCE = 1e-3
@@ -117,12 +125,16 @@ class Bank:
 
 
 def bank_path(model: Path) -> Path:
-    """Where the bank of a model file lies: beside it."""
+    """Where the bank of a model file lies: beside it; the tasks of a device folder have one."""
+    if model.suffix == TASK:
+        return model.with_name(TASKS_BANK)
     return model.with_name(f"{model.stem}{SUFFIX}")
 
 
 def adapt_path(model: Path) -> Path:
-    """Where the graph of a model's gradient lies: beside it."""
+    """Where the graph of a model's gradient lies: beside it; tasks of a device folder have one."""
+    if model.suffix == TASK:
+        return model.with_name(TASKS_ADAPT)
     return model.with_name(f"{model.stem}.adapt.onnx")
 
 
@@ -155,18 +167,12 @@ def _pack(bank: Bank) -> tuple[dict[str, Array], dict[str, str]]:
 
 
 def _pack_mixer(mixer: BankKeysValues) -> dict[str, Array]:
-    tensors: dict[str, Array] = {
-        "keys": mixer.keys,
-        "values": mixer.values,
+    own = {
+        "keys": np.asarray(mixer.keys),
+        "values": np.asarray(mixer.values),
         "gram": mixer.gram.astype(np.float32),
-        "key_bias": mixer.key_bias,
-        "value_bias": mixer.value_bias,
-        "eps": mixer.eps,
     }
-    if mixer.key_norm is not None:
-        names = ("key_norm.weight", "key_norm.bias", "key_norm.eps")
-        tensors |= dict(zip(names, mixer.key_norm, strict=True))
-    return tensors
+    return {**own, **shared_tensors(mixer)}
 
 
 def read_bank(path: Path) -> Bank:
@@ -195,7 +201,7 @@ def read_bank(path: Path) -> Bank:
             raise FileError(path, f"'{brief(name)}' holds NaN or inf; copy or export it again")
     try:
         bank = _parse(tensors, metadata)
-        _check(bank)
+        check_bank(bank)
     except DAMAGE as error:
         raise FileError(path, f"damaged bank ({brief(error)}); copy or export it again") from error
     return bank
@@ -203,12 +209,7 @@ def read_bank(path: Path) -> Bank:
 
 def _parse(tensors: dict[str, Array], metadata: dict[str, str]) -> Bank:
     floats = cast("dict[str, Floats]", tensors)
-    for name, tensor in floats.items():
-        dtype = np.dtype(np.float64 if name.endswith("eps") else np.float32)
-        if tensor.dtype != dtype and not name.startswith("clean."):  # those are checked below
-            raise ValueError(f"'{name}' is {tensor.dtype}, not {dtype}")
-        if name.endswith("eps") and (tensor < 0).any():
-            raise ValueError(f"'{name}' is below 0")
+    check_numbers({name: tensors[name] for name in tensors if not name.startswith("clean.")})
     names = tuple(json.loads(metadata["names"]))
     head = read_head(tensors)
     return Bank(
@@ -222,24 +223,17 @@ def _parse(tensors: dict[str, Array], metadata: dict[str, str]) -> Bank:
 
 
 def _parse_mixer(tensors: dict[str, Array], metadata: dict[str, str]) -> BankKeysValues:
-    floats, doubles = cast("dict[str, Floats]", tensors), cast("dict[str, Doubles]", tensors)
-    norm = None
-    if "key_norm.weight" in tensors:
-        norm = floats["key_norm.weight"], floats["key_norm.bias"], doubles["key_norm.eps"]
-    return BankKeysValues(
+    floats = cast("dict[str, Floats]", tensors)
+    return replace(
+        mixer_without(tensors, metadata),
         keys=floats["keys"],
         values=floats["values"],
         gram=tensors["gram"].astype(np.float64),
-        key_bias=floats["key_bias"],
-        value_bias=floats["value_bias"],
-        eps=doubles["eps"],
-        heads=int(metadata["heads"]),
-        width=int(metadata["width"]),
-        key_norm=norm,
     )
 
 
-def _check(bank: Bank) -> None:
+def check_bank(bank: Bank) -> None:
+    """Refuse a bank whose parts do not fit each other: `ValueError`."""
     entries = len(bank.names)
     if not entries or not all(isinstance(name, str) for name in bank.names):
         raise ValueError("'names' holds no names")
@@ -260,20 +254,11 @@ def _shapes_of(
 ) -> list[tuple[str, object, object]]:
     """List each part of a mixer with what it is and what it has to be."""
     (sources, layers, tokens, width), own = mixer.keys.shape, mixer.width
-    if mixer.heads < 1 or mixer.width < 1:
-        raise ValueError(f"'heads' is {mixer.heads}, 'width' is {mixer.width}")
-    shapes: list[tuple[str, object, object]] = [
+    return [
         ("keys", sources, prompts),
         ("values", mixer.values.shape, mixer.keys.shape),
         ("gram", mixer.gram.shape, (layers, tokens, sources, sources)),
         ("key_bias", mixer.key_bias.shape, (layers, width)),
-        ("value_bias", mixer.value_bias.shape, (layers, width)),
-        ("eps", mixer.eps.shape, (layers,)),
-        ("heads", width % mixer.heads, 0),
         ("head.weight", features, 2 * own if features == 2 * own else own),
+        *shared_shapes(mixer, layers),
     ]
-    if mixer.key_norm is not None:
-        head = layers, width // mixer.heads
-        found = tuple(array.shape for array in mixer.key_norm)
-        shapes.append(("key_norm", found, (head, head, (layers,))))
-    return shapes

@@ -21,6 +21,7 @@ from hgprompt_edge.cli.shared.console import (
     reports_errors,
 )
 from hgprompt_edge.cli.shared.left_out import as_rows, note_left_out
+from hgprompt_edge.cli.shared.opened import one_task
 from hgprompt_edge.cli.shared.parameters import as_options
 from hgprompt_edge.cli.shared.progress import progress_bar
 from hgprompt_edge.cli.state import as_dict
@@ -49,7 +50,9 @@ class Moving(str, Enum):
 
 @reports_errors
 def adapt(
-    model: Annotated[Path, typer.Option(help="Model that `hgedge export --adapt` wrote.")],
+    model: Annotated[
+        Path, typer.Option(help="Model, or device folder, that `hgedge export --adapt` wrote.")
+    ],
     data: Annotated[
         Path,
         typer.Option(
@@ -57,6 +60,7 @@ def adapt(
             "--unlabelled.",
         ),
     ],
+    task: options.DeviceTask = None,
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="Learn without labels, more carefully.")
     ] = False,
@@ -113,13 +117,13 @@ def adapt(
     json: options.Json = False,
 ) -> None:
     """Re-learn the mixing weights from images that the device has seen, and keep what is better."""
-    from hgprompt_edge.adapt.model import Request, adapt_model, bank_of, prepare
+    from hgprompt_edge.adapt.model import Request, adapt_model, prepare
     from hgprompt_edge.adapt.optimizer import Settings
     from hgprompt_edge.runtime.learned import open_history, state_folder
     from hgprompt_edge.runtime.predictor import Predictor
 
-    predictor = Predictor(model, threads=threads)
-    bank, folder = bank_of(predictor), state or state_folder(model)
+    predictor = Predictor(one_task(model, task), threads=threads)
+    bank, folder = predictor.require_bank(), state or state_folder(predictor.path)
     moving = head or (Moving.NONE if bank.mixer is not None else Moving.BIAS)
     budget = steps or (30 if method is Method.GRADIENT else 12)
     request = Request(
@@ -135,8 +139,7 @@ def adapt(
     )
     # First: what is refused here leaves no folder behind.
     seen, expected, learner = prepare(predictor, request)
-    rule = predictor.preprocessing.crop_mode
-    with open_history(folder, bank, predictor.classes, resize=rule) as history:
+    with open_history(folder, bank, predictor.metadata) as history:
         try:
             with history.exclusive(), progress_bar() as report:
                 adapted = adapt_model(predictor, history, request, seen, expected, learner, report)

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from hgprompt_edge.cli.shared import options
-from hgprompt_edge.cli.shared.console import out, print_json, print_next, reports_errors
+from hgprompt_edge.cli.shared.console import note, out, print_json, print_next, reports_errors
 from hgprompt_edge.cli.shared.inputs import find_images_of
 from hgprompt_edge.cli.shared.progress import working
 from hgprompt_edge.errors import CheckError, UserError, some
@@ -42,6 +42,7 @@ def list_(folder: Folder, json: options.Json = False) -> None:
                 "bytes": path.stat().st_size,
                 "bundle_sha256": task.metadata.bundle_sha256,
                 "default": name == facts.default,
+                "adapts": task.bank is not None,
             }
         )
     if json:
@@ -118,19 +119,44 @@ def remove(
 ) -> None:
     """Remove a task's file; the one that is folded into the default model stays."""
     from hgprompt_edge.artifacts.signature import signature_path
+    from hgprompt_edge.runtime.learned import state_folder
+    from hgprompt_edge.state.lock import only_one
 
     facts, _ = _opened(folder)
     paths = _paths(folder)
     if task not in paths:
         raise UserError(f"{folder}: has no task {task} ({some(list(paths)) or 'none'}); name one")
     _check_not_default(folder, task, facts)
-    try:
-        paths[task].unlink()
-        signature_path(paths[task]).unlink(missing_ok=True)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(f"{paths[task]}: cannot be removed ({reason}); check the folder") from error
-    out.print(f"{paths[task]}: removed", soft_wrap=True)
+    with only_one(folder, "device"):
+        try:
+            paths[task].unlink()
+            signature_path(paths[task]).unlink(missing_ok=True)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise UserError(
+                f"{paths[task]}: cannot be removed ({reason}); check the folder"
+            ) from error
+        out.print(f"{paths[task]}: removed", soft_wrap=True)
+        _drop_unused(folder, facts)
+    if (state := state_folder(paths[task])).is_dir():
+        note(
+            f"{state}: kept, it holds what was learned for {task}; delete it if that is not needed"
+        )
+
+
+def _drop_unused(folder: Path, facts: BackboneFacts) -> None:
+    """Drop prompts that no task mixes any more, and say so."""
+    from hgprompt_edge.artifacts.tasks.bank_changes import drop_unused
+    from hgprompt_edge.artifacts.tasks.device_files import BANK
+
+    unused, unreadable = drop_unused(folder, facts.backbone_sha256)
+    if unused and unreadable:
+        note(
+            f"{folder / BANK}: keeps {unused} prompts that perhaps no task mixes, since "
+            f"{unreadable[0]} cannot be read"
+        )
+    elif unused:
+        out.print(f"{folder / BANK}: {unused} prompts dropped that no task mixes", soft_wrap=True)
 
 
 def _check_not_default(folder: Path, task: str, facts: BackboneFacts) -> None:
@@ -181,25 +207,37 @@ def _read(path: Path, folder: Path, facts: BackboneFacts, width: int) -> TaskFil
 def _add_file(folder: Path, file: Path, key: Path | None) -> Path:
     """Copy a task file into the folder, once it is signed, fits, and computes what it says."""
     from hgprompt_edge.artifacts.signature import check_signature, signature_path
+    from hgprompt_edge.artifacts.tasks.bank_changes import prompts_for
+    from hgprompt_edge.artifacts.tasks.device_files import BANK, adapts
+    from hgprompt_edge.artifacts.tasks.folder_bank import add_prompts, read_folder_bank
     from hgprompt_edge.files import atomic_path
     from hgprompt_edge.runtime.device_folder import DeviceFolder
+    from hgprompt_edge.state.lock import only_one
 
     if key is not None:
         check_signature(file, key)
     found = DeviceFolder(folder)
-    checked = found.check(_read(file, folder, found.facts, found.width))
+    task = _read(file, folder, found.facts, found.width)
+    prompts = prompts_for(folder, file, task)
+    checked = found.check(task, prompts)
     if not checked.ok:
         raise CheckError(f"{file}: does not compute here what it did on the server ({checked})")
     place = folder / file.name
     if place.exists() and place.samefile(file):
         raise UserError(f"{file}: is in {folder} already; name a file from elsewhere")
     _check_not_default(folder, file.stem, found.facts)
-    with atomic_path(place) as temporary:
-        shutil.copyfile(file, temporary)
-    signature_path(place).unlink(missing_ok=True)  # of what had this name
-    if signature_path(file).is_file():
-        with atomic_path(signature_path(place)) as temporary:
-            shutil.copyfile(signature_path(file), temporary)
+    with only_one(folder, "device"):
+        if prompts is not None:  # before the task: prompts that no task uses yet harm none
+            sha256 = found.facts.backbone_sha256
+            own = read_folder_bank(folder / BANK, sha256) if adapts(folder) else None
+            add_prompts(folder, own, prompts)
+        with atomic_path(place) as temporary:
+            shutil.copyfile(file, temporary)
+        signature_path(place).unlink(missing_ok=True)  # of what had this name
+        if signature_path(file).is_file():
+            with atomic_path(signature_path(place)) as temporary:
+                shutil.copyfile(signature_path(file), temporary)
+        _drop_unused(folder, found.facts)
     return place
 
 
@@ -217,6 +255,7 @@ def _add_bundle(
     from hgprompt_edge.artifacts.tasks.device_files import SUFFIX
     from hgprompt_edge.cli.shared.server import require_server
     from hgprompt_edge.files import sha256_file
+    from hgprompt_edge.state.lock import only_one
 
     require_server("device add")
     facts, _ = _opened(folder)
@@ -229,23 +268,25 @@ def _add_bundle(
         from hgprompt_edge.export.device_sources import Source
 
         source, backbone = Source(path, bundle, digest), backbone_of(bundle, checkpoint)
-    if images is None:
-        with working("exporting"):
-            add_task(source, backbone, folder, facts)
-    else:
-        from hgprompt_edge.cli.export.report import print_trials
-        from hgprompt_edge.cli.export.write import add_int8
-
-        result = add_int8(
-            source,
-            images,
-            backbone,
-            folder,
-            facts,
-            max_drop=max_drop,
-            accept_unproven=accept_unproven,
-        )
-        print_trials(result, max_drop)
     place = folder / f"{bundle.task}{SUFFIX}"
-    signature_path(place).unlink(missing_ok=True)  # of what had this name
+    with only_one(folder, "device"):
+        if images is None:
+            with working("exporting"):
+                add_task(source, backbone, folder, facts)
+        else:
+            from hgprompt_edge.cli.export.report import print_trials
+            from hgprompt_edge.cli.export.write import add_int8
+
+            result = add_int8(
+                source,
+                images,
+                backbone,
+                folder,
+                facts,
+                max_drop=max_drop,
+                accept_unproven=accept_unproven,
+            )
+            print_trials(result, max_drop)
+        signature_path(place).unlink(missing_ok=True)  # of what had this name
+        _drop_unused(folder, facts)
     return place

@@ -21,7 +21,8 @@ from hgprompt_edge.cli.shared.console import (
 )
 from hgprompt_edge.cli.shared.left_out import as_rows, note_left_out
 from hgprompt_edge.cli.shared.monitored import as_dict, counts, mix_line, verdict
-from hgprompt_edge.cli.shared.opened import place_of, tasks_of
+from hgprompt_edge.cli.shared.opened import one_task
+from hgprompt_edge.cli.shared.parameters import as_options
 from hgprompt_edge.cli.shared.progress import progress_bar
 from hgprompt_edge.errors import UserError
 
@@ -49,9 +50,7 @@ def monitor(
             show_default=False,
         ),
     ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="Task of a device folder.", show_default=False)
-    ] = None,
+    task: options.DeviceTask = None,
     watch: Annotated[
         Path | None,
         typer.Option(
@@ -75,7 +74,6 @@ def monitor(
     json: options.Json = False,
 ) -> None:
     """Watch for a shift: say when images look different. Exit code 3 if they do."""
-    from hgprompt_edge.adapt.model import bank_of
     from hgprompt_edge.images.listing import list_images
     from hgprompt_edge.runtime.predictor import Predictor
     from hgprompt_edge.runtime.watching.monitor_file import read_monitor
@@ -89,18 +87,18 @@ def monitor(
     if images and not listing.images:
         raise UserError(f"{listing.missing[0]}; name image files, or folders of them")
     # The initial mix, whatever was learned since: what the model knows of its images is under it.
-    tasks = None if task is None else [task]
-    opened = Predictor(place_of(model, tasks), threads=threads)
-    (predictor,) = tasks_of(opened, model, tasks)
+    predictor = Predictor(one_task(model, task), threads=threads)
     reference, path = watchable(predictor), monitor_path(predictor, state)
     if adapt:
-        bank_of(predictor)
+        predictor.require_bank()
     with only_monitor(path):
         if reset and path.exists():
             path.unlink()
             note(f"{path}: removed; the monitor has seen nothing")
         found = read_monitor(path, reference)
-        run = Run(predictor, found, path, _loop(found, model, path, threads) if adapt else None)
+        run = Run(
+            predictor, found, path, _loop(found, predictor.path, path, threads) if adapt else None
+        )
         if watch is not None:
             _watch(run, watch, json)
         if images:
@@ -237,8 +235,8 @@ def _print(report: Report, run: Run, data: Path) -> None:
         return
     if predictor.bank is None:
         out.print(
-            "the weights are folded into this model; to adapt it here, export it with `hgedge "
-            "export --adapt`, or fit it again with images such as these",
+            "the weights are folded into this model; to adapt it here, "
+            f"{as_options(predictor.how_to_adapt)}, or fit it again with images such as these",
             soft_wrap=True,
         )
         return

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import note, out, print_json, reports_errors
+from hgprompt_edge.cli.shared.opened import one_task
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.paths import why_not
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="List, undo and send what a device has learned.", no_args_is_help=True)
 
-Model = Annotated[Path, typer.Option(help="Model that `hgedge export --adapt` wrote.")]
+Model = Annotated[
+    Path, typer.Option(help="Model, or device folder, that `hgedge export --adapt` wrote.")
+]
 State = Annotated[
     Path | None, typer.Option(help="State folder (default: MODEL.state).", show_default=False)
 ]
@@ -30,9 +33,11 @@ State = Annotated[
 
 @app.command()
 @reports_errors
-def history(model: Model, state: State = None, json: options.Json = False) -> None:
+def history(
+    model: Model, task: options.DeviceTask = None, state: State = None, json: options.Json = False
+) -> None:
     """List the versions of the mixing weights; the one in force is marked with a star."""
-    with _opened(model, state, read_only=True) as (_, history, names):
+    with _opened(one_task(model, task), state, read_only=True) as (_, history, names):
         _print_history(history, names, json)
 
 
@@ -40,6 +45,7 @@ def history(model: Model, state: State = None, json: options.Json = False) -> No
 @reports_errors
 def rollback(
     model: Model,
+    task: options.DeviceTask = None,
     state: State = None,
     to: Annotated[
         int | None,
@@ -48,7 +54,7 @@ def rollback(
     json: options.Json = False,
 ) -> None:
     """Put an earlier version in force again."""
-    with _opened(model, state) as (_, history, names):
+    with _opened(one_task(model, task), state) as (_, history, names):
         with history.exclusive():
             version = history.rollback(to)
         note(f"version {version.id} is in force: {version.method}")
@@ -57,9 +63,14 @@ def rollback(
 
 @app.command()
 @reports_errors
-def reset(model: Model, state: State = None, json: options.Json = False) -> None:
+def reset(
+    model: Model,
+    task: options.DeviceTask = None,
+    state: State = None,
+    json: options.Json = False,
+) -> None:
     """Put the initial mixing weights in force again, those of the export."""
-    with _opened(model, state) as (_, history, names):
+    with _opened(one_task(model, task), state) as (_, history, names):
         with history.exclusive():
             version = history.reset()
         note(f"version {version.id} is in force: {version.method}")
@@ -71,11 +82,12 @@ def reset(model: Model, state: State = None, json: options.Json = False) -> None
 def send(
     file: Annotated[Path, typer.Argument(help="File to write; it holds no images.")],
     model: Model,
+    task: options.DeviceTask = None,
     state: State = None,
     json: options.Json = False,
 ) -> None:
     """Write the version in force to a file under 1 KB, for `hgedge merge` at home."""
-    with _opened(model, state, read_only=True) as (predictor, history, _):
+    with _opened(one_task(model, task), state, read_only=True) as (predictor, history, _):
         _send(history, predictor, file, json)
 
 
@@ -83,31 +95,28 @@ def send(
 def _opened(
     model: Path, state: Path | None, *, read_only: bool = False
 ) -> Iterator[tuple[Predictor, History, Sequence[str]]]:
-    from hgprompt_edge.adapt.model import bank_of
     from hgprompt_edge.runtime.learned import open_history, state_folder
     from hgprompt_edge.runtime.predictor import Predictor
     from hgprompt_edge.state.history import FILE
 
     predictor = Predictor(model)
-    bank = bank_of(predictor)
+    bank = predictor.require_bank()
     if state is not None and not state.is_dir():
         raise UserError(
             f"--state {state}: {why_not(state, 'folder')}; name the folder that `hgedge adapt` "
             "printed"
         )
-    folder = state or state_folder(model)
+    folder = state or state_folder(predictor.path)
     if not read_only and not (folder / FILE).exists():
         raise UserError(f"{folder}: nothing was learned here, so there is nothing to go back to")
-    rule = predictor.preprocessing.crop_mode
-    with open_history(folder, bank, predictor.classes, resize=rule, read_only=read_only) as history:
+    with open_history(folder, bank, predictor.metadata, read_only=read_only) as history:
         yield predictor, history, bank.names
 
 
 def _send(history: History, predictor: Predictor, path: Path, json: bool) -> None:
-    from hgprompt_edge.adapt.model import bank_of
     from hgprompt_edge.state.update_file import write_update
 
-    bank, version = bank_of(predictor), history.current()
+    bank, version = predictor.require_bank(), history.current()
     if bank.why_fixed:
         raise UserError(
             f"{path}: nothing to send, since {bank.why_fixed}; its head stays on the device"

@@ -23,7 +23,7 @@ from hgprompt_edge.export.graph.rewrites import Rewrites, affine_part
 from hgprompt_edge.export.graph.writer import to_array
 from hgprompt_edge.maths.feature_statistics import FeatureStatistics
 from hgprompt_edge.maths.head import Head
-from hgprompt_edge.maths.mixing import BlockWeights, Norm, project_bank
+from hgprompt_edge.maths.mixing import BankKeysValues, BlockWeights, Norm, project_bank
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -59,6 +59,13 @@ def make_bank(bundle: Bundle, backbone: Backbone) -> Bank:
         sha256=bank_sha256(bundle),
         clean=clean_before_affine(bundle.clean, norm),
     )
+
+
+def constants_of(backbone: Backbone) -> BankKeysValues:
+    """Return what all banks of a backbone have in common: a mixer without a prompt."""
+    blocks = [_block_weights(block) for block in backbone.model.blocks]
+    none = np.zeros((0, len(blocks), 1, backbone.embed_dim), np.float32)
+    return project_bank(none, blocks, backbone.num_heads)
 
 
 def clean_before_affine(

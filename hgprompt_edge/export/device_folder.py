@@ -14,14 +14,18 @@ import numpy as np
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.metadata import PREFIX
 from hgprompt_edge.artifacts.tasks.device_files import (
+    ADAPT,
+    BANK,
     FORMAT,
     SUFFIX,
     BackboneFacts,
+    adapts,
     parse_facts,
 )
+from hgprompt_edge.artifacts.tasks.folder_bank import add_prompts, read_folder_bank
+from hgprompt_edge.artifacts.tasks.task_bank import pack_task_bank
 from hgprompt_edge.artifacts.tasks.task_file import FORMAT as TASK_FORMAT
 from hgprompt_edge.artifacts.tasks.task_file import write_task
-from hgprompt_edge.artifacts.tasks.task_tensors import TaskTensors
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.errors import CheckError, FileError
 from hgprompt_edge.export.device_graphs import Graphs, OnnxGraphs
@@ -32,7 +36,13 @@ from hgprompt_edge.export.device_sources import (
     check_together,
     shared_backbone,
 )
-from hgprompt_edge.export.graph.tasks import build_tasks_graph, task_tensors
+from hgprompt_edge.export.device_tasks import (
+    Task,
+    check_gradient_of,
+    prepare,
+    write_adapt_files,
+)
+from hgprompt_edge.export.graph.tasks import build_tasks_graph
 from hgprompt_edge.export.onnx_file import describe
 from hgprompt_edge.export.verify import Verification, open_to_verify, verify_engine
 from hgprompt_edge.files import atomic_path, atomic_paths, sha256_file
@@ -55,6 +65,7 @@ def export_device(
     graphs: Graphs | None = None,
     *,
     quantize: Quantize | None = None,
+    adapt: bool = False,
 ) -> dict[str, Verification]:
     """Write a device folder, proven equal to PyTorch for each task.
 
@@ -69,6 +80,8 @@ def export_device(
         In which format; None: ONNX.
     quantize
         Writes the graph in int8, instead of `graphs`.
+    adapt
+        Write `bank.safetensors` and `adapt.onnx`, too, so that a device can adapt each task.
 
     Returns
     -------
@@ -85,28 +98,30 @@ def export_device(
     backbone = shared_backbone([source.bundle for source in sources], backbone)
     graphs = graphs or OnnxGraphs()
     tolerance = TOLERANCES[graphs.precision]
-    tensors = [task_tensors(source.bundle.folded, backbone) for source in sources]
-    tasks = [folder / f"{source.bundle.task}{SUFFIX}" for source in sources]
-    made = [folder / name for name in graphs.files.names]
+    tasks = [prepare(source, backbone, adapt=adapt) for source in sources]
+    paths = [folder / f"{task.start.task}{SUFFIX}" for task in tasks]
+    made = [folder / name for name in (*graphs.files.names, *([BANK, ADAPT] if adapt else []))]
     found: dict[str, Verification] = {}
-    with _made(folder), atomic_paths(*made, *tasks) as (weights, graph, default, *files):
+    with _made(folder), atomic_paths(*made, *paths) as (weights, graph, default, *files):
         model = build_tasks_graph(backbone, graphs.rewrites)
         if quantize is None:
             graphs.write(model, graph)
             int8 = Quantized("", {})
         else:
             int8 = quantize(model, graph, backbone)
-        graphs.fold(graph, default, tensors[0])
+        graphs.fold(graph, default, tasks[0].tensors)
         engine = open_to_verify(graph)
-        for source, given, file in zip(sources, tensors, files, strict=True):
-            checked = _verified(engine, source, backbone, given, tolerance)
-            found[source.bundle.task] = checked
-            write_task_of(source, given, checked, file, int8.entries.get(source.bundle.task, {}))
+        if adapt:
+            write_adapt_files(tasks, backbone, graph, files.pop(0), files.pop(0))
+        for task, file in zip(tasks, files, strict=True):
+            checked = _verified(engine, task, backbone, tolerance)
+            found[task.start.task] = checked
+            write_task_of(task, checked, file, int8.entries.get(task.start.task, {}))
         facts = _facts(sources[0].bundle, backbone, graphs.precision, sha256_file(weights))
         facts[f"{PREFIX}quantized_sha256"] = int8.sha256
         graphs.finish(graph, facts)
         parse_facts(graph, facts)
-        first = normalized(sources[0].bundle)
+        first = normalized(tasks[0].start)
         folded = open_to_verify(default)
         whole = verify_engine(
             folded,
@@ -114,6 +129,7 @@ def export_device(
             backbone,
             first.probe_images,
             tolerance=tolerance,
+            share=tasks[0].share,
             normalized=True,
         )
         if not whole.ok:
@@ -148,23 +164,24 @@ def add_task(
     bundle = source.bundle
     check_addition(source, folder, facts)
     backbone = replace(backbone, preprocessing=bundle.preprocessing).with_pooling(facts.pooling)
-    given = task_tensors(bundle.folded, backbone)
-    engine = open_to_verify(folder_graph(folder))
-    checked = _verified(engine, source, backbone, given, TOLERANCES[facts.precision])
+    like = read_folder_bank(folder / BANK, facts.backbone_sha256) if adapts(folder) else None
+    task = prepare(source, backbone, adapt=like is not None, like=like)
+    checked = _verified(
+        open_to_verify(folder_graph(folder)), task, backbone, TOLERANCES[facts.precision]
+    )
+    if like is not None and task.mixed is not None:
+        check_gradient_of(task, backbone, folder / ADAPT)
+        # Before the task: prompts that no task uses yet harm none.
+        add_prompts(folder, like, task.mixed.folder)
     with atomic_path(folder / f"{bundle.task}{SUFFIX}") as file:
-        write_task_of(source, given, checked, file, more or {})
+        write_task_of(task, checked, file, more or {})
     return checked
 
 
-def write_task_of(
-    source: Source,
-    given: TaskTensors,
-    checked: Verification,
-    path: Path,
-    more: Mapping[str, str],
-) -> None:
+def write_task_of(task: Task, checked: Verification, path: Path, more: Mapping[str, str]) -> None:
     """Write a bundle's task file, with two of its probe images; `more` it says."""
-    bundle = normalized(source.bundle)
+    bundle, mixed = normalized(task.start), task.mixed
+    own, adapted = ({}, {}) if mixed is None else pack_task_bank(mixed.bank, mixed.digests)
     few = replace(
         bundle,
         reference=None,  # beside the other tensors
@@ -172,12 +189,13 @@ def write_task_of(
         probe_logits=bundle.probe_logits[:PROBES],
     )
     entries = {
-        **describe(few, source.sha256),
+        **describe(few, task.source.sha256),
         **more,
+        **adapted,
         f"{PREFIX}format": TASK_FORMAT,
         f"{PREFIX}verification": _text(checked),
     }
-    write_task(path, given, entries, bundle.reference)
+    write_task(path, task.tensors, entries, bundle.reference, own)
 
 
 def normalized(bundle: Bundle) -> Bundle:
@@ -186,26 +204,11 @@ def normalized(bundle: Bundle) -> Bundle:
     return replace(bundle, probe_logits=logits)
 
 
-def _verified(
-    engine: Engine,
-    source: Source,
-    backbone: Backbone,
-    given: TaskTensors,
-    tolerance: float,
-) -> Verification:
-    bundle = source.bundle
-    checked = verify_engine(
-        engine,
-        bundle,
-        backbone,
-        bundle.probe_images,
-        tolerance=tolerance,
-        given=given.inputs(),
-        normalized=True,
-    )
+def _verified(engine: Engine, task: Task, backbone: Backbone, tolerance: float) -> Verification:
+    checked = task.verify(engine, backbone, tolerance)
     if not checked.ok:
         raise CheckError(
-            f"{source.path}: the task is not equal to PyTorch ({checked}); nothing was written"
+            f"{task.source.path}: the task is not equal to PyTorch ({checked}); nothing was written"
         )
     return checked
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -136,24 +137,26 @@ def verify_mixes(
     images: Pixels,
     bank: Bank | None,
     tolerance: float = TOLERANCE,
+    *,
+    given_at: Callable[[Floats], Given] | None = None,
+    normalized: bool = False,
 ) -> Verification:
     """Run a model at its folded mix or, with a bank, at the initial mix and at another one.
 
     `bundle` is the one that the bank was made from, not `at_initial`: that one's prompt is a mix,
-    where a tuned prompt is an entry of the bank.
+    where a tuned prompt is an entry of the bank. `given_at` says what the model takes at a mix, in
+    place of `Bank.inputs`; `normalized` is that of `verify_engine`.
     """
     if bank is None:
         return verify_engine(engine, bundle, backbone, images, tolerance=tolerance)
-    start = at_initial(bundle, backbone, bank)
-    given, share = bank.inputs(bank.initial), bank.share(bank.initial)
-    found = verify_engine(
-        engine, start, backbone, images, tolerance=tolerance, given=given, share=share
-    )
+    start, inputs = at_initial(bundle, backbone, bank), given_at or bank.inputs
+    run = partial(verify_engine, tolerance=tolerance, normalized=normalized)
+    given, share = inputs(bank.initial), bank.share(bank.initial)
+    found = run(engine, start, backbone, images, given=given, share=share)
     if bank.mixer is None:
         return found
     weights, other = _another_mix(bundle)
-    given = bank.inputs(weights)
-    second = verify_engine(engine, other, backbone, images, tolerance=tolerance, given=given)
+    second = run(engine, other, backbone, images, given=inputs(weights))
     return second if found.ok and not second.ok else found
 
 

@@ -50,6 +50,26 @@ class BlockWeights:
     key_norm: Norm | None = None
 
 
+class Rows:
+    """Arrays of one shape as one array `[N, ...]`, which is made where it is needed and let go.
+
+    Banks that share prompts hold each of them once.
+    """
+
+    def __init__(self, arrays: Sequence[Floats]) -> None:
+        self._arrays = arrays
+        self.shape = (len(arrays), *arrays[0].shape)
+
+    def __array__(
+        self,
+        dtype: np.dtype[np.float32] | None = None,
+        copy: bool | None = None,  # numpy asks; the array is always a new one
+    ) -> Floats:
+        """Give numpy the array."""
+        del copy
+        return np.stack(self._arrays).astype(dtype or np.float32, copy=False)
+
+
 @dataclass(frozen=True)
 class BankKeysValues:
     """Keys and values of any mix of a bank, precomputed up to the weights.
@@ -70,8 +90,8 @@ class BankKeysValues:
         Of each head's keys where there is qk-norm: scale and bias `[L, d]`, epsilon `[L]`.
     """
 
-    keys: Floats
-    values: Floats
+    keys: Floats | Rows
+    values: Floats | Rows
     gram: Doubles
     key_bias: Floats
     value_bias: Floats
@@ -90,8 +110,8 @@ class BankKeysValues:
         # s(a)^2 = a^T G a / D + eps, [L, T]; rounding must not make the variance negative.
         variance = np.maximum((self.gram @ a) @ a, 0)
         inverse = 1 / np.sqrt(variance / self.width + self.eps[:, None])
-        keys = self._split(_mix(a, self.keys, inverse, self.key_bias))
-        values = self._split(_mix(a, self.values, inverse, self.value_bias))
+        keys = self._split(_mix(a, np.asarray(self.keys), inverse, self.key_bias))
+        values = self._split(_mix(a, np.asarray(self.values), inverse, self.value_bias))
         if self.key_norm is not None:
             keys = _layer_norm(keys, *self.key_norm)
         return keys, values

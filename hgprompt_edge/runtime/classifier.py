@@ -191,13 +191,13 @@ def load(
         As of `Predictor`.
     """
     path = Path(model)
-    predictor = Predictor(
-        path, threads, device=device, bf16=bf16, state=None if state is None else Path(state)
-    )
+    predictor = Predictor(path, threads, device=device, bf16=bf16)
     if task is not None:
         predictor = predictor.task(task)
-    if state is None and predictor.bank is not None:
-        predictor.follow(state_folder(path))
+    if state is not None:
+        predictor.follow(Path(state))
+    elif predictor.bank is not None:
+        predictor.follow(state_folder(predictor.path))
     return Classifier(predictor)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
+from hgprompt_edge.artifacts.device_bank import Bank
 from hgprompt_edge.artifacts.metadata import PREFIX
 from hgprompt_edge.artifacts.tasks.device_files import (
+    BANK,
     ONNX,
     OPENVINO,
     SUFFIX,
@@ -17,15 +20,20 @@ from hgprompt_edge.artifacts.tasks.device_files import (
     parse_facts,
     task_paths,
 )
+from hgprompt_edge.artifacts.tasks.folder_bank import FolderBank, read_folder_bank
+from hgprompt_edge.artifacts.tasks.task_bank import TaskBank, given_at
 from hgprompt_edge.artifacts.tasks.task_file import TaskFile, misfit, read_task
 from hgprompt_edge.artifacts.tasks.task_tensors import NAMES
-from hgprompt_edge.errors import FileError, MismatchError, some
-from hgprompt_edge.files import sha256_file
+from hgprompt_edge.errors import FileError, MismatchError, brief, some
+from hgprompt_edge.files import DAMAGE, sha256_file
 from hgprompt_edge.maths.parity import TOLERANCES, Comparison, compare
 from hgprompt_edge.paths import why_not
 from hgprompt_edge.runtime.engines.engine import Engine
 from hgprompt_edge.runtime.engines.open import open_engine
 from hgprompt_edge.runtime.other_cpu import check_once
+
+Stamp = tuple[int, int]
+"""What differs once a file was written again."""
 
 
 class DeviceFolder:
@@ -58,7 +66,7 @@ class DeviceFolder:
         self.folder, self.graph = folder, graph
         self.engine: Engine = open_engine(graph, threads, device=device, bf16=bf16)
         self.facts: BackboneFacts = parse_facts(graph, self.engine.entries)
-        check_weights(graph, self.engine)
+        check_weights(graph, self.engine.entries)
         names = tuple(port.name for port in self.engine.inputs[1:])
         if names != NAMES:
             takes = some(names) or "nothing"
@@ -66,7 +74,8 @@ class DeviceFolder:
                 graph,
                 f"takes {takes} beside the image and not {some(NAMES)}; export the folder again",
             )
-        self._read: dict[str, tuple[tuple[int, int], TaskFile]] = {}
+        self._read: dict[str, tuple[Stamp, TaskFile]] = {}
+        self._bank: tuple[Stamp, FolderBank] | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -84,8 +93,7 @@ class DeviceFolder:
         path = self.folder / f"{name}{SUFFIX}"
         if bad_name(name) or not path.is_file():
             raise FileError(self.folder, f"has no task {name} ({some(self.tasks)}); name one")
-        state = path.stat()
-        stamp = state.st_mtime_ns, state.st_size
+        stamp = _stamp(path)
         known = self._read.get(name)
         if known is None or known[0] != stamp:
             known = stamp, read_fitting(path, self.facts, self.graph, self.width)
@@ -100,10 +108,42 @@ class DeviceFolder:
             if other:
                 warnings.warn(other, stacklevel=3)
 
-    def check(self, task: TaskFile) -> Comparison:
-        """Compare what a task gives here for its own images with what PyTorch gave."""
+    def bank_of(self, task: TaskFile) -> FolderBank | None:
+        """Return the prompts of the folder, read once for all tasks; None: the task mixes none.
+
+        Raises
+        ------
+        UserError
+            They are missing, damaged, of another backbone, or the task mixes others, too.
+        """
+        if task.bank is None or not task.bank.digests:
+            return None
+        path = self.folder / BANK
+        stamp = _stamp(path) if path.is_file() else (0, 0)
+        if self._bank is None or self._bank[0] != stamp:
+            self._bank = stamp, read_folder_bank(path, self.facts.backbone_sha256)
+        bank = self._bank[1]
+        if missing := [name for name in task.bank.digests if name not in bank.prompts]:
+            raise MismatchError(
+                path,
+                self.folder / f"{task.name}{SUFFIX}",
+                f"it lacks {len(missing)} of the {len(task.bank.digests)} prompts that the task "
+                "mixes",
+                "add the task with `hgedge device add`",
+            )
+        return bank
+
+    def check(self, task: TaskFile, prompts: FolderBank | None = None) -> Comparison:
+        """Compare what a task gives here for its own images with what PyTorch gave.
+
+        `prompts` are those that it mixes; None: none.
+        """
         images, reference = task.metadata.probe()
-        logits = self.engine.run(images, task.tensors.inputs())
+        given = task.tensors
+        if task.bank is not None:
+            bank = assembled(self.folder / f"{task.name}{SUFFIX}", task.bank, prompts)
+            given = given_at(given, bank, bank.initial)
+        logits = self.engine.run(images, given.inputs())
         return compare(logits, reference, TOLERANCES[self.facts.precision])
 
     def default(self) -> str:
@@ -128,6 +168,25 @@ class DeviceFolder:
         width = self.engine.outputs[1].shape[0]
         assert width is not None
         return width
+
+
+def _stamp(path: Path) -> Stamp:
+    state = path.stat()
+    return state.st_mtime_ns, state.st_size
+
+
+def assembled(path: Path, task: TaskBank, prompts: FolderBank | None) -> Bank:
+    """Return what a task mixes, with the prompts of its folder.
+
+    Raises
+    ------
+    UserError
+        Its file is damaged.
+    """
+    try:
+        return task.whole(prompts)
+    except DAMAGE as error:
+        raise FileError(path, f"damaged task ({brief(error)}); copy or export it again") from error
 
 
 def folder_graph(folder: Path) -> Path:
@@ -176,7 +235,7 @@ def read_fitting(path: Path, facts: BackboneFacts, graph: Path, width: int) -> T
     return task
 
 
-def check_weights(path: Path, engine: Engine) -> None:
+def check_weights(path: Path, entries: Mapping[str, str]) -> None:
     """Refuse an ONNX file whose weights, in a file beside it, are not those of its export.
 
     Raises
@@ -184,7 +243,7 @@ def check_weights(path: Path, engine: Engine) -> None:
     UserError
         They are others, or damaged.
     """
-    wanted = engine.entries.get(f"{PREFIX}weights_sha256")
+    wanted = entries.get(f"{PREFIX}weights_sha256")
     weights = path.parent / WEIGHTS
     if path.suffix == ".onnx" and wanted is not None and sha256_file(weights) != wanted:
         raise FileError(

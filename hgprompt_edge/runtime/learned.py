@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hgprompt_edge.artifacts.device_bank import Bank
+from hgprompt_edge.artifacts.metadata import Metadata
 from hgprompt_edge.errors import ParameterError
 from hgprompt_edge.maths.head import Head
 from hgprompt_edge.paths import why_not
@@ -58,11 +59,9 @@ def state_folder(model: Path) -> Path:
 
 
 def open_history(
-    state: Path, bank: Bank, classes: Sequence[str], *, resize: str, read_only: bool = False
+    state: Path, bank: Bank, metadata: Metadata, *, read_only: bool = False
 ) -> History:
-    """Open what a device has learned for a model with this bank and these classes.
-
-    `resize` is the model's `crop_mode`.
+    """Open what a device has learned for a model, or a task, with this bank and these metadata.
 
     Raises
     ------
@@ -76,5 +75,12 @@ def open_history(
             f"{why_not(state, 'folder')}; name the folder that `hgedge adapt` printed",
         )
     return History(
-        state, bank.sha256, bank.initial, read_only=read_only, classes=classes, resize=resize
+        state,
+        bank.sha256,
+        bank.initial,
+        read_only=read_only,
+        classes=metadata.classes,
+        resize=metadata.preprocessing.crop_mode,
+        task=metadata.task,
+        backbone=metadata.backbone_sha256,
     )

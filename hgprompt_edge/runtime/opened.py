@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from hgprompt_edge.artifacts.bank_entries import FOLDED
 from hgprompt_edge.artifacts.device_bank import Bank
 from hgprompt_edge.artifacts.metadata import PREFIX, Metadata, parse_metadata
 from hgprompt_edge.artifacts.tasks.device_files import SUFFIX
+from hgprompt_edge.artifacts.tasks.task_bank import given_at
+from hgprompt_edge.artifacts.tasks.task_file import TaskFile
 from hgprompt_edge.errors import FileError, brief
 from hgprompt_edge.maths.reference import Reference
 from hgprompt_edge.maths.reference_file import unpack_reference
 from hgprompt_edge.runtime.contract import ASSUMED, assumed_metadata, check_contract, read_bank_of
-from hgprompt_edge.runtime.device_folder import DeviceFolder, check_weights
+from hgprompt_edge.runtime.device_folder import DeviceFolder, assembled, check_weights
 from hgprompt_edge.runtime.engines.engine import Engine
 from hgprompt_edge.runtime.engines.open import open_engine
 from hgprompt_edge.runtime.other_cpu import check_once
@@ -45,6 +48,8 @@ class Opened:
         The device folder of a task.
     reference
         What its own images look like; None: not recorded.
+    task
+        What the file of a task holds.
     """
 
     path: Path
@@ -56,6 +61,25 @@ class Opened:
     given: Mapping[str, Floats]
     folder: DeviceFolder | None
     reference: Reference | None
+    task: TaskFile | None = None
+
+    def given_at(self, weights: npt.ArrayLike) -> Mapping[str, Floats]:
+        """Return what the graph takes beside the image for a mix `[M]` of the bank."""
+        assert self.bank is not None
+        if self.task is None:
+            return self.bank.inputs(weights)
+        return given_at(self.task.tensors, self.bank, weights).inputs()
+
+    def head_inputs(self, outputs: Sequence[Floats]) -> Floats:
+        """Return what of the graph's outputs the bank's head is applied to.
+
+        These are the features. A task's head may see the first half of those of its folder; that
+        of several folded prompts goes on top of the logarithm of their averaged probabilities.
+        """
+        if self.task is None or self.bank is None:
+            return outputs[1]
+        found = outputs[0] if self.bank.names == (FOLDED,) else outputs[1]
+        return found[:, : self.bank.head.weight.shape[1]]
 
 
 def open_any(
@@ -78,7 +102,7 @@ def open_any(
         found = DeviceFolder(folder, threads, device=device, bf16=bf16)
         return open_task(found, found.default() if path.is_dir() else path.stem)
     engine = open_engine(path, threads, device=device, bf16=bf16)
-    check_weights(path, engine)
+    check_weights(path, engine.entries)
     known = any(key.startswith(PREFIX) for key in engine.entries)
     assumed = None if known else assumed_metadata(engine)
     if assumed:
@@ -123,7 +147,10 @@ def open_task(folder: DeviceFolder, name: str) -> Opened:
         There is no such task, it is damaged, or of another backbone.
     """
     task = folder.task(name)
-    path, given = folder.folder / f"{name}{SUFFIX}", task.tensors.inputs()
+    path, given, bank = folder.folder / f"{name}{SUFFIX}", task.tensors.inputs(), None
+    if task.bank is not None:
+        bank = assembled(path, task.bank, folder.bank_of(task))
+        given = given_at(task.tensors, bank, bank.initial).inputs()
     # Of the backbone that runs it, whichever it was exported with.
     precision = folder.facts.precision
     return Opened(
@@ -132,8 +159,9 @@ def open_task(folder: DeviceFolder, name: str) -> Opened:
         task.metadata.model_copy(update={"precision": precision}),
         {**task.entries, f"{PREFIX}precision": precision},
         False,
-        None,
+        bank,
         given,
         folder,
         None if precision == "int8" else task.reference,  # measured in float32
+        task,
     )

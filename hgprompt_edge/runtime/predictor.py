@@ -6,12 +6,23 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from hgprompt_edge.artifacts.tasks.folder_bank import FolderBank
+from hgprompt_edge.artifacts.tasks.task_file import TaskFile
 from hgprompt_edge.errors import FileError, ParameterError
 from hgprompt_edge.runtime.device_folder import DeviceFolder
-from hgprompt_edge.runtime.learned import AtWork, content_of, head_of, open_history
+from hgprompt_edge.runtime.learned import (
+    AtWork,
+    content_of,
+    head_of,
+    open_history,
+    state_folder,
+)
 from hgprompt_edge.runtime.opened import open_any, open_task
 from hgprompt_edge.runtime.prediction import Prediction, Way, predict_files
 from hgprompt_edge.runtime.running import RunningModel
+
+Tasks = dict[str, "tuple[TaskFile, FolderBank | None, Predictor]"]
+"""Tasks of a device folder that were asked for, with what they were read from."""
 
 
 class Predictor(RunningModel):
@@ -66,6 +77,7 @@ class Predictor(RunningModel):
         state: Path | None = None,
     ) -> None:
         self._take(open_any(Path(path), threads, device=device, bf16=bf16))
+        self._tasks: Tasks = {}
         if state is not None:
             self.follow(state)
 
@@ -83,7 +95,9 @@ class Predictor(RunningModel):
     def task(self, name: str) -> Predictor:
         """Return a predictor of another task of this device folder, on the same loaded backbone.
 
-        The first time it reads the task's file, then it costs microseconds.
+        The first time it reads the task's file, then it costs microseconds. It takes over what
+        was learned for the task: the newest weights of `NAME.state` in the folder, at each call
+        and whenever `refresh` is called. As long as its file stays the same, so does the predictor.
 
         Raises
         ------
@@ -97,8 +111,18 @@ class Predictor(RunningModel):
                 "a model of one task, not a device folder; make one with `hgedge export A.hgbundle "
                 "B.hgbundle -o FOLDER`",
             )
+        folder = self._opened.folder
+        file = folder.task(name)
+        bank, known = folder.bank_of(file), self._tasks.get(name)
+        if known is not None and known[0] is file and known[1] is bank:
+            known[2].refresh()
+            return known[2]
         other = Predictor.__new__(Predictor)
-        other._take(open_task(self._opened.folder, name))
+        other._take(open_task(folder, name))
+        other._tasks, state = self._tasks, self._followed if name == self.metadata.task else None
+        if other.bank is not None:
+            other.follow(state or state_folder(other.path))
+        self._tasks[name] = file, bank, other
         return other
 
     def follow(self, state: Path) -> None:
@@ -113,13 +137,12 @@ class Predictor(RunningModel):
             raise ParameterError(
                 "state",
                 state,
-                f"the weights of {self.path} are folded into it; export it with `adapt=True` to "
-                "change them later",
+                f"the weights of {self.path} are folded into it; {self.how_to_adapt} to change "
+                "them later",
             )
-        mode = self.preprocessing.crop_mode
-        history = open_history(state, self.bank, self.classes, resize=mode, read_only=True)
+        history = open_history(state, self.bank, self.metadata, read_only=True)
         with self._changing:
-            self._history = history
+            self._history, self._followed = history, state
         self.refresh(force=True)
 
     def refresh(self, *, force: bool = False) -> bool:
@@ -136,7 +159,7 @@ class Predictor(RunningModel):
             if now.version is not None and content_of(now.version) == content_of(version):
                 self._at_work = replace(now, version=version)
                 return False
-            given = bank.inputs(version.weights)
+            given = self._opened.given_at(version.weights)
             self._at_work = AtWork(given, head_of(version, bank), version)
             return True
 

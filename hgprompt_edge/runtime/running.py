@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
 
+from hgprompt_edge.artifacts.device_bank import Bank
 from hgprompt_edge.errors import FileError
 from hgprompt_edge.images.preprocess import Preprocessing
 from hgprompt_edge.maths.head import Head
@@ -34,11 +36,34 @@ class RunningModel:
         self.assumed = opened.metadata if opened.assumed else None
         self._at_work = AtWork(opened.given)
         self._history: History | None = None
+        self._followed: Path | None = None
         self._changing = Lock()
 
     def release(self) -> None:
         """Let go of the graph and its memory; what the file says of itself stays."""
         del self._engine, self._opened
+
+    def require_bank(self) -> Bank:
+        """Return the bank of a model whose weights can change.
+
+        Raises
+        ------
+        UserError
+            They are folded into it.
+        """
+        if self.bank is None:
+            raise FileError(
+                self.path,
+                f"its weights are folded into it; {self.how_to_adapt} to change them on a device",
+            )
+        return self.bank
+
+    @property
+    def how_to_adapt(self) -> str:
+        """What to do where the weights are folded in, for messages."""
+        if self._opened.folder is None:
+            return "export it with `adapt=True`"
+        return f"run `hgedge export BUNDLE... --adapt -o {self.path.parent}` on the server"
 
     def set_weights(self, weights: npt.ArrayLike, head: Head | None = None) -> None:
         """Mix the bank's prompts by `weights [M]` from the next image on; takes milliseconds.
@@ -55,7 +80,7 @@ class RunningModel:
         """
         if self.bank is None:
             raise ValueError(f"The weights of {self.path} are folded into it.")
-        given = self.bank.inputs(weights)
+        given = self._opened.given_at(weights)
         with self._changing:
             self._at_work = AtWork(given, head, self.version)
 
@@ -92,12 +117,21 @@ class RunningModel:
         now = self._at_work
         if now.head is None:
             return self._engine.run(pixels, now.given)
-        return now.head.logits(self._engine.run_all(pixels, now.given)[1])
+        outputs = self._engine.run_all(pixels, now.given)
+        return now.head.logits(self._opened.head_inputs(outputs))
 
     def features(self, pixels: Pixels) -> Floats:
         """Features `[n, D]` of pixels `[n, S, S, 3]`, of a model that gives them."""
         self._check(pixels)
         return self._engine.run_all(pixels, self._at_work.given)[1]
+
+    def head_inputs(self, pixels: Pixels) -> Floats:
+        """Return what another head can be applied to, `[n, D]`, of pixels `[n, S, S, 3]`.
+
+        The features, but for a task of a device folder: see `Opened.head_inputs`.
+        """
+        self._check(pixels)
+        return self._opened.head_inputs(self._engine.run_all(pixels, self._at_work.given))
 
     def probabilities(self, pixels: Pixels) -> Floats:
         """Probabilities `[n, K]` of pixels `[n, S, S, 3]`.
@@ -123,9 +157,9 @@ class RunningModel:
             return self.probabilities(pixels), None
         self._check(pixels)
         now = self._at_work
-        logits, features = self._engine.run_all(pixels, now.given)
+        logits, features = outputs = self._engine.run_all(pixels, now.given)
         if now.head is not None:
-            logits = now.head.logits(features)
+            logits = now.head.logits(self._opened.head_inputs(outputs))
         seen = reference.see(features[:, : len(reference.centre)])
         return softmax(logits), reference.share_beyond(seen.scores).astype(np.float32)
 

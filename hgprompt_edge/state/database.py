@@ -21,6 +21,8 @@ OTHER = {
     "bank_sha256": "another bank",
     "classes_sha256": "other classes",
     "resize": "another resize rule than '{}'",
+    "task": "another task than '{}'",
+    "backbone_sha256": "another backbone",
 }
 """What the table `meta` holds of the model, and what a difference means."""
 REASONS = {

@@ -52,8 +52,9 @@ class History:
     read_only
         Write nothing. A missing or deleted history reads as one that holds the initial version,
         and one that takes its place is read from then on.
-    classes, resize
-        Of the model, the latter its `crop_mode`; what was learned for others is refused.
+    classes, resize, task, backbone
+        Of the model: names, its `crop_mode`, its name and the fingerprint of its backbone. What was
+        learned for others is refused.
     clock
         Gives Unix seconds.
 
@@ -73,11 +74,13 @@ class History:
         read_only: bool = False,
         classes: Sequence[str] = (),
         resize: str = "",
+        task: str = "",
+        backbone: str = "",
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.folder, self.path, self.read_only = folder, folder / FILE, read_only
         self._bank, self._clock = bank_sha256, clock
-        self._model = (bank_sha256, classes_digest(classes), resize)
+        self._model = (bank_sha256, classes_digest(classes), resize, task, backbone)
         weights = np.array(initial, np.float32)
         self._first = Version(1, None, clock(), INITIAL, weights, None, None, 0, {})
         self._row = to_row(self._first, bank_sha256)

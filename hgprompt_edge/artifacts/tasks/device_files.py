@@ -5,6 +5,8 @@ backbone.onnx      the graph; prompt and head are inputs
 backbone.weights   its weights, and those of default.onnx
 default.onnx       the same graph with the first task folded in, for plain runtimes
 NAME.hgtask        a task: keys and values, heads, classes, preprocessing
+bank.safetensors   where tasks can be adapted: the prompts that they mix, each once
+adapt.onnx         the graph of the gradient of all tasks
 
 For OpenVINO the first three are `backbone.xml`, `backbone.bin` and `default.xml`. Tasks are the
 same in both.
@@ -19,17 +21,19 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Json, ValidationError
 
+from hgprompt_edge.artifacts.device_bank import TASK, TASKS_ADAPT, TASKS_BANK
 from hgprompt_edge.artifacts.metadata import PREFIX
 from hgprompt_edge.errors import FileError, brief
 from hgprompt_edge.files import check_format
 from hgprompt_edge.images.preprocess import Preprocessing
 
 FORMAT = "hgprompt.backbone/1"
+BANK, ADAPT = TASKS_BANK, TASKS_ADAPT
 GRAPH, WEIGHTS, DEFAULT, SUFFIX = (
     "backbone.onnx",
     "backbone.weights",
     "default.onnx",
-    ".hgtask",
+    TASK,
 )
 
 
@@ -131,6 +135,11 @@ def graph_of(folder: Path) -> Path | None:
     """Return the graph of a device folder; None: it is none."""
     files = files_of(folder)
     return None if files is None else folder / files.graph
+
+
+def adapts(folder: Path) -> bool:
+    """Whether the tasks of a device folder were exported to be adapted."""
+    return (folder / BANK).is_file()
 
 
 def task_paths(folder: Path) -> dict[str, Path]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from hgprompt_edge.artifacts.metadata import PREFIX, Metadata, parse_metadata
 from hgprompt_edge.artifacts.tasks.device_files import SUFFIX, BackboneFacts, gives
+from hgprompt_edge.artifacts.tasks.task_bank import TaskBank, read_task_bank
 from hgprompt_edge.artifacts.tasks.task_tensors import (
     BIAS,
     HEAD,
@@ -54,12 +55,15 @@ class TaskFile:
         What its own images look like, or None.
     entries
         The metadata as they stand in the file.
+    bank
+        What it needs to be adapted; None: it was not exported for that.
     """
 
     tensors: TaskTensors
     metadata: Metadata
     reference: Reference | None
     entries: Mapping[str, str]
+    bank: TaskBank | None = None
 
     @property
     def name(self) -> str:
@@ -72,9 +76,13 @@ def write_task(
     tensors: TaskTensors,
     entries: Mapping[str, str],
     reference: Reference | None = None,
+    more: Mapping[str, Array] | None = None,
 ) -> None:
-    """Write a task, whole or not at all; `entries` are those of `describe` with their format."""
-    arrays: dict[str, Array] = {**tensors.inputs()}
+    """Write a task, whole or not at all; `entries` are those of `describe` with their format.
+
+    Of one that can be adapted, `more` and some of the entries are of `pack_task_bank`.
+    """
+    arrays: dict[str, Array] = {**tensors.inputs(), **(more or {})}
     if reference is not None:
         arrays |= reference.tensors()
     write_safetensors(path, arrays, {**entries, CONTENT: _digest(arrays, entries)})
@@ -100,6 +108,9 @@ def read_task(path: Path) -> TaskFile:
     metadata = parse_metadata(path, entries, FORMAT)
     try:
         tensors, reference = _parse(arrays, len(metadata.classes))
+        wide = metadata.pooling == "both"
+        width = tensors.keys.shape[3] * (2 if wide else 1)
+        bank = read_task_bank(arrays, found, tensors, width)
     except DAMAGE as error:
         raise FileError(
             path,
@@ -110,7 +121,7 @@ def read_task(path: Path) -> TaskFile:
             path,
             f"holds the task {brief(metadata.task)}; name the file {brief(metadata.task)}{SUFFIX}",
         )
-    return TaskFile(tensors, metadata, reference, found)
+    return TaskFile(tensors, metadata, reference, found, bank)
 
 
 def misfit(task: TaskFile, facts: BackboneFacts, width: int) -> str:

@@ -13,7 +13,13 @@ import typer
 from hgprompt_edge.cli.export.choices import SUFFIXES, Format, Precision, Weights
 from hgprompt_edge.cli.export.device import FOLDER, export_folder
 from hgprompt_edge.cli.export.report import int8_document, print_file, print_others, print_trials
-from hgprompt_edge.cli.export.write import files_to_sign, remove_old, write_float, write_int8
+from hgprompt_edge.cli.export.write import (
+    files_to_sign,
+    note_no_statistics,
+    remove_old,
+    write_float,
+    write_int8,
+)
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import note, out, print_json, print_next, reports_errors
 from hgprompt_edge.cli.shared.inputs import find_images_of
@@ -82,7 +88,9 @@ def export(
     adapt: Annotated[
         bool,
         typer.Option(
-            "--adapt", help="--weights runtime, and NAME.adapt.onnx for `hgedge adapt` on a device."
+            "--adapt",
+            help="--weights runtime, and NAME.adapt.onnx for `hgedge adapt` on a device; for a "
+            "device folder bank.safetensors and adapt.onnx, once for all tasks.",
         ),
     ] = False,
     accuracy_control: Annotated[
@@ -130,6 +138,7 @@ def export(
             file_format=file_format,
             precision=precision,
             opset=opset,
+            adapt=adapt,
             training_hashes=training_hashes,
             data=data,
             max_drop=max_drop,
@@ -160,11 +169,8 @@ def export(
     if not training_hashes:
         content = replace(content, trained=None)
     path = place or bundle.with_suffix(SUFFIXES[file_format])
-    if (adapt or weights is Weights.RUNTIME) and content.clean is None:
-        note(
-            f"{bundle} has no statistics of clean images, so `hgedge adapt` cannot learn from "
-            "images without labels; run `hgedge fit` again"
-        )
+    if runtime:
+        note_no_statistics(bundle, content)
     graph = adapt and has_prompts(content)
     _check_name(path, file_format)
     check_output(path, "--output")

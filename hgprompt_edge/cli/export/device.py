@@ -11,7 +11,11 @@ import typer
 
 from hgprompt_edge.cli.export.choices import Format, Precision
 from hgprompt_edge.cli.export.report import int8_document, print_trials
-from hgprompt_edge.cli.export.write import write_int8_folder
+from hgprompt_edge.cli.export.write import (
+    note_no_statistics,
+    remove_unused,
+    write_int8_folder,
+)
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import out, print_json, print_next
 from hgprompt_edge.cli.shared.inputs import find_images_of
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from hgprompt_edge.export.int8.quantize import Int8
 
 FOLDER = Path("device")
-ALONE = ("weights", "adapt", "task", "accuracy_control")
+ALONE = ("weights", "task", "accuracy_control")
 """Options of one model alone."""
 
 
@@ -35,6 +39,7 @@ def export_folder(
     file_format: Format,
     precision: Precision,
     opset: int | None,
+    adapt: bool,
     training_hashes: bool,
     data: Path | None,
     max_drop: float,
@@ -50,6 +55,8 @@ def export_folder(
     from hgprompt_edge.artifacts.signature import check_signer, signature_path
     from hgprompt_edge.artifacts.signature import sign as sign_file
     from hgprompt_edge.artifacts.tasks.device_files import (
+        ADAPT,
+        BANK,
         ONNX,
         OPENVINO,
         SUFFIX,
@@ -59,6 +66,8 @@ def export_folder(
     from hgprompt_edge.files import sha256_file
 
     _check_options(context, folder, len(bundles))
+    if adapt and precision is Precision.INT8:
+        raise UserError("--adapt: not for a device folder in int8; leave one of the two out")
     names = OPENVINO if file_format is Format.OPENVINO else ONNX
     if (there := files_of(folder)) not in (None, names):
         raise UserError(
@@ -71,6 +80,9 @@ def export_folder(
     contents = [read_bundle(path) for path in bundles]
     if not training_hashes:
         contents = [replace(bundle, trained=None) for bundle in contents]
+    if adapt:
+        for path, bundle in zip(bundles, contents, strict=True):
+            note_no_statistics(path, bundle)
     others = set(task_paths(folder)) - {bundle.task for bundle in contents}
     if others:
         raise UserError(
@@ -97,7 +109,7 @@ def export_folder(
     results: Mapping[str, Int8] = {}
     if images is None:
         with working("exporting"):
-            found = export_device(sources, backbone, folder, graphs)
+            found = export_device(sources, backbone, folder, graphs, adapt=adapt)
     else:
         results = write_int8_folder(
             sources,
@@ -110,9 +122,11 @@ def export_folder(
         )
         found = {name: result.verification for name, result in results.items()}
     files = [folder / f"{name}{SUFFIX}" for name in found]
-    shared = [folder / names.graph, folder / names.default]
+    shared = [folder / name for name in (names.graph, names.default, *([ADAPT] if adapt else []))]
     for file in (*shared, *files):
         signature_path(file).unlink(missing_ok=True)  # of an earlier export
+    if not adapt:
+        remove_unused([folder / name for name in (BANK, ADAPT)])
     signatures = [sign_file(file, sign) for file in (*shared, *files)] if sign else []
     if json:
         print_json(
@@ -143,9 +157,30 @@ def export_folder(
             f"images (largest difference {checked.max_abs_diff:.1e}, bound {checked.bound:.1e})",
             soft_wrap=True,
         )
+    if adapt:
+        _print_adapt(folder)
     for signature in signatures:
         out.print(f"{signature}: signed with {sign}", soft_wrap=True)
     print_next("predict", "--model", folder, "--task", first.task, "IMAGE...")
+
+
+def _print_adapt(folder: Path) -> None:
+    """Name what tasks need to be adapted."""
+    from hgprompt_edge.artifacts.tasks.device_files import ADAPT, BANK
+    from hgprompt_edge.artifacts.tasks.folder_bank import count_prompts
+
+    bank, graph = folder / BANK, folder / ADAPT
+    count = count_prompts(bank)
+    out.print(
+        f"{bank}: {bank.stat().st_size / 1e6:.1f} MB, the {count} prompts that the tasks mix, each "
+        "once",
+        soft_wrap=True,
+    )
+    out.print(
+        f"{graph}: {graph.stat().st_size / 1e6:.1f} MB, its gradient equal to PyTorch's for each "
+        "task",
+        soft_wrap=True,
+    )
 
 
 def _check_options(context: typer.Context, folder: Path, bundles: int) -> None:

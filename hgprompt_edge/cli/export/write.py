@@ -38,11 +38,25 @@ def remove_old(path: Path, runtime: bool, adapt: bool) -> None:
     graph = adapt_path(path)
     if not adapt and is_adapt_graph(graph):  # any other may be a model of that name
         old += [graph, signature_path(graph)]
-    if old := [file for file in old if file.exists()]:
+    remove_unused(old)
+
+
+def remove_unused(files: Sequence[Path]) -> None:
+    """Remove files that an earlier export left, those that are there, and say so."""
+    if old := [file for file in files if file.exists()]:
         for file in old:
             file.unlink()
         names = ", ".join(map(str, old))
-        note(f"removed {names}, of an earlier export; this model does not use them")
+        note(f"removed {names}, of an earlier export; what was written now does not use them")
+
+
+def note_no_statistics(path: Path, bundle: Bundle) -> None:
+    """Say where a device will learn nothing without labels."""
+    if bundle.clean is None:
+        note(
+            f"{path} holds no statistics of clean images, without which `hgedge adapt` learns "
+            "nothing from images without labels; run `hgedge fit` again"
+        )
 
 
 def files_to_sign(path: Path, adapt: bool) -> list[Path]:

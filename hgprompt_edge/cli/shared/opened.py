@@ -32,6 +32,8 @@ def open_model(
     UserError
         As of `Predictor`; or a task is named, and the model is no device folder.
     """
+    if state is not None and len(set(tasks or ())) > 1:
+        raise UserError(f"--state {state}: holds what one task has learned; give one --task")
     model = place_of(model, tasks)
     from hgprompt_edge.runtime.learned import state_folder
     from hgprompt_edge.runtime.predictor import Predictor
@@ -42,8 +44,21 @@ def open_model(
         what = "holds nothing that was learned" if state.exists() else "not there"
         note(f"--state {state}: {what} (yet), so the initial weights are in force")
     if state is None and predictor.bank is not None:
-        predictor.follow(state_folder(model))
+        predictor.follow(state_folder(predictor.path))
     return predictor
+
+
+def one_task(model: Path, task: str | None) -> Path:
+    """Return the model file, or the file of the named or the only task of a device folder.
+
+    Raises
+    ------
+    UserError
+        A folder of several tasks and no name, or a name for a model of one task.
+    """
+    if task is None:
+        check_one_task(model, "choose with --task")
+    return place_of(model, None if task is None else [task])
 
 
 def place_of(model: Path, tasks: Sequence[str] | None) -> Path:
@@ -61,7 +76,7 @@ def place_of(model: Path, tasks: Sequence[str] | None) -> Path:
     return model / f"{tasks[0]}.hgtask"
 
 
-def check_one_task(model: Path) -> None:
+def check_one_task(model: Path, advice: str | None = None) -> None:
     """Refuse a device folder of several tasks, where a command takes one model.
 
     Raises
@@ -74,8 +89,8 @@ def check_one_task(model: Path) -> None:
     names = list(task_paths(model)) if model.is_dir() else []
     if len(names) > 1:
         raise UserError(
-            f"{model}: serves {len(names)} tasks ({some(names)}); name one, such as "
-            f"{model / names[0]}.hgtask"
+            f"{model}: serves {len(names)} tasks ({some(names)}); "
+            + (advice or f"name one, such as {model / names[0]}.hgtask")
         )
 
 
@@ -89,7 +104,8 @@ def tasks_of(predictor: Predictor, model: Path, names: Sequence[str] | None) -> 
         of one task.
     """
     if names:
-        return [predictor.task(name) for name in dict.fromkeys(names)]
+        own = predictor.metadata.task
+        return [predictor if name == own else predictor.task(name) for name in dict.fromkeys(names)]
     if model.is_dir() and len(predictor.tasks) > 1:
         raise UserError(
             f"{model}: serves {len(predictor.tasks)} tasks ({some(predictor.tasks)}); choose with "

@@ -73,6 +73,9 @@ Task = Annotated[
         show_default=False,
     ),
 ]
+DeviceTask = Annotated[
+    str | None, typer.Option("--task", help="Task of a device folder.", show_default=False)
+]
 Sources = Annotated[
     str | None,
     typer.Option(

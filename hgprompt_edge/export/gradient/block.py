@@ -14,7 +14,7 @@ from hgprompt_edge.export.gradient.adjoint import linear, mlp, norm
 from hgprompt_edge.export.graph import rewrites
 from hgprompt_edge.export.graph.attention import END, Layer, prepare
 from hgprompt_edge.export.graph.rewrites import Rewrites
-from hgprompt_edge.export.graph.writer import Writer
+from hgprompt_edge.export.graph.writer import Size, Writer
 
 
 class Block:
@@ -29,7 +29,7 @@ class Block:
         name: str,
         block: Any,
         count: int,
-        tokens: int,
+        tokens: Size,
         *,
         first: bool,
         last: bool,
@@ -182,8 +182,7 @@ class Block:
         """Prefix `[1, H, T, d]` before the keys or values `[batch, H, N, d]`."""
         w, name = self.w, f"{self.name}.attn.prefix_{which}"
         heads, width = self.layer.heads, self._width()
-        shape = w.integers(heads, self.tokens, width // heads)
-        shape = w.op("Concat", f"{name}.shape", batch, shape, axis=0)
+        shape = w.sizes(f"{name}.shape", batch, heads, self.tokens, width // heads)
         repeated = w.op("Expand", f"{name}.batch", prefix, shape)
         return w.op("Concat", f"{name}.joined", repeated, x, axis=2)
 

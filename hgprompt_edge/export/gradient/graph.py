@@ -31,29 +31,68 @@ from hgprompt_edge.backbones.last_norm import last_norm
 from hgprompt_edge.export.gradient.absorbed import AbsorbedBlock
 from hgprompt_edge.export.gradient.adjoint import Back, norm
 from hgprompt_edge.export.gradient.block import Block
-from hgprompt_edge.export.gradient.mix import Mix
+from hgprompt_edge.export.gradient.mix import Mix, Mixed, of_bank, of_inputs
 from hgprompt_edge.export.graph.attention import can_absorb, prepare
 from hgprompt_edge.export.graph.inference import IR_VERSIONS, PLAIN_OPSET
 from hgprompt_edge.export.graph.rewrites import Rewrites
 from hgprompt_edge.export.graph.tokens import embed_patches, fixed_tokens
 from hgprompt_edge.export.graph.writer import Writer
+from hgprompt_edge.images.preprocess import Preprocessing
+from hgprompt_edge.maths.mixing import BankKeysValues
 
 
 def build_adapt_graph(bundle: Bundle, backbone: Backbone, bank: Bank) -> ir.Model:
     """Write the graph for a bank of the same backbone; the batch is dynamic."""
-    backbone = as_fitted(bundle, backbone)
+    backbone, w = as_fitted(bundle, backbone), Writer()
+    return _build(w, backbone, of_bank(w, bank), [], len(bank.names), len(bank.head.bias))
+
+
+def build_tasks_adapt_graph(backbone: Backbone, mixer: BankKeysValues) -> ir.Model:
+    """Write the graph for all tasks of a device folder.
+
+    It also takes what is mixed: `keys`, `values [P, L, T, E]` and `gram [L, T, P, P]`. The first
+    entry of `mix` is the share of the model alone, 0 where a task has none. Numbers of prompts,
+    tokens and classes are dynamic.
+
+    Parameters
+    ----------
+    backbone
+        With the features of the folder.
+    mixer
+        Of any task; its constants are those of the backbone.
+    """
+    w, layers, width = Writer(), *mixer.key_bias.shape
+    given = {
+        name: ir.val(name, ir.DataType.FLOAT, shape)
+        for name, shape in (
+            ("keys", ["prompts", layers, "tokens", width]),
+            ("values", ["prompts", layers, "tokens", width]),
+            ("gram", [layers, "tokens", "prompts", "prompts"]),
+        )
+    }
+    mixed = of_inputs(w, given, mixer)
+    return _build(w, backbone, mixed, list(given.values()), "entries", "classes")
+
+
+def _build(
+    w: Writer,
+    backbone: Backbone,
+    given: Mixed,
+    more: list[ir.Value],
+    entries: int | str,
+    classes: int | str,
+) -> ir.Model:
+    """Write the graph with `more` inputs behind the common ones."""
     model, size, width = backbone.model, backbone.image_size, backbone.feature_dim
-    classes = len(bank.head.bias)
     image = ir.val("image", ir.DataType.UINT8, ["batch", size, size, 3])
     label = ir.val("label", ir.DataType.FLOAT, ["batch", classes])
-    mix = ir.val("mix", ir.DataType.FLOAT, [len(bank.names)])
+    mix = ir.val("mix", ir.DataType.FLOAT, [entries])
     head_weight = ir.val("head.weight", ir.DataType.FLOAT, [classes, width])
     head_bias = ir.val("head.bias", ir.DataType.FLOAT, [classes])
     d_extra = ir.val("d_features", ir.DataType.FLOAT, ["rows", width])
     backward = ir.val("backward", ir.DataType.BOOL, [])
-    w = Writer()
-    mixed = Mix(w, bank, mix)
-    features, back = _features(w, model, bundle, image, mixed)
+    mixed = Mix(w, given, mix)
+    features, back = _features(w, model, backbone.preprocessing, image, mixed)
     logits = w.op("Gemm", "logits", features, head_weight, head_bias, transB=1)
     loss, d_logits = _cross_entropy(w, logits, label)
     with w.apart() as branch:
@@ -77,7 +116,7 @@ def build_adapt_graph(bundle: Bundle, backbone: Backbone, bank: Bank) -> ir.Mode
     for name, (value, shape) in outputs.items():
         value.name, value.dtype, value.shape = name, ir.DataType.FLOAT, ir.Shape(shape)
     graph = ir.Graph(
-        [image, label, mix, head_weight, head_bias, d_extra, backward],
+        [image, label, mix, head_weight, head_bias, d_extra, backward, *more],
         [value for value, _ in outputs.values()],
         nodes=w.tape.nodes,
         initializers=w.tape.initializers,
@@ -111,11 +150,15 @@ def _cross_entropy(w: Writer, logits: ir.Value, label: ir.Value) -> tuple[ir.Val
 
 
 def _features(
-    w: Writer, model: VisionTransformer, bundle: Bundle, image: ir.Value, mixed: Mix
+    w: Writer,
+    model: VisionTransformer,
+    preprocessing: Preprocessing,
+    image: ir.Value,
+    mixed: Mix,
 ) -> tuple[ir.Value, Any]:
     """Pixels to features `[batch, D or 2 D]`; back, to the gradient of the mix."""
     batch = w.op("Shape", "batch", image, start=0, end=1)
-    x = embed_patches(w, model, bundle.preprocessing, image)
+    x = embed_patches(w, model, preprocessing, image)
     fixed = fixed_tokens(model, None)
     if len(fixed):
         x = w.op("Concat", "tokens", w.repeat("tokens.fixed", fixed[None], batch), x, axis=1)
@@ -147,7 +190,7 @@ def _mask(w: Writer, mixed: Mix, count: int) -> ir.Value | None:
     """`[T + N]`: what the scores get where "no prompt" has a share."""
     if mixed.bias is None:
         return None
-    bias = w.op("Expand", "mix.bias.tokens", mixed.bias, w.integers(mixed.tokens))
+    bias = w.op("Expand", "mix.bias.tokens", mixed.bias, w.sizes("tokens", mixed.tokens))
     rest = w.floats("mix.bias.none", np.zeros(count))
     return w.op("Concat", "mix.bias.mask", bias, rest, axis=0)
 

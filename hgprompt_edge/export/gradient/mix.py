@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -11,28 +12,87 @@ from torch import nn
 from hgprompt_edge.artifacts.device_bank import TINY, Bank
 from hgprompt_edge.export.gradient.adjoint import Back, norm, scalar
 from hgprompt_edge.export.graph.attention import END
-from hgprompt_edge.export.graph.writer import Writer
+from hgprompt_edge.export.graph.writer import Size, Writer
+from hgprompt_edge.maths.mixing import BankKeysValues
+
+
+class Mixed(NamedTuple):
+    """What is mixed, in the graph.
+
+    Attributes
+    ----------
+    keys, values
+        `[P, L T E]`.
+    gram
+        `[L T P, P]`.
+    sources, tokens
+        `P` and `T`.
+    mixer
+        Has the rest, which all banks of a backbone have in common.
+    gated
+        Whether the first entry of the mix is the model alone.
+    """
+
+    keys: ir.Value
+    values: ir.Value
+    gram: ir.Value
+    sources: Size
+    tokens: Size
+    mixer: BankKeysValues
+    gated: bool
+
+
+def of_bank(w: Writer, bank: Bank) -> Mixed:
+    """Store what a bank mixes in the graph."""
+    if bank.mixer is None:
+        raise ValueError("The 'bank' must hold prompts.")
+    mixer = bank.mixer
+    keys, values = np.asarray(mixer.keys), np.asarray(mixer.values)
+    sources, _, tokens, _ = keys.shape
+    return Mixed(
+        w.floats("mix.keys", keys.reshape(sources, -1)),
+        w.floats("mix.values", values.reshape(sources, -1)),
+        w.floats("mix.gram", mixer.gram.reshape(-1, sources)),
+        sources,
+        tokens,
+        mixer,
+        bank.gated,
+    )
+
+
+def of_inputs(w: Writer, inputs: Mapping[str, ir.Value], mixer: BankKeysValues) -> Mixed:
+    """Take what is mixed from inputs `keys`, `values [P, L, T, E]` and `gram [L, T, P, P]`."""
+    keys, values, gram = (inputs[name] for name in ("keys", "values", "gram"))
+    sources = w.op("Shape", "mix.sources", keys, start=0, end=1)
+    tokens = w.op("Shape", "mix.tokens", keys, start=2, end=3)
+    return Mixed(
+        w.reshape("mix.keys", keys, sources, -1),
+        w.reshape("mix.values", values, sources, -1),
+        w.reshape("mix.gram", gram, -1, sources),
+        sources,
+        tokens,
+        mixer,
+        gated=True,
+    )
 
 
 class Mix:
     """Prefix of every layer from the mix by METHOD eq. 2, and back."""
 
-    def __init__(self, w: Writer, bank: Bank, mix: ir.Value) -> None:
-        if bank.mixer is None:
-            raise ValueError("The 'bank' must hold prompts.")
-        self.w, self.mixer, self.gated = w, bank.mixer, bank.gated
-        keys = self.mixer.keys
-        self.sources, self.layers, self.tokens, self.width = keys.shape
+    def __init__(self, w: Writer, given: Mixed, mix: ir.Value) -> None:
+        self.w, self.mixer, self.gated = w, given.mixer, given.gated
+        self.sources, self.tokens, self.gram = given.sources, given.tokens, given.gram
+        self.layers, self.width = self.mixer.key_bias.shape
         self.mix = mix
         self.bias: ir.Value | None = None
-        self.flat: dict[str, ir.Value] = {}
-        if bank.gated:
+        self.flat = {"keys": given.keys, "values": given.values}
+        if self.gated:
             self.mix = self._share_of_prompts(mix)
         row = w.reshape("mix.row", self.mix, 1, -1)
         column = w.reshape("mix.column", self.mix, -1, 1)
         self.inverse, self.pull = self._spread(column)
-        self.raw_keys = self._sum("keys", keys, row)
-        self.raw_values = self._sum("values", self.mixer.values, row)
+        self.raw_keys = self._sum("keys", row)
+        self.raw_values = self._sum("values", row)
         k = self._shift("keys", self.raw_keys, self.mixer.key_bias)
         v = self._shift("values", self.raw_values, self.mixer.value_bias)
         k, v = self._heads("keys", k), self._heads("values", v)
@@ -53,8 +113,7 @@ class Mix:
     def _spread(self, column: ir.Value) -> tuple[ir.Value, ir.Value]:
         """`1 / s(a)` as `[L, T, 1]`, and `G a` as `[L T, P]`, which is half of `d (a^T G a)`."""
         w, mixer = self.w, self.mixer
-        gram = mixer.gram.reshape(-1, self.sources)
-        pull = w.op("MatMul", "mix.gram.a", w.floats("mix.gram", gram), column)
+        pull = w.op("MatMul", "mix.gram.a", self.gram, column)
         pull = w.reshape("mix.pull", pull, -1, self.sources)
         variance = w.op("MatMul", "mix.a.gram.a", pull, column)
         variance = w.op("Max", "mix.variance.positive", variance, scalar(w, 0.0))
@@ -66,9 +125,8 @@ class Mix:
         inverse = w.op("Reciprocal", "mix.inverse", w.op("Sqrt", "mix.s", variance))
         return inverse, pull
 
-    def _sum(self, name: str, projected: Any, row: ir.Value) -> ir.Value:
+    def _sum(self, name: str, row: ir.Value) -> ir.Value:
         """`sum_i a_i A_i`, `[L, T, E]`."""
-        self.flat[name] = self.w.floats(f"mix.{name}", projected.reshape(self.sources, -1))
         mixed = self.w.op("MatMul", f"mix.{name}.flat", row, self.flat[name])
         return self.w.reshape(f"mix.{name}.raw", mixed, self.layers, self.tokens, self.width)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,8 @@ from onnx_ir.tape import Tape
 from torch import Tensor, nn
 
 Doubles = npt.NDArray[np.float64]
+Size: TypeAlias = "int | ir.Value"
+"""A number that the graph knows when it is written, or one that it computes, int64 `[1]`."""
 
 
 class Writer:
@@ -64,13 +66,20 @@ class Writer:
         """Store shapes, axes and indices as an int64 vector, once for equal ones."""
         return self.constant("int64." + ".".join(map(str, values)), np.array(values, np.int64))
 
-    def reshape(self, name: str, x: ir.Value, *shape: int) -> ir.Value:
-        """Reshape; 0 keeps a dimension, one -1 takes what is left."""
-        return self.op("Reshape", name, x, self.integers(*shape))
+    def sizes(self, name: str, *parts: Size) -> ir.Value:
+        """Join sizes to an int64 vector; a constant where all of them are known."""
+        if all(isinstance(part, int) for part in parts):
+            return self.integers(*(part for part in parts if isinstance(part, int)))
+        found = [self.integers(part) if isinstance(part, int) else part for part in parts]
+        return found[0] if len(found) == 1 else self.op("Concat", name, *found, axis=0)
 
-    def part(self, name: str, x: ir.Value, start: int, stop: int, axis: int = 1) -> ir.Value:
+    def reshape(self, name: str, x: ir.Value, *shape: Size) -> ir.Value:
+        """Reshape; 0 keeps a dimension, one -1 takes what is left."""
+        return self.op("Reshape", name, x, self.sizes(f"{name}.shape", *shape))
+
+    def part(self, name: str, x: ir.Value, start: Size, stop: Size, axis: int = 1) -> ir.Value:
         """Entries `start` to `stop` of one axis; of axis 1, tokens of `x [batch, N, D]`."""
-        return self.op("Slice", name, x, *(self.integers(i) for i in (start, stop, axis)))
+        return self.op("Slice", name, x, *(self.sizes(name, i) for i in (start, stop, axis)))
 
     def split(self, name: str, x: ir.Value, parts: int, axis: int = -1) -> list[ir.Value]:
         """Cut an axis of `x`, the last one by default, into equal parts."""
