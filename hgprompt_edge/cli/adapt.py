@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from hgprompt_edge.cli.device.adapters import note_old_adapter
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import (
     EXIT_CHECK_FAILED,
@@ -164,6 +165,7 @@ def adapt(
     _print_adapted(adapted, bank.names, folder, json, BIAS_HINT if tries_more else None)
     if not adapted.proposal.verdict.taken:
         raise typer.Exit(EXIT_CHECK_FAILED)
+    note_old_adapter(predictor.path)
 
 
 def _names(text: str, classes: Sequence[str]) -> tuple[str, ...]:

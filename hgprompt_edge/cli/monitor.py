@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hgprompt_edge.cli.device.adapters import note_old_adapter
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import (
     EXIT_ALARM,
@@ -111,6 +112,8 @@ def monitor(
                 for step in steps:
                     out.print(_step(step), soft_wrap=True)
                 _print(found.report(), run, images[0])
+            if any(step.taken for step in steps):
+                note_old_adapter(predictor.path)
             if found.shift is not None and not run.adapted:
                 raise typer.Exit(EXIT_ALARM)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from hgprompt_edge.cli.device.adapters import note_old_adapter
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import note, out, print_json, reports_errors
 from hgprompt_edge.cli.shared.opened import one_task
@@ -54,10 +55,11 @@ def rollback(
     json: options.Json = False,
 ) -> None:
     """Put an earlier version in force again."""
-    with _opened(one_task(model, task), state) as (_, history, names):
+    with _opened(one_task(model, task), state) as (predictor, history, names):
         with history.exclusive():
             version = history.rollback(to)
         note(f"version {version.id} is in force: {version.method}")
+        note_old_adapter(predictor.path)
         _print_history(history, names, json)
 
 
@@ -70,10 +72,11 @@ def reset(
     json: options.Json = False,
 ) -> None:
     """Put the initial mixing weights in force again, those of the export."""
-    with _opened(one_task(model, task), state) as (_, history, names):
+    with _opened(one_task(model, task), state) as (predictor, history, names):
         with history.exclusive():
             version = history.reset()
         note(f"version {version.id} is in force: {version.method}")
+        note_old_adapter(predictor.path)
         _print_history(history, names, json)
 
 

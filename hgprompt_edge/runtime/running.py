@@ -9,7 +9,9 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
+from hgprompt_edge.artifacts.bank_entries import FOLDED
 from hgprompt_edge.artifacts.device_bank import Bank
+from hgprompt_edge.artifacts.tasks.task_tensors import BIAS, HEAD
 from hgprompt_edge.errors import FileError
 from hgprompt_edge.images.preprocess import Preprocessing
 from hgprompt_edge.maths.head import Head
@@ -83,6 +85,28 @@ class RunningModel:
         given = self._opened.given_at(weights)
         with self._changing:
             self._at_work = AtWork(given, head, self.version)
+
+    def tensors_in_force(self) -> dict[str, Floats]:
+        """Return what the backbone takes for a task at the weights in force, its head among them.
+
+        Raises
+        ------
+        UserError
+            The bias of several folded prompts has moved, which is no part of the graph.
+        """
+        now = self._at_work
+        given = dict(now.given)
+        if now.head is None:
+            return given
+        if self._opened.bank is not None and self._opened.bank.names == (FOLDED,):
+            raise FileError(
+                self.path,
+                "its learned bias comes on top of several folded prompts, so that no input of the "
+                "graph can hold it; run `hgedge state reset` first",
+            )
+        weight = np.zeros_like(given[HEAD])
+        weight[0, : now.head.weight.shape[1]] = now.head.weight.T
+        return {**given, HEAD: weight, BIAS: now.head.bias[None].astype(np.float32)}
 
     @property
     def version(self) -> Version | None:

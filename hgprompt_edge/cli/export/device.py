@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from hgprompt_edge.cli.device.adapters import drop_adapters
 from hgprompt_edge.cli.export.choices import Format, Precision
 from hgprompt_edge.cli.export.report import int8_document, print_trials
 from hgprompt_edge.cli.export.write import (
@@ -127,6 +128,7 @@ def export_folder(
         signature_path(file).unlink(missing_ok=True)  # of an earlier export
     if not adapt:
         remove_unused([folder / name for name in (BANK, ADAPT)])
+    drop_adapters(folder)
     signatures = [sign_file(file, sign) for file in (*shared, *files)] if sign else []
     if json:
         print_json(

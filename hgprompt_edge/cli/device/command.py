@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from hgprompt_edge.cli.device.adapters import Folder, adapters, drop_adapters
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import note, out, print_json, print_next, reports_errors
 from hgprompt_edge.cli.shared.inputs import find_images_of
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
     from hgprompt_edge.artifacts.tasks.device_files import BackboneFacts
     from hgprompt_edge.artifacts.tasks.task_file import TaskFile
 
-app = typer.Typer(help="Add, remove or list the tasks of a device folder.", no_args_is_help=True)
+app = typer.Typer(
+    help="Add, remove, list or convert the tasks of a device folder.", no_args_is_help=True
+)
 
-Folder = Annotated[
-    Path, typer.Argument(help="Device folder that `hgedge export` wrote.", show_default=False)
-]
+app.command()(adapters)
 
 
 @app.command("list")
@@ -138,6 +139,7 @@ def remove(
             ) from error
         out.print(f"{paths[task]}: removed", soft_wrap=True)
         _drop_unused(folder, facts)
+        drop_adapters(folder, task)
     if (state := state_folder(paths[task])).is_dir():
         note(
             f"{state}: kept, it holds what was learned for {task}; delete it if that is not needed"
@@ -238,6 +240,7 @@ def _add_file(folder: Path, file: Path, key: Path | None) -> Path:
             with atomic_path(signature_path(place)) as temporary:
                 shutil.copyfile(signature_path(file), temporary)
         _drop_unused(folder, found.facts)
+        drop_adapters(folder, place.stem)
     return place
 
 
@@ -289,4 +292,5 @@ def _add_bundle(
             print_trials(result, max_drop)
         signature_path(place).unlink(missing_ok=True)  # of what had this name
         _drop_unused(folder, facts)
+        drop_adapters(folder, place.stem)
     return place
