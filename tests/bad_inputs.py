@@ -33,8 +33,12 @@ from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.bundle_file import write_bundle
 from hgprompt_edge.artifacts.folded import FoldedPrompt
 from hgprompt_edge.backbones.load import load_backbone
+from hgprompt_edge.export.device_folder import export_device
+from hgprompt_edge.export.device_sources import Source
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.files import write_safetensors
+from hgprompt_edge.runtime.learned import open_history
+from hgprompt_edge.runtime.predictor import Predictor
 from hgprompt_edge.state.update_file import write_update
 from hgprompt_edge.state.version import Version
 
@@ -187,6 +191,7 @@ def _devices(folder: Path) -> None:
     none = np.zeros(0, np.float32)
     plain = replace(make_bundle(backbone, "none"), sources=(), weights=none, learned_weights=none)
     export_onnx(plain, backbone, folder / "plain.onnx", runtime_weights=True, adapt=True)
+    _device_folders(folder, planted)
     whole = (folder / "fixed.onnx").read_bytes()
     (folder / "half.onnx").write_bytes(whole[: len(whole) // 2])
     model = onnx.load(folder / "fixed.onnx")
@@ -204,6 +209,21 @@ def _devices(folder: Path) -> None:
     (folder / "foreign.state").mkdir()
     (folder / "foreign.state" / "history.sqlite").write_bytes(b"something else")
     (folder / "first.state").mkdir()
+
+
+def _device_folders(folder: Path, planted: Planted) -> None:
+    """Folders of two tasks with the same classes, that adapt and that do not, and a state."""
+    tasks = [
+        Source(Path(f"{name}.hgbundle"), replace(planted.bundle, task=name))
+        for name in ("pets", "cars")
+    ]
+    export_device(tasks, planted.backbone, folder / "two", adapt=True)
+    export_device(tasks, planted.backbone, folder / "two-fixed")
+    pets = Predictor(folder / "two" / "pets.hgtask")
+    open_history(folder / "two" / "pets.state", pets.require_bank(), pets.metadata).close()
+    shutil.copytree(folder / "two", folder / "two-lost")
+    (folder / "two-lost" / "bank.safetensors").unlink()
+    (folder / "two-lost" / "default.onnx").unlink()
 
 
 def _keys(folder: Path) -> None:

@@ -12,11 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from small_vits import make_backbone
 
 from hgprompt_edge.adapt.gradient import AdaptGraph
 from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.artifacts.device_bank import bank_path, read_bank
 from hgprompt_edge.artifacts.keys import check_public_key
+from hgprompt_edge.artifacts.tasks.folder_bank import read_folder_bank
+from hgprompt_edge.artifacts.tasks.task_file import read_task
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.prompts.prompt import read_prompt
 from hgprompt_edge.runtime.verify import describe_signature, verify_model
@@ -32,10 +35,14 @@ def reader(kind: str, good: Path) -> Callable[[Path], object]:
         "bundle": read_bundle,
         "bank": read_bank,
         "update file": read_update,
+        "task": read_task,
         "key": lambda path: check_public_key(path, "--key"),
     }
     if kind in simple:
         return simple[kind]
+    if kind == "tasks bank":
+        sha256 = make_backbone().sha256
+        return lambda path: read_folder_bank(path, sha256)
     if kind == "adapt graph":
         bank = read_bank(bank_path(good.parent / "m.onnx"))
         return lambda path: AdaptGraph(path, bank, threads=1)

@@ -27,6 +27,7 @@ from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.device_folder import add_task, export_device
+from hgprompt_edge.export.device_graphs import OpenVinoGraphs
 from hgprompt_edge.export.device_sources import Source
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.runtime.device_folder import DeviceFolder
@@ -354,3 +355,20 @@ def test_without_labels_as_the_model_alone(planted: Planted, tmp_path: Path) -> 
     assert found["taken"] == alone["taken"]
     assert found["distance_before"] == pytest.approx(alone["distance_before"], rel=1e-3)
     assert found["distance_after"] == pytest.approx(alone["distance_after"], rel=1e-2)
+
+
+def test_a_folder_for_openvino_adapts_alike(
+    planted: Planted, copy: Path, seen: Path, tmp_path: Path
+) -> None:
+    device = tmp_path / "ov"
+    graphs = OpenVinoGraphs()
+    export_device(sources([planted.bundle]), planted.backbone, device, graphs, adapt=True)
+    alone = adapt("--model", str(copy), "--task", "pets", "--data", str(seen))
+    found = adapt("--model", str(device), "--data", str(seen))
+    assert found["taken"] is True
+    mixes = [list(one["version"]["weights"].values()) for one in (found, alone)]
+    np.testing.assert_allclose(*mixes, atol=1e-4)
+    served = [
+        Predictor(each).task("pets").probabilities(planted.images[:9]) for each in (device, copy)
+    ]
+    np.testing.assert_allclose(*served, atol=1e-4)

@@ -165,6 +165,8 @@ export tiny/pets.hgbundle --format openvino --opset 20
 export tiny/pets.hgbundle --format openvino --precision int8 --task digits --adapt
 export tiny/pets.hgbundle --format openvino --precision int8 --task digits --weights runtime
 export tiny/pets.hgbundle --opset 0
+export tiny/pets.hgbundle --adapt --precision int8 --output new/
+export tiny/no-sources.hgbundle --adapt --output new/
 export tiny/pets.hgbundle --opset 19
 export tiny/pets.hgbundle --precision fp16
 export tiny/pets.hgbundle --data mine
@@ -233,6 +235,10 @@ monitor --model device/pets.onnx nowhere.jpg
 monitor --model device/pets.onnx a.jpg
 monitor --model device/pets.onnx a.jpg --watch empty
 monitor --model device/fixed.onnx a.jpg --adapt
+predict --model device/two --task pets --task cars a.jpg --state device/two/pets.state
+device adapters empty
+device add device/two-fixed device/two-lost/pets.hgtask
+device remove device/two-lost birds
 
 evaluate
 evaluate device/pets.onnx
@@ -286,6 +292,12 @@ adapt --model device/plain.onnx --data device/seen --method cma
 adapt --model device/plain.onnx --data device/seen --head none
 adapt --model device/folded.onnx --data device/seen --method cma
 adapt --model device/folded.onnx --data device/seen --head none
+adapt --model device/pets.onnx --task pets --data device/seen
+adapt --model device/two --data device/seen
+adapt --model device/two --task birds --data device/seen
+adapt --model device/two --task cars --data device/seen --state device/two/pets.state
+adapt --model device/two-fixed --task cars --data device/seen
+adapt --model device/two-lost --task cars --data device/seen
 
 state undo
 state history
@@ -294,6 +306,8 @@ state history --model device/fixed.onnx
 state history --model device/pets.onnx --state nowhere
 state history --model device/pets.onnx --state a.jpg
 state history --model device/pets.onnx --state device/foreign.state
+state history --model device/two
+state rollback --model device/two --task cars
 state rollback --model device/pets.onnx --state nowhere
 state rollback --model device/pets.onnx --state device/first.state
 state rollback --model device/pets.onnx --state device/first.state --to 9

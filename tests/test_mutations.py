@@ -12,6 +12,8 @@ from small_vits import make_backbone, make_mixable
 
 from hgprompt_edge.artifacts.bundle_file import write_bundle
 from hgprompt_edge.artifacts.device_bank import adapt_path, bank_path, read_bank
+from hgprompt_edge.export.device_folder import export_device
+from hgprompt_edge.export.device_sources import Source
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.prompts.prompt import Prompt, write_prompt
 from hgprompt_edge.state.history import History
@@ -29,6 +31,8 @@ COUNTS = {
     "key": 1000,
     "model": 400,
     "adapt graph": 300,
+    "task": 1000,
+    "tasks bank": 1000,
     "OpenVINO graph": 150,
     "OpenVINO weights": 20,
 }
@@ -47,6 +51,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_prompt(root / "prompt" / "p.safetensors", prompt)
     write_bundle(root / "m.hgbundle", bundle)
     export_onnx(bundle, backbone, root / "m.onnx", runtime_weights=True, adapt=True)
+    source = Source(root / "m.hgbundle", bundle)
+    export_device([source], backbone, root / "device", adapt=True)
     bank = read_bank(bank_path(root / "m.onnx"))
     with History(
         root / "state", bank.sha256, bank.initial, classes=("a", "b"), resize="center"
@@ -63,6 +69,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "state": root / "state" / "history.sqlite",
         "model": root / "m.onnx",
         "adapt graph": adapt_path(root / "m.onnx"),
+        "task": root / "device" / "pets.hgtask",
+        "tasks bank": bank_path(root / "device" / "pets.hgtask"),
     }
 
 
