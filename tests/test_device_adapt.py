@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from command_line import run
 from PIL import Image
@@ -125,6 +126,13 @@ def test_gradients_are_those_of_the_model_alone(planted: Planted, copy: Path) ->
             np.testing.assert_allclose(*(getattr(step, name) for step in steps), atol=1e-4)
         # On the simplex: what all entries get alike moves nothing.
         np.testing.assert_allclose(*(s.d_mix - mix @ s.d_mix for s in steps), atol=1e-4)
+
+
+def test_the_graph_of_the_gradient_shares_weights(folder: Path) -> None:
+    graph = onnx.load(folder / "adapt.onnx", load_external_data=False).graph
+    outside = {tensor.name for tensor in graph.initializer if tensor.external_data}
+    for name in ("mlp.fc1.weight", "mlp.fc2.weight"):
+        assert {f"blocks.0.{name}", f"blocks.1.{name}"} <= outside
 
 
 @pytest.mark.parametrize("task", ["birds", "none"])

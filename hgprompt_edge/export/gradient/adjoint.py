@@ -72,9 +72,19 @@ def norm(
 
 
 def mlp(
-    w: Writer, name: str, x: ir.Value, fc1: Linear, act: nn.Module, fc2: Linear
+    w: Writer,
+    name: str,
+    x: ir.Value,
+    fc1: Linear,
+    act: nn.Module,
+    fc2: Linear,
+    *,
+    plain: bool = False,
 ) -> tuple[ir.Value, Back]:
-    """Two linear layers with a GELU of any of the three kinds between them."""
+    """Two linear layers with a GELU of any of the three kinds between them.
+
+    `plain` keeps the weights as they are, so that a graph can share them with another one.
+    """
     activate: Callable[[Writer, str, ir.Value], tuple[ir.Value, Back]]
     if isinstance(act, QuickGELU):
         activate, before, after = _quick_gelu, 1.702, 1 / 1.702
@@ -82,11 +92,27 @@ def mlp(
         activate, before, after = _tanh_gelu, 1.0, 0.5
     else:
         activate, before, after = _gelu, math.sqrt(0.5), math.sqrt(0.5)
+    if plain:
+        u, back1 = linear(w, f"{name}.fc1", x, fc1)
+        u, scale1 = _times(w, f"{name}.before", u, before)
+        y, back_act = activate(w, f"{name}.act", u)
+        y, scale2 = _times(w, f"{name}.after", y, after)
+        y, back2 = linear(w, f"{name}.fc2", y, fc2)
+        return y, lambda dy: back1(scale1(back_act(scale2(back2(dy)))))
     # Constants of the activation go into the matrices around it: each is a pass less over memory.
     u, back1 = linear(w, f"{name}.fc1", x, scaled(fc1, before))
     y, back_act = activate(w, f"{name}.act", u)
     y, back2 = linear(w, f"{name}.fc2", y, (fc2[0] * after, fc2[1]))
     return y, lambda dy: back1(back_act(back2(dy)))
+
+
+def _times(w: Writer, name: str, x: ir.Value, factor: float) -> tuple[ir.Value, Back]:
+    """`factor * x`."""
+    if factor == 1:
+        return x, lambda dy: dy
+    return w.op("Mul", name, x, scalar(w, factor)), lambda dy: w.op(
+        "Mul", f"{name}.back", dy, scalar(w, factor)
+    )
 
 
 def scaled(layer: Linear, factor: float) -> Linear:

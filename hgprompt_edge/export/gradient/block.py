@@ -33,9 +33,10 @@ class Block:
         *,
         first: bool,
         last: bool,
+        plain: bool = False,
     ) -> None:
         self.w, self.name, self.block, self.count, self.tokens = w, name, block, count, tokens
-        self.first, self.last = first, last
+        self.first, self.last, self.plain = first, last, plain
         self.layer: Layer = prepare(block, Rewrites())
         self.fc1 = rewrites.fold_affine(block.norm2, rewrites.linear_of(block.mlp.fc1))
         self.fc2 = rewrites.fold_layer_scale(rewrites.linear_of(block.mlp.fc2), block.ls2)
@@ -55,7 +56,9 @@ class Block:
             x = self._class_rows("class", x)
         x = w.op("Add", f"{name}.residual1", x, attended)
         z, self.norm2_back = norm(w, f"{name}.norm2", x, self.block.norm2, affine=False)
-        z, self.mlp_back = mlp(w, f"{name}.mlp", z, self.fc1, self.block.mlp.act, self.fc2)
+        z, self.mlp_back = mlp(
+            w, f"{name}.mlp", z, self.fc1, self.block.mlp.act, self.fc2, plain=self.plain
+        )
         return w.op("Add", f"{name}.residual2", x, z)
 
     def back(self, dy: ir.Value) -> ir.Value | None:

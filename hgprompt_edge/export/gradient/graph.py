@@ -82,7 +82,7 @@ def _build(
     entries: int | str,
     classes: int | str,
 ) -> ir.Model:
-    """Write the graph with `more` inputs behind the common ones."""
+    """Write the graph; with `more` inputs behind the common ones, its weights can be shared."""
     model, size, width = backbone.model, backbone.image_size, backbone.feature_dim
     image = ir.val("image", ir.DataType.UINT8, ["batch", size, size, 3])
     label = ir.val("label", ir.DataType.FLOAT, ["batch", classes])
@@ -92,7 +92,7 @@ def _build(
     d_extra = ir.val("d_features", ir.DataType.FLOAT, ["rows", width])
     backward = ir.val("backward", ir.DataType.BOOL, [])
     mixed = Mix(w, given, mix)
-    features, back = _features(w, model, backbone.preprocessing, image, mixed)
+    features, back = _features(w, model, backbone.preprocessing, image, mixed, plain=bool(more))
     logits = w.op("Gemm", "logits", features, head_weight, head_bias, transB=1)
     loss, d_logits = _cross_entropy(w, logits, label)
     with w.apart() as branch:
@@ -155,6 +155,8 @@ def _features(
     preprocessing: Preprocessing,
     image: ir.Value,
     mixed: Mix,
+    *,
+    plain: bool,
 ) -> tuple[ir.Value, Any]:
     """Pixels to features `[batch, D or 2 D]`; back, to the gradient of the mix."""
     batch = w.op("Shape", "batch", image, start=0, end=1)
@@ -169,7 +171,8 @@ def _features(
     for index, block in enumerate(model.blocks):
         last = index == len(model.blocks) - 1 and model.global_pool == "token"
         kind = AbsorbedBlock if last and can_absorb(prepare(block, Rewrites())) else Block
-        step = kind(w, f"blocks.{index}", block, count, mixed.tokens, first=index == 0, last=last)
+        place = {"first": index == 0, "last": last, "plain": plain}
+        step = kind(w, f"blocks.{index}", block, count, mixed.tokens, **place)
         x = step.forward(x, mixed.prefix[index], mask, batch)
         blocks.append(step)
     features, pool_back = _pool(w, model, x, len(fixed), count)
