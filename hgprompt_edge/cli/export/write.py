@@ -54,8 +54,8 @@ def note_no_statistics(path: Path, bundle: Bundle) -> None:
     """Say where a device will learn nothing without labels."""
     if bundle.clean is None:
         note(
-            f"{path} holds no statistics of clean images, without which `hgedge adapt` learns "
-            "nothing from images without labels; run `hgedge fit` again"
+            f"{path} has no statistics of clean images, so `hgedge adapt` cannot learn from "
+            "images without labels; run `hgedge fit` again"
         )
 
 
