@@ -154,23 +154,20 @@ def _given(
         for name in (KEYS, VALUES)
     ]
     mask = _mask(w, inputs[MASK], count, batch)
-    axis = w.integers(0)
-    pairs = [
-        [w.op("Squeeze", f"{part.name}.rows", part, axis) for part in parts]
-        for parts in zip(*each, strict=True)
+    return [
+        Given(keys, values, mask, rows=True, image_tokens=count)
+        for keys, values in zip(*each, strict=True)
     ]
-    return [Given(keys, values, mask, rows=True, image_tokens=count) for keys, values in pairs]
 
 
 def _for_each_image(w: Writer, name: str, x: ir.Value, axis: int, batch: ir.Value) -> ir.Value:
-    """Repeat entries of `x [..., P, ...]`, before `axis`, for each image: `[..., P batch, ...]`."""
+    """Repeat entries of `x [..., P, ...]`, before `axis`, for each image: `[... P batch, ...]`."""
     before = w.op("Shape", f"{name}.before", x, start=0, end=axis)
     after = w.op("Shape", f"{name}.after", x, start=axis)
     shape = w.op("Concat", f"{name}.wide", before, batch, after, axis=0)
     x = w.op("Unsqueeze", f"{name}.apart", x, w.integers(axis))
     x = w.op("Expand", f"{name}.images", x, shape)
-    first = w.op("Shape", f"{name}.first", x, start=0, end=axis - 1)
-    flat = w.op("Concat", f"{name}.flat", first, w.integers(-1), after, axis=0)
+    flat = w.op("Concat", f"{name}.flat", w.integers(-1), after, axis=0)
     return w.op("Reshape", f"{name}.rows", x, flat)
 
 

@@ -97,7 +97,7 @@ def openvino_schemes(
     # No gain in so small products.
     fed = given or {}
     # Attention of tokens that come in is one kernel of floats, too, written in three operators.
-    apart = [r"head\..*", r"blocks\.\d+\.attn\.(scores|softmax|mixed).*"] if fed else []
+    apart = [r"head\..*", r"blocks\.\d+\.attn\.(scores|softmax|mixed)"] if fed else []
     ends = [rf"{re.escape(name)}.*" for name in _in_float(depth, prompts)] + apart
     # Smoothing is a pass over memory before each product: it comes where the plain way loses.
     sweep = [
