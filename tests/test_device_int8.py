@@ -30,6 +30,7 @@ from hgprompt_edge.export.device_sources import Source
 from hgprompt_edge.export.int8.quantize import Int8
 from hgprompt_edge.export.int8.schemes import Scheme, onnx_schemes
 from hgprompt_edge.heads.best_head import fit_head
+from hgprompt_edge.maths.reference import fit_reference
 from hgprompt_edge.runtime.device_folder import DeviceFolder
 from hgprompt_edge.runtime.predictor import Predictor
 from hgprompt_edge.runtime.verify import verify_model
@@ -53,11 +54,13 @@ def fitted(backbone: Backbone, name: str, seed: int, mode: str = "deep") -> tupl
         0,
     ).as_float32()
     probe = extract_features(backbone, bundle.probe_images, bundle.prompt).numpy()
+    seen = extract_features(backbone, task.train.pixels, bundle.prompt).numpy()
     made = replace(
         bundle,
         classes=task.classes,
         split_digest=task.digest,
         head=head,
+        reference=fit_reference(seen, task.train.labels, 3),
         probe_logits=probe @ head.weight.T + head.bias,
     )
     return Source(Path(f"{name}.hgbundle"), made), task
@@ -122,7 +125,14 @@ def test_each_task_is_near_float32_and_says_what_it_loses(
         assert result.test.accuracy == pytest.approx(right, abs=1.1 / len(pixels))
         recorded = predictor.metadata.quantization
         assert recorded["accuracy_fp32"] == result.float_accuracy
-        assert predictor.reference is None
+        seen = np.concatenate([task.train.pixels, task.validation.pixels])
+        centres = []
+        for one in (predictor, floating):
+            features = one.features(seen)
+            centres.append((features / np.linalg.norm(features, axis=1, keepdims=True)).mean(0))
+        assert predictor.reference is not None
+        np.testing.assert_allclose(predictor.reference.centre, centres[0], atol=1e-4)
+        assert np.abs(centres[0] - centres[1]).max() > 1e-3, "int8 gives other features"
         assert all(check.ok is not False for check in verify_model(device / f"{name}.hgtask"))
     default = device / ("default.onnx" if form == "onnx" else "default.xml")
     assert Predictor(default).metadata.precision == "int8"
@@ -249,6 +259,7 @@ def test_an_int8_task_runs_on_the_backbone_in_float32(
     assert run("device", "add", str(exact), str(copy / "cars.hgtask")).exit_code == 0
     task = Predictor(exact).task("cars")
     assert task.metadata.precision == "fp32"
+    assert task.reference is None  # that is of int8
     assert task.compare_probe().ok
 
 

@@ -106,9 +106,10 @@ def export_device(
         model = build_tasks_graph(backbone, graphs.rewrites)
         if quantize is None:
             graphs.write(model, graph)
-            int8 = Quantized("", {})
+            int8 = Quantized("", {}, {})
         else:
             int8 = quantize(model, graph, backbone)
+            tasks = [task.seen_as(int8.references[task.start.task]) for task in tasks]
         graphs.fold(graph, default, tasks[0].tensors)
         engine = open_to_verify(graph)
         if adapt:

@@ -95,7 +95,8 @@ def export_device_int8(
             judge.bundle.task: _entries(judge, engine, results[judge.bundle.task], max_drop, digest)
             for judge in judges
         }
-        return Quantized(digest, entries)
+        references = {judge.bundle.task: judge.reference(engine) for judge in judges}
+        return Quantized(digest, entries, references)
 
     found = export_device(sources, backbone, folder, graphs, quantize=quantize)
     return {name: Int8(**vars(results[name]), verification=found[name]) for name in found}
@@ -135,6 +136,7 @@ def add_task_int8(
     check_holds([judge], [(trial,)], [pairs], max_drop, accept_unproven)
     result = measured(judge, engine, [trial], pairs, max_drop)
     more = _entries(judge, engine, result, max_drop, facts.quantized_sha256)
+    source = replace(source, bundle=replace(bundle, reference=judge.reference(engine)))
     checked = add_task(source, backbone, folder, facts, more)
     return Int8(**vars(result), verification=checked)
 

@@ -19,6 +19,7 @@ from hgprompt_edge.export.device_sources import Source
 from hgprompt_edge.export.gradient.tasks_file import check_tasks_adapt, export_tasks_adapt
 from hgprompt_edge.export.graph.tasks import task_tensors
 from hgprompt_edge.export.verify import Verification, at_initial, verify_engine, verify_mixes
+from hgprompt_edge.maths.reference import Reference
 from hgprompt_edge.runtime.engines.engine import Engine
 
 
@@ -61,6 +62,10 @@ class Task:
     start: Bundle
     tensors: TaskTensors
     mixed: Mixed | None
+
+    def seen_as(self, reference: Reference | None) -> Task:
+        """Return the task whose own images look so."""
+        return replace(self, start=replace(self.start, reference=reference))
 
     @property
     def share(self) -> float:

@@ -153,6 +153,7 @@ def open_task(folder: DeviceFolder, name: str) -> Opened:
         given = given_at(task.tensors, bank, bank.initial).inputs()
     # Of the backbone that runs it, whichever it was exported with.
     precision = folder.facts.precision
+    measured_here = task.metadata.quantization.get("backbone", "") == folder.facts.quantized_sha256
     return Opened(
         path,
         folder.engine,
@@ -162,6 +163,6 @@ def open_task(folder: DeviceFolder, name: str) -> Opened:
         bank,
         given,
         folder,
-        None if precision == "int8" else task.reference,  # measured in float32
+        task.reference if measured_here else None,
         task,
     )

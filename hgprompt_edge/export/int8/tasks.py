@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hgprompt_edge.artifacts.bank_entries import TUNED
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.tasks.task_tensors import TaskTensors
 from hgprompt_edge.backbones.backbone import Backbone
@@ -19,12 +20,13 @@ from hgprompt_edge.errors import CheckError
 from hgprompt_edge.export.graph.rewrites import Rewrites
 from hgprompt_edge.export.graph.tasks import head_tensors
 from hgprompt_edge.export.int8.held_out import Features, HeldOut, features_of, hold_out
-from hgprompt_edge.export.int8.measure import MAX_TEST, right_in_any_batch
+from hgprompt_edge.export.int8.measure import BATCHES, MAX_TEST, right_in_any_batch
 from hgprompt_edge.export.int8.quantize import Measured, check_images
 from hgprompt_edge.export.int8.search import Judge
 from hgprompt_edge.export.int8.trials import Trial, refusal, trial_of, unproven
 from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.paired import Paired, paired
+from hgprompt_edge.maths.reference import Reference, fit_reference
 from hgprompt_edge.maths.softmax import log_mean_softmax
 from hgprompt_edge.runtime.engines.engine import Engine
 
@@ -80,6 +82,24 @@ class TaskJudge:
         right = self._right(engine, images, None)
         found = paired(exact.astype(np.float64), right.astype(np.float64))
         return trial_of("test images", found, float(exact.mean())), len(images)
+
+    def reference(self, engine: Engine) -> Reference | None:
+        """Measure what the task's own images look like on a backbone, as `fit` did in float32.
+
+        None where the bundle has no reference either.
+        """
+        if self.bundle.reference is None:
+            return None
+        parts = [self.images.train, self.images.validation]
+        if self.bundle.choice == TUNED:  # its prompt has seen the others
+            del parts[0]
+        size, given, found = max(BATCHES), self.given.inputs(), []
+        for part in parts:
+            for start in range(0, len(part), size):
+                found.append(engine.run_all(part.pixels[start : start + size], given)[1])
+        features = np.concatenate(found)[:, : len(self.bundle.reference.centre)]
+        labels = np.concatenate([part.labels for part in parts])
+        return fit_reference(features, labels, len(self.bundle.classes))
 
     def _right(self, engine: Engine, images: Images, heads: Sequence[Head] | None) -> Right:
         """Which images are right `[n]` under heads for the graph's features, or the bundle's."""
