@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,8 @@ from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.runtime.device_folder import DeviceFolder
 from hgprompt_edge.runtime.learned import open_history
 from hgprompt_edge.runtime.predictor import Predictor
+
+TASKS = ("pets", "cars", "birds")
 
 
 @pytest.fixture(scope="module")
@@ -380,3 +385,22 @@ def test_a_folder_for_openvino_adapts_alike(
         Predictor(each).task("pets").probabilities(planted.images[:9]) for each in (device, copy)
     ]
     np.testing.assert_allclose(*served, atol=1e-4)
+
+
+@pytest.mark.parametrize("seconds", [0.4, 1.2, 2.0])
+def test_killed_while_it_adapts_all_tasks_stay_valid(
+    planted: Planted, copy: Path, seen: Path, seconds: float
+) -> None:
+    before = {name: Predictor(copy).task(name).logits(planted.images[:2]) for name in TASKS}
+    words = ("adapt", "--model", str(copy), "--task", "pets", "--data", str(seen), "--threads", "1")
+    command = [sys.executable, "-m", "hgprompt_edge.cli.main", *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        process.kill()
+    for name in TASKS:
+        task = Predictor(copy).task(name)
+        if name != "pets" or (task.version is not None and task.version.id == 1):
+            np.testing.assert_array_equal(task.logits(planted.images[:2]), before[name])
+    found = adapt("--model", str(copy), "--task", "pets", "--data", str(seen))
+    assert found["version"]["id"] in (2, 3)  # nothing is locked, nothing is damaged

@@ -152,13 +152,14 @@ def _drop_unused(folder: Path, facts: BackboneFacts) -> None:
     from hgprompt_edge.artifacts.tasks.device_files import BANK
 
     unused, unreadable = drop_unused(folder, facts.backbone_sha256)
+    prompts = "1 prompt" if unused == 1 else f"{unused} prompts"
     if unused and unreadable:
         note(
-            f"{folder / BANK}: keeps {unused} prompts that perhaps no task mixes, since "
+            f"{folder / BANK}: keeps {prompts} that perhaps no task mixes, since "
             f"{unreadable[0]} cannot be read"
         )
     elif unused:
-        out.print(f"{folder / BANK}: {unused} prompts dropped that no task mixes", soft_wrap=True)
+        out.print(f"{folder / BANK}: {prompts} dropped that no task mixes", soft_wrap=True)
 
 
 def _check_not_default(folder: Path, task: str, facts: BackboneFacts) -> None:

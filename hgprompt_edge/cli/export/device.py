@@ -173,9 +173,9 @@ def _print_adapt(folder: Path) -> None:
 
     bank, graph = folder / BANK, folder / ADAPT
     count = count_prompts(bank)
+    prompts = "1 prompt" if count == 1 else f"{count} prompts"
     out.print(
-        f"{bank}: {bank.stat().st_size / 1e6:.1f} MB, the {count} prompts that the tasks mix, each "
-        "once",
+        f"{bank}: {bank.stat().st_size / 1e6:.1f} MB, the {prompts} that the tasks mix, each once",
         soft_wrap=True,
     )
     out.print(
