@@ -4,10 +4,11 @@
     python benchmarks kills --kills 25
 
 A child commits versions without pause (some with a head, some rollbacks and resets) and announces
-each after `commit` has returned. It is killed with SIGKILL between 0 and 60 ms after it began to
-open the history. Then the file has to be sound, no announced version may be missing, the current
-one has to be the last announced or the one after it, and each has to hold what was written, bit by
-bit. The next child goes on with the same file; half the time nobody has tidied up before it.
+each after `commit` has returned. It is killed with SIGKILL up to 10 ms after it began to open the
+history (a quarter of all), or after one of the first seven versions that it announced. Then the
+file has to be sound, no announced version may be missing, the current one has to be the last
+announced or the one after it, and each has to hold what was written, bit by bit. The next child
+goes on with the same file; half the time nobody has tidied up before it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from shared.study import make_parser
 
 BANK, ENTRIES, HEAD = "0" * 64, 12, (20, 64)
 INITIAL = np.full(ENTRIES, 1 / ENTRIES, np.float32)
-LONGEST = 0.06
+MOST, LONGEST = 7, 0.01
+"""Announced versions, and seconds after the last of them, until a kill."""
 
 
 def main() -> None:
@@ -85,7 +87,8 @@ def kill_often(folder: Path, kills: int, seed: int) -> dict[str, int]:
     names = ("kills", "versions", "before_a_commit", "in_a_commit", "lost", "unreadable", "wrong")
     counts, last = Counter(dict.fromkeys(names, 0)), 0
     for _ in range(kills):
-        announced = [key for key in run_and_kill(folder, rng.uniform(0, LONGEST)) if key]
+        moment = max(0, int(rng.integers(-1, MOST + 1))), float(rng.uniform(0, LONGEST))
+        announced = [key for key in run_and_kill(folder, *moment) if key]
         counts["kills"] += 1
         counts["before_a_commit"] += not announced
         last = max([last, *announced])
@@ -107,14 +110,14 @@ def kill_often(folder: Path, kills: int, seed: int) -> dict[str, int]:
     return dict(counts)
 
 
-def run_and_kill(folder: Path, seconds: float) -> list[int]:
-    """Let a child write for that long; the versions that it announced, after a 0."""
+def run_and_kill(folder: Path, versions: int, seconds: float) -> list[int]:
+    """Let a child announce so many versions and go on for that long; what it announced."""
     with subprocess.Popen(again("kills", "--child", str(folder)), stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
-        first = child.stdout.readline()
+        first = [child.stdout.readline() for _ in range(versions + 1)]  # a 0 comes before them
         time.sleep(seconds)
         child.send_signal(signal.SIGKILL)
-        lines = (first + child.stdout.read()).split()
+        lines = b"".join([*first, child.stdout.read()]).split()
     if child.returncode != -signal.SIGKILL:
         raise RuntimeError(f"the child ended by itself ({child.returncode})")
     return [int(line) for line in lines]
