@@ -200,7 +200,7 @@ def test_a_state_of_another_model_is_refused(model: Path, bundle: Bundle, tmp_pa
 
 def test_words_that_do_not_go_together_are_refused(model: Path, tmp_path: Path) -> None:
     words = ("monitor", "--model", str(model))
-    assert run(*words).exit_code == 2
+    assert run(*words, "--adapt").exit_code == 2
     assert run(*words, "nowhere").exit_code == 2
     assert run(*words, str(tmp_path), "--watch", str(tmp_path)).exit_code == 2
     result = run(*words, "--watch", str(tmp_path / "nowhere"))

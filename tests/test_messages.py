@@ -233,6 +233,8 @@ monitor --model device/pets.onnx nowhere.jpg
 monitor --model device/pets.onnx a.jpg
 monitor --model device/pets.onnx a.jpg --watch empty
 monitor --model device/fixed.onnx a.jpg --adapt
+monitor --model device/pets.onnx --adapt
+predict --model device/fixed.onnx a.jpg --monitor
 
 evaluate
 evaluate device/pets.onnx

@@ -119,7 +119,7 @@ class Monitor:
 
     def __init__(self, reference: Reference) -> None:
         self.reference = reference
-        self.digest = sha256_arrays(reference.tensors())
+        self.digest = digest_of(reference)
         self.images = self.skipped = self.unusable = 0
         self.thinner = Thinner(reference)
         self.restart()
@@ -217,6 +217,11 @@ class Monitor:
         more = tuple(share for share in by_step if share.now > share.before)
         less = tuple(share for share in reversed(by_step) if share.now <= share.before)
         return MixChange(int(self.changed[places].min()), min(begins), more, less)
+
+
+def digest_of(reference: Reference) -> str:
+    """Return what sets a reference apart, the sha256 of its tensors."""
+    return sha256_arrays(reference.tensors())
 
 
 def _watched(seen: Seen) -> Seen:
