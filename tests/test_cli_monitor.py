@@ -325,3 +325,19 @@ def test_what_was_learned_stays_while_it_fits(remedied: Path, tmp_path: Path) ->
     assert "the weights in force still fit what the images show" in second
     assert result.exit_code == 0
     assert versions(remedied, state) == ["initial", "unlabelled"]
+
+
+def test_a_shift_that_is_gone_is_forgotten_and_the_next_one_found(
+    adaptable: Path, tmp_path: Path
+) -> None:
+    dark, clean = pictures(200, 38, gain=0.6), pictures(150, 39)
+    seen = folder_of(tmp_path / "seen", pictures(80, 37), dark, clean)
+    words = ("monitor", "--model", str(adaptable), "--state", str(tmp_path / "state"), "--json")
+    document = json.loads(run(*words, str(seen), "--adapt").stdout)
+    assert not any(step["taken"] for step in document["steps"]), "no prompt undoes this"
+    assert document["steps"][-1]["reason"].startswith("images look clean again")
+    assert 280 < document["steps"][-1]["at"] <= 430
+    assert not document["alarm"]
+    again = run(*words, str(folder_of(tmp_path / "again", dark)))
+    assert again.exit_code == 3
+    assert json.loads(again.stdout)["shift"]["at"] > 430

@@ -145,8 +145,8 @@ class Run:
             after = each.report
             aside = (after.skipped, after.unusable) != (before.skipped, before.unusable)
             before, step = after, None
-            if self.loop is not None and each.error is None and not aside:
-                step = self.loop.saw(each.path)
+            if self.loop is not None and each.features is not None and not aside:
+                step = self.loop.saw(each.path, each.features)
             yield each, step
 
 

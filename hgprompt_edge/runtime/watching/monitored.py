@@ -24,10 +24,11 @@ from hgprompt_edge.state.lock import only_one
 
 @dataclass(frozen=True)
 class Observed:
-    """One file: why it cannot be read, or None, and what was found up to it."""
+    """One file: why it cannot be read, or its features `[D]`, and what was found up to it."""
 
     path: Path
     error: str | None
+    features: Floats | None
     report: Report
 
 
@@ -121,14 +122,17 @@ def observe_files(
         read = [_read(path, predictor) for path in batch]
         pixels = [image for image in read if not isinstance(image, str)]
         try:
-            features = iter(predictor.features(np.stack(pixels)) if pixels else ())
+            features: Iterator[Floats] = iter(
+                predictor.features(np.stack(pixels)) if pixels else ()
+            )
         except MemoryError as error:
             raise BatchMemoryError(batch_size, len(batch)) from error
         for path, image in zip(batch, read, strict=True):
             if isinstance(image, str):
-                yield Observed(path, image, monitor.report())
+                yield Observed(path, image, None, monitor.report())
             else:
-                yield Observed(path, None, monitor.observe(next(features)[None]))
+                row = next(features)
+                yield Observed(path, None, row, monitor.observe(row[None]))
 
 
 @contextmanager
