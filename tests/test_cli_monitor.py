@@ -316,15 +316,16 @@ def test_a_model_whose_weights_are_folded_cannot_adapt(model: Path, tmp_path: Pa
 
 def test_what_was_learned_stays_while_it_fits(remedied: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
-    seen = folder_of(tmp_path / "seen", pictures(40, 35), pictures(200, 36, gain=GAIN))
+    seen = folder_of(tmp_path / "seen", pictures(40, 35), pictures(280, 36, gain=GAIN))
     words = ("monitor", "--model", str(remedied), "--state", str(state), str(seen), "--adapt")
     result = run(*words)
-    first, second, *_ = result.stdout.splitlines()
+    first, second, third, *_ = result.stdout.splitlines()
     assert "come nearer to those of clean images" in first, result.output
     assert first.endswith("version 2 is in force")
-    assert "the weights in force still fit what the images show" in second
+    assert second.endswith("version 3 is in force"), "learned anew from images of the shift alone"
+    assert "the weights in force still fit what the images show" in third
     assert result.exit_code == 0
-    assert versions(remedied, state) == ["initial", "unlabelled"]
+    assert versions(remedied, state) == ["initial", "unlabelled", "unlabelled"]
 
 
 def test_a_shift_that_is_gone_is_forgotten_and_the_next_one_found(

@@ -39,7 +39,10 @@ APART = 0.2
 """Distance of the statistics of the older half of a window from those of the newer one, at which it
 holds images from before and after a change; 32 images are some 0.09 from 32 others by chance."""
 STRIDE = 16
-"""Images to wait then, a window in all: images that come sorted by class always look so."""
+"""Images to wait then, a window in all: images that come sorted by class always look so. Also how
+many come between two looks whether the newer half is clean again."""
+CLEAN = 0.05
+"""Distance below which a window shows that a shift is gone; 64 clean images are some 0.03 away."""
 
 GONE = "images look clean again, under the initial weights that are in force"
 
@@ -116,39 +119,48 @@ class ClosedLoop:
         self._alarmed = shift is not None
         if shift is None and not self.moved:
             return None
-        if self._new < WINDOW or len(self._recent) < WINDOW:
+        if len(self._recent) < WINDOW or (self._new < WINDOW and self._new % STRIDE):
             return None
         window = np.stack([features for _, features in self._recent])
         older, newer = window[: WINDOW // 2], window[WINDOW // 2 :]
-        if _apart(newer, older) >= APART and self._delay < WINDOW:
+        again = self.moved and self._far and self._distance(newer) < MIN_DISTANCE
+        if self._new < WINDOW:
+            return self._look(newer) if again else None
+        if not again and _apart(newer, older) >= APART and self._delay < WINDOW:
             self._new, self._delay = WINDOW - STRIDE, self._delay + STRIDE
             return None
         self._new = self._delay = 0
-        return self._look(window)
+        return self._look(newer if again else window)
 
     def _forget(self) -> None:
         """Know of no images from which nothing could be learned."""
         self._tried: Floats | None = None
-        self._idle, self._wait, self._far = 0, WINDOW, False
+        self._idle, self._wait, self._far, self._anew = 0, WINDOW, False, False
 
     def _look(self, window: Floats) -> Step | None:
         """Adapt, unless the shift is gone or nothing could be learned from images like these."""
-        far, self._idle = self._distance(window) >= MIN_DISTANCE, self._idle + WINDOW
-        if not self.moved and self._far and not far:
+        distance, self._idle = self._distance(window), self._idle + WINDOW
+        if not self.moved and self._far and distance < CLEAN:
             self._monitor.restart()
             self._alarmed = False
             self._forget()
             return Step(self._monitor.images, False, GONE, self._current())
-        self._far = self._far or far
+        little = not self.moved and distance < MIN_DISTANCE
+        if little and (self._far or self._tried is not None):
+            return None  # what the guard refuses whatever is learned, and said so before
+        self._far = self._far or distance >= MIN_DISTANCE
         if self._tried is not None and self._idle < self._wait:
             if _apart(window, self._tried) < MIN_DISTANCE:
                 return None
             self._wait = WINDOW
-        step = self._adapt()
+        step = self._adapt(len(window))
+        # The window may hold images from before the change, so the next one is adapted to as well.
+        self._anew = step.taken and self.moved and not self._anew
         if step.taken or step.reason == FITS:
             self._tried, self._wait = None, WINDOW
         else:  # tried again, later each time
-            self._tried, self._wait = window, min(2 * self._wait, PATIENCE * WINDOW)
+            self._tried = window
+            self._wait = WINDOW if little else min(2 * self._wait, PATIENCE * WINDOW)
         self._idle = 0
         return step
 
@@ -161,18 +173,19 @@ class ClosedLoop:
         with self._open(predictor, bank_of(predictor)) as history:
             return history.current()
 
-    def _adapt(self) -> Step:
-        """Adapt to the last images, if what is in force does not fit them."""
+    def _adapt(self, images: int) -> Step:
+        """Adapt to so many of the last images, if what is in force does not fit them."""
         predictor = Predictor(self._model, threads=self._request.threads)
         bank, at = bank_of(predictor), self._monitor.images
-        known = tuple(path for path, _ in self._recent if path.exists())
+        recent = list(self._recent)[-images:]
+        known = tuple(path for path, _ in recent if path.exists())
         request = replace(self._request, data=known, unlabelled=True)
         seen, expected, learner = prepare(predictor, request)
         with self._open(predictor, bank) as history, history.exclusive():
             before = history.current()
             figures = _distances(learner, seen.pixels, before)
             moved = _is_moved(before, bank)
-            if moved and _fits(figures):
+            if moved and _fits(figures) and not self._anew:
                 return Step(at, False, FITS, before)
             worse = moved and _is_worse(figures)
             if worse:
@@ -180,6 +193,8 @@ class ClosedLoop:
             adapted = adapt_model(predictor, history, request, seen, expected, learner)
         after, verdict = adapted.after, adapted.proposal.verdict
         self.moved = _is_moved(after, bank)
+        if moved and not verdict.taken and _fits(figures):
+            return Step(at, False, FITS, before)
         if after.method == RETURN and not worse:
             self._monitor.restart()  # the images are clean again
             self._alarmed = False
