@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 from command_line import run
 from small_vits import make_backbone, make_bundle, make_mixable
-from test_cli_monitor import GAIN, exported, folder_of, pictures, with_reference
+from test_cli_monitor import GAIN, OWN, exported, folder_of, pictures, with_reference
 from test_device_folder import sources
 
 from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.device_folder import export_device
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.runtime.engines.onnx_engine import OnnxEngine
 from hgprompt_edge.runtime.learned import open_history
 from hgprompt_edge.runtime.predictor import Predictor
+from hgprompt_edge.runtime.watching.monitored import watched
 from hgprompt_edge.runtime.watching.watch import watch
 
 
@@ -190,3 +192,19 @@ def test_what_was_found_can_be_asked_for_without_images(
     assert result.exit_code == 0
     document = json.loads(result.stdout)
     assert (document["images"], document["alarm"]) == (0, False)
+
+
+def test_a_task_that_was_replaced_meanwhile_is_not_watched_on(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    device, backbone = tmp_path / "device", make_backbone()
+    export_device(sources([bundle, replace(bundle, task="cars")]), backbone, device)
+    predictor = Predictor(device).task("cars")
+    with watched(predictor) as found:
+        again = predictor.task("cars")
+        assert len(found.way(again).judge(bundle.probe_images)[0]) == len(bundle.probe_images)
+        other = replace(bundle, reference=with_reference(bundle, tmp_path, OWN - 1).reference)
+        export_device(sources([other, replace(other, task="cars")]), backbone, tmp_path / "other")
+        (tmp_path / "other" / "cars.hgtask").replace(device / "cars.hgtask")
+        with pytest.raises(UserError, match=r"was replaced, and .* is about the one before"):
+            found.way(predictor.task("cars"))
