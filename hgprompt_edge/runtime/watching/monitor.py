@@ -238,7 +238,7 @@ def why_not(reference: Reference | None) -> str | None:
     if reference is None:
         return (
             "does not record what its own images look like; fit and export it again with this "
-            "hgedge, in float32"
+            "hgedge"
         )
     if len(reference.held_out.nearest) < FEWEST:
         return (
