@@ -39,7 +39,7 @@ from hgprompt_edge.runtime.watching.monitored import watchable
 from hgprompt_edge.state.history import Version
 from shared.device_study import device_parser, in_parts, load_study, load_tiny
 from shared.intervals import bootstrap
-from shared.pages import fill, points, table, write_page
+from shared.pages import fill, listed, points, table, write_page
 from shared.rows import Row, Rows, add_rows, distinct, mean_of, read_rows, results_file, select
 
 RESULTS = results_file("day")
@@ -212,6 +212,7 @@ def report() -> str:
         "day",
         sets=" and ".join(distinct(rows, "set")),
         days=len({(row["set"], row["seed"]) for row in rows}),
+        orders="; ".join(sorted({order_of(rows, row) for row in rows})),
         phase=PHASE,
         window=WINDOW,
         severity=SEVERITY,
@@ -233,6 +234,12 @@ def report() -> str:
         below_hand=below[HAND],
         rows=len(rows),
     )
+
+
+def order_of(rows: Rows, one: Row) -> str:
+    """Name the shifts of a row's day as they came."""
+    day = select(rows, set=one["set"], seed=one["seed"])
+    return listed(row["condition"] for row in day if row["condition"] != CLEAN)
 
 
 def gain_of(key: str) -> Callable[[Row], float]:
