@@ -5,8 +5,9 @@
 
 `--bundles` holds SET.hgbundle on `tiny` with condition prompts, ten minutes each on one core:
 
-    hgedge fit --task SET --data DATA/SET --backbone tiny --output DIR/SET.hgbundle \
-        --conditions dark,blur,cast,lowres
+    hgedge fit --task SET --data DATA/SET --backbone tiny
+    hgedge condition SET.hgbundle --conditions dark,blur,cast,lowres --accept-unproven \
+        --output DIR/SET.hgbundle
 
 The test part is split in two: one half is what the device sees, in another order in each phase; on
 the other half accuracy is measured under the same shift. Three devices live through the same day:
