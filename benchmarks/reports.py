@@ -9,14 +9,16 @@ from collections.abc import Callable
 
 from fast import speed_report
 from helps import adapt_report, heads, transfer_report
-from safe import leaks_report, monitor, unknown
+from safe import leaks_report, unknown
 from shared.pages import write_page
 from shared.study import make_parser
+from watch import day, monitor
 
 REPORTS: dict[str, Callable[[], str]] = {
     "adapt": adapt_report.report,
     "benchmarks": speed_report.report,
     "copies": leaks_report.report,
+    "day": day.report,
     "heads": heads.report,
     "monitor": monitor.report,
     "transfer": transfer_report.report,

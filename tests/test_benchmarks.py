@@ -25,6 +25,7 @@ BELOW = {
     "bundled": {"shared", "bundled"},
     "fast": {"shared", "fast"},
     "safe": {"shared", "safe", "helps"},
+    "watch": {"shared", "watch"},
     "helps": {"shared", "helps", "safe"},
 }
 """Rooms that a room may import; adapting is measured in two of them, on one page."""

@@ -200,7 +200,7 @@ def test_a_state_of_another_model_is_refused(model: Path, bundle: Bundle, tmp_pa
 
 def test_words_that_do_not_go_together_are_refused(model: Path, tmp_path: Path) -> None:
     words = ("monitor", "--model", str(model))
-    assert run(*words).exit_code == 2
+    assert run(*words, "--adapt").exit_code == 2
     assert run(*words, "nowhere").exit_code == 2
     assert run(*words, str(tmp_path), "--watch", str(tmp_path)).exit_code == 2
     result = run(*words, "--watch", str(tmp_path / "nowhere"))
@@ -320,15 +320,32 @@ def test_a_model_whose_weights_are_folded_cannot_adapt(model: Path, tmp_path: Pa
 
 def test_what_was_learned_stays_while_it_fits(remedied: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
-    seen = folder_of(tmp_path / "seen", pictures(40, 35), pictures(200, 36, gain=GAIN))
+    seen = folder_of(tmp_path / "seen", pictures(40, 35), pictures(280, 36, gain=GAIN))
     words = ("monitor", "--model", str(remedied), "--state", str(state), str(seen), "--adapt")
     result = run(*words)
-    first, second, *_ = result.stdout.splitlines()
+    first, second, third, *_ = result.stdout.splitlines()
     assert "come nearer to those of clean images" in first, result.output
     assert first.endswith("version 2 is in force")
-    assert "the weights in force still fit what the images show" in second
+    assert second.endswith("version 3 is in force"), "learned anew from images of the shift alone"
+    assert "the weights in force still fit what the images show" in third
     assert result.exit_code == 0
-    assert versions(remedied, state) == ["initial", "unlabelled"]
+    assert versions(remedied, state) == ["initial", "unlabelled", "unlabelled"]
+
+
+def test_a_shift_that_is_gone_is_forgotten_and_the_next_one_found(
+    adaptable: Path, tmp_path: Path
+) -> None:
+    dark, clean = pictures(200, 38, gain=0.6), pictures(150, 39)
+    seen = folder_of(tmp_path / "seen", pictures(80, 37), dark, clean)
+    words = ("monitor", "--model", str(adaptable), "--state", str(tmp_path / "state"), "--json")
+    document = json.loads(run(*words, str(seen), "--adapt").stdout)
+    assert not any(step["taken"] for step in document["steps"]), "no prompt undoes this"
+    assert document["steps"][-1]["reason"].startswith("images look clean again")
+    assert 280 < document["steps"][-1]["at"] <= 430
+    assert not document["alarm"]
+    again = run(*words, str(folder_of(tmp_path / "again", dark)))
+    assert again.exit_code == 3
+    assert json.loads(again.stdout)["shift"]["at"] > 430
 
 
 def test_a_task_of_a_device_folder_closes_the_loop(tmp_path: Path) -> None:
@@ -343,7 +360,7 @@ def test_a_task_of_a_device_folder_closes_the_loop(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[0].endswith("version 2 is in force")
     history = json.loads(run("state", "history", *words, "--json").stdout)
-    assert [version["method"] for version in history] == ["initial", "unlabelled"]
+    assert [version["method"] for version in history] == ["initial", "unlabelled", "unlabelled"]
     assert Predictor(device).task("pets").version is not None
     assert not (device / "cars.state").exists()
     np.testing.assert_array_equal(Predictor(device).task("cars").logits(pixels), initial)

@@ -239,6 +239,8 @@ predict --model device/two --task pets --task cars a.jpg --state device/two/pets
 device adapters empty
 device add device/two-fixed device/two-lost/pets.hgtask
 device remove device/two-lost birds
+monitor --model device/pets.onnx --adapt
+predict --model device/fixed.onnx a.jpg --monitor
 
 evaluate
 evaluate device/pets.onnx

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +22,7 @@ from hgprompt_edge.cli.shared.console import (
     reports_errors,
 )
 from hgprompt_edge.cli.shared.left_out import as_rows, note_left_out
-from hgprompt_edge.cli.shared.monitored import as_dict, counts, mix_line, verdict
+from hgprompt_edge.cli.shared.monitored import EVERY, counts, document, mix_line, news, verdict
 from hgprompt_edge.cli.shared.opened import one_task
 from hgprompt_edge.cli.shared.parameters import as_options
 from hgprompt_edge.cli.shared.progress import progress_bar
@@ -30,12 +31,8 @@ from hgprompt_edge.errors import UserError
 if TYPE_CHECKING:
     from hgprompt_edge.adapt.closed_loop import ClosedLoop, Step
     from hgprompt_edge.images.listing import LeftOut
-    from hgprompt_edge.runtime.predictor import Predictor
     from hgprompt_edge.runtime.watching.monitor import Monitor, Report
-    from hgprompt_edge.runtime.watching.monitored import Observed
-
-EVERY = 50
-"""Images after which a watched folder's state is written, beside when something was found."""
+    from hgprompt_edge.runtime.watching.monitored import Observed, Watched
 
 
 @reports_errors
@@ -47,7 +44,7 @@ def monitor(
         list[Path] | None,
         typer.Argument(
             help="What the device has seen since the last call: image files, or folders of them, "
-            "in the order of their names.",
+            "in the order of their names; without any, say what was found so far.",
             show_default=False,
         ),
     ] = None,
@@ -78,12 +75,17 @@ def monitor(
     from hgprompt_edge.images.listing import list_images
     from hgprompt_edge.runtime.predictor import Predictor
     from hgprompt_edge.runtime.watching.monitor_file import read_monitor
-    from hgprompt_edge.runtime.watching.monitored import monitor_path, only_monitor, watchable
+    from hgprompt_edge.runtime.watching.monitored import (
+        Watched,
+        monitor_path,
+        only_monitor,
+        watchable,
+    )
 
     if images and watch is not None:
         raise UserError("--watch: does not go with image files; leave one of the two out")
-    if not images and watch is None and not reset:
-        raise UserError("name images to take in, or a folder with --watch")
+    if adapt and not images and watch is None:
+        raise UserError("--adapt: name images to take in, or a folder with --watch")
     listing = list_images(images or [])
     if images and not listing.images:
         raise UserError(f"{listing.missing[0]}; name image files, or folders of them")
@@ -92,39 +94,37 @@ def monitor(
     reference, path = watchable(predictor), monitor_path(predictor, state)
     if adapt:
         predictor.require_bank()
-    with only_monitor(path):
+    # Whoever only asks what was found neither waits for a running monitor nor makes a folder.
+    alone = only_monitor(path) if images or watch is not None or reset else nullcontext()
+    with alone:
         if reset and path.exists():
             path.unlink()
             note(f"{path}: removed; the monitor has seen nothing")
         found = read_monitor(path, reference)
-        run = Run(
-            predictor, found, path, _loop(found, predictor.path, path, threads) if adapt else None
-        )
+        loop = _loop(found, predictor.path, path, threads) if adapt else None
+        run = Run(Watched(predictor, found, path), loop)
         if watch is not None:
             _watch(run, watch, json)
-        if images:
-            unreadable, steps = _observe(run, listing.images, batch_size)
-            note_left_out(unreadable, (*listing.missing, *listing.left_out))
-            if json:
-                done = {"steps": [_step_as_dict(step) for step in steps]} if adapt else {}
-                print_json({**run.document(), **done, "unreadable": as_rows(unreadable)})
-            else:
-                for step in steps:
-                    out.print(_step(step), soft_wrap=True)
-                _print(found.report(), run, images[0])
-            if any(step.taken for step in steps):
-                note_old_adapter(predictor.path)
-            if found.shift is not None and not run.adapted:
-                raise typer.Exit(EXIT_ALARM)
+        unreadable, steps = _observe(run, listing.images, batch_size) if images else ([], [])
+        note_left_out(unreadable, (*listing.missing, *listing.left_out))
+        if json:
+            done = {"steps": [_step_as_dict(step) for step in steps]} if adapt else {}
+            print_json({**document(run.watched), **done, "unreadable": as_rows(unreadable)})
+        else:
+            for step in steps:
+                out.print(_step(step), soft_wrap=True)
+            _print(found.report(), run, images[0] if images else Path("FOLDER"))
+        if any(step.taken for step in steps):
+            note_old_adapter(predictor.path)
+        if found.shift is not None and not run.adapted:
+            raise typer.Exit(EXIT_ALARM)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A model, its monitor and where that is kept; with --adapt what adapts."""
+    """A model with its monitor; with --adapt what adapts."""
 
-    predictor: Predictor
-    monitor: Monitor
-    path: Path
+    watched: Watched
     loop: ClosedLoop | None
 
     @property
@@ -132,24 +132,20 @@ class Run:
         """Whether weights are in force that were learned for what was found."""
         return self.loop is not None and self.loop.moved
 
-    def document(self) -> dict[str, Any]:
-        """Make the JSON document of what was found so far."""
-        metadata = self.predictor.metadata
-        return as_dict(self.monitor.report(), metadata.task, metadata.classes)
-
     def observe(
         self, files: Iterable[Path], batch_size: int
     ) -> Iterator[tuple[Observed, Step | None]]:
         """Take in files, and adapt where it is time."""
         from hgprompt_edge.runtime.watching.monitored import observe_files
 
-        before = self.monitor.report()
-        for each in observe_files(self.predictor, self.monitor, files, batch_size):
+        predictor, monitor = self.watched.predictor, self.watched.monitor
+        before = monitor.report()
+        for each in observe_files(predictor, monitor, files, batch_size):
             after = each.report
             aside = (after.skipped, after.unusable) != (before.skipped, before.unusable)
             before, step = after, None
-            if self.loop is not None and each.error is None and not aside:
-                step = self.loop.saw(each.path)
+            if self.loop is not None and each.features is not None and not aside:
+                step = self.loop.saw(each.path, each.features)
             yield each, step
 
 
@@ -164,7 +160,6 @@ def _loop(found: Monitor, model: Path, path: Path, threads: int | None) -> Close
 def _observe(run: Run, files: Sequence[Path], batch_size: int) -> tuple[list[LeftOut], list[Step]]:
     """Take in files and write the state; returns what cannot be read, and what was done."""
     from hgprompt_edge.images.listing import LeftOut
-    from hgprompt_edge.runtime.watching.monitor_file import write_monitor
 
     unreadable, steps = [], []
     with progress_bar() as report:
@@ -173,42 +168,42 @@ def _observe(run: Run, files: Sequence[Path], batch_size: int) -> tuple[list[Lef
                 unreadable.append(LeftOut(str(each.path), each.error))
             if step is not None:
                 steps.append(step)
-                write_monitor(run.path, run.monitor)
+                run.watched.write()
             report("images", done, len(files))
     if len(unreadable) == len(files):
         raise UserError(f"{unreadable[0]}; none of the images can be read")
-    write_monitor(run.path, run.monitor)
+    run.watched.write()
     return unreadable, steps
 
 
 def _watch(run: Run, folder: Path, json: bool) -> None:
     """Take in each new image; print a line when something is found, or JSON for each image."""
-    from hgprompt_edge.runtime.watching.monitor_file import write_monitor
     from hgprompt_edge.runtime.watching.watch import watch_paths
 
-    before = _news(run.monitor.report())
+    watched = run.watched
+    before = news(watched.monitor.report())
     try:
         for each, step in run.observe(watch_paths(folder), 1):
             if each.error is not None:
                 note(f"{each.path}: {each.error}")
-            news = _news(run.monitor.report())
-            if news != before or step is not None or each.report.images % EVERY == 0:
-                write_monitor(run.path, run.monitor)
+            after = news(watched.monitor.report())
+            if after != before or step is not None or each.report.images % EVERY == 0:
+                watched.write()
             if json:
                 image = {"image": str(each.path), "error": each.error}
                 done = {"step": None if step is None else _step_as_dict(step)} if run.loop else {}
-                print_json({**image, **run.document(), **done}, indent=None)
+                print_json({**image, **document(watched), **done}, indent=None)
             elif step is not None:
                 out.print(_step(step), soft_wrap=True)
-            elif news != before:
+            elif after != before:
                 _print(each.report, run, folder)
-            before = news
+            before = after
     except KeyboardInterrupt:  # the way to end it
         if not json:
-            _print(run.monitor.report(), run, folder)
+            _print(watched.monitor.report(), run, folder)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
-        write_monitor(run.path, run.monitor)
+        watched.write()
 
 
 def _step(step: Step) -> str:
@@ -225,12 +220,8 @@ def _step_as_dict(step: Step) -> dict[str, Any]:
     }
 
 
-def _news(report: Report) -> tuple[bool, bool]:
-    return report.shift is not None, report.mix is not None
-
-
 def _print(report: Report, run: Run, data: Path) -> None:
-    predictor = run.predictor
+    predictor = run.watched.predictor
     out.print(f"{counts(report)}: {verdict(report.shift)}", soft_wrap=True)
     if report.mix is not None:
         out.print(mix_line(report.mix, predictor.classes, report.shift is not None), soft_wrap=True)

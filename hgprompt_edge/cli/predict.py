@@ -22,6 +22,7 @@ from hgprompt_edge.cli.shared.console import (
     reports_errors,
 )
 from hgprompt_edge.cli.shared.left_out import note_left_out
+from hgprompt_edge.cli.shared.monitored import document, kept, monitors_of, note_alarm
 from hgprompt_edge.cli.shared.opened import note_bf16, note_limits, open_model, tasks_of
 from hgprompt_edge.cli.shared.progress import progress_bar
 from hgprompt_edge.errors import UserError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from hgprompt_edge.images.listing import Listing
     from hgprompt_edge.runtime.prediction import Limits, Prediction
     from hgprompt_edge.runtime.predictor import Predictor
+    from hgprompt_edge.runtime.watching.monitored import Watched
 
 
 @reports_errors
@@ -76,6 +78,14 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    monitor: Annotated[
+        bool,
+        typer.Option(
+            "--monitor",
+            help="Watch the same images for a shift, as `hgedge monitor` does, and say so on "
+            "stderr.",
+        ),
+    ] = False,
     json: options.Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout.")] = False,
 ) -> None:
@@ -91,7 +101,9 @@ def predict(
     listing = list_images(images or [] if watch is None else [watch])
     if watch is None and not listing.images:
         raise UserError(f"{listing.missing[0]}; name image files, or folders of them")
-    opened = open_model(model, task, threads=threads, device=device, bf16=bf16, state=state)
+    opened = open_model(
+        model, task, threads=threads, device=device, bf16=bf16, state=state, monitored=monitor
+    )
     predictors = tasks_of(opened, model, task)
     predictor = predictors[0]
     limits = Limits(false_alarms / 100, min_confidence / 100)
@@ -101,30 +113,40 @@ def predict(
             raise UserError("--watch: serves one task; give one --task")
         note_left_out((), listing.left_out)
         try:
-            _serve(predictor, watch, top, limits, json, as_csv)
+            with monitors_of(predictors if monitor else (), state) as watched:
+                _serve(predictor, watch, top, limits, json, as_csv, *watched)
         except KeyboardInterrupt:  # the way to end it
             raise typer.Exit(EXIT_INTERRUPTED) from None
         return
     note_bf16(predictor, bf16)
     predictions: list[Prediction] = []
-    ways = [each.way() for each in predictors]
-    with progress_bar() as report:
+    with (
+        monitors_of(predictors if monitor else (), state) as watched,
+        progress_bar() as report,
+    ):
+        ways = [each.way() for each in watched or predictors]
         found = predict_files(
             ways, predictor.preprocessing, listing.images, top, batch_size, limits
         )
         for done, several in enumerate(found, start=1):
             predictions += several
             report("images", done, len(listing.images))
+        for each in watched:
+            each.write()
     if json:
-        print_json([_as_dict(prediction) for prediction in (*predictions, *_unused(listing))])
+        rows = [_as_dict(prediction) for prediction in (*predictions, *_unused(listing))]
+        reports = [document(each) for each in watched]
+        print_json({"predictions": rows, "monitors": reports} if monitor else rows)
     elif as_csv:
         _print_csv(predictions, bool(ways[0].task))
     else:
         _print_table(predictions)
     note_left_out((), listing.left_out)
     failed = [p for p in predictions if p.error]
-    for text in dict.fromkeys(_failure(prediction) for prediction in failed):
-        note(text)
+    for prediction in failed:
+        note(_failure(prediction))
+    for each in watched:
+        note_alarm(each)
     for item in listing.missing:
         note(str(item))
     if failed or listing.missing:
@@ -170,19 +192,29 @@ def _unused(listing: Listing) -> list[Prediction]:
 
 
 def _serve(
-    predictor: Predictor, folder: Path, top: int, limits: Limits, json: bool, as_csv: bool
+    predictor: Predictor,
+    folder: Path,
+    top: int,
+    limits: Limits,
+    json: bool,
+    as_csv: bool,
+    watched: Watched | None = None,
 ) -> None:
     """Print each new image as soon as it is whole: a line of JSON or prose, or its rows of CSV."""
     from hgprompt_edge.runtime.watching.watch import watch
 
+    way = predictor.__class__.way if watched is None else watched.way
+    found = watch(predictor, folder, top, limits=limits, way=way)
+    if watched is not None:
+        found = kept(found, watched)
     if as_csv:
-        found = (prediction for prediction, _ in watch(predictor, folder, top, limits=limits))
-        _print_csv(found, bool(predictor.way().task))
+        _print_csv((prediction for prediction, _ in found), bool(predictor.way().task))
         return
-    for prediction, version in watch(predictor, folder, top, limits=limits):
+    for prediction, version in found:
         number = None if version is None else version.id
         if json:
-            print_json({**_as_dict(prediction), "version": number}, indent=None)
+            more = {} if watched is None else {"monitor": document(watched)}
+            print_json({**_as_dict(prediction), "version": number, **more}, indent=None)
         elif prediction.error:
             out.print(f"{prediction.path}: {prediction.error}", soft_wrap=True)
         else:

@@ -33,7 +33,7 @@ class Prediction:
     error
         Why it cannot be read, or `NO_PROBABILITIES`; else None.
     task
-        Which task of a device folder; empty for a model file.
+        Which task of a device folder; empty for a model file, and for what cannot be read.
     share_beyond
         Share of the task's own images that look as foreign as this one; None: not known.
     unknown
@@ -93,7 +93,8 @@ def predict_files(
 ) -> Iterator[tuple[Prediction, ...]]:
     """Classify image files in one or several ways, each image decoded once.
 
-    For each image as many predictions as there are ways; otherwise as `Predictor.predict_paths`.
+    For each image as many predictions as there are ways; one, of no task, for what cannot be read.
+    Otherwise as `Predictor.predict_paths`.
     """
     remaining = iter(paths)
     while batch := list(islice(remaining, batch_size)):
@@ -107,7 +108,7 @@ def predict_files(
         rows = zip(*found, strict=True)
         for path, image in zip(batch, images, strict=True):
             if isinstance(image, str):
-                yield tuple(Prediction(path, (), image, way.task) for way in ways)
+                yield (Prediction(path, (), image),)
                 continue
             pairs = zip(ways, next(rows), strict=True)
             yield tuple(_prediction(path, way, row, top, limits or Limits()) for way, row in pairs)

@@ -167,25 +167,40 @@ class RunningModel:
     @property
     def reference(self) -> Reference | None:
         """What the task's own images look like at the mix in force; None: not known."""
-        start, now = self._opened.given, self._at_work.given
-        moved = now is not start and not all(np.array_equal(start[name], now[name]) for name in now)
-        return None if moved else self._opened.reference
+        return None if self._moved(self._at_work) else self._opened.reference
+
+    @property
+    def initial_reference(self) -> Reference | None:
+        """What they look like at the initial mix, whatever is in force; None: not known."""
+        return self._opened.reference
 
     def judge(self, pixels: Pixels) -> tuple[Floats, Floats | None]:
         """Probabilities `[n, K]`, and the share `[n]` of own images that look as foreign.
 
         The latter is None where `reference` is; see `Reference.share_beyond`.
         """
-        reference = self.reference
-        if reference is None or len(pixels) == 0:
+        if self.reference is None or len(pixels) == 0:
             return self.probabilities(pixels), None
+        return self.judge_and_features(pixels)[0]
+
+    def judge_and_features(self, pixels: Pixels) -> tuple[tuple[Floats, Floats | None], Floats]:
+        """Return what `judge` gives, and the features `[n, D]` at the initial mix.
+
+        One run gives both, unless another mix is in force: then there is a second one.
+        """
         self._check(pixels)
         now = self._at_work
         logits, features = outputs = self._engine.run_all(pixels, now.given)
         if now.head is not None:
             logits = now.head.logits(self._opened.head_inputs(outputs))
+        probabilities, reference = softmax(logits), self._opened.reference
+        if self._moved(now):
+            return (probabilities, None), self._engine.run_all(pixels, self._opened.given)[1]
+        if reference is None:
+            return (probabilities, None), features
         seen = reference.see(features[:, : len(reference.centre)])
-        return softmax(logits), reference.share_beyond(seen.scores).astype(np.float32)
+        shares = reference.share_beyond(seen.scores).astype(np.float32)
+        return (probabilities, shares), features
 
     def compare_probe(self) -> Comparison:
         """Compare the logits on the model's own probe images with those that PyTorch gave.
@@ -217,6 +232,12 @@ class RunningModel:
         if self.metadata.precision != "int8" or not self._engine.as_exported:
             return None
         return compare_cpus(self.path, self._engine, self.metadata, self._opened.given)
+
+    def _moved(self, now: AtWork) -> bool:
+        start = self._opened.given
+        return now.given is not start and not all(
+            np.array_equal(start[name], given) for name, given in now.given.items()
+        )
 
     def _check(self, pixels: Pixels) -> None:
         side = self.preprocessing.image_size

@@ -1,15 +1,76 @@
-"""How `hgedge monitor` words what it has found."""
+"""What commands that watch for a shift share: the monitors, and how their findings are worded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hgprompt_edge.cli.shared.console import note
 
 if TYPE_CHECKING:
+    from hgprompt_edge.runtime.predictor import Predictor
     from hgprompt_edge.runtime.watching.monitor import MixChange, Report, Share, Shift
+    from hgprompt_edge.runtime.watching.monitored import Watched
 
+T = TypeVar("T")
+
+EVERY = 50
+"""Images after which a watched folder's state is written, beside when something was found."""
 SHOWN = 3
 """Classes that are named of those that come more often, and less often."""
+
+
+@contextmanager
+def monitors_of(predictors: Sequence[Predictor], state: Path | None) -> Iterator[list[Watched]]:
+    """Open the monitor of each of these models, for this process only.
+
+    Raises
+    ------
+    UserError
+        A model cannot be watched.
+    """
+    from hgprompt_edge.runtime.watching.monitored import watchable, watched
+
+    for predictor in predictors:
+        watchable(predictor)  # before any folder is made
+    with ExitStack() as stack:
+        yield [stack.enter_context(watched(predictor, state)) for predictor in predictors]
+
+
+def kept(found: Iterable[T], watched: Watched) -> Iterator[T]:
+    """Pass on what was made of each image of a watched folder; write the state, say an alarm."""
+    before = False, False
+    try:
+        for each in found:
+            after = news(watched.monitor.report())
+            if after != before or watched.monitor.images % EVERY == 0:
+                watched.write()
+            if after[0] and not before[0]:
+                note_alarm(watched)
+            before = after
+            yield each
+    finally:
+        watched.write()
+
+
+def news(report: Report) -> tuple[bool, bool]:
+    """Whether a shift was found, and whether another mix of classes."""
+    return report.shift is not None, report.mix is not None
+
+
+def note_alarm(watched: Watched) -> None:
+    """Say a shift on stderr in one sentence, for which model where that is not plain."""
+    shift = watched.monitor.shift
+    if shift is not None:
+        note(f"{watched.predictor.path}: {verdict(shift)}")
+
+
+def document(watched: Watched) -> dict[str, Any]:
+    """Make the JSON document of what a monitor has found."""
+    metadata = watched.predictor.metadata
+    return as_dict(watched.monitor.report(), metadata.task, metadata.classes)
 
 
 def counts(report: Report) -> str:

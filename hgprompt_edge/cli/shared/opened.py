@@ -22,10 +22,12 @@ def open_model(
     device: str = "CPU",
     bf16: bool | None = None,
     state: Path | None = None,
+    monitored: bool = False,
 ) -> Predictor:
     """Open a model; without `state` at the newest weights of `MODEL.state`, if that is there.
 
     A device folder is opened at the first of the named `tasks`: a broken one is no other's fault.
+    If it is `monitored`, the state folder may hold only what its monitor has seen.
 
     Raises
     ------
@@ -39,7 +41,11 @@ def open_model(
     from hgprompt_edge.runtime.predictor import Predictor
     from hgprompt_edge.state.history import FILE
 
-    predictor = Predictor(model, threads=threads, device=device, bf16=bf16, state=state)
+    predictor = Predictor(model, threads=threads, device=device, bf16=bf16)
+    if monitored and predictor.bank is None:
+        return predictor
+    if state is not None:
+        predictor.follow(state)
     if state is not None and not (state / FILE).exists():
         what = "holds nothing that was learned" if state.exists() else "not there"
         note(f"--state {state}: {what} (yet), so the initial weights are in force")

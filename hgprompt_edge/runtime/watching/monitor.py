@@ -119,7 +119,7 @@ class Monitor:
 
     def __init__(self, reference: Reference) -> None:
         self.reference = reference
-        self.digest = sha256_arrays(reference.tensors())
+        self.digest = digest_of(reference)
         self.images = self.skipped = self.unusable = 0
         self.thinner = Thinner(reference)
         self.restart()
@@ -219,6 +219,11 @@ class Monitor:
         return MixChange(int(self.changed[places].min()), min(begins), more, less)
 
 
+def digest_of(reference: Reference) -> str:
+    """Return what sets a reference apart, the sha256 of its tensors."""
+    return sha256_arrays(reference.tensors())
+
+
 def _watched(seen: Seen) -> Seen:
     """Keep the distance to the classes that does not ask how near the others are.
 
@@ -233,7 +238,7 @@ def why_not(reference: Reference | None) -> str | None:
     if reference is None:
         return (
             "does not record what its own images look like; fit and export it again with this "
-            "hgedge, in float32"
+            "hgedge"
         )
     if len(reference.held_out.nearest) < FEWEST:
         return (

@@ -16,7 +16,7 @@ from hgprompt_edge.files import DAMAGE, write_bytes
 from hgprompt_edge.maths.drift.direction import Direction
 from hgprompt_edge.maths.drift.martingale import Capital
 from hgprompt_edge.maths.reference import Reference
-from hgprompt_edge.runtime.watching.monitor import Monitor, Shift
+from hgprompt_edge.runtime.watching.monitor import Monitor, Shift, digest_of
 
 FILE = "monitor.json"
 FAMILY, VERSION = "hgprompt.monitor/", "1"
@@ -117,7 +117,7 @@ def read_monitor(path: Path, reference: Reference) -> Monitor:
                 f"written by another version of hgedge (format '{brief(form)}', not "
                 f"'{FAMILY}{VERSION}'); upgrade hgprompt-edge, or {AGAIN}",
             )
-        if document["reference"] != Monitor(reference).digest:
+        if document["reference"] != digest_of(reference):
             raise FileError(
                 path,
                 f"is about another model, or about an earlier fit of this one; name the "

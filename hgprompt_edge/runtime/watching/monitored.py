@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,19 +15,76 @@ from hgprompt_edge.errors import BatchMemoryError, FileError
 from hgprompt_edge.images.preprocess import UnreadableImageError, read_image
 from hgprompt_edge.maths.reference import Reference
 from hgprompt_edge.runtime.learned import state_folder
+from hgprompt_edge.runtime.prediction import Floats, Pixels, Way
 from hgprompt_edge.runtime.predictor import Predictor
-from hgprompt_edge.runtime.watching.monitor import Monitor, Report, why_not
-from hgprompt_edge.runtime.watching.monitor_file import FILE
+from hgprompt_edge.runtime.watching.monitor import Monitor, Report, digest_of, why_not
+from hgprompt_edge.runtime.watching.monitor_file import FILE, read_monitor, write_monitor
 from hgprompt_edge.state.lock import only_one
 
 
 @dataclass(frozen=True)
 class Observed:
-    """One file: why it cannot be read, or None, and what was found up to it."""
+    """One file: why it cannot be read, or its features `[D]`, and what was found up to it."""
 
     path: Path
     error: str | None
+    features: Floats | None
     report: Report
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A model whose images go to a monitor as it predicts them, and where that is kept."""
+
+    predictor: Predictor
+    monitor: Monitor
+    path: Path
+
+    def way(self, predictor: Predictor | None = None) -> Way:
+        """Return how it classifies, for `predict_files`; the monitor sees the same run.
+
+        Parameters
+        ----------
+        predictor
+            In place of its own: the same task, opened anew.
+
+        Raises
+        ------
+        UserError
+            The task's file was replaced, and the monitor is of the one before.
+        """
+        running = predictor or self.predictor
+        reference = watchable(running)
+        if reference is not self.monitor.reference and digest_of(reference) != self.monitor.digest:
+            raise FileError(
+                running.path,
+                f"was replaced, and {self.path} is about the one before; remove that to start anew",
+            )
+
+        def judge(pixels: Pixels) -> tuple[Floats, Floats | None]:
+            judged, features = running.judge_and_features(pixels)
+            self.monitor.observe(features)
+            return judged
+
+        return replace(running.way(), judge=judge)
+
+    def write(self) -> None:
+        """Write what was seen; raises as `write_monitor` does."""
+        write_monitor(self.path, self.monitor)
+
+
+@contextmanager
+def watched(predictor: Predictor, state: Path | None = None) -> Iterator[Watched]:
+    """Be the only process that watches a model's images, from what it has seen before on.
+
+    Raises
+    ------
+    UserError
+        The model cannot be watched, another process watches it, or what it has seen is damaged.
+    """
+    reference, path = watchable(predictor), monitor_path(predictor, state)
+    with only_monitor(path):
+        yield Watched(predictor, read_monitor(path, reference), path)
 
 
 def monitor_path(predictor: Predictor, state: Path | None = None) -> Path:
@@ -43,7 +100,7 @@ def watchable(predictor: Predictor) -> Reference:
     UserError
         The model does not say, or of too few of them.
     """
-    reference = predictor.reference
+    reference = predictor.initial_reference
     if reason := why_not(reference):
         raise FileError(predictor.path, reason)
     assert reference is not None
@@ -65,14 +122,17 @@ def observe_files(
         read = [_read(path, predictor) for path in batch]
         pixels = [image for image in read if not isinstance(image, str)]
         try:
-            features = iter(predictor.features(np.stack(pixels)) if pixels else ())
+            features: Iterator[Floats] = iter(
+                predictor.features(np.stack(pixels)) if pixels else ()
+            )
         except MemoryError as error:
             raise BatchMemoryError(batch_size, len(batch)) from error
         for path, image in zip(batch, read, strict=True):
             if isinstance(image, str):
-                yield Observed(path, image, monitor.report())
+                yield Observed(path, image, None, monitor.report())
             else:
-                yield Observed(path, None, monitor.observe(next(features)[None]))
+                row = next(features)
+                yield Observed(path, None, row, monitor.observe(row[None]))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from hgprompt_edge.errors import FileError
 from hgprompt_edge.images.listing import list_images
 from hgprompt_edge.paths import why_not
-from hgprompt_edge.runtime.prediction import Limits, Prediction, predict_files
+from hgprompt_edge.runtime.prediction import Limits, Prediction, Way, predict_files
 from hgprompt_edge.runtime.predictor import Predictor
 from hgprompt_edge.state.history import Version
 
@@ -32,18 +32,19 @@ def watch(
     top: int = 1,
     *,
     limits: Limits | None = None,
+    way: Callable[[Predictor], Way] = Predictor.way,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Iterator[tuple[Prediction, Version | None]]:
     """Yield the prediction of each image that comes into `folder`, and the version at work.
 
-    The newest weights are taken, and a task's file anew where it has changed. Otherwise as
-    `watch_paths`.
+    The newest weights are taken, and a task's file anew where it has changed; `way` says how the
+    model classifies. Otherwise as `watch_paths`.
     """
     for path in watch_paths(folder, sleep=sleep):
         if predictor.device_folder is not None:
             predictor = predictor.task(predictor.metadata.task)
         predictor.refresh()
-        ways, version = [predictor.way()], predictor.version
+        ways, version = [way(predictor)], predictor.version
         for (prediction,) in predict_files(ways, predictor.preprocessing, [path], top, 1, limits):
             yield prediction, version
 

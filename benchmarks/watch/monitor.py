@@ -12,7 +12,7 @@ settings.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,16 +26,22 @@ from hgprompt_edge.data.conditions import SHIFTS, corrupt
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.maths.reference import Reference, fit_reference
 from hgprompt_edge.runtime.watching.monitor import Monitor
-from shared.pages import fill, table, write_page
-from shared.rows import Rows, add_rows, read_rows, results_file, select
+from shared.pages import fill, listed, table, write_page
+from shared.rows import Row, Rows, add_rows, read_rows, results_file, select
 from shared.study import make_parser
 from shared.targets import load_target
 
-RESULTS = results_file("monitor")
+RESULTS, REAL_RESULTS = results_file("monitor"), results_file("monitor_real")
 SETS = ("flowers17", "dtd10", "weather4", "trashnet")
 STREAMS, LENGTH, PART = 30, 1000, 100
 BEFORE, SHIFTED, REPEATS = 200, 100, 5
 SEVERITY = 3
+STILL = {
+    "clean": "changing mix",
+    "random order": "random order",
+    "class by class": "class by class",
+}
+"""Streams of real sets in which nothing changes, as the table calls them."""
 
 Floats = npt.NDArray[np.float32]
 Features = Callable[[npt.NDArray[np.uint8]], Floats]
@@ -142,19 +148,67 @@ def report() -> str:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     clean = [select(rows, method=method, shift="clean") for method in methods]
     ever = [[at is not None for row in each for at in row["until"]] for each in clean]
-    lines = [["clean streams with an alarm", *(f"{sum(each)} of {len(each)}" for each in ever)]]
+    lines = [
+        ["clean streams with an alarm", *(f"{sum(each)} of {len(each)}" for each in ever)],
+        ["false alarms per 10,000 clean images", *map(per_10_000, clean)],
+    ]
     missed = 0
     for shift in SHIFTS:
         cells = []
         for method in methods:
             until = [at for row in select(rows, method=method, shift=shift) for at in row["until"]]
-            late = [np.inf if at is None else at for at in until if at is None or at > 0]
-            median = np.median(late) if late else np.nan
-            cells.append(f"{median:.0f}" if np.isfinite(median) else "none")
+            cells.append(median_of(until))
             missed += method == "monitor" and sum(at is None for at in until)
         lines.append([f"images until the alarm, median: {shift}", *cells])
     shifted = sum(len(row["until"]) for row in select(rows, method="monitor")) - len(ever[0])
-    return fill("monitor", table=table(["", *methods], lines), missed=missed, shifted=shifted)
+    return fill(
+        "monitor",
+        table=table(["", *methods], lines),
+        missed=missed,
+        shifted=shifted,
+        kept=listed(kept_of(read_rows(REAL_RESULTS))),
+        real=real_table(read_rows(REAL_RESULTS)),
+    )
+
+
+def per_10_000(rows: Rows) -> str:
+    """Count alarms of clean streams, each watched up to its first alarm, per 10,000 images."""
+    until = [at for row in rows for at in row["until"]]
+    images = sum(LENGTH if at is None else at for at in until)
+    return f"{10_000 * sum(at is not None for at in until) / images:.1f}"
+
+
+def median_of(until: Sequence[int | None]) -> str:
+    """Median of images until the alarm; what is raised before the shift does not count."""
+    late = [np.inf if at is None else at for at in until if at is None or at > 0]
+    median = np.median(late) if late else np.nan
+    return f"{median:.0f}" if np.isfinite(median) else "none"
+
+
+def kept_of(rows: Rows) -> list[str]:
+    """Say which prompt each model has."""
+    names = {"none": "no prompt", "best_source": "the best source", "learned": "a learned mix"}
+    kept = {row["set"]: row["kept"] for row in rows}
+    return [f"{names.get(kept[name], kept[name])} on {name}" for name in kept]
+
+
+def real_table(rows: Rows) -> str:
+    """Write a line for each set: clean streams, real shifts, corruptions."""
+    lines = []
+    for name in dict.fromkeys(row["set"] for row in rows):
+        mine = select(rows, set=name)
+        still = [select(mine, shift=each)[0] for each in STILL]
+        real = [f"{row['shift']}: {median_of(row['until'])}" for row in select(mine, real=True)]
+        rest = [row for row in mine if row["shift"] in SHIFTS]
+        made = [f"{row['shift']}: {median_of(row['until'])}" for row in rest]
+        lines.append([name, *map(alarms_of, still), listed(real), listed(made)])
+    heads = ["set", *STILL.values(), "real shifts", "corruptions"]
+    return table(heads, lines)
+
+
+def alarms_of(row: Row) -> str:
+    """Count the streams with an alarm."""
+    return f"{sum(at is not None for at in row['until'])} of {len(row['until'])}"
 
 
 if __name__ == "__main__":
