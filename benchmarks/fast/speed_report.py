@@ -63,6 +63,7 @@ def report() -> str:
         one_at_a_time=one_at_a_time(read_rows(results_file("int8_batch"))),
         accuracy=accuracy_table(read_rows(results_file("export_accuracy"))),
         memory=memory_table(read_rows(results_file("export_memory"))),
+        formats=formats_table(read_rows(results_file("device_formats"))),
         evaluate=evaluate_table(read_rows(results_file("evaluate"))),
         **device_figures(device),
         adapt_peak=f"{max(row['peak_rss_mb'] or 0 for row in adapted):.0f}",
@@ -208,6 +209,25 @@ def memory_table(rows: Rows) -> str:
                 f"{row['runtime']} {row['precision']}",
                 *(f"{row[key]} MB" for key in ("file_mb", "peak_mb", "lowest_mb")),
                 f"{row['over_unprompted_mb']:+.1f} MB",
+            )
+            for row in rows
+        ),
+    )
+
+
+def formats_table(rows: Rows) -> str:
+    heads = ("runtime", "batch 1", "batch 8")
+    return table(
+        heads,
+        (
+            (
+                f"{row['runtime']} {row['precision']}",
+                *(
+                    "{:.3f} ({:.3f} to {:.3f})".format(
+                        row[f"ratio_{batch}"], *row[f"quartiles_{batch}"]
+                    )
+                    for batch in (1, 8)
+                ),
             )
             for row in rows
         ),
