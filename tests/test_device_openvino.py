@@ -202,7 +202,7 @@ def test_the_command_writes_predicts_and_refuses(
     for more, text in (
         (("-o", "onnx"), "holds backbone.onnx, which is of another --format"),
         (("-o", "new", "--opset", "20"), "OpenVINO models have no opset"),
-        (("-o", "new", "--accept-unproven"), "for int8 alone"),
+        (("-o", "new", "--accept-unproven"), "only for int8 models"),
         (("-o", "new", "--precision", "int8", "--data", "."), "of several bundles are looked for"),
     ):
         refused = run(*words, *more)
