@@ -225,7 +225,7 @@ def test_a_start_of_other_prompts_is_told_of(
     write_start(bank, trained, trained.tokens)
     for words in ("fit --task digits --conditions dark --no-keep-sources --sources", "prompt show"):
         result = run(*words.split(), str(bank))
-        assert "untrained: not what cifar10 started from" in result.stderr
+        assert "untrained: not the start of cifar10" in result.stderr
 
 
 def test_compare_and_tune(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,9 @@ def test_a_bundle_without_a_prompt_says_where_the_mix_goes(fleet: Bundle, tmp_pa
     send(tmp_path / "one.json", plain, [0.5, 0.25, 0.25], [0.1] * len(plain.classes))
     result = run("merge", "one.json", "--bundle", "plain.hgbundle", "-o", "new.hgbundle")
     assert result.exit_code == 0, result.stderr
-    assert "fitted to no prompt, so the mix goes to models that adapt alone" in result.stderr
+    assert "fitted to no prompt, so only models exported with --adapt use the mix" in result.stderr
     assert "next: hgedge export new.hgbundle --adapt" in result.stdout
-    assert "some devices moved their head's bias, too; it stays on them" in result.stderr
+    assert (
+        "some devices also changed the bias of their head; only the mix is merged" in result.stderr
+    )
     assert read_bundle(tmp_path / "new.hgbundle").prompt is None

@@ -126,7 +126,7 @@ def test_without_the_library_equal_pixels_are_found(
 
 def test_drawn_tasks_are_not_searched() -> None:
     assert find_leaks(load_task("generated-count", RULE, limit=30)) is None
-    with pytest.raises(UserError, match="`group_by_hash`: generated-count is generated"):
+    with pytest.raises(UserError, match="`group_by_hash`: generated-count is drawn by hgedge"):
         find_task("generated-count", group_by_hash=True)
 
 

@@ -306,9 +306,7 @@ def test_a_folder_that_was_not_exported_for_it_names_the_command(
     export_device(sources([planted.bundle]), planted.backbone, plain)
     result = run("adapt", "--model", str(plain), "--task", "pets", "--data", str(seen))
     assert result.exit_code == 2
-    assert f"run `hgedge export BUNDLE... --adapt -o {plain}` on the server" in " ".join(
-        result.stderr.split()
-    )
+    assert f"export the tasks of {plain} again with --adapt" in " ".join(result.stderr.split())
     # A task that can be adapted takes its prompts along to a folder that had none.
     (plain / "default.onnx").unlink()
     export_device(sources([planted.bundle]), planted.backbone, tmp_path / "new", adapt=True)

@@ -132,7 +132,7 @@ def test_images_of_one_class_move_nothing_without_labels(
 class Given:
     """Stands in for a predictor: an image is its feature."""
 
-    def features(self, pixels: np.ndarray) -> np.ndarray:
+    def head_inputs(self, pixels: np.ndarray) -> np.ndarray:
         return pixels.reshape(len(pixels), -1).astype(np.float32) / 64
 
 
@@ -148,7 +148,7 @@ def test_the_prior_is_that_of_a_penalised_logistic_regression(adaptable: Path) -
     one_hot = np.eye(3, dtype=np.float32)[labels]
     found = learner.learn(images, one_hot, start).point.head
     # scikit-learn leaves the intercept free of the penalty; a constant feature stands in for it.
-    features = np.column_stack([Given().features(images), np.ones(60)])
+    features = np.column_stack([Given().head_inputs(images), np.ones(60)])
     reference = LogisticRegression(C=1 / (0.1 * 60), fit_intercept=False, tol=1e-8, max_iter=9999)
     expected = reference.fit(features, labels).coef_
     loss = [

@@ -65,7 +65,7 @@ class RunningModel:
         """What to do where the weights are folded in, for messages."""
         if self._opened.folder is None:
             return "export it with `adapt=True`"
-        return f"run `hgedge export BUNDLE... --adapt -o {self.path.parent}` on the server"
+        return f"export the tasks of {self.path.parent} again with `adapt=True`"
 
     def set_weights(self, weights: npt.ArrayLike, head: Head | None = None) -> None:
         """Mix the bank's prompts by `weights [M]` from the next image on; takes milliseconds.

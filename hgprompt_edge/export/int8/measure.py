@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,9 @@ import numpy.typing as npt
 from hgprompt_edge.artifacts.bank_entries import TUNED
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.data.task import Images, Task
-from hgprompt_edge.export.graph.head import head_logits
 from hgprompt_edge.export.int8.held_out import Features, HeldOut
 from hgprompt_edge.export.int8.schemes import Given
 from hgprompt_edge.export.int8.trials import Trial, trial_of
-from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.paired import Paired, paired
 from hgprompt_edge.maths.reference import Reference, fit_reference
 from hgprompt_edge.maths.softmax import log_mean_softmax
@@ -29,6 +27,7 @@ BATCHES = (1, 16)
 """As a camera and as `hgedge predict` give them: a class must not depend on the other images."""
 
 Floats = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
 Right = npt.NDArray[np.bool_]
 
 
@@ -60,14 +59,15 @@ def held_against(body: Engine, held: HeldOut, given: Given | None) -> Paired:
 
 
 def on_test_images(
-    body: Engine,
-    bundle: Bundle,
-    task: Task,
-    features: Features,
-    heads: Sequence[Head],
-    given: Given,
+    bundle: Bundle, task: Task, features: Features, judge: Callable[[Images], Right]
 ) -> tuple[Trial | None, int]:
-    """Hold a body against float32 on test images under the bundle's head; how many, too."""
+    """Hold a model against float32 on test images under the bundle's head; how many, too.
+
+    Parameters
+    ----------
+    judge
+        Which of some images are right in int8, `[n]`.
+    """
     rows = np.random.default_rng(0).permutation(len(task.test))[:MAX_TEST]
     if not len(rows):
         return None, 0
@@ -76,24 +76,26 @@ def on_test_images(
         one.head.logits(features(images, one.prompt).double().numpy()) for one in bundle.folded
     ]
     exact = log_mean_softmax(np.stack(logits)).argmax(1) == images.labels
-    right = right_in_any_batch(
-        body, images, given, lambda found: head_logits(found, heads).argmax(1) == images.labels
-    )
-    found = paired(exact.astype(np.float64), right.astype(np.float64))
+    found = paired(exact.astype(np.float64), judge(images).astype(np.float64))
     return trial_of("test images", found, float(exact.mean())), len(images)
 
 
-def own_reference(body: Engine, bundle: Bundle, task: Task, given: Given) -> Reference | None:
+def own_reference(run: Callable[[Pixels], Floats], bundle: Bundle, task: Task) -> Reference | None:
     """Measure what the task's own images look like in int8, as `fit` did in float32.
 
     Of the images that `Judge.reference` takes; None where the bundle has no reference either.
+
+    Parameters
+    ----------
+    run
+        Features `[n, D]` in int8 of pixels, which may go on to the right.
     """
     if bundle.reference is None:
         return None
     parts = (task.validation,) if bundle.choice == TUNED else (task.train, task.validation)
     pixels = np.concatenate([part.pixels for part in parts])
     size = max(BATCHES)
-    found = [body.run(pixels[i : i + size], given) for i in range(0, len(pixels), size)]
+    found = [run(pixels[i : i + size]) for i in range(0, len(pixels), size)]
     features = np.concatenate(found)[:, : len(bundle.reference.centre)]
     labels = np.concatenate([part.labels for part in parts])
     return fit_reference(features, labels, len(bundle.classes))

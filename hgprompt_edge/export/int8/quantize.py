@@ -27,7 +27,13 @@ from hgprompt_edge.export.graph.head import head_logits
 from hgprompt_edge.export.graph.inference import build_graph
 from hgprompt_edge.export.graph.rewrites import Attention, Rewrites
 from hgprompt_edge.export.int8.held_out import Features, features_of, graph_heads, hold_out
-from hgprompt_edge.export.int8.measure import held_against, on_test_images, open_body, own_reference
+from hgprompt_edge.export.int8.measure import (
+    held_against,
+    on_test_images,
+    open_body,
+    own_reference,
+    right_in_any_batch,
+)
 from hgprompt_edge.export.int8.schemes import Control, onnx_schemes, openvino_schemes
 from hgprompt_edge.export.int8.search import (
     MIN_CALIBRATION,
@@ -176,8 +182,16 @@ def export_int8(
             name = f"{tried[-1].scheme}, the rest in bfloat16"
             rounded = trial_of(name, measure(engine), held.accuracy)
         quantized = open_body(temporary[-1])
-        test, test_images = on_test_images(quantized, start, task, features, heads, given)
-        start = replace(start, reference=own_reference(quantized, start, task, given))
+        run = functools.partial(quantized.run, given=given)
+        test, test_images = on_test_images(
+            start,
+            task,
+            features,
+            lambda images: right_in_any_batch(
+                quantized, images, given, lambda x: head_logits(x, heads).argmax(1) == images.labels
+            ),
+        )
+        start = replace(start, reference=own_reference(run, start, task))
         attach_head(temporary[-1], heads, adapt=bank is not None)
         verification = verify_mixes(
             open_body(temporary[-1]),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.artifacts.bank_entries import TUNED
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.tasks.task_tensors import TaskTensors
 from hgprompt_edge.backbones.backbone import Backbone
@@ -20,14 +20,13 @@ from hgprompt_edge.errors import CheckError
 from hgprompt_edge.export.graph.rewrites import Rewrites
 from hgprompt_edge.export.graph.tasks import head_tensors
 from hgprompt_edge.export.int8.held_out import Features, HeldOut, features_of, hold_out
-from hgprompt_edge.export.int8.measure import BATCHES, MAX_TEST, right_in_any_batch
+from hgprompt_edge.export.int8.measure import on_test_images, own_reference, right_in_any_batch
 from hgprompt_edge.export.int8.quantize import Measured, check_images
 from hgprompt_edge.export.int8.search import Judge
-from hgprompt_edge.export.int8.trials import Trial, refusal, trial_of, unproven
+from hgprompt_edge.export.int8.trials import Trial, refusal, unproven
 from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.paired import Paired, paired
-from hgprompt_edge.maths.reference import Reference, fit_reference
-from hgprompt_edge.maths.softmax import log_mean_softmax
+from hgprompt_edge.maths.reference import Reference
 from hgprompt_edge.runtime.engines.engine import Engine
 
 Right = npt.NDArray[np.bool_]
@@ -70,36 +69,15 @@ class TaskJudge:
 
     def on_test_images(self, engine: Engine) -> tuple[Trial | None, int]:
         """Hold a backbone against float32 on test images under the bundle's head; how many, too."""
-        rows = np.random.default_rng(0).permutation(len(self.images.test))[:MAX_TEST]
-        if not len(rows):
-            return None, 0
-        images = self.images.test.subset(np.sort(rows))
-        logits = [
-            one.head.logits(self.features(images, one.prompt).double().numpy())
-            for one in self.bundle.folded
-        ]
-        exact = log_mean_softmax(np.stack(logits)).argmax(1) == images.labels
-        right = self._right(engine, images, None)
-        found = paired(exact.astype(np.float64), right.astype(np.float64))
-        return trial_of("test images", found, float(exact.mean())), len(images)
+        judge = partial(self._right, engine, heads=None)
+        return on_test_images(self.bundle, self.images, self.features, judge)
 
     def reference(self, engine: Engine) -> Reference | None:
-        """Measure what the task's own images look like on a backbone, as `fit` did in float32.
-
-        None where the bundle has no reference either.
-        """
-        if self.bundle.reference is None:
-            return None
-        parts = [self.images.train, self.images.validation]
-        if self.bundle.choice == TUNED:  # its prompt has seen the others
-            del parts[0]
-        size, given, found = max(BATCHES), self.given.inputs(), []
-        for part in parts:
-            for start in range(0, len(part), size):
-                found.append(engine.run_all(part.pixels[start : start + size], given)[1])
-        features = np.concatenate(found)[:, : len(self.bundle.reference.centre)]
-        labels = np.concatenate([part.labels for part in parts])
-        return fit_reference(features, labels, len(self.bundle.classes))
+        """Measure what the task's own images look like on a backbone, see `own_reference`."""
+        given = self.given.inputs()
+        return own_reference(
+            lambda pixels: engine.run_all(pixels, given)[1], self.bundle, self.images
+        )
 
     def _right(self, engine: Engine, images: Images, heads: Sequence[Head] | None) -> Right:
         """Which images are right `[n]` under heads for the graph's features, or the bundle's."""
