@@ -244,7 +244,8 @@ def test_accuracy_control_keeps_layers_in_float(
 
     bundle, task = fitted
     counts = {}
-    for name, max_drop in (("free", 100.0), ("bound", 0.0)):
+    # NNCF judges by other images than the export: at a bound of 0 one image of either decides.
+    for name, max_drop in (("free", 100.0), ("bound", 1.0)):
         path = tmp_path / f"{name}.xml"
         result = export_int8(
             bundle, backbone, path, task, max_drop=max_drop, control=True, accept_unproven=True
