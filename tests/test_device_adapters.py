@@ -24,7 +24,7 @@ from hgprompt_edge.runtime.adapters import write_adapters
 from hgprompt_edge.runtime.learned import open_history
 from hgprompt_edge.runtime.predictor import Predictor
 
-GUIDE = Path(__file__).parents[1] / "docs" / "guide" / "devices.md"
+GUIDE = Path(__file__).parents[1] / "docs" / "guide" / "many-tasks.md"
 
 
 @pytest.fixture(scope="module")
