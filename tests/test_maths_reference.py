@@ -148,6 +148,29 @@ def test_a_reference_comes_back_from_text() -> None:
             unpack_reference(damaged, classes, width)
 
 
+def test_copies_are_held_out_together() -> None:
+    """Else a held-out copy looks as near as no new image does."""
+    features, labels = clusters(60, 32)
+    rng = np.random.default_rng(0)
+    copies = np.concatenate([features, features + 0.01 * rng.normal(size=features.shape)])
+    both, groups = np.tile(labels, 2), np.tile(np.arange(len(labels)), 2)
+    new = clusters(60, 32, seed=1)[0]
+    classes = int(labels.max()) + 1
+    marked = [
+        (found.share_beyond(found.see(new).scores) <= 0.05).mean()
+        for given in (None, groups)
+        if (found := fit_reference(copies.astype(np.float32), both, classes, groups=given))
+    ]
+    assert marked[0] > 2 * marked[1]
+    assert marked[1] < 0.12
+    alone = fit_reference(features, labels, classes)
+    assert alone is not None
+    for single in (np.arange(len(labels)), np.zeros(len(labels), np.int64)):
+        same = fit_reference(features, labels, classes, groups=single)
+        assert same is not None
+        np.testing.assert_array_equal(same.held_out.values, alone.held_out.values)
+
+
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model of dots and lines, on which its own images are told from others."""

@@ -19,6 +19,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from hgprompt_edge.backbones.last_norm import before_affine
+from hgprompt_edge.data.grouping import copy_groups
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.fit.estimator import HGPrompt
 from hgprompt_edge.heads.best_head import fit_head
@@ -84,6 +85,7 @@ def own_features(name: str, options: Options) -> None:
     exact = backbone.in_precision("float32").normalized(bank.normalization)
     store = FeatureStore(exact).with_pooling(pooling)
     found: Arrays = {"best_name": best.name, "pooling": pooling, "classes": len(task.classes)}
+    found["groups"] = copy_groups((task.train, task.validation))
     for part in ("train", "validation", "test"):
         images = getattr(task, part)
         found[f"{part}_y"] = images.labels
@@ -123,7 +125,7 @@ def rows_of(name: str, work: Path) -> Rows:
             for parts in (("train", "validation"), ("test",))
         )
         y, classes = np.concatenate([own["train_y"], own["validation_y"]]), int(own["classes"])
-        fitted = Scores(x, y, classes)
+        fitted = Scores(x, y, classes, own["groups"])
         other = fitted.all(before_affine(foreign[kind], model))
         for score, values in fitted.all(test).items():
             found = {"set": name, "prompt": kind, "against": "other sets", "score": score}
@@ -132,7 +134,7 @@ def rows_of(name: str, work: Path) -> Rows:
             rows.append(found)
         marked = fitted.reference.share_beyond(fitted.reference.see(test).scores) <= 0.05
         rows[-1]["marked"] = float(marked.mean())
-        rows += unseen(name, kind, x, y, test, own["test_y"], classes)
+        rows += unseen(name, kind, x, y, own["groups"], test, own["test_y"], classes)
     return rows
 
 
@@ -141,6 +143,7 @@ def unseen(
     kind: str,
     x: npt.NDArray[np.float32],
     y: npt.NDArray[np.int64],
+    groups: npt.NDArray[np.int64],
     test: npt.NDArray[np.float32],
     labels: npt.NDArray[np.int64],
     classes: int,
@@ -150,7 +153,7 @@ def unseen(
     for draw in range(DRAWS):
         out = np.random.default_rng(draw).permutation(classes)[: max(1, classes // 3)]
         kept = ~np.isin(y, out)
-        values = Scores(x[kept], y[kept], classes).all(test)
+        values = Scores(x[kept], y[kept], classes, groups[kept]).all(test)
         new = np.isin(labels, out)
         for score, each in values.items():
             found.setdefault(score, []).append(auroc(each[~new], each[new]))
@@ -162,9 +165,13 @@ class Scores:
     """Scores that are larger for foreign images, all from the same features of own images."""
 
     def __init__(
-        self, features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], classes: int
+        self,
+        features: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.int64],
+        classes: int,
+        groups: npt.NDArray[np.int64],
     ) -> None:
-        found = fit_reference(features, labels, classes)
+        found = fit_reference(features, labels, classes, groups=groups)
         assert found is not None
         self.reference: Reference = found
         present, places = np.unique(labels, return_inverse=True)

@@ -11,6 +11,7 @@ from hgprompt_edge import load_backbone, load_task
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fastest import choose_compute
 from hgprompt_edge.data import Images, Task
+from hgprompt_edge.images.picture_hash import join
 from hgprompt_edge.images.preprocess import Preprocessing
 from shared.fresh_tasks import FRESH, load_fresh
 
@@ -62,7 +63,11 @@ def load_target(
 def joined(one: Images, other: Images) -> Images:
     """Put two parts into one."""
     pixels = np.concatenate([one.pixels, other.pixels])
-    return Images(pixels, np.concatenate([one.labels, other.labels]), one.names + other.names)
+    labels = np.concatenate([one.labels, other.labels])
+    hashes = (
+        None if one.hashes is None or other.hashes is None else join([one.hashes, other.hashes])
+    )
+    return Images(pixels, labels, one.names + other.names, hashes)
 
 
 def even(images: Images, count: int, seed: int) -> Images:

@@ -10,10 +10,18 @@ import numpy as np
 from hgprompt_edge.data.decode import Progress, numbers_of
 from hgprompt_edge.data.parts import Entry, Parts
 from hgprompt_edge.data.split import Indices, carve_test_groups
+from hgprompt_edge.data.task import Images
 from hgprompt_edge.errors import FileError
 from hgprompt_edge.images.listing import LeftOut
 from hgprompt_edge.images.near_pairs import near_pairs_within
-from hgprompt_edge.images.picture_hash import FLAT, Hashes, PictureHash, hash_picture, stack
+from hgprompt_edge.images.picture_hash import (
+    FLAT,
+    Hashes,
+    PictureHash,
+    hash_picture,
+    join,
+    stack,
+)
 from hgprompt_edge.images.preprocess import UnreadableImageError
 
 UNREADABLE = PictureHash(FLAT)
@@ -70,6 +78,19 @@ def _hash(entries: Sequence[Entry], progress: Progress | None) -> Hashes:
         if progress is not None:
             progress(done, len(entries))
     return stack(found)
+
+
+def copy_groups(parts: Sequence[Images]) -> Indices | None:
+    """Give each image of these parts, one behind the other, a number; copies have the same one.
+
+    `[n]` int64. None where the images were drawn rather than read, so that there are no hashes.
+    """
+    hashes = [part.hashes for part in parts]
+    found = [each for each in hashes if each is not None]
+    if len(found) < len(parts):
+        return None
+    together = join(found)
+    return _groups(together, [""] * len(together))
 
 
 def _groups(hashes: Hashes, given: Sequence[str]) -> Indices:

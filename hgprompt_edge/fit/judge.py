@@ -14,6 +14,7 @@ from hgprompt_edge.artifacts.bank_entries import TUNED
 from hgprompt_edge.artifacts.bundle import Row
 from hgprompt_edge.backbones.last_norm import before_affine
 from hgprompt_edge.data import Images, Task
+from hgprompt_edge.data.grouping import copy_groups
 from hgprompt_edge.features.cached import FeatureStore, Tokens, digest
 from hgprompt_edge.heads.best_head import HeadChoice, HeadKind, averaged_losses, choose_head
 from hgprompt_edge.heads.heads import logits_of
@@ -172,7 +173,8 @@ class Judge:
         parts = (self.task.validation,) if tuned else self._both
         seen = self._features(candidate.tokens, parts).numpy().astype(np.float32)
         features = before_affine(seen, self.store.backbone.model)
-        return fit_reference(features, self._labels(parts), len(self.task.classes))
+        classes, groups = len(self.task.classes), copy_groups(parts)
+        return fit_reference(features, self._labels(parts), classes, groups=groups)
 
     @property
     def _both(self) -> tuple[Images, ...]:

@@ -160,11 +160,22 @@ class Reference:
 
 
 def fit_reference(
-    features: Floats, labels: Integers, classes: int, seed: int = 0
+    features: Floats,
+    labels: Integers,
+    classes: int,
+    seed: int = 0,
+    groups: Integers | None = None,
 ) -> Reference | None:
     """Learn what the images with these features `[n, W]` and labels `[n]` look like.
 
     The held-out values are cross-fitted: each fold is seen under the statistics of the others.
+
+    Parameters
+    ----------
+    groups
+        `[n]`, a number for each image. Those of one number, such as copies of a picture, come into
+        one fold: else a held-out image looks nearer than a new one. Where that would bring half of
+        the images into one fold, they are dealt singly. None: there are no groups.
 
     Returns
     -------
@@ -173,7 +184,7 @@ def fit_reference(
     counts = np.bincount(labels, minlength=classes)
     if len(features) < FEWEST or counts.max() < 2:
         return None
-    fold = _folds(labels, seed)
+    fold = _folds(labels, seed, groups)
     values, nearest = (
         np.zeros((len(features), len(STATISTICS)), np.float32),
         np.zeros(len(features), np.int64),
@@ -258,8 +269,15 @@ def _scaled(features: Floats) -> Doubles:
     return cast("Doubles", x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
 
 
-def _folds(labels: Integers, seed: int) -> Integers:
-    """Deal the images `[n]` to folds, classes as even as they are."""
+def _folds(labels: Integers, seed: int, groups: Integers | None = None) -> Integers:
+    """Deal the images `[n]` to folds, group by group, classes as even as they are."""
+    if groups is not None:
+        _, first, member = np.unique(groups, return_index=True, return_inverse=True)
+        order = np.argsort(first)  # numbered as they come
+        first, member = first[order], np.argsort(order)[member.reshape(-1)]
+        fold = _folds(labels[first], seed)[member]
+        if 2 * np.bincount(fold).max() <= len(labels):
+            return fold
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from hgprompt_edge.artifacts.bank_entries import TUNED
 from hgprompt_edge.artifacts.bundle import Bundle
+from hgprompt_edge.data.grouping import copy_groups
 from hgprompt_edge.data.task import Images, Task
 from hgprompt_edge.export.int8.held_out import Features, HeldOut
 from hgprompt_edge.export.int8.schemes import Given
@@ -98,7 +99,7 @@ def own_reference(run: Callable[[Pixels], Floats], bundle: Bundle, task: Task) -
     found = [run(pixels[i : i + size]) for i in range(0, len(pixels), size)]
     features = np.concatenate(found)[:, : len(bundle.reference.centre)]
     labels = np.concatenate([part.labels for part in parts])
-    return fit_reference(features, labels, len(bundle.classes))
+    return fit_reference(features, labels, len(bundle.classes), groups=copy_groups(parts))
 
 
 def open_body(path: Path) -> Engine:
