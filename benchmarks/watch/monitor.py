@@ -166,7 +166,6 @@ def report() -> str:
         table=table(["", *methods], lines),
         missed=missed,
         shifted=shifted,
-        kept=listed(kept_of(read_rows(REAL_RESULTS))),
         real=real_table(read_rows(REAL_RESULTS)),
     )
 
@@ -183,13 +182,6 @@ def median_of(until: Sequence[int | None]) -> str:
     late = [np.inf if at is None else at for at in until if at is None or at > 0]
     median = np.median(late) if late else np.nan
     return f"{median:.0f}" if np.isfinite(median) else "none"
-
-
-def kept_of(rows: Rows) -> list[str]:
-    """Say which prompt each model has."""
-    names = {"none": "no prompt", "best_source": "the best source", "learned": "a learned mix"}
-    kept = {row["set"]: row["kept"] for row in rows}
-    return [f"{names.get(kept[name], kept[name])} on {name}" for name in kept]
 
 
 def real_table(rows: Rows) -> str:

@@ -1,11 +1,11 @@
-"""Count images until `hgedge monitor` finds a real shift, with fitted models that have a prompt.
+"""Count images until `hgedge monitor` finds a real shift, with fitted models.
 
     python benchmarks monitor_real --data ../shared/assets/datasets --bundles DIR
     python benchmarks monitor            # docs/results/monitor.md from all rows
 
-`--bundles` holds SET.hgbundle on `tiny`, some minutes each:
+`--bundles` holds SET.hgbundle on `dinov2-small`, a minute each:
 
-    hgedge fit --task SET --data DATA/SET --backbone tiny --output DIR/SET.hgbundle
+    hgedge fit --task SET --data DATA/SET --sources none --output DIR/SET.hgbundle
 
 A set's images are followed by those of another set with the same classes: another exposure, another
 style, signs instead of fonts. Streams are those of `python benchmarks monitor`; the corruptions are
@@ -20,14 +20,16 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from hgprompt_edge import export_onnx
+from hgprompt_edge import export_onnx, load_backbone
 from hgprompt_edge.data.conditions import SHIFTS, corrupt
 from hgprompt_edge.maths.reference import Reference
 from hgprompt_edge.runtime.predictor import Predictor
 from hgprompt_edge.runtime.watching.monitored import watchable
-from shared.device_study import device_parser, in_parts, load_study, load_study_task, load_tiny
+from shared.device_study import device_parser, in_parts, load_study, load_study_task
 from shared.rows import Rows, add_rows, read_rows, results_file, select
+from shared.targets import BACKBONE
 from watch.monitor import (
     BEFORE,
     REPEATS,
@@ -60,8 +62,8 @@ def main() -> None:
 
 def measure(name: str, options: argparse.Namespace) -> Rows:
     """All rows of a set: clean streams, real shifts, corruptions."""
-    backbone = load_tiny()
-    bundle, fitted, task = load_study(name, backbone, options)
+    torch.set_num_threads(1)
+    bundle, fitted, task = load_study(name, load_backbone(BACKBONE), options)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.onnx"
         export_onnx(bundle, fitted, path)
