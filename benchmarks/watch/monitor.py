@@ -167,6 +167,7 @@ def report() -> str:
         missed=missed,
         shifted=shifted,
         real=real_table(read_rows(REAL_RESULTS)),
+        early=early_alarms(read_rows(REAL_RESULTS)),
     )
 
 
@@ -182,6 +183,17 @@ def median_of(until: Sequence[int | None]) -> str:
     late = [np.inf if at is None else at for at in until if at is None or at > 0]
     median = np.median(late) if late else np.nan
     return f"{median:.0f}" if np.isfinite(median) else "none"
+
+
+def early_alarms(rows: Rows) -> str:
+    """Count the shifted streams of each set with an alarm in the clean images before the shift."""
+    counts = []
+    for name in dict.fromkeys(row["set"] for row in rows):
+        mine = [row for row in select(rows, set=name) if row["shift"] not in STILL]
+        until = [at for row in mine for at in row["until"]]
+        early = sum(at is not None and at <= 0 for at in until)
+        counts.append(f"{early} of {len(until)} on {name}")
+    return listed(counts)
 
 
 def real_table(rows: Rows) -> str:
