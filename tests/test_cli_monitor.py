@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -139,6 +140,41 @@ def test_watch_takes_in_each_image_until_ctrl_c(
     assert [row["image"] for row in rows] == sorted(map(str, seen.iterdir()))
     state = json.loads((tmp_path / "pets.state" / "monitor.json").read_text())
     assert state["images"] == 5
+
+
+def test_a_watch_that_is_started_again_counts_no_image_twice(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "pets.state" / "monitor.json"
+    seen = folder_of(tmp_path / "seen", pictures(5, 20))
+    assert watched_images(monkeypatch, model, seen) == [1, 2, 3, 4, 5]
+    assert watched_images(monkeypatch, model, seen) == []
+    first = seen / "00000.png"
+    old = first.stat()
+    Image.fromarray(pictures(1, 21)[0]).save(first)  # a new image under an old name
+    Image.fromarray(pictures(1, 22)[0]).save(seen / "late.png")
+    os.utime(seen / "late.png", ns=(old.st_atime_ns, old.st_mtime_ns))  # copied with its time
+    (seen / "00001.png").unlink()
+    assert watched_images(monkeypatch, model, seen) == [6, 7]
+    assert sorted(json.loads(state.read_text())["served"]) == sorted(p.name for p in seen.iterdir())
+    assert run("monitor", "--model", str(model), "--reset").exit_code == 0
+    assert watched_images(monkeypatch, model, seen) == [1, 2, 3, 4, 5]
+
+
+def watched_images(monkeypatch: pytest.MonkeyPatch, model: Path, seen: Path) -> list[int]:
+    """Watch a folder until all that is there was served; the counts of the monitor."""
+
+    def two_looks(_: float) -> None:
+        if looks:
+            raise KeyboardInterrupt
+        looks.append(1)
+
+    looks: list[int] = []
+    served = functools.partial(watch_paths, sleep=two_looks)
+    monkeypatch.setattr("hgprompt_edge.runtime.watching.watch.watch_paths", served)
+    result = run("monitor", "--model", str(model), "--watch", str(seen), "--json")
+    assert result.exit_code == 130, result.output
+    return [json.loads(line)["images"] for line in result.stdout.splitlines()]
 
 
 def test_images_that_cannot_be_read_are_said_and_left_out(model: Path, tmp_path: Path) -> None:

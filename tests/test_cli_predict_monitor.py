@@ -173,6 +173,11 @@ def test_a_served_folder_is_watched_until_ctrl_c(
     first = next(row for row in rows if row["monitor"]["alarm"])
     assert first["monitor"]["shift"]["at"] == first["monitor"]["images"]
     assert json.loads((kept / "monitor.json").read_text())["images"] == 200
+    looks.clear()
+    again = run(*words, "--state", str(kept))
+    rows = [json.loads(line) for line in again.stdout.splitlines()]
+    assert len(rows) == 200, "each is classified again"
+    assert {row["monitor"]["images"] for row in rows} == {200}, "and none is counted again"
 
 
 def test_what_was_found_can_be_asked_for_without_images(

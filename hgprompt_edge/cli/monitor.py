@@ -178,17 +178,19 @@ def _observe(run: Run, files: Sequence[Path], batch_size: int) -> tuple[list[Lef
 
 def _watch(run: Run, folder: Path, json: bool) -> None:
     """Take in each new image; print a line when something is found, or JSON for each image."""
+    from hgprompt_edge.runtime.watching.serving import Serving
     from hgprompt_edge.runtime.watching.watch import watch_paths
 
-    watched = run.watched
+    watched, serving = run.watched, Serving(run.watched, folder)
     before = news(watched.monitor.report())
     try:
-        for each, step in run.observe(watch_paths(folder), 1):
+        for each, step in run.observe(serving.new(watch_paths(folder)), 1):
+            serving.given(each.path)
             if each.error is not None:
                 note(f"{each.path}: {each.error}")
             after = news(watched.monitor.report())
             if after != before or step is not None or each.report.images % EVERY == 0:
-                watched.write()
+                serving.write()
             if json:
                 image = {"image": str(each.path), "error": each.error}
                 done = {"step": None if step is None else _step_as_dict(step)} if run.loop else {}
@@ -203,7 +205,7 @@ def _watch(run: Run, folder: Path, json: bool) -> None:
             _print(watched.monitor.report(), run, folder)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
-        watched.write()
+        serving.write()
 
 
 def _step(step: Step) -> str:

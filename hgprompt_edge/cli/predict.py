@@ -29,9 +29,10 @@ from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:
     from hgprompt_edge.images.listing import Listing
-    from hgprompt_edge.runtime.prediction import Limits, Prediction
+    from hgprompt_edge.runtime.prediction import Limits, Prediction, Way
     from hgprompt_edge.runtime.predictor import Predictor
     from hgprompt_edge.runtime.watching.monitored import Watched
+    from hgprompt_edge.state.version import Version
 
 
 @reports_errors
@@ -201,12 +202,19 @@ def _serve(
     watched: Watched | None = None,
 ) -> None:
     """Print each new image as soon as it is whole: a line of JSON or prose, or its rows of CSV."""
+    from hgprompt_edge.runtime.watching.serving import Serving
     from hgprompt_edge.runtime.watching.watch import watch
 
-    way = predictor.__class__.way if watched is None else watched.way
-    found = watch(predictor, folder, top, limits=limits, way=way)
-    if watched is not None:
-        found = kept(found, watched)
+    found: Iterable[tuple[Prediction, Version | None]]
+    if watched is None:
+        found = watch(predictor, folder, top, limits=limits)
+    else:
+        serving = Serving(watched, folder)
+
+        def way(running: Predictor, path: Path) -> Way:
+            return watched.way(running) if serving.is_new(path) else running.way()
+
+        found = kept(watch(predictor, folder, top, limits=limits, way=way), serving)
     if as_csv:
         _print_csv((prediction for prediction, _ in found), bool(predictor.way().task))
         return

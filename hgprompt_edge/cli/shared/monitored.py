@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from hgprompt_edge.cli.shared.console import note
 
 if TYPE_CHECKING:
+    from hgprompt_edge.runtime.prediction import Prediction
     from hgprompt_edge.runtime.predictor import Predictor
     from hgprompt_edge.runtime.watching.monitor import MixChange, Report, Share, Shift
     from hgprompt_edge.runtime.watching.monitored import Watched
+    from hgprompt_edge.runtime.watching.serving import Serving
+    from hgprompt_edge.state.version import Version
 
-T = TypeVar("T")
+    Served = tuple[Prediction, Version | None]
 
 EVERY = 50
 """Images after which a watched folder's state is written, beside when something was found."""
@@ -39,20 +42,21 @@ def monitors_of(predictors: Sequence[Predictor], state: Path | None) -> Iterator
         yield [stack.enter_context(watched(predictor, state)) for predictor in predictors]
 
 
-def kept(found: Iterable[T], watched: Watched) -> Iterator[T]:
+def kept(found: Iterable[Served], serving: Serving) -> Iterator[Served]:
     """Pass on what was made of each image of a watched folder; write the state, say an alarm."""
-    before = False, False
+    watched, before = serving.watched, (False, False)
     try:
-        for each in found:
+        for number, each in enumerate(found, start=1):
+            serving.given(each[0].path)
             after = news(watched.monitor.report())
-            if after != before or watched.monitor.images % EVERY == 0:
-                watched.write()
+            if after != before or number % EVERY == 0:
+                serving.write()
             if after[0] and not before[0]:
                 note_alarm(watched)
             before = after
             yield each
     finally:
-        watched.write()
+        serving.write()
 
 
 def news(report: Report) -> tuple[bool, bool]:

@@ -115,6 +115,12 @@ class Monitor:
     ----------
     reference
         What the task's own images look like. `why_not` says whether it suffices.
+
+    Attributes
+    ----------
+    served
+        Size and time of change of the files of a watched folder that it was given, by their path
+        in the folder. Only `Serving` and the file of the monitor ask.
     """
 
     def __init__(self, reference: Reference) -> None:
@@ -122,6 +128,7 @@ class Monitor:
         self.digest = digest_of(reference)
         self.images = self.skipped = self.unusable = 0
         self.thinner = Thinner(reference)
+        self.served: dict[str, tuple[int, int]] = {}
         self.restart()
 
     def restart(self) -> None:

@@ -43,6 +43,7 @@ def state_of(monitor: Monitor) -> dict[str, Any]:
         "mix": monitor.mix.counts.tolist(),
         "classes": _capital(monitor.classes),
         "steps": [_step(step) for step in monitor.steps],
+        "served": {name: list(stamp) for name, stamp in monitor.served.items()},
     }
 
 
@@ -72,6 +73,7 @@ def from_state(reference: Reference, document: Mapping[str, Any]) -> Monitor:
     for step, found in zip(monitor.steps, document["steps"], strict=True):
         _fill_step(step, found)
     monitor.shift = _shift(document["shift"])
+    monitor.served = _served(document.get("served", {}))  # not there before a folder was watched
     return monitor
 
 
@@ -173,6 +175,18 @@ def _shift(found: Mapping[str, Any] | None) -> Shift | None:
     if not 0 <= rank <= 1:
         raise ValueError("a rank is not between 0 and 1")
     return Shift(at=_count(found["at"]), since=_count(found["since"]), rank=rank, **words)
+
+
+def _served(found: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    if not isinstance(found, dict):
+        raise ValueError("the files that were served are no table")
+    served = {}
+    for name, stamp in found.items():
+        size, changed = stamp
+        if type(size) is not int or type(changed) is not int:
+            raise ValueError(f"size and time of '{brief(name)}' are no numbers")
+        served[name] = size, changed
+    return served
 
 
 def _count(value: object) -> int:

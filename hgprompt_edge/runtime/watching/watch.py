@@ -32,19 +32,19 @@ def watch(
     top: int = 1,
     *,
     limits: Limits | None = None,
-    way: Callable[[Predictor], Way] = Predictor.way,
+    way: Callable[[Predictor, Path], Way] = lambda predictor, _: predictor.way(),
     sleep: Callable[[float], object] = time.sleep,
 ) -> Iterator[tuple[Prediction, Version | None]]:
     """Yield the prediction of each image that comes into `folder`, and the version at work.
 
     The newest weights are taken, and a task's file anew where it has changed; `way` says how the
-    model classifies. Otherwise as `watch_paths`.
+    model classifies an image. Otherwise as `watch_paths`.
     """
     for path in watch_paths(folder, sleep=sleep):
         if predictor.device_folder is not None:
             predictor = predictor.task(predictor.metadata.task)
         predictor.refresh()
-        ways, version = [way(predictor)], predictor.version
+        ways, version = [way(predictor, path)], predictor.version
         for (prediction,) in predict_files(ways, predictor.preprocessing, [path], top, 1, limits):
             yield prediction, version
 
