@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.reference import fit_reference
 from hgprompt_edge.runtime.learned import open_history
 from hgprompt_edge.runtime.predictor import Predictor
-from hgprompt_edge.runtime.watching.watch import watch_paths
+from hgprompt_edge.runtime.watching.watch import watch, watch_paths
 
 Pixels = npt.NDArray[np.uint8]
 CLASSES, OWN, GAIN = 4, 160, 0.85
@@ -175,6 +176,33 @@ def watched_images(monkeypatch: pytest.MonkeyPatch, model: Path, seen: Path) -> 
     result = run("monitor", "--model", str(model), "--watch", str(seen), "--json")
     assert result.exit_code == 130, result.output
     return [json.loads(line)["images"] for line in result.stdout.splitlines()]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there, SIGTERM ends a process at once")
+def test_sigterm_ends_a_watch_as_ctrl_c_does(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_: float) -> None:
+        if looks:
+            assert (state / "monitor.pid").is_file()
+            os.kill(os.getpid(), signal.SIGTERM)
+        looks.append(1)
+
+    looks: list[int] = []
+    before = signal.getsignal(signal.SIGTERM)
+    module = "hgprompt_edge.runtime.watching.watch"
+    monkeypatch.setattr(f"{module}.watch", functools.partial(watch, sleep=stop))
+    monkeypatch.setattr(f"{module}.watch_paths", functools.partial(watch_paths, sleep=stop))
+    state = tmp_path / "pets.state"
+    seen = str(folder_of(tmp_path / "seen", pictures(5, 20)))
+    for command in (("monitor",), ("predict", "--monitor")):
+        looks.clear()
+        result = run(*command, "--model", str(model), "--watch", seen)
+        assert result.exit_code == 130, result.output
+        assert json.loads((state / "monitor.json").read_text())["images"] == 5
+        assert not (state / "monitor.pid").exists()
+        assert signal.getsignal(signal.SIGTERM) is before
+        (state / "monitor.json").unlink()
 
 
 def test_images_that_cannot_be_read_are_said_and_left_out(model: Path, tmp_path: Path) -> None:
