@@ -412,6 +412,20 @@ def test_a_shift_that_is_gone_is_forgotten_and_the_next_one_found(
     assert json.loads(again.stdout)["shift"]["at"] > 430
 
 
+@pytest.mark.parametrize("first", [("--adapt",), ()])
+def test_clean_images_withdraw_the_alarm_of_an_earlier_call(
+    adaptable: Path, tmp_path: Path, first: tuple[str, ...]
+) -> None:
+    words = ("monitor", "--model", str(adaptable), "--state", str(tmp_path / "state"))
+    seen = folder_of(tmp_path / "seen", pictures(80, 37), pictures(130, 38, gain=0.6))
+    assert run(*words, *first, str(seen)).exit_code == 3
+    result = run(*words, "--adapt", str(folder_of(tmp_path / "clean", pictures(150, 39))))
+    assert result.exit_code == 0, result.output
+    assert "images look clean again" in result.stdout
+    assert result.stdout.splitlines()[-1].endswith("no shift found")
+    assert run(*words).exit_code == 0
+
+
 def test_a_task_of_a_device_folder_closes_the_loop(tmp_path: Path) -> None:
     bundle, device = knowing(tmp_path, remedied=True), tmp_path / "device"
     bundles = [bundle, replace(make_mixable(make_backbone(), seed=3), task="cars")]

@@ -99,6 +99,7 @@ class ClosedLoop:
         self._recent: deque[tuple[Path, Floats]] = deque(maxlen=WINDOW)
         self._new, self._delay, self._alarmed = 0, 0, monitor.shift is not None
         self._forget()
+        self._far = self._alarmed  # images of an earlier run raised it: clean ones withdraw it
         with self._open(predictor, bank) as history:
             self.moved = _is_moved(history.current(), bank)
 
