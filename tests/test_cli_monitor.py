@@ -262,6 +262,31 @@ def test_a_state_of_another_model_is_refused(model: Path, bundle: Bundle, tmp_pa
     assert "is about another model" in result.stderr
 
 
+def test_the_state_of_another_task_is_refused_and_left_alone(
+    adaptable: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    seen = str(folder_of(tmp_path / "seen", pictures(2, 24)))
+    state = tmp_path / "cars.state"
+    predictor = Predictor(adaptable)
+    assert predictor.bank is not None
+    cars = predictor.metadata.model_copy(update={"task": "cars"})
+    open_history(state, predictor.bank, cars).close()
+    for model in (adaptable, exported(tmp_path, bundle)):
+        result = run("monitor", "--model", str(model), "--state", str(state), seen)
+        assert result.exit_code == 2, result.output
+        assert str(state) in result.stderr
+        assert not list(state.glob("monitor*"))
+
+
+def test_a_file_where_the_state_would_be_is_refused(model: Path, tmp_path: Path) -> None:
+    seen = str(folder_of(tmp_path / "seen", pictures(2, 24)))
+    (tmp_path / "pets.state").write_text("")
+    for words in ((), (seen,), ("--watch", seen), ("--reset",)):
+        result = run("monitor", "--model", str(model), *words)
+        assert result.exit_code == 2
+        assert "pets.state: a file, not a folder; name another folder with --state" in result.stderr
+
+
 def test_words_that_do_not_go_together_are_refused(model: Path, tmp_path: Path) -> None:
     words = ("monitor", "--model", str(model))
     assert run(*words, "--adapt").exit_code == 2

@@ -14,11 +14,12 @@ import numpy.typing as npt
 from hgprompt_edge.errors import BatchMemoryError, FileError
 from hgprompt_edge.images.preprocess import UnreadableImageError, read_image
 from hgprompt_edge.maths.reference import Reference
-from hgprompt_edge.runtime.learned import state_folder
+from hgprompt_edge.runtime.learned import open_history, state_folder
 from hgprompt_edge.runtime.prediction import Floats, Pixels, Way
 from hgprompt_edge.runtime.predictor import Predictor
 from hgprompt_edge.runtime.watching.monitor import Monitor, Report, digest_of, why_not
 from hgprompt_edge.runtime.watching.monitor_file import FILE, read_monitor, write_monitor
+from hgprompt_edge.state.history import FILE as HISTORY
 from hgprompt_edge.state.lock import only_one
 
 
@@ -88,8 +89,25 @@ def watched(predictor: Predictor, state: Path | None = None) -> Iterator[Watched
 
 
 def monitor_path(predictor: Predictor, state: Path | None = None) -> Path:
-    """Where what a model's monitor has seen is kept, unless `state` names another folder."""
-    return (state or state_folder(predictor.path)) / FILE
+    """Where what a model's monitor has seen is kept, unless `state` names another folder.
+
+    Raises
+    ------
+    UserError
+        A file lies where the folder would be, or `state` holds what another model has learned.
+    """
+    folder = state or state_folder(predictor.path)
+    if folder.exists() and not folder.is_dir():
+        raise FileError(folder, "a file, not a folder; name another folder with `state`")
+    if state is not None and (state / HISTORY).exists():
+        if predictor.bank is None:
+            raise FileError(
+                state,
+                "holds what another model has learned, since the weights of "
+                f"{predictor.path} are folded into it; name another folder with `state`",
+            )
+        open_history(state, predictor.bank, predictor.metadata, read_only=True).close()
+    return folder / FILE
 
 
 def watchable(predictor: Predictor) -> Reference:
