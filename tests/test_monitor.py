@@ -28,6 +28,9 @@ MEANS = np.random.default_rng(7).normal(0, 1.2, (CLASSES, WIDTH))
 STEP = np.random.default_rng(8).normal(0, 1, WIDTH)
 
 
+SHIFT = {"test": "distance", "change": "up", "at": 8, "since": 2, "rank": 0.9}
+
+
 def draw(
     count: int,
     seed: int,
@@ -238,6 +241,14 @@ class TestState:
             (lambda d: d.update(images="many"), "damaged"),
             (lambda d: d.update(images=-1), "damaged"),
             (lambda d: d.update(shift={"at": 1}), "damaged"),
+            (lambda d: d.update(shift={**SHIFT, "test": "a"}), "there is no test 'a'"),
+            (lambda d: d.update(shift={**SHIFT, "change": "sideways"}), "no change 'sideways'"),
+            (lambda d: d.update(shift={**SHIFT, "since": 9}), "images that were not seen"),
+            (lambda d: d.update(shift={**SHIFT, "at": 51}), "images that were not seen"),
+            (lambda d: d.update(images=5, skipped=16), "more images were left aside"),
+            (lambda d: d.update(served=["a"]), "damaged"),
+            (lambda d: d.update(served={"a.png": [1]}), "damaged"),
+            (lambda d: d.update(served={"a.png": [1, 0.5]}), "are no numbers"),
             (lambda d: d.update(last=[1.0]), "damaged"),
         ],
     )

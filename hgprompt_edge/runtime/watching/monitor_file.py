@@ -14,9 +14,9 @@ import numpy.typing as npt
 from hgprompt_edge.errors import FileError, brief
 from hgprompt_edge.files import DAMAGE, write_bytes
 from hgprompt_edge.maths.drift.direction import Direction
-from hgprompt_edge.maths.drift.martingale import Capital
+from hgprompt_edge.maths.drift.martingale import ALL, Capital
 from hgprompt_edge.maths.reference import Reference
-from hgprompt_edge.runtime.watching.monitor import Monitor, Shift, digest_of
+from hgprompt_edge.runtime.watching.monitor import DIRECTION, DISTANCE, Monitor, Shift, digest_of
 
 FILE = "monitor.json"
 FAMILY, VERSION = "hgprompt.monitor/", "1"
@@ -60,6 +60,8 @@ def from_state(reference: Reference, document: Mapping[str, Any]) -> Monitor:
         raise ValueError("it is of another model")
     for name in COUNTS:
         setattr(monitor, name, _count(document[name]))
+    if monitor.skipped + monitor.unusable > monitor.images:
+        raise ValueError("more images were left aside than there were")
     monitor.changed = _like(document["changed"], monitor.changed)
     if document["last"] is not None:
         monitor.thinner.last = _like(document["last"], reference.centre)
@@ -72,7 +74,7 @@ def from_state(reference: Reference, document: Mapping[str, Any]) -> Monitor:
     _fill(monitor.classes, document["classes"])
     for step, found in zip(monitor.steps, document["steps"], strict=True):
         _fill_step(step, found)
-    monitor.shift = _shift(document["shift"])
+    monitor.shift = _shift(document["shift"], monitor.images)
     monitor.served = _served(document.get("served", {}))  # not there before a folder was watched
     return monitor
 
@@ -168,13 +170,20 @@ def _fill_step(step: Direction, found: Mapping[str, Any]) -> None:
     _fill(step.capital, found["capital"])
 
 
-def _shift(found: Mapping[str, Any] | None) -> Shift | None:
+def _shift(found: Mapping[str, Any] | None, images: int) -> Shift | None:
     if found is None:
         return None
     words, rank = {name: str(found[name]) for name in ("test", "change")}, float(found["rank"])
     if not 0 <= rank <= 1:
         raise ValueError("a rank is not between 0 and 1")
-    return Shift(at=_count(found["at"]), since=_count(found["since"]), rank=rank, **words)
+    if words["test"] not in (DISTANCE, DIRECTION):
+        raise ValueError(f"there is no test '{brief(words['test'])}'")
+    if words["change"] not in {bet.kind for bet in ALL}:
+        raise ValueError(f"there is no change '{brief(words['change'])}'")
+    at, since = _count(found["at"]), _count(found["since"])
+    if not since <= at <= images:
+        raise ValueError("a shift is of images that were not seen")
+    return Shift(at=at, since=since, rank=rank, **words)
 
 
 def _served(found: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
