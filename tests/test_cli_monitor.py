@@ -287,6 +287,13 @@ def test_a_file_where_the_state_would_be_is_refused(model: Path, tmp_path: Path)
         assert "pets.state: a file, not a folder; name another folder with --state" in result.stderr
 
 
+def test_what_cannot_be_removed_is_said(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "pets.state" / "monitor.json").mkdir(parents=True)
+    result = run("monitor", "--model", str(model), "--reset")
+    assert result.exit_code == 2
+    assert "monitor.json: cannot be removed (" in result.stderr
+
+
 def test_words_that_do_not_go_together_are_refused(model: Path, tmp_path: Path) -> None:
     words = ("monitor", "--model", str(model))
     assert run(*words, "--adapt").exit_code == 2

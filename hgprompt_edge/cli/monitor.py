@@ -27,7 +27,7 @@ from hgprompt_edge.cli.shared.opened import one_task
 from hgprompt_edge.cli.shared.parameters import as_options
 from hgprompt_edge.cli.shared.progress import progress_bar
 from hgprompt_edge.cli.shared.stopped import term_as_ctrl_c
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import FileError, UserError
 
 if TYPE_CHECKING:
     from hgprompt_edge.adapt.closed_loop import ClosedLoop, Step
@@ -98,9 +98,8 @@ def monitor(
     # Whoever only asks what was found neither waits for a running monitor nor makes a folder.
     alone = only_monitor(path) if images or watch is not None or reset else nullcontext()
     with term_as_ctrl_c(), alone:
-        if reset and path.exists():
-            path.unlink()
-            note(f"{path}: removed; the monitor has seen nothing")
+        if reset:
+            _forget(path)
         found = read_monitor(path, reference)
         loop = _loop(found, predictor.path, path, threads) if adapt else None
         run = Run(Watched(predictor, found, path), loop)
@@ -119,6 +118,18 @@ def monitor(
             note_old_adapter(predictor.path)
         if found.shift is not None and not run.adapted:
             raise typer.Exit(EXIT_ALARM)
+
+
+def _forget(path: Path) -> None:
+    """Remove what was seen, and say so; raises `UserError` where that fails."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise FileError(path, f"cannot be removed ({reason}); remove it yourself") from error
+    note(f"{path}: removed; the monitor has seen nothing")
 
 
 @dataclass(frozen=True)
