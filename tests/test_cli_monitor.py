@@ -396,6 +396,22 @@ def test_a_shift_is_adapted_to_under_the_guard(adaptable: Path, tmp_path: Path) 
     assert document["steps"][-1]["version"] == 1 + len(taken)
 
 
+def test_the_next_command_can_be_pasted(adaptable: Path, tmp_path: Path) -> None:
+    state = tmp_path / "my state"
+    seen = folder_of(tmp_path / "seen", pictures(60, 31), pictures(60, 32, gain=0.6))
+    words = ("monitor", "--model", str(adaptable), "--state", str(state))
+    for paths, data in (
+        ([seen], str(seen)),
+        ([seen, seen / "00000.png"], "FOLDER"),
+        ([], "FOLDER"),
+    ):
+        result = run(*words, *map(str, paths))
+        assert result.exit_code == 3
+        assert result.stdout.splitlines()[-1] == (
+            f"next: hgedge adapt --model {adaptable} --data {data} --unlabelled --state '{state}'"
+        )
+
+
 def test_clean_images_are_not_adapted_to(adaptable: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
     seen = folder_of(tmp_path / "seen", pictures(150, 33))

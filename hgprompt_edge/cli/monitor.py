@@ -102,7 +102,7 @@ def monitor(
             _forget(path)
         found = read_monitor(path, reference)
         loop = _loop(found, predictor.path, path, threads) if adapt else None
-        run = Run(Watched(predictor, found, path), loop)
+        run = Run(Watched(predictor, found, path), loop, state)
         if watch is not None:
             _watch(run, watch, json)
         unreadable, steps = _observe(run, listing.images, batch_size) if images else ([], [])
@@ -113,7 +113,7 @@ def monitor(
         else:
             for step in steps:
                 out.print(_step(step), soft_wrap=True)
-            _print(found.report(), run, images[0] if images else Path("FOLDER"))
+            _print(found.report(), run, images or ())
         if any(step.taken for step in steps):
             note_old_adapter(predictor.path)
         if found.shift is not None and not run.adapted:
@@ -134,10 +134,11 @@ def _forget(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """A model with its monitor; with --adapt what adapts."""
+    """A model with its monitor; with --adapt what adapts; the state folder that was named."""
 
     watched: Watched
     loop: ClosedLoop | None
+    state: Path | None
 
     @property
     def adapted(self) -> bool:
@@ -210,11 +211,11 @@ def _watch(run: Run, folder: Path, json: bool) -> None:
             elif step is not None:
                 out.print(_step(step), soft_wrap=True)
             elif after != before:
-                _print(each.report, run, folder)
+                _print(each.report, run, [folder])
             before = after
     except KeyboardInterrupt:  # the way to end it
         if not json:
-            _print(watched.monitor.report(), run, folder)
+            _print(watched.monitor.report(), run, [folder])
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
         serving.write()
@@ -234,7 +235,7 @@ def _step_as_dict(step: Step) -> dict[str, Any]:
     }
 
 
-def _print(report: Report, run: Run, data: Path) -> None:
+def _print(report: Report, run: Run, images: Sequence[Path]) -> None:
     predictor = run.watched.predictor
     out.print(f"{counts(report)}: {verdict(report.shift)}", soft_wrap=True)
     if report.mix is not None:
@@ -248,4 +249,7 @@ def _print(report: Report, run: Run, data: Path) -> None:
             soft_wrap=True,
         )
         return
-    print_next("hgedge", "adapt", "--model", predictor.path, "--data", data, "--unlabelled")
+    one = len(images) == 1 and images[0].is_dir()
+    data = images[0] if one else "FOLDER"  # `adapt` takes one
+    state = () if run.state is None else ("--state", run.state)
+    print_next("adapt", "--model", predictor.path, "--data", data, "--unlabelled", *state)
