@@ -412,6 +412,19 @@ def test_the_next_command_can_be_pasted(adaptable: Path, tmp_path: Path) -> None
         )
 
 
+def test_a_refusal_advises_nothing_that_the_monitor_cannot_do(
+    adaptable: Path, tmp_path: Path
+) -> None:
+    one = pictures(150, 32, only=1, gain=0.6)
+    seen = folder_of(tmp_path / "seen", pictures(60, 31), one)
+    words = ("monitor", "--model", str(adaptable), "--state", str(tmp_path / "state"), "--adapt")
+    result = run(*words, str(seen))
+    assert re.search(r"the images show \d.\d of 4 classes in effect", result.stdout)
+    assert "a change from images of a few classes; version 1 is in force" in result.stdout
+    assert "expected" not in result.stdout
+    assert "give" not in result.stdout
+
+
 def test_clean_images_are_not_adapted_to(adaptable: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
     seen = folder_of(tmp_path / "seen", pictures(150, 33))

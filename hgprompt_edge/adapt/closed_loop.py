@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from hgprompt_edge.adapt.guard.evidence import SHOW_ALL
 from hgprompt_edge.adapt.guard.verdict import MIN_DISTANCE, comes_back
 from hgprompt_edge.adapt.learner import Learner
 from hgprompt_edge.adapt.losses import statistics_distance
@@ -201,7 +202,7 @@ class ClosedLoop:
             self._alarmed = False
             self._forget()
         reason = verdict.reason if verdict.taken or not worse else WORSE
-        return Step(at, verdict.taken or worse, reason, after)
+        return Step(at, verdict.taken or worse, reason.removesuffix(SHOW_ALL), after)
 
     def _open(self, predictor: Predictor, bank: Bank) -> History:
         return open_history(self._state, bank, predictor.metadata)

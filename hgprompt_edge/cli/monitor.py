@@ -222,14 +222,14 @@ def _watch(run: Run, folder: Path, json: bool) -> None:
 
 
 def _step(step: Step) -> str:
-    return f"at image {step.at:,}: {step.reason}; version {step.version.id} is in force"
+    return f"at image {step.at:,}: {as_options(step.reason)}; version {step.version.id} is in force"
 
 
 def _step_as_dict(step: Step) -> dict[str, Any]:
     return {
         "at": step.at,
         "taken": step.taken,
-        "reason": step.reason,
+        "reason": as_options(step.reason),
         "version": step.version.id,
         "method": step.version.method,
     }

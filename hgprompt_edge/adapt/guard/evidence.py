@@ -27,6 +27,9 @@ CHANCE = 1.5
 `CHANCE (1 / m + 1 / n)`: 1 for the mean, a half for the deviation of normal features. It must be
 less than `MIN_DISTANCE`, and the images' own part of it half of that at most."""
 
+SHOW_ALL = "; give images of all, name the classes that they show with `expected`, or give labels"
+"""What to do about images of too few classes; whoever watches a camera can do none of it."""
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -128,8 +131,7 @@ def judge_shown(initial: Floats, expected: Expected) -> Verdict | None:
     why = (
         f"under the initial weights the images show {found:.1f} of {len(expected.places)}{among} "
         f"classes in effect, and {needed:.1f} are needed to tell a change from images of a few "
-        "classes; give images of all, name the classes that they show with `expected`, or give "
-        "labels"
+        f"classes{SHOW_ALL}"
     )
     return Verdict(False, why, {"classes_before": found})
 
