@@ -213,6 +213,9 @@ def test_images_that_cannot_be_read_are_said_and_left_out(model: Path, tmp_path:
     document = json.loads(result.stdout)
     assert document["images"] == 2
     assert [Path(row["file"]).name for row in document["unreadable"]] == ["00001.png"]
+    result = run("monitor", "--model", str(model), "nope.png", str(seen / "00000.png"), "--json")
+    row = {"file": "nope.png", "reason": "no such file or folder"}
+    assert json.loads(result.stdout)["unreadable"] == [row]
     (seen / "bad").mkdir()
     (seen / "00001.png").rename(seen / "bad" / "a.png")
     result = run("monitor", "--model", str(model), str(seen / "bad"))

@@ -108,6 +108,7 @@ def monitor(
         unreadable, steps = _observe(run, listing.images, batch_size) if images else ([], [])
         note_left_out(unreadable, (*listing.missing, *listing.left_out))
         if json:
+            unreadable += listing.missing
             done = {"steps": [_step_as_dict(step) for step in steps]} if adapt else {}
             print_json({**document(run.watched), **done, "unreadable": as_rows(unreadable)})
         else:
