@@ -15,10 +15,13 @@ from PIL import Image
 from planted import known_statistics
 from safetensors.numpy import load_file, save_file
 from small_vits import make_backbone, make_bundle
+from test_monitor import make_reference
 from toys import make_task
 
 from hgprompt_edge import load_backbone
+from hgprompt_edge.adapt.closed_loop import ClosedLoop
 from hgprompt_edge.adapt.images import read_unlabelled
+from hgprompt_edge.adapt.model import Request
 from hgprompt_edge.artifacts.bank_entries import FOLDED
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
@@ -38,6 +41,7 @@ from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.softmax import log_mean_softmax, log_softmax, softmax
 from hgprompt_edge.runtime.bench import bench
 from hgprompt_edge.runtime.predictor import Predictor
+from hgprompt_edge.runtime.watching.monitor import Monitor
 
 TWO, THREE = ("deep", "none"), ("none", "deep", "short")
 """Which prompts a bundle folds: random ones, none, and one of fewer tokens."""
@@ -390,6 +394,16 @@ def test_without_labels_the_bias_follows_the_mean(device: Device, tmp_path: Path
     np.testing.assert_allclose(moved.mean(axis=0), device.bundle.clean.mean, atol=1e-4)
     shift = moved - before.logits(images)
     np.testing.assert_allclose(shift, np.broadcast_to(shift[0], shift.shape), atol=1e-5)
+
+
+def test_an_alarm_cannot_start_the_adaptation_of_a_fixed_mix(
+    device: Device, tmp_path: Path
+) -> None:
+    monitor, request = Monitor(make_reference()), Request(data=(), unlabelled=True)
+    with pytest.raises(UserError, match="whose mixing weights are fixed") as caught:
+        ClosedLoop(monitor, device.path, tmp_path / "state", request)
+    assert str(caught.value).endswith("; leave out `adapt`")
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_device_refuses_what_another_set_of_prompts_learned(

@@ -90,12 +90,11 @@ class ClosedLoop:
         predictor = Predictor(model, threads=request.threads)
         bank = predictor.require_bank()
         if bank.clean is None or bank.mixer is None:
-            why = bank.why_fixed or "it does not know the statistics of clean images"
-            raise FileError(
-                model,
-                f"cannot adapt without labels: {why}; leave out `adapt`, or fit and export it "
-                "again with condition prompts",
-            )
+            why, again = bank.why_fixed, ""  # the reason says what to do, where there is something
+            if not why:
+                why = "it does not know the statistics of clean images"
+                again = ", or fit and export it again"
+            raise FileError(model, f"cannot adapt without labels: {why}; leave out `adapt`{again}")
         self._clean = bank.clean
         self._recent: deque[tuple[Path, Floats]] = deque(maxlen=WINDOW)
         self._new, self._delay, self._alarmed = 0, 0, monitor.shift is not None
