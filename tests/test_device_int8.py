@@ -260,6 +260,9 @@ def test_an_int8_task_runs_on_the_backbone_in_float32(
     task = Predictor(exact).task("cars")
     assert task.metadata.precision == "fp32"
     assert task.reference is None  # that is of int8
+    result = run("monitor", "--model", str(exact), "--task", "cars")
+    assert result.exit_code == 2
+    assert "another backbone, such as one in int8; add its bundle to this folder" in result.stderr
     assert task.compare_probe().ok
 
 

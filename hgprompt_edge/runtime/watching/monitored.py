@@ -119,6 +119,12 @@ def watchable(predictor: Predictor) -> Reference:
         The model does not say, or of too few of them.
     """
     reference = predictor.initial_reference
+    if reference is None and _known_elsewhere(predictor):
+        raise FileError(
+            predictor.path,
+            "records what its own images look like to another backbone, such as one in int8; add "
+            "its bundle to this folder with `hgedge device add`",
+        )
     if reason := why_not(reference):
         raise FileError(predictor.path, reason)
     assert reference is not None
@@ -171,6 +177,11 @@ def only_monitor(path: Path) -> Iterator[None]:
         ) from error
     with only_one(path.parent, "monitor"):
         yield
+
+
+def _known_elsewhere(predictor: Predictor) -> bool:
+    folder = predictor.device_folder
+    return folder is not None and folder.task(predictor.metadata.task).reference is not None
 
 
 def _read(path: Path, predictor: Predictor) -> npt.NDArray[np.uint8] | str:
