@@ -155,6 +155,24 @@ def test_a_task_cannot_be_named_out_of_its_folder(backbone: Backbone, copy: Path
         Predictor(copy).task("../cars")
 
 
+@pytest.mark.parametrize("task", ["", "../other/cars", "./cars", "default"])
+def test_a_task_is_named_and_is_no_path_in_any_command(copy: Path, task: str) -> None:
+    shutil.copytree(copy, copy.parent / "other")
+    photo = copy.parent / "photo.png"
+    Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(photo)
+    model = ("--model", str(copy), "--task", task)
+    for words in (
+        ("predict", *model, str(photo)),
+        ("monitor", *model, str(photo)),
+        ("state", "history", *model),
+        ("adapt", *model, "--data", str(copy.parent)),
+    ):
+        result = run(*words)
+        assert result.exit_code == 2, words
+        assert f"not a task of {copy} (birds, cars, pets); name one" in result.stderr
+    assert not list(copy.parent.rglob("*.state"))
+
+
 def test_the_weights_of_default_onnx_are_checked(copy: Path) -> None:
     weights = copy / "backbone.weights"
     changed = bytearray(weights.read_bytes())

@@ -73,12 +73,17 @@ def place_of(model: Path, tasks: Sequence[str] | None) -> Path:
     Raises
     ------
     UserError
-        A task is named, and the model is no device folder.
+        A task is named, and the model is no device folder, or no file in it can have that name.
     """
+    from hgprompt_edge.artifacts.tasks.device_files import bad_name, task_paths
+
     if not tasks:
         return model
     if not model.is_dir():
         raise UserError(f"--task {tasks[0]}: {model} is no device folder; leave the option out")
+    if bad := [name for name in tasks if bad_name(name)]:  # such as a path to another folder
+        names = some(list(task_paths(model))) or "none"
+        raise UserError(f"--task '{bad[0]}': not a task of {model} ({names}); name one of these")
     return model / f"{tasks[0]}.hgtask"
 
 
