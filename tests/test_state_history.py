@@ -191,10 +191,16 @@ def test_a_new_initial_mix_is_served_until_something_is_learned(tmp_path: Path) 
     state = tmp_path / "state"
     with History(state, BANK, other, read_only=True) as history:
         assert history.current().weights.tolist() == other.tolist()
+        assert [v.weights.tolist() for v in history.versions()] == [other.tolist()]
+        assert not history.learned()
     with History(state, BANK, other) as history:
         assert [version.method for version in history.versions()] == ["initial", "initial"]
         assert history.current().weights.tolist() == other.tolist()
         learn(history, 0.6)
+    with History(state, BANK, np.roll(other, 1), read_only=True) as history:
+        assert history.learned()
+        assert history.versions()[-1].weights.tolist() == mix(0.6).tolist()
+        assert history.versions()[-2].weights.tolist() == other.tolist()
     with open_history(tmp_path) as history:
         assert history.current().weights.tolist() == mix(0.6).tolist()
         assert history.reset().weights.tolist() == INITIAL.tolist()

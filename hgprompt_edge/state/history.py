@@ -112,10 +112,7 @@ class History:
             if self.read_only and self._identity() != self._file:
                 self._open()
             self._seen = self._stamp()  # before reading: what comes between counts as a change
-            version = self._newest()
-            if self.read_only and self._is_old_initial(version):
-                return replace(version, weights=self._first.weights)
-            return version
+            return self._served(self._newest())
 
     def changed(self) -> bool:
         """Whether `current()` would read something new; takes microseconds."""
@@ -123,9 +120,15 @@ class History:
             return self._identity() != self._file or self._stamp() != self._seen
 
     def versions(self) -> list[Version]:
-        """Return all versions that are whole, oldest first."""
+        """Return all versions that are whole, oldest first; the last is `current()`."""
         with explained(self.path):
-            return list(self._whole())[::-1] or [self._first]
+            newest, *older = list(self._whole()) or [self._first]
+            return [*older[::-1], self._served(newest)]
+
+    def learned(self) -> bool:
+        """Whether something that was learned is in force, and not the mix of the model."""
+        with explained(self.path):
+            return self._is_learned(self._newest())
 
     def device(self) -> str:
         """Return 16 hexadecimal digits that tell devices apart; empty: nothing was written yet."""
@@ -282,8 +285,16 @@ class History:
             version = parent
         return version
 
+    def _served(self, version: Version) -> Version:
+        """Return the newest version, at the model's own mix where nothing was learned since."""
+        if self.read_only and self._is_old_initial(version):
+            return replace(version, weights=self._first.weights)
+        return version
+
     def _is_old_initial(self, version: Version) -> bool:
         """Whether nothing was learned, and the model now comes with another mix."""
-        if np.array_equal(version.weights, self._first.weights):
-            return False
-        return self._origin(version).method in (INITIAL, RESET, RETURN)
+        moved = not np.array_equal(version.weights, self._first.weights)
+        return moved and not self._is_learned(version)
+
+    def _is_learned(self, version: Version) -> bool:
+        return self._origin(version).method not in (INITIAL, RESET, RETURN)

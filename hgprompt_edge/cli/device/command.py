@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from hgprompt_edge.cli.device.adapters import Folder, adapters, drop_adapters
+from hgprompt_edge.cli.device.folder import (
+    check_not_default,
+    default_of,
+    drop_unused_prompts,
+    opened,
+    paths_of,
+    read_task_of,
+)
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import note, out, print_json, print_next, reports_errors
 from hgprompt_edge.cli.shared.inputs import find_images_of
+from hgprompt_edge.cli.shared.kept_state import state_kept
 from hgprompt_edge.cli.shared.progress import working
 from hgprompt_edge.errors import CheckError, UserError, some
-
-if TYPE_CHECKING:
-    from hgprompt_edge.artifacts.tasks.device_files import BackboneFacts
-    from hgprompt_edge.artifacts.tasks.task_file import TaskFile
 
 app = typer.Typer(
     help="Add, remove, list or convert the tasks of a device folder.", no_args_is_help=True
@@ -31,10 +36,10 @@ app.command()(adapters)
 @reports_errors
 def list_(folder: Folder, json: options.Json = False) -> None:
     """Print the tasks: classes, folded prompts, size, origin."""
-    facts, width = _opened(folder)
+    facts, width = opened(folder)
     rows = []
-    for name, path in _paths(folder).items():
-        task = _read(path, folder, facts, width)
+    for name, path in paths_of(folder).items():
+        task = read_task_of(path, folder, facts, width)
         rows.append(
             {
                 "task": name,
@@ -54,7 +59,7 @@ def list_(folder: Folder, json: options.Json = False) -> None:
         table.add_column(column, justify="left" if column in ("task", "from bundle") else "right")
     for row in rows:
         table.add_row(
-            str(row["task"]) + (f" (in {_default(folder)})" if row["default"] else ""),
+            str(row["task"]) + (f" (in {default_of(folder)})" if row["default"] else ""),
             str(row["classes"]),
             str(row["folded_prompts"]),
             f"{int(str(row['bytes'])) / 1000:.0f}",
@@ -102,13 +107,15 @@ def add(
         if options.is_given(context, name):
             _check_int8(folder, task, f"--{name.replace('_', '-')}")
     if task.suffix == SUFFIX:
-        path = _add_file(folder, task, key)
+        path, kept = _add_file(folder, task, key)
     elif key is not None:
         raise UserError(f"--key {key}: for task files; a bundle has no signature, leave it out")
     else:
-        path = _add_bundle(folder, task, checkpoint, data, max_drop, accept_unproven)
+        path, kept = _add_bundle(folder, task, checkpoint, data, max_drop, accept_unproven)
     size = path.stat().st_size / 1000
     out.print(f"{path}: {size:.0f} KB, checked on its own images", soft_wrap=True)
+    if kept:
+        note(kept)
     print_next("predict", "--model", folder, "--task", path.stem, "IMAGE...")
 
 
@@ -123,11 +130,11 @@ def remove(
     from hgprompt_edge.runtime.learned import state_folder
     from hgprompt_edge.state.lock import only_one
 
-    facts, _ = _opened(folder)
-    paths = _paths(folder)
+    facts, _ = opened(folder)
+    paths = paths_of(folder)
     if task not in paths:
         raise UserError(f"{folder}: has no task {task} ({some(list(paths)) or 'none'}); name one")
-    _check_not_default(folder, task, facts)
+    check_not_default(folder, task, facts)
     with only_one(folder, "device"):
         try:
             paths[task].unlink()
@@ -138,7 +145,7 @@ def remove(
                 f"{paths[task]}: cannot be removed ({reason}); check the folder"
             ) from error
         out.print(f"{paths[task]}: removed", soft_wrap=True)
-        _drop_unused(folder, facts)
+        drop_unused_prompts(folder, facts)
         drop_adapters(folder, task)
     if (state := state_folder(paths[task])).is_dir():
         note(
@@ -146,68 +153,15 @@ def remove(
         )
 
 
-def _drop_unused(folder: Path, facts: BackboneFacts) -> None:
-    """Drop prompts that no task mixes any more, and say so."""
-    from hgprompt_edge.artifacts.tasks.bank_changes import drop_unused
-    from hgprompt_edge.artifacts.tasks.device_files import BANK
-
-    unused, unreadable = drop_unused(folder, facts.backbone_sha256)
-    prompts = "1 prompt" if unused == 1 else f"{unused} prompts"
-    if unused and unreadable:
-        note(
-            f"{folder / BANK}: keeps {prompts} that perhaps no task mixes, since "
-            f"{unreadable[0]} cannot be read"
-        )
-    elif unused:
-        out.print(f"{folder / BANK}: {prompts} dropped that no task mixes", soft_wrap=True)
-
-
-def _check_not_default(folder: Path, task: str, facts: BackboneFacts) -> None:
-    """Refuse to change the task that the default model has folded in: that would stay as it was."""
-    default = _default(folder)
-    if task == facts.default and (folder / default).exists():
-        raise UserError(
-            f"{folder}: {task} is folded into {default}, which stays as it is; remove that file "
-            "first, or export to another folder"
-        )
-
-
-def _opened(folder: Path) -> tuple[BackboneFacts, int]:
-    """Facts of a device folder, and the width of its features; loads the graph."""
-    from hgprompt_edge.runtime.device_folder import DeviceFolder
-
-    found = DeviceFolder(folder)
-    return found.facts, found.width
-
-
 def _check_int8(folder: Path, task: Path, option: str) -> None:
     """Refuse what would be ignored: accuracy is measured of a bundle on an int8 backbone."""
     from hgprompt_edge.artifacts.tasks.device_files import SUFFIX
 
-    if task.suffix == SUFFIX or _opened(folder)[0].precision != "int8":
+    if task.suffix == SUFFIX or opened(folder)[0].precision != "int8":
         raise UserError(f"{option}: for a bundle and an int8 folder; leave it out")
 
 
-def _default(folder: Path) -> str:
-    """Name of the model that has the first task folded in."""
-    from hgprompt_edge.artifacts.tasks.device_files import ONNX, files_of
-
-    return (files_of(folder) or ONNX).default
-
-
-def _paths(folder: Path) -> dict[str, Path]:
-    from hgprompt_edge.artifacts.tasks.device_files import task_paths
-
-    return task_paths(folder)
-
-
-def _read(path: Path, folder: Path, facts: BackboneFacts, width: int) -> TaskFile:
-    from hgprompt_edge.runtime.device_folder import folder_graph, read_fitting
-
-    return read_fitting(path, facts, folder_graph(folder), width)
-
-
-def _add_file(folder: Path, file: Path, key: Path | None) -> Path:
+def _add_file(folder: Path, file: Path, key: Path | None) -> tuple[Path, str]:
     """Copy a task file into the folder, once it is signed, fits, and computes what it says."""
     from hgprompt_edge.artifacts.signature import check_signature, signature_path
     from hgprompt_edge.artifacts.tasks.bank_changes import prompts_for
@@ -220,7 +174,7 @@ def _add_file(folder: Path, file: Path, key: Path | None) -> Path:
     if key is not None:
         check_signature(file, key)
     found = DeviceFolder(folder)
-    task = _read(file, folder, found.facts, found.width)
+    task = read_task_of(file, folder, found.facts, found.width)
     prompts = prompts_for(folder, file, task)
     checked = found.check(task, prompts)
     if not checked.ok:
@@ -228,7 +182,8 @@ def _add_file(folder: Path, file: Path, key: Path | None) -> Path:
     place = folder / file.name
     if place.exists() and place.samefile(file):
         raise UserError(f"{file}: is in {folder} already; name a file from elsewhere")
-    _check_not_default(folder, file.stem, found.facts)
+    check_not_default(folder, file.stem, found.facts)
+    kept = state_kept(place, task, adapts=task.bank is not None)
     with only_one(folder, "device"):
         if prompts is not None:  # before the task: prompts that no task uses yet harm none
             sha256 = found.facts.backbone_sha256
@@ -240,9 +195,9 @@ def _add_file(folder: Path, file: Path, key: Path | None) -> Path:
         if signature_path(file).is_file():
             with atomic_path(signature_path(place)) as temporary:
                 shutil.copyfile(signature_path(file), temporary)
-        _drop_unused(folder, found.facts)
+        drop_unused_prompts(folder, found.facts)
         drop_adapters(folder, place.stem)
-    return place
+    return place, kept
 
 
 def _add_bundle(
@@ -252,19 +207,21 @@ def _add_bundle(
     data: Path | None,
     max_drop: float,
     accept_unproven: bool,
-) -> Path:
+) -> tuple[Path, str]:
     """Make a task of a bundle, which needs PyTorch; for an int8 folder its images, too."""
     from hgprompt_edge.artifacts.bundle_file import read_bundle
     from hgprompt_edge.artifacts.signature import signature_path
-    from hgprompt_edge.artifacts.tasks.device_files import SUFFIX
+    from hgprompt_edge.artifacts.tasks.device_files import SUFFIX, adapts
     from hgprompt_edge.cli.shared.server import require_server
     from hgprompt_edge.files import sha256_file
     from hgprompt_edge.state.lock import only_one
 
     require_server("device add")
-    facts, _ = _opened(folder)
+    facts, _ = opened(folder)
     bundle, digest = read_bundle(path), sha256_file(path)
-    _check_not_default(folder, bundle.task, facts)
+    check_not_default(folder, bundle.task, facts)
+    place = folder / f"{bundle.task}{SUFFIX}"
+    kept = state_kept(place, bundle, adapts=adapts(folder))
     images = find_images_of(bundle, None, data) if facts.precision == "int8" else None
     with working("loading the backbone"):
         from hgprompt_edge.backbones.fitted import backbone_of
@@ -272,7 +229,6 @@ def _add_bundle(
         from hgprompt_edge.export.device_sources import Source
 
         source, backbone = Source(path, bundle, digest), backbone_of(bundle, checkpoint)
-    place = folder / f"{bundle.task}{SUFFIX}"
     with only_one(folder, "device"):
         if images is None:
             with working("exporting"):
@@ -292,6 +248,6 @@ def _add_bundle(
             )
             print_trials(result, max_drop)
         signature_path(place).unlink(missing_ok=True)  # of what had this name
-        _drop_unused(folder, facts)
+        drop_unused_prompts(folder, facts)
         drop_adapters(folder, place.stem)
-    return place
+    return place, kept

@@ -23,6 +23,7 @@ from hgprompt_edge.cli.export.write import (
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import note, out, print_json, print_next, reports_errors
 from hgprompt_edge.cli.shared.inputs import find_images_of
+from hgprompt_edge.cli.shared.kept_state import state_kept
 from hgprompt_edge.cli.shared.progress import working
 from hgprompt_edge.cli.shared.server import needs_server
 from hgprompt_edge.errors import UserError
@@ -174,6 +175,7 @@ def export(
     graph = adapt and has_prompts(content)
     _check_name(path, file_format)
     check_output(path, "--output")
+    kept = state_kept(path, content, adapts=runtime)
     found = find_images_of(content, task, data) if precision is Precision.INT8 else None
     with working("loading the backbone"):
         from hgprompt_edge.backbones.fitted import backbone_of  # PyTorch takes seconds
@@ -198,6 +200,8 @@ def export(
         with working("exporting"):
             checked = write_float(content, backbone, path, precision, opset, digest, runtime, graph)
     remove_old(path, runtime, graph)
+    if kept:
+        note(kept)
     signatures = [sign_model(file, sign) for file in files_to_sign(path, graph)] if sign else []
     seconds = time.perf_counter() - start
     if json:

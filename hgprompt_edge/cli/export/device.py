@@ -18,8 +18,9 @@ from hgprompt_edge.cli.export.write import (
     write_int8_folder,
 )
 from hgprompt_edge.cli.shared import options
-from hgprompt_edge.cli.shared.console import out, print_json, print_next
+from hgprompt_edge.cli.shared.console import note, out, print_json, print_next
 from hgprompt_edge.cli.shared.inputs import find_images_of
+from hgprompt_edge.cli.shared.kept_state import state_kept
 from hgprompt_edge.cli.shared.progress import working
 from hgprompt_edge.errors import UserError, some
 from hgprompt_edge.paths import check_storable
@@ -90,6 +91,9 @@ def export_folder(
             f"--output {folder}: serves {some(sorted(others))}, too; name all bundles, another "
             f"folder, or add one with `hgedge device add {folder} BUNDLE`"
         )
+    kept = [
+        state_kept(folder / f"{bundle.task}{SUFFIX}", bundle, adapts=adapt) for bundle in contents
+    ]
     images = None
     if precision is Precision.INT8:
         images = [find_images_of(bundle, None, data) for bundle in contents]
@@ -129,6 +133,8 @@ def export_folder(
     if not adapt:
         remove_unused([folder / name for name in (BANK, ADAPT)])
     drop_adapters(folder)
+    for sentence in filter(None, kept):
+        note(sentence)
     signatures = [sign_file(file, sign) for file in (*shared, *files)] if sign else []
     if json:
         print_json(
