@@ -209,6 +209,11 @@ def test_the_command_writes_predicts_and_refuses(
         assert refused.exit_code == 2
         assert text in refused.stderr
         assert not Path("new").exists()
+    shutil.copy("onnx/backbone.onnx", "device")
+    for form in ("onnx", "openvino"):
+        refused = run("export", "pets.hgbundle", "cars.hgbundle", "--format", form, "-o", "device/")
+        assert refused.exit_code == 2
+        assert "device: holds backbone.onnx, backbone.xml; remove the one" in refused.stderr
 
 
 def test_tasks_that_need_the_mask_and_tasks_that_do_not_take_turns(

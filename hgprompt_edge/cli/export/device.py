@@ -66,12 +66,15 @@ def export_folder(
         task_paths,
     )
     from hgprompt_edge.files import sha256_file
+    from hgprompt_edge.runtime.device_folder import folder_graph
 
     _check_options(context, folder, len(bundles))
     if adapt and precision is Precision.INT8:
         raise UserError("--adapt: not for a device folder in int8; leave one of the two out")
     names = OPENVINO if file_format is Format.OPENVINO else ONNX
-    if (there := files_of(folder)) not in (None, names):
+    if (there := files_of(folder)) is not None:
+        folder_graph(folder)  # which refuses two graphs
+    if there not in (None, names):
         raise UserError(
             f"--output {folder}: holds {there.graph}, which is of another --format; name another "
             "folder"
