@@ -251,6 +251,13 @@ def test_task_files_that_were_not_measured_on_it_are_refused(
         Predictor(copy).task("cars")
 
 
+def test_whoever_wants_to_adapt_is_sent_to_a_folder_in_float32(copy: Path) -> None:
+    """An export with --adapt over this folder is refused in int8, and would replace it in float."""
+    result = run("state", "history", "--model", str(copy), "--task", "pets")
+    assert result.exit_code == 2
+    assert f"export the tasks of {copy} to another folder in float32 with --adapt" in result.stderr
+
+
 def test_an_int8_task_runs_on_the_backbone_in_float32(
     backbone: Backbone, tasks: list[tuple[Source, Task]], copy: Path, tmp_path: Path
 ) -> None:

@@ -63,8 +63,14 @@ class RunningModel:
     @property
     def how_to_adapt(self) -> str:
         """What to do where the weights are folded in, for messages."""
-        if self._opened.folder is None:
+        folder = self._opened.folder
+        if folder is None:
             return "export it with `adapt=True`"
+        if folder.facts.precision == "int8":
+            return (
+                f"export the tasks of {self.path.parent} to another folder in float32 with "
+                "`adapt=True`"
+            )
         return f"export the tasks of {self.path.parent} again with `adapt=True`"
 
     def set_weights(self, weights: npt.ArrayLike, head: Head | None = None) -> None:
