@@ -15,3 +15,11 @@ def ir_weights(path: Path) -> Path:
     own, backbone = path.with_suffix(".bin"), path.with_name(OPENVINO.weights)
     shared = path.name == OPENVINO.default and not own.exists() and backbone.exists()
     return backbone if shared else own
+
+
+def wanted_weights(path: Path) -> str:
+    """Name what `ir_weights` looks for, for a message where it is missing."""
+    own = path.with_suffix(".bin").name
+    if path.name != OPENVINO.default:
+        return own
+    return f"{OPENVINO.weights} of its device folder (or {own}, if it is of no folder)"

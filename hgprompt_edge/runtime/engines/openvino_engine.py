@@ -9,7 +9,7 @@ from queue import LifoQueue
 from threading import Lock
 from typing import Any
 
-from hgprompt_edge.artifacts.ir_weights import ir_weights
+from hgprompt_edge.artifacts.ir_weights import ir_weights, wanted_weights
 from hgprompt_edge.artifacts.metadata import PREFIX
 from hgprompt_edge.artifacts.tasks.task_tensors import MASK, NAMES
 from hgprompt_edge.cores import fewer_cores
@@ -73,7 +73,9 @@ class OpenVinoEngine:
         _check_device(core, device, bool(bf16))
         weights = ir_weights(path)
         if not weights.is_file():
-            raise LoadError(f"needs {weights.name} beside it, which is missing; copy both files")
+            raise LoadError(
+                f"needs {wanted_weights(path)} beside it, which is missing; copy both files"
+            )
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         threads = fewer_cores() if threads is None else threads
         if threads is not None and device == "CPU":
