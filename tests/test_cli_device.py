@@ -238,6 +238,21 @@ def test_watching_takes_the_limits_and_a_replaced_task(backbone: Backbone, copy:
     assert second.labels[0][0].startswith("new")
 
 
+def test_verifying_a_folder_takes_the_default_model_along(copy: Path) -> None:
+    for name in ("cars", "birds"):
+        (copy / f"{name}.hgtask").unlink()
+    default = copy / "default.onnx"
+    whole = default.read_bytes()
+    assert "default digest" in run("verify", str(copy)).stdout
+    for broken in (whole[: len(whole) // 2], whole.replace(b"pets", b"cats")):
+        default.write_bytes(broken)
+        result = run("verify", str(copy))
+        assert result.exit_code == 1
+        assert "does not pass (default digest)" in result.stderr
+    default.unlink()  # no task needs it
+    assert run("verify", str(copy)).exit_code == 0
+
+
 def test_a_signed_task_needs_its_signed_backbone(copy: Path, keys: tuple[Path, Path]) -> None:
     private, public = keys
     task, graph = copy / "cars.hgtask", copy / "backbone.onnx"

@@ -12,9 +12,10 @@ from hgprompt_edge.artifacts.metadata import NOT_OURS
 from hgprompt_edge.artifacts.model_digest import is_whole
 from hgprompt_edge.artifacts.onnx_bytes import read_facts
 from hgprompt_edge.artifacts.signature import check_signature, find_signature
-from hgprompt_edge.artifacts.tasks.device_files import SUFFIX, graph_of
+from hgprompt_edge.artifacts.tasks.device_files import SUFFIX, files_of, graph_of
 from hgprompt_edge.errors import CheckError, FileError, UserError
 from hgprompt_edge.files import sha256_file
+from hgprompt_edge.runtime.engines.open import open_engine
 from hgprompt_edge.runtime.other_cpu import ADVICE
 from hgprompt_edge.runtime.predictor import Predictor
 
@@ -104,7 +105,19 @@ def _digests(path: Path, predictor: Predictor) -> list[Check]:
     if folder is None:
         return [_whole("digest", path, predictor.entries)]
     task = Check("digest", True, f"{predictor.path.name} is as it was exported")
-    return [task, _whole("backbone digest", folder.graph, folder.engine.entries)]
+    checks = [task, _whole("backbone digest", folder.graph, folder.engine.entries)]
+    files = files_of(folder.folder)
+    if path.is_dir() and files is not None and (default := path / files.default).exists():
+        checks.append(_default(default))
+    return checks
+
+
+def _default(path: Path) -> Check:
+    """Check the model of a device folder that plain runtimes take, and no task needs."""
+    try:
+        return _whole("default digest", path, open_engine(path).entries)
+    except UserError as error:
+        return Check("default digest", False, str(error))
 
 
 def _whole(name: str, path: Path, entries: Mapping[str, str]) -> Check:
