@@ -200,6 +200,28 @@ def test_a_broken_task_is_no_fault_of_the_others(copy: Path) -> None:
     assert result.exit_code == 0, result.stderr
 
 
+def test_a_list_shows_a_broken_task_and_how_to_remove_it(copy: Path) -> None:
+    (copy / "cars.hgtask").write_bytes(b"broken")
+    result = run("device", "list", str(copy))
+    assert result.exit_code == 2
+    assert "pets (in default.onnx)" in result.stdout
+    assert "birds" in result.stdout
+    assert "(broken)" in next(line for line in result.stdout.splitlines() if "cars" in line)
+    assert "cars cannot be used" in result.stderr
+    rows = json.loads(run("device", "list", str(copy), "--json").stdout)["tasks"]
+    assert {row["task"]: bool(row["error"]) for row in rows} == {
+        "birds": False, "cars": True, "pets": False,
+    }  # fmt: skip
+    command = result.stderr.partition("`hgedge ")[2].partition("`")[0]
+    assert run(*command.split()).exit_code == 0
+    (copy / "default.onnx").unlink()
+    result = run("device", "list", str(copy))
+    assert result.exit_code == 0
+    assert "default.onnx" not in result.stdout
+    rows = json.loads(run("device", "list", str(copy), "--json").stdout)["tasks"]
+    assert not any(row["default"] for row in rows)
+
+
 def test_a_task_without_probabilities_is_named(copy: Path) -> None:
     photo = copy.parent / "photo.png"
     Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(photo)

@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from hgprompt_edge.cli.device.adapters import Folder, adapters, drop_adapters
 from hgprompt_edge.cli.device.folder import (
     check_not_default,
-    default_of,
     drop_unused_prompts,
     opened,
     paths_of,
     read_task_of,
 )
+from hgprompt_edge.cli.device.listing import list_tasks
 from hgprompt_edge.cli.shared import options
-from hgprompt_edge.cli.shared.console import note, out, print_json, print_next, reports_errors
+from hgprompt_edge.cli.shared.console import note, out, print_next, reports_errors
 from hgprompt_edge.cli.shared.inputs import find_images_of
 from hgprompt_edge.cli.shared.kept_state import state_kept
 from hgprompt_edge.cli.shared.progress import working
@@ -30,43 +29,7 @@ app = typer.Typer(
 )
 
 app.command()(adapters)
-
-
-@app.command("list")
-@reports_errors
-def list_(folder: Folder, json: options.Json = False) -> None:
-    """Print the tasks: classes, folded prompts, size, origin."""
-    facts, width = opened(folder)
-    rows = []
-    for name, path in paths_of(folder).items():
-        task = read_task_of(path, folder, facts, width)
-        rows.append(
-            {
-                "task": name,
-                "classes": len(task.metadata.classes),
-                "folded_prompts": task.metadata.folded_prompts,
-                "bytes": path.stat().st_size,
-                "bundle_sha256": task.metadata.bundle_sha256,
-                "default": name == facts.default,
-                "adapts": task.bank is not None,
-            }
-        )
-    if json:
-        print_json({"backbone": facts.backbone, "precision": facts.precision, "tasks": rows})
-        return
-    table = Table(box=None, pad_edge=False)
-    for column in ("task", "classes", "prompts", "KB", "from bundle"):
-        table.add_column(column, justify="left" if column in ("task", "from bundle") else "right")
-    for row in rows:
-        table.add_row(
-            str(row["task"]) + (f" (in {default_of(folder)})" if row["default"] else ""),
-            str(row["classes"]),
-            str(row["folded_prompts"]),
-            f"{int(str(row['bytes'])) / 1000:.0f}",
-            str(row["bundle_sha256"])[:12],
-        )
-    out.print(f"{folder}: {facts.backbone}, {facts.preprocessing.image_size} px", soft_wrap=True)
-    out.print(table)
+app.command("list")(list_tasks)
 
 
 @app.command()
