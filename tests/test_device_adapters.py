@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
+from shlex import quote, split
 
 import numpy as np
 import onnxruntime as ort
@@ -130,16 +132,31 @@ def test_adapters_hold_what_was_learned_and_go_when_the_task_changes(copy: Path)
     assert not (copy / "cars.onnx_adapter").exists()
 
 
-def test_a_bias_on_top_of_several_folded_prompts_fits_into_no_adapter(copy: Path) -> None:
+def test_tasks_that_fit_into_no_adapter_are_named_and_the_others_written(
+    tmp_path: Path, folder: Path
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "my device"))
+    write_adapters(copy)
     task = Predictor(copy / "birds.hgtask")
     bank = task.require_bank()
     with open_history(copy / "birds.state", bank, task.metadata) as history:
         bias = np.arange(len(bank.head.bias), dtype=np.float32)
         history.commit(bank.initial, method="labelled", images=9, figures={}, head_bias=bias)
+    (copy / "cars.hgtask").write_bytes(b"broken")
     result = run("device", "adapters", str(copy))
     assert result.exit_code == 2
+    assert "weather4.onnx_adapter" in result.stdout
     assert "its learned bias comes on top of several folded prompts" in result.stderr
-    assert not (copy / "adapters.onnx").exists()
+    assert "cars.hgtask: " in result.stderr
+    assert f"{copy}: no adapter for birds, cars; the others were written" in result.stderr
+    assert sorted(path.name for path in copy.glob("*.onnx_adapter")) == ["weather4.onnx_adapter"]
+    assert f"`hgedge device adapters {quote(str(copy))}`" in result.stderr  # of the old ones
+    found = json.loads(run("device", "adapters", str(copy), "--json").stdout)
+    assert sorted(found["failed"]) == ["birds", "cars"]
+    command = result.stderr.partition("run `hgedge ")[2].partition("`")[0]
+    assert run(*split(command)).exit_code == 0
+    (copy / "cars.hgtask").unlink()
+    assert run("device", "adapters", str(copy)).exit_code == 0
 
 
 def test_folders_for_openvino_have_no_adapters(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ of one, gives NaN and not another task's answer.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from hgprompt_edge.artifacts.tasks.device_files import BackboneFacts
+from hgprompt_edge.artifacts.tasks.device_files import BackboneFacts, task_paths
 from hgprompt_edge.artifacts.tasks.task_tensors import BIAS, HEAD, KEYS, MASK, VALUES
-from hgprompt_edge.errors import CheckError, FileError
+from hgprompt_edge.errors import CheckError, FileError, UserError
 from hgprompt_edge.files import atomic_path
 from hgprompt_edge.maths.parity import TOLERANCES, compare
 from hgprompt_edge.maths.softmax import log_softmax
@@ -41,37 +42,58 @@ class Adapter:
     version: Version | None
 
 
-def write_adapters(folder: Path) -> list[Adapter]:
+def write_adapters(folder: Path) -> tuple[list[Adapter], dict[str, UserError]]:
     """Write `adapters.onnx`, and `NAME.onnx_adapter` for each task at the weights in force.
 
     Each is run in onnxruntime and compared with the task before it gets its name.
 
+    Returns
+    -------
+    What was written, and why not for the tasks that are broken or have learned what no adapter can
+    hold.
+
     Raises
     ------
     UserError
-        The folder is for OpenVINO, holds no task, or a task has learned what no adapter can hold.
+        The folder is for OpenVINO, holds no task, or none of its tasks can be an adapter.
     CheckError
         An adapter gives something else than its task.
     """
-    device = Predictor(folder)
+    device = _opened(folder)
     found = device.device_folder
     if found is None or found.graph.suffix != ".onnx":
         raise FileError(
             folder, "adapters are of ONNX Runtime; export the folder in the format `onnx`"
         )
-    tasks = [device.task(name) for name in device.tasks]
-    tensors = [task.tensors_in_force() for task in tasks]
+    tasks: list[tuple[Predictor, Mapping[str, Floats]]] = []
+    failed: dict[str, UserError] = {}
+    for name in device.tasks:
+        try:
+            task = device.task(name)
+            tasks.append((task, task.tensors_in_force()))
+        except UserError as error:
+            failed[name] = error
+    if not tasks:
+        raise next(iter(failed.values()))
     written = []
     with atomic_path(folder / GRAPH) as graph:
-        graph.write_bytes(found.graph.read_bytes() + _defaults(tensors[0]))
+        graph.write_bytes(found.graph.read_bytes() + _defaults(tasks[0][1]))
         session = open_session(graph)
-        for task, given in zip(tasks, tensors, strict=True):
+        for task, given in tasks:
             name = task.metadata.task
             with atomic_path(folder / f"{name}{SUFFIX}") as path:
                 _write(path, given)
                 _check(session, path, task, found.facts)
             written.append(Adapter(folder / f"{name}{SUFFIX}", task.version))
-    return written
+    return written, failed
+
+
+def _opened(folder: Path) -> Predictor:
+    """Open a device folder at the first task that is whole."""
+    for path in task_paths(folder).values():
+        with suppress(UserError):
+            return Predictor(path)
+    return Predictor(folder)
 
 
 def old_adapters(folder: Path, task: str | None = None) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 
 from hgprompt_edge.artifacts.device_bank import Bank
 from hgprompt_edge.artifacts.metadata import PREFIX
@@ -158,7 +159,7 @@ class DeviceFolder:
         if not names:
             raise FileError(
                 self.folder,
-                f"holds no task; add one with `hgedge device add {self.folder} FILE`",
+                f"holds no task; add one with `hgedge device add {quote(str(self.folder))} FILE`",
             )
         return self.facts.default if self.facts.default in names else names[0]
 

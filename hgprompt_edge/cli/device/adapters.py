@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from hgprompt_edge.cli.shared import options
-from hgprompt_edge.cli.shared.console import note, out, print_json, reports_errors
+from hgprompt_edge.cli.shared.console import (
+    EXIT_BAD_INPUT,
+    fail,
+    note,
+    out,
+    print_json,
+    reports_errors,
+)
+from hgprompt_edge.cli.shared.parameters import as_options
+from hgprompt_edge.cli.shared.text import command_line
+from hgprompt_edge.errors import some
 
 Folder = Annotated[
     Path, typer.Argument(help="Device folder that `hgedge export` wrote.", show_default=False)
@@ -23,7 +33,12 @@ def adapters(folder: Folder, json: options.Json = False) -> None:
     from hgprompt_edge.state.lock import only_one
 
     with only_one(folder_graph(folder).parent, "device"):
-        written = write_adapters(folder)
+        written, failed = write_adapters(folder)
+        for name in failed:
+            drop_adapters(folder, name)
+    problem = (
+        f"{folder}: no adapter for {some(list(failed))}; the others were written" if failed else ""
+    )
     if json:
         print_json(
             {
@@ -32,8 +47,11 @@ def adapters(folder: Folder, json: options.Json = False) -> None:
                     {"path": str(each.path), "version": each.version and each.version.id}
                     for each in written
                 ],
+                "failed": {name: as_options(error) for name, error in failed.items()},
             }
         )
+        if problem:
+            fail(problem, EXIT_BAD_INPUT)
         return
     out.print(
         f"{folder / GRAPH}: on the weights of backbone.onnx; NaN without an adapter", soft_wrap=True
@@ -46,6 +64,10 @@ def adapters(folder: Folder, json: options.Json = False) -> None:
             "onnxruntime on its own images",
             soft_wrap=True,
         )
+    for error in failed.values():
+        note(as_options(error))
+    if problem:
+        fail(problem, EXIT_BAD_INPUT)
 
 
 def drop_adapters(folder: Path, task: str | None = None) -> None:
@@ -55,10 +77,8 @@ def drop_adapters(folder: Path, task: str | None = None) -> None:
     if old := old_adapters(folder, task):
         for path in old:
             path.unlink()
-        note(
-            f"removed {', '.join(map(str, old))}, made before; write them again with "
-            f"`hgedge device adapters {folder}`"
-        )
+        again = command_line("device", "adapters", folder)
+        note(f"removed {', '.join(map(str, old))}, made before; write them again with `{again}`")
 
 
 def note_old_adapter(path: Path) -> None:
@@ -66,7 +86,5 @@ def note_old_adapter(path: Path) -> None:
     from hgprompt_edge.runtime.adapters import old_adapters
 
     if path.suffix == ".hgtask" and (old := old_adapters(path.parent, path.stem)):
-        note(
-            f"{old[0]}: holds the weights of before; write it again with "
-            f"`hgedge device adapters {path.parent}`"
-        )
+        again = command_line("device", "adapters", path.parent)
+        note(f"{old[0]}: holds the weights of before; write it again with `{again}`")

@@ -22,6 +22,7 @@ from hgprompt_edge.cli.shared.console import note, out, print_json, print_next
 from hgprompt_edge.cli.shared.inputs import find_images_of
 from hgprompt_edge.cli.shared.kept_state import state_kept
 from hgprompt_edge.cli.shared.progress import working
+from hgprompt_edge.cli.shared.text import command_line
 from hgprompt_edge.errors import UserError, some
 from hgprompt_edge.paths import check_storable
 
@@ -90,9 +91,10 @@ def export_folder(
             note_no_statistics(path, bundle)
     others = set(task_paths(folder)) - {bundle.task for bundle in contents}
     if others:
+        add = command_line("device", "add", folder, "BUNDLE")
         raise UserError(
             f"--output {folder}: serves {some(sorted(others))}, too; name all bundles, another "
-            f"folder, or add one with `hgedge device add {folder} BUNDLE`"
+            f"folder, or add one with `{add}`"
         )
     kept = [
         state_kept(folder / f"{bundle.task}{SUFFIX}", bundle, adapts=adapt) for bundle in contents
