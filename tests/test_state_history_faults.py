@@ -125,12 +125,15 @@ AS_NOBODY = "import filelock, os; os.setgid(65534); os.setuid(65534)\n" if AS_RO
 @pytest.mark.parametrize("tidy", [True, False])
 def test_a_folder_that_cannot_be_written_is_read_and_refused_for_writing(tidy: bool) -> None:
     code = """
+from hgprompt_edge.state.lock import only_one
+
 with History(state, BANK, INITIAL, read_only=True) as history:
     print(history.current().id, history.changed())
 for make in (
     lambda: History(state, BANK, INITIAL),
     lambda: History(state / "new", BANK, INITIAL),
     lambda: history.exclusive().__enter__(),
+    lambda: only_one(state, "device").__enter__(),
 ):
     try:
         make()
@@ -149,10 +152,11 @@ for make in (
         first, *messages = in_child(AS_NOBODY + code, folder).communicate()[0].splitlines()
         state.chmod(0o755)
     assert first == "2 False"
-    assert len(messages) == 3
+    assert len(messages) == 4
     assert "history.sqlite: read-only; give a state folder that can be written" in messages[0]
     assert "cannot be made or opened (permission denied)" in messages[1]
     assert "state: cannot be locked (permission denied); name a state folder" in messages[2]
+    assert "cannot be locked (permission denied); copy the folder to where" in messages[3]
 
 
 def test_folders_above_the_state_are_not_made(tmp_path: Path) -> None:

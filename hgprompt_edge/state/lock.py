@@ -9,6 +9,14 @@ from pathlib import Path
 
 from hgprompt_edge.errors import FileError
 
+STATE = "name a state folder that can be written"
+ADVICE = {
+    "adapt": STATE,
+    "monitor": STATE,
+    "device": "copy the folder to where it can be written",
+}
+"""What to do where the folder that a command locks cannot be written."""
+
 
 @contextmanager
 def only_one_adapts(folder: Path) -> Iterator[None]:
@@ -47,9 +55,7 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
             ) from error
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            raise FileError(
-                folder, f"cannot be locked ({reason}); name a state folder that can be written"
-            ) from error
+            raise FileError(folder, f"cannot be locked ({reason}); {ADVICE[what]}") from error
         try:
             yield
         finally:
