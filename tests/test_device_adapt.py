@@ -201,6 +201,26 @@ def test_learn_look_back_and_undo(planted: Planted, copy: Path, seen: Path) -> N
         assert "choose with --task" in result.stderr
 
 
+def test_a_file_in_place_of_a_state_folder_is_named(copy: Path, seen: Path) -> None:
+    """No option was given, so none is named as wrong."""
+    (copy / "pets.state").write_bytes(b"mine")
+    photo, model = str(next(seen.rglob("*.png"))), ("--model", str(copy), "--task", "pets")
+    for words in (
+        ("predict", *model, photo),
+        ("predict", *model, "--task", "cars", photo),
+        ("state", "history", *model),
+        ("adapt", *model, "--data", str(seen)),
+    ):
+        result = run(*words)
+        assert result.exit_code == 2
+        assert f"hgedge: {copy / 'pets.state'}: a file, where the folder" in result.stderr
+        assert "move it away or name another folder with --state" in result.stderr
+    with pytest.raises(UserError, match=r"pets\.state: a file, where"):
+        hgprompt_edge.load(copy, task="pets")
+    assert (copy / "pets.state").read_bytes() == b"mine"
+    assert run("predict", "--model", str(copy), "--task", "cars", photo).exit_code == 0
+
+
 def test_what_another_task_has_learned_is_refused(planted: Planted, tmp_path: Path) -> None:
     """Tasks of the same classes on the same sources, such as good and bad of two products."""
     bundles = [planted.bundle, named(planted.bundle, "dogs")]

@@ -161,3 +161,16 @@ def test_the_history_shows_the_mix_that_is_at_work(here: Path, backbone: Backbon
     shown = json.loads(run("state", "history", "--model", str(path), "--json").stdout)
     assert [version["in_force"] for version in shown] == [True]
     np.testing.assert_allclose(list(shown[0]["weights"].values()), merged, atol=1e-6)
+
+
+def test_a_removed_task_leaves_its_state_and_says_what_is_in_it(here: Path) -> None:
+    removed = run("device", "remove", "device", "cars")
+    assert "device/cars.state: kept, it holds what was learned for cars; delete it" in words_of(
+        removed
+    )
+    watched = Path("device/cars.state")
+    (watched / "history.sqlite").unlink()
+    (watched / "monitor.json").write_text("{}")
+    assert run("device", "add", "device", "cars.hgbundle").exit_code == 0
+    removed = run("device", "remove", "device", "cars")
+    assert "device/cars.state: kept, it holds what a monitor has seen" in words_of(removed)

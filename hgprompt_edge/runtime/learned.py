@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from hgprompt_edge.artifacts.device_bank import Bank
 from hgprompt_edge.artifacts.metadata import Metadata
-from hgprompt_edge.errors import ParameterError
+from hgprompt_edge.errors import FileError, ParameterError
 from hgprompt_edge.maths.head import Head
 from hgprompt_edge.paths import why_not
 from hgprompt_edge.state.history import History, Version
@@ -53,9 +53,27 @@ def content_of(version: Version) -> tuple[object, ...]:
     return version.id, *(None if array is None else array.tobytes() for array in arrays)
 
 
-def state_folder(model: Path) -> Path:
-    """Where `hgedge adapt` keeps what it has learned for a model, unless told otherwise."""
+def state_path(model: Path) -> Path:
+    """Where the state folder of a model lies, whatever else lies there."""
     return model.with_name(f"{model.stem}.state")
+
+
+def state_folder(model: Path) -> Path:
+    """Where `hgedge adapt` keeps what it has learned for a model, unless told otherwise.
+
+    Raises
+    ------
+    UserError
+        A file lies there.
+    """
+    state = state_path(model)
+    if state.exists() and not state.is_dir():
+        raise FileError(
+            state,
+            f"a file, where the folder with what is learned for {model.name} belongs; move it away "
+            "or name another folder with `state`",
+        )
+    return state
 
 
 def open_history(

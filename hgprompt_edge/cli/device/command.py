@@ -90,7 +90,9 @@ def remove(
 ) -> None:
     """Remove a task's file; the one that is folded into the default model stays."""
     from hgprompt_edge.artifacts.signature import signature_path
-    from hgprompt_edge.runtime.learned import state_folder
+    from hgprompt_edge.runtime.learned import state_path
+    from hgprompt_edge.runtime.watching.monitor_file import FILE as MONITOR
+    from hgprompt_edge.state.history import FILE
     from hgprompt_edge.state.lock import only_one
 
     facts, _ = opened(folder)
@@ -110,10 +112,10 @@ def remove(
         out.print(f"{paths[task]}: removed", soft_wrap=True)
         drop_unused_prompts(folder, facts)
         drop_adapters(folder, task)
-    if (state := state_folder(paths[task])).is_dir():
-        note(
-            f"{state}: kept, it holds what was learned for {task}; delete it if that is not needed"
-        )
+    if (state := state_path(paths[task])).is_dir():
+        seen = {FILE: "what was learned", MONITOR: "what a monitor has seen"}
+        holds = " and ".join(what for name, what in seen.items() if (state / name).exists())
+        note(f"{state}: kept, it holds {holds or 'nothing'} for {task}; delete it if not needed")
 
 
 def _check_int8(folder: Path, task: Path, option: str) -> None:

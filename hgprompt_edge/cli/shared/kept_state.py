@@ -37,10 +37,10 @@ def state_kept(path: Path, new: Bundle | TaskFile, *, adapts: bool) -> str:
     """
     from hgprompt_edge.artifacts.bank_entries import bank_sha256, initial_mix
     from hgprompt_edge.artifacts.bundle import Bundle
-    from hgprompt_edge.runtime.learned import state_folder
+    from hgprompt_edge.runtime.learned import state_path
     from hgprompt_edge.state.history import FILE, History
 
-    state = state_folder(path)
+    state = state_path(path)
     if not (state / FILE).exists():
         return ""
     if not adapts:
