@@ -200,6 +200,11 @@ def test_a_broken_task_is_no_fault_of_the_others(copy: Path) -> None:
     assert result.exit_code == 0, result.stderr
 
 
+def test_a_model_of_one_task_takes_no_name_of_one(copy: Path) -> None:
+    with pytest.raises(UserError, match=r"default\.onnx is a model of one task; leave it out"):
+        load(copy / "default.onnx", task="pets")
+
+
 def test_a_list_shows_a_broken_task_and_how_to_remove_it(copy: Path) -> None:
     (copy / "cars.hgtask").write_bytes(b"broken")
     result = run("device", "list", str(copy))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from hgprompt_edge.errors import FileError
+from hgprompt_edge.errors import FileError, ParameterError
 from hgprompt_edge.images.decode import open_image, upright_rgb
 from hgprompt_edge.images.preprocess import Preprocessing, to_array
 from hgprompt_edge.runtime.learned import state_folder
@@ -188,11 +188,13 @@ def load(
     Raises
     ------
     UserError
-        As of `Predictor`.
+        As of `Predictor`; or `task` is given for a model of one task.
     """
     path = Path(model)
     predictor = Predictor(path, threads, device=device, bf16=bf16)
     if task is not None:
+        if predictor.device_folder is None:
+            raise ParameterError("task", task, f"{path} is a model of one task; leave it out")
         predictor = predictor.task(task)
     if state is not None:
         predictor.follow(Path(state))
