@@ -18,6 +18,7 @@ from hgprompt_edge.cli.shared.console import (
     print_json,
     reports_errors,
 )
+from hgprompt_edge.cli.shared.parameters import as_options
 from hgprompt_edge.cli.shared.text import command_line
 from hgprompt_edge.errors import UserError, some
 
@@ -57,7 +58,7 @@ def list_tasks(folder: Folder, json: options.Json = False) -> None:
 def _row(path: Path, found: TaskFile | UserError) -> dict[str, Any]:
     if isinstance(found, UserError):
         nothing = dict.fromkeys(("classes", "folded_prompts", "bundle_sha256", "adapts"))
-        return {**nothing, "bytes": path.stat().st_size, "error": str(found)}
+        return {**nothing, "bytes": path.stat().st_size, "error": as_options(found)}
     return {
         "classes": len(found.metadata.classes),
         "folded_prompts": found.metadata.folded_prompts,

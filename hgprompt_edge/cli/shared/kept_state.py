@@ -72,4 +72,7 @@ def state_kept(path: Path, new: Bundle | TaskFile, *, adapts: bool) -> str:
             return ""
         version = history.current().id
     back = command_line("state", "reset", "--model", path)
-    return f"{state}: version {version} stays in force, over the new mix; `{back}` undoes it"
+    return (
+        f"{state}: version {version} stays in force and not the mix of the new {path.name}; "
+        f"`{back}` takes that"
+    )
