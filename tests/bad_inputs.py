@@ -224,6 +224,8 @@ def _device_folders(folder: Path, planted: Planted) -> None:
     shutil.copytree(folder / "two", folder / "two-lost")
     (folder / "two-lost" / "bank.safetensors").unlink()
     (folder / "two-lost" / "default.onnx").unlink()
+    shutil.copytree(folder / "two-fixed", folder / "two-broken")
+    (folder / "two-broken" / "cars.hgtask").write_bytes(b"broken")
 
 
 def _keys(folder: Path) -> None:

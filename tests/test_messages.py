@@ -238,7 +238,9 @@ monitor --model device/fixed.onnx a.jpg --adapt
 predict --model device/two --task pets --task cars a.jpg --state device/two/pets.state
 device adapters empty
 device add device/two-fixed device/two-lost/pets.hgtask
+device list device/two-broken
 device remove device/two-lost birds
+predict --model device/two --task ../two/pets a.jpg
 monitor --model device/pets.onnx --adapt
 predict --model device/fixed.onnx a.jpg --monitor
 
