@@ -7,6 +7,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,10 +30,11 @@ from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.reference import fit_reference
 from hgprompt_edge.runtime.learned import open_history
 from hgprompt_edge.runtime.predictor import Predictor
-from hgprompt_edge.runtime.watching.watch import watch, watch_paths
+from hgprompt_edge.runtime.watching.watch import watch_paths
 
 Pixels = npt.NDArray[np.uint8]
 CLASSES, OWN, GAIN = 4, 160, 0.85
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def pictures(count: int, seed: int, *, only: int | None = None, gain: float = 1) -> Pixels:
@@ -179,30 +182,24 @@ def watched_images(monkeypatch: pytest.MonkeyPatch, model: Path, seen: Path) -> 
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there, SIGTERM ends a process at once")
+@pytest.mark.parametrize("command", [("monitor",), ("predict", "--monitor")])
 def test_sigterm_ends_a_watch_as_ctrl_c_does(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: tuple[str, ...], model: Path, tmp_path: Path
 ) -> None:
-    def stop(_: float) -> None:
-        if looks:
-            assert (state / "monitor.pid").is_file()
-            os.kill(os.getpid(), signal.SIGTERM)
-        looks.append(1)
-
-    looks: list[int] = []
-    before = signal.getsignal(signal.SIGTERM)
-    module = "hgprompt_edge.runtime.watching.watch"
-    monkeypatch.setattr(f"{module}.watch", functools.partial(watch, sleep=stop))
-    monkeypatch.setattr(f"{module}.watch_paths", functools.partial(watch_paths, sleep=stop))
     state = tmp_path / "pets.state"
-    seen = str(folder_of(tmp_path / "seen", pictures(5, 20)))
-    for command in (("monitor",), ("predict", "--monitor")):
-        looks.clear()
-        result = run(*command, "--model", str(model), "--watch", seen)
-        assert result.exit_code == 130, result.output
-        assert json.loads((state / "monitor.json").read_text())["images"] == 5
-        assert not (state / "monitor.pid").exists()
-        assert signal.getsignal(signal.SIGTERM) is before
-        (state / "monitor.json").unlink()
+    seen = folder_of(tmp_path / "seen", pictures(5, 20))
+    words = (*command, "--model", str(model), "--watch", str(seen), "--json")
+    program = [sys.executable, "-m", "hgprompt_edge.cli.main", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(program, stdout=subprocess.PIPE, env=environment) as child:
+        assert child.stdout is not None
+        served = [child.stdout.readline() for _ in range(5)]
+        assert (state / "monitor.pid").is_file()
+        child.send_signal(signal.SIGTERM)
+    assert all(served)
+    assert child.returncode == 130
+    assert json.loads((state / "monitor.json").read_text())["images"] == 5
+    assert not (state / "monitor.pid").exists()
 
 
 def test_images_that_cannot_be_read_are_said_and_left_out(model: Path, tmp_path: Path) -> None:
@@ -287,7 +284,7 @@ def test_a_file_where_the_state_would_be_is_refused(model: Path, tmp_path: Path)
     for words in ((), (seen,), ("--watch", seen), ("--reset",)):
         result = run("monitor", "--model", str(model), *words)
         assert result.exit_code == 2
-        assert "pets.state: a file, not a folder; name another folder with --state" in result.stderr
+        assert "pets.state: a file, where the folder with what is learned for" in result.stderr
 
 
 def test_what_cannot_be_removed_is_said(model: Path, tmp_path: Path) -> None:
