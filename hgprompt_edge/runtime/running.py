@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from shlex import quote
 from threading import Lock
 
 import numpy as np
@@ -106,11 +105,10 @@ class RunningModel:
         if now.head is None:
             return given
         if self._opened.bank is not None and self._opened.bank.names == (FOLDED,):
-            reset = f"hgedge state reset --model {quote(str(self.path))}"
             raise FileError(
                 self.path,
                 "its learned bias comes on top of several folded prompts, so that no input of the "
-                f"graph can hold it; run `{reset}` first",
+                "graph can hold it; run `hgedge state reset` first",
             )
         weight = np.zeros_like(given[HEAD])
         weight[0, : now.head.weight.shape[1]] = now.head.weight.T

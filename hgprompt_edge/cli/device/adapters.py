@@ -18,7 +18,7 @@ from hgprompt_edge.cli.shared.console import (
 )
 from hgprompt_edge.cli.shared.parameters import as_options
 from hgprompt_edge.cli.shared.text import command_line
-from hgprompt_edge.errors import some
+from hgprompt_edge.errors import UserError, some
 
 Folder = Annotated[
     Path, typer.Argument(help="Device folder that `hgedge export` wrote.", show_default=False)
@@ -47,7 +47,7 @@ def adapters(folder: Folder, json: options.Json = False) -> None:
                     {"path": str(each.path), "version": each.version and each.version.id}
                     for each in written
                 ],
-                "failed": {name: as_options(error) for name, error in failed.items()},
+                "failed": {name: _why(folder, name, error) for name, error in failed.items()},
             }
         )
         if problem:
@@ -64,10 +64,16 @@ def adapters(folder: Folder, json: options.Json = False) -> None:
             "onnxruntime on its own images",
             soft_wrap=True,
         )
-    for error in failed.values():
-        note(as_options(error))
+    for name, error in failed.items():
+        note(_why(folder, name, error))
     if problem:
         fail(problem, EXIT_BAD_INPUT)
+
+
+def _why(folder: Path, name: str, error: UserError) -> str:
+    """Say why a task has no adapter; a command in it names the task."""
+    reset = command_line("state", "reset", "--model", folder / f"{name}.hgtask")
+    return as_options(error).replace("`hgedge state reset`", f"`{reset}`")
 
 
 def drop_adapters(folder: Path, task: str | None = None) -> None:
