@@ -17,6 +17,7 @@ from small_vits import make_backbone, make_bundle
 from test_export_int8 import spoiled
 from toys import make_task
 
+from hgprompt_edge.artifacts.bundle_file import write_bundle
 from hgprompt_edge.artifacts.tasks.task_file import read_task
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.forward import extract_features
@@ -252,7 +253,7 @@ def test_task_files_that_were_not_measured_on_it_are_refused(
 
 
 def test_whoever_wants_to_adapt_is_sent_to_a_folder_in_float32(copy: Path) -> None:
-    """An export with --adapt over this folder is refused in int8, and would replace it in float."""
+    """An export with --adapt over this folder is refused, in int8 and in float."""
     result = run("state", "history", "--model", str(copy), "--task", "pets")
     assert result.exit_code == 2
     assert f"export the tasks of {copy} to another folder in float32 with --adapt" in result.stderr
@@ -282,6 +283,21 @@ def test_another_cpu_is_noticed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> 
         Predictor(copy).task("pets")
     checks = {check.name: check.ok for check in verify_model(copy / "pets.hgtask")}
     assert checks["cpu"] is False
+
+
+def test_an_export_in_another_precision_does_not_replace_it(
+    copy: Path, tasks: list[tuple[Source, Task]], tmp_path: Path
+) -> None:
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    bundles = []
+    for source, _ in tasks:
+        bundles.append(tmp_path / f"{source.bundle.task}.hgbundle")
+        write_bundle(bundles[-1], source.bundle)
+    result = run("export", *map(str, bundles), "-o", str(copy))
+    assert result.exit_code == 2
+    expected = f"{copy}: holds a backbone in int8; add --precision int8, or name another folder"
+    assert expected in " ".join(result.stderr.split())
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from hgprompt_edge.cli.device.adapters import drop_adapters
+from hgprompt_edge.cli.device.folder import opened
 from hgprompt_edge.cli.export.choices import Format, Precision
 from hgprompt_edge.cli.export.report import int8_document, print_trials
 from hgprompt_edge.cli.export.write import (
@@ -27,6 +28,7 @@ from hgprompt_edge.errors import UserError, some
 from hgprompt_edge.paths import check_storable
 
 if TYPE_CHECKING:
+    from hgprompt_edge.artifacts.tasks.device_files import Files
     from hgprompt_edge.export.int8.quantize import Int8
 
 FOLDER = Path("device")
@@ -63,23 +65,15 @@ def export_folder(
         ONNX,
         OPENVINO,
         SUFFIX,
-        files_of,
         task_paths,
     )
     from hgprompt_edge.files import sha256_file
-    from hgprompt_edge.runtime.device_folder import folder_graph
 
     _check_options(context, folder, len(bundles))
     if adapt and precision is Precision.INT8:
         raise UserError("--adapt: not for a device folder in int8; leave one of the two out")
     names = OPENVINO if file_format is Format.OPENVINO else ONNX
-    if (there := files_of(folder)) is not None:
-        folder_graph(folder)  # which refuses two graphs
-    if there not in (None, names):
-        raise UserError(
-            f"--output {folder}: holds {there.graph}, which is of another --format; name another "
-            "folder"
-        )
+    _check_there(folder, names, precision)
     start = time.perf_counter()
     if sign is not None:
         check_signer(sign)
@@ -175,6 +169,31 @@ def export_folder(
     for signature in signatures:
         out.print(f"{signature}: signed with {sign}", soft_wrap=True)
     print_next("predict", "--model", folder, "--task", first.task, "IMAGE...")
+
+
+def _check_there(folder: Path, names: Files, precision: Precision) -> None:
+    """Refuse to replace a device folder of another format or precision: that is a slip."""
+    from hgprompt_edge.artifacts.tasks.device_files import files_of
+    from hgprompt_edge.runtime.device_folder import folder_graph
+
+    there = files_of(folder)
+    if there is None:
+        return
+    folder_graph(folder)  # which refuses two graphs
+    if there != names:
+        raise UserError(
+            f"--output {folder}: holds {there.graph}, which is of another --format; name another "
+            "folder"
+        )
+    try:
+        facts, _ = opened(folder)
+    except UserError:
+        return  # damaged: the export mends it
+    if facts.precision != precision.value:
+        raise UserError(
+            f"--output {folder}: holds a backbone in {facts.precision}; add --precision "
+            f"{facts.precision}, or name another folder"
+        )
 
 
 def _print_adapt(folder: Path) -> None:
