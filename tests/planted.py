@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from small_vits import make_backbone, make_mixable, token_logits
 
 from hgprompt_edge.adapt.gradient import AdaptGraph
@@ -49,3 +50,11 @@ class Planted:
         self.bank = self.predictor.bank
         self.graph = AdaptGraph(adapt_path(self.path), self.bank, threads=1)
         self.initial = Weights(self.bank.initial.astype(np.float64), self.bank.head)
+
+    def write_seen(self, folder: Path) -> Path:
+        """Write the images into class folders."""
+        for index, (image, label) in enumerate(zip(self.images, self.labels, strict=True)):
+            place = folder / self.predictor.classes[label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{index}.png")
+        return folder

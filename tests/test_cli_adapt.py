@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from command_line import hgedge, run
 from PIL import Image
 from planted import Planted, known_statistics
 from small_vits import token_features
+from watched_folders import end_watch_when_served
 
 from hgprompt_edge.adapt.images import read_unlabelled
 from hgprompt_edge.artifacts.bank_entries import bank_tokens
@@ -28,7 +28,6 @@ from hgprompt_edge.maths.feature_statistics import measure_statistics
 from hgprompt_edge.maths.head import Head
 from hgprompt_edge.runtime.learned import open_history, state_folder
 from hgprompt_edge.runtime.predictor import Predictor
-from hgprompt_edge.runtime.watching.watch import watch
 from hgprompt_edge.state.update_file import read_update
 
 
@@ -40,11 +39,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
 @pytest.fixture
 def seen(planted: Planted, tmp_path: Path) -> Path:
     """What the device has seen, sorted into class folders."""
-    for index, (image, label) in enumerate(zip(planted.images, planted.labels, strict=True)):
-        folder = tmp_path / "seen" / planted.predictor.classes[label]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / f"{index}.png")
-    return tmp_path / "seen"
+    return planted.write_seen(tmp_path / "seen")
 
 
 def adapt(planted: Planted, state: Path, *words: str) -> tuple[int, dict[str, object]]:
@@ -148,14 +143,7 @@ def test_ctrl_c_says_what_is_in_force(
 def test_watch_prints_csv(
     planted: Planted, seen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def two_looks(_: float) -> None:
-        if looks:
-            raise KeyboardInterrupt
-        looks.append(1)
-
-    looks: list[int] = []
-    served = functools.partial(watch, sleep=two_looks)
-    monkeypatch.setattr("hgprompt_edge.runtime.watching.watch.watch", served)
+    end_watch_when_served(monkeypatch)
     folder = next(seen.iterdir())
     result = run("predict", "--model", str(planted.path), "--watch", str(folder), "--csv")
     assert result.exit_code == 130

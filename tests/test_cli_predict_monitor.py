@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,16 @@ import numpy as np
 import pytest
 from command_line import run
 from small_vits import make_backbone, make_bundle, make_mixable
-from test_cli_monitor import GAIN, OWN, exported, folder_of, pictures, with_reference
 from test_device_folder import sources
+from watched_folders import (
+    GAIN,
+    OWN,
+    end_watch_when_served,
+    exported,
+    folder_of,
+    pictures,
+    with_reference,
+)
 
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.errors import UserError
@@ -23,7 +30,6 @@ from hgprompt_edge.runtime.engines.onnx_engine import OnnxEngine
 from hgprompt_edge.runtime.learned import open_history
 from hgprompt_edge.runtime.predictor import Predictor
 from hgprompt_edge.runtime.watching.monitored import watched
-from hgprompt_edge.runtime.watching.watch import watch
 
 
 @pytest.fixture(scope="module")
@@ -154,14 +160,7 @@ def test_the_monitor_sees_the_initial_mix_whatever_was_learned(tmp_path: Path) -
 def test_a_served_folder_is_watched_until_ctrl_c(
     model: Path, turning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def two_looks(_: float) -> None:
-        if looks:
-            raise KeyboardInterrupt
-        looks.append(1)
-
-    looks: list[int] = []
-    served = functools.partial(watch, sleep=two_looks)
-    monkeypatch.setattr("hgprompt_edge.runtime.watching.watch.watch", served)
+    end_watch_when_served(monkeypatch)
     kept = tmp_path / "kept"
     words = ("predict", "--model", str(model), "--watch", str(turning), "--monitor", "--json")
     result = run(*words, "--state", str(kept))
@@ -173,7 +172,6 @@ def test_a_served_folder_is_watched_until_ctrl_c(
     first = next(row for row in rows if row["monitor"]["alarm"])
     assert first["monitor"]["shift"]["at"] == first["monitor"]["images"]
     assert json.loads((kept / "monitor.json").read_text())["images"] == 200
-    looks.clear()
     again = run(*words, "--state", str(kept))
     rows = [json.loads(line) for line in again.stdout.splitlines()]
     assert len(rows) == 200, "each is classified again"

@@ -73,11 +73,7 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def seen(planted: Planted, tmp_path: Path) -> Path:
     """What the device has seen, sorted into class folders."""
-    for index, (image, label) in enumerate(zip(planted.images, planted.labels, strict=True)):
-        folder = tmp_path / "seen" / planted.predictor.classes[label]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / f"{index}.png")
-    return tmp_path / "seen"
+    return planted.write_seen(tmp_path / "seen")
 
 
 def adapt(*words: str) -> dict[str, Any]:
