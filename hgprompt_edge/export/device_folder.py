@@ -37,7 +37,7 @@ from hgprompt_edge.export.device_sources import (
     shared_backbone,
 )
 from hgprompt_edge.export.device_tasks import (
-    Task,
+    PreparedTask,
     check_gradient_of,
     prepare,
     write_adapt_files,
@@ -122,26 +122,37 @@ def export_device(
         facts[f"{PREFIX}quantized_sha256"] = int8.sha256
         graphs.finish(graph, facts)
         parse_facts(graph, facts)
-        first = normalized(tasks[0].start)
-        folded = open_to_verify(default)
-        whole = verify_engine(
-            folded,
-            first,
-            backbone,
-            first.probe_images,
-            tolerance=tolerance,
-            share=tasks[0].share,
-            normalized=True,
-        )
-        if not whole.ok:
-            raise CheckError(f"{folder / graphs.files.default}: not equal to PyTorch ({whole})")
-        entries = describe(first, sources[0].sha256)
-        if quantize is not None:
-            entries = int8.of_default(folded, first, sources[0].sha256)
-        for name in ("precision", "weights_sha256"):
-            entries[f"{PREFIX}{name}"] = facts[f"{PREFIX}{name}"]
-        graphs.finish(default, {**entries, f"{PREFIX}verification": _text(whole)})
+        _finish_default(folder, default, tasks[0], backbone, graphs, facts, int8)
     return found
+
+
+def _finish_default(
+    folder: Path,
+    path: Path,
+    task: PreparedTask,
+    backbone: Backbone,
+    graphs: Graphs,
+    facts: Mapping[str, str],
+    int8: Quantized,
+) -> None:
+    """Prove the default model equal to PyTorch, and write what it says of itself."""
+    first, digest = normalized(task.start), task.source.sha256
+    folded = open_to_verify(path)
+    checked = verify_engine(
+        folded,
+        first,
+        backbone,
+        first.probe_images,
+        tolerance=TOLERANCES[graphs.precision],
+        share=task.share,
+        normalized=True,
+    )
+    if not checked.ok:
+        raise CheckError(f"{folder / graphs.files.default}: not equal to PyTorch ({checked})")
+    entries = int8.of_default(folded, first, digest) if int8.sha256 else describe(first, digest)
+    for name in ("precision", "weights_sha256"):
+        entries[f"{PREFIX}{name}"] = facts[f"{PREFIX}{name}"]
+    graphs.finish(path, {**entries, f"{PREFIX}verification": _text(checked)})
 
 
 def add_task(
@@ -179,7 +190,9 @@ def add_task(
     return checked
 
 
-def write_task_of(task: Task, checked: Verification, path: Path, more: Mapping[str, str]) -> None:
+def write_task_of(
+    task: PreparedTask, checked: Verification, path: Path, more: Mapping[str, str]
+) -> None:
     """Write a bundle's task file, with two of its probe images; `more` it says."""
     bundle, mixed = normalized(task.start), task.mixed
     own, adapted = ({}, {}) if mixed is None else pack_task_bank(mixed.bank, mixed.digests)
@@ -205,7 +218,9 @@ def normalized(bundle: Bundle) -> Bundle:
     return replace(bundle, probe_logits=logits)
 
 
-def _verified(engine: Engine, task: Task, backbone: Backbone, tolerance: float) -> Verification:
+def _verified(
+    engine: Engine, task: PreparedTask, backbone: Backbone, tolerance: float
+) -> Verification:
     checked = task.verify(engine, backbone, tolerance)
     if not checked.ok:
         raise CheckError(

@@ -43,7 +43,7 @@ class Mixed:
 
 
 @dataclass(frozen=True)
-class Task:
+class PreparedTask:
     """A bundle that becomes a task.
 
     Attributes
@@ -63,7 +63,7 @@ class Task:
     tensors: TaskTensors
     mixed: Mixed | None
 
-    def seen_as(self, reference: Reference | None) -> Task:
+    def seen_as(self, reference: Reference | None) -> PreparedTask:
         """Return the task whose own images look so."""
         return replace(self, start=replace(self.start, reference=reference))
 
@@ -95,7 +95,7 @@ class Task:
 
 def prepare(
     source: Source, backbone: Backbone, *, adapt: bool, like: FolderBank | None = None
-) -> Task:
+) -> PreparedTask:
     """Make a task of a bundle.
 
     Parameters
@@ -115,7 +115,7 @@ def prepare(
     bundle = source.bundle
     tensors = task_tensors(bundle.folded, backbone)
     if not adapt:
-        return Task(source, bundle, tensors, None)
+        return PreparedTask(source, bundle, tensors, None)
     fitted = as_fitted(bundle, backbone)
     try:
         bank = make_bank(bundle, fitted)
@@ -128,11 +128,13 @@ def prepare(
         bank = replace(bank, mixer=mixer)
     folder, digests = folder_bank(bundle.backbone_sha256, bank.mixer or constants)
     tensors = given_at(tensors, bank, bank.initial)
-    return Task(source, at_initial(bundle, fitted, bank), tensors, Mixed(bank, folder, digests))
+    return PreparedTask(
+        source, at_initial(bundle, fitted, bank), tensors, Mixed(bank, folder, digests)
+    )
 
 
 def write_adapt_files(
-    tasks: Sequence[Task], backbone: Backbone, graph: Path, bank: Path, adapt: Path
+    tasks: Sequence[PreparedTask], backbone: Backbone, graph: Path, bank: Path, adapt: Path
 ) -> None:
     """Write the bank of a folder and the graph of its gradient, which is checked for each task.
 
@@ -148,7 +150,7 @@ def write_adapt_files(
         check_gradient_of(task, backbone, adapt)
 
 
-def check_gradient_of(task: Task, backbone: Backbone, adapt: Path) -> None:
+def check_gradient_of(task: PreparedTask, backbone: Backbone, adapt: Path) -> None:
     """Hold the gradient of a task against PyTorch's, where it mixes prompts.
 
     Raises

@@ -28,8 +28,10 @@ from hgprompt_edge.errors import UserError, some
 from hgprompt_edge.paths import check_storable
 
 if TYPE_CHECKING:
+    from hgprompt_edge.artifacts.bundle import Bundle
     from hgprompt_edge.artifacts.tasks.device_files import Files
     from hgprompt_edge.export.int8.quantize import Int8
+    from hgprompt_edge.export.verify import Verification
 
 FOLDER = Path("device")
 ALONE = ("weights", "task", "accuracy_control")
@@ -57,16 +59,8 @@ def export_folder(
     from dataclasses import replace
 
     from hgprompt_edge.artifacts.bundle_file import read_bundle
-    from hgprompt_edge.artifacts.signature import check_signer, signature_path
-    from hgprompt_edge.artifacts.signature import sign as sign_file
-    from hgprompt_edge.artifacts.tasks.device_files import (
-        ADAPT,
-        BANK,
-        ONNX,
-        OPENVINO,
-        SUFFIX,
-        task_paths,
-    )
+    from hgprompt_edge.artifacts.signature import check_signer
+    from hgprompt_edge.artifacts.tasks.device_files import ONNX, OPENVINO, SUFFIX
     from hgprompt_edge.files import sha256_file
 
     _check_options(context, folder, len(bundles))
@@ -83,13 +77,7 @@ def export_folder(
     if adapt:
         for path, bundle in zip(bundles, contents, strict=True):
             note_no_statistics(path, bundle)
-    others = set(task_paths(folder)) - {bundle.task for bundle in contents}
-    if others:
-        add = command_line("device", "add", folder, "BUNDLE")
-        raise UserError(
-            f"--output {folder}: serves {some(sorted(others))}, too; name all bundles, another "
-            f"folder, or add one with `{add}`"
-        )
+    _check_tasks(folder, contents)
     kept = [
         state_kept(folder / f"{bundle.task}{SUFFIX}", bundle, adapts=adapt) for bundle in contents
     ]
@@ -126,49 +114,80 @@ def export_folder(
         )
         found = {name: result.verification for name, result in results.items()}
     files = [folder / f"{name}{SUFFIX}" for name in found]
-    shared = [folder / name for name in (names.graph, names.default, *([ADAPT] if adapt else []))]
-    for file in (*shared, *files):
-        signature_path(file).unlink(missing_ok=True)  # of an earlier export
-    if not adapt:
-        remove_unused([folder / name for name in (BANK, ADAPT)])
-    drop_adapters(folder)
+    signed = _settle(folder, [*_shared_files(folder, names, adapt), *files], adapt, sign)
     for sentence in filter(None, kept):
         note(sentence)
-    signatures = [sign_file(file, sign) for file in (*shared, *files)] if sign else []
     if json:
-        print_json(
-            {"folder": str(folder), "seconds": round(time.perf_counter() - start, 2)}
-            | {
-                "tasks": {
-                    name: vars(checked) | (int8_document(results[name]) if name in results else {})
-                    for name, checked in found.items()
-                }
-            }
-            | ({"signatures": [str(path) for path in signatures]} if sign else {})
-        )
+        seconds = round(time.perf_counter() - start, 2)
+        print_json({"folder": str(folder), "seconds": seconds, **_document(found, results, signed)})
         return
     for name, result in results.items():
         out.print(f"{name}:", soft_wrap=True)
         print_trials(result, max_drop)
+    _print_files(folder, names, contents[0], precision, found)
+    if adapt:
+        _print_adapt(folder)
+    for signature in signed:
+        out.print(f"{signature}: signed with {sign}", soft_wrap=True)
+    print_next("predict", "--model", folder, "--task", contents[0].task, "IMAGE...")
+
+
+def _shared_files(folder: Path, names: Files, adapt: bool) -> list[Path]:
+    """Models of a folder that are signed beside its tasks."""
+    from hgprompt_edge.artifacts.tasks.device_files import ADAPT
+
+    return [folder / name for name in (names.graph, names.default, *([ADAPT] if adapt else []))]
+
+
+def _settle(folder: Path, files: Sequence[Path], adapt: bool, sign: Path | None) -> list[Path]:
+    """Remove what an earlier export left and no longer fits, and sign; returns the signatures."""
+    from hgprompt_edge.artifacts.signature import sign as sign_file
+    from hgprompt_edge.artifacts.signature import signature_path
+    from hgprompt_edge.artifacts.tasks.device_files import ADAPT, BANK
+
+    for file in files:
+        signature_path(file).unlink(missing_ok=True)
+    if not adapt:
+        remove_unused([folder / name for name in (BANK, ADAPT)])
+    drop_adapters(folder)
+    return [sign_file(file, sign) for file in files] if sign else []
+
+
+def _document(
+    found: Mapping[str, Verification], results: Mapping[str, Int8], signed: Sequence[Path]
+) -> dict[str, object]:
+    """Make the JSON document of what was written."""
+    tasks = {
+        name: vars(checked) | (int8_document(results[name]) if name in results else {})
+        for name, checked in found.items()
+    }
+    return {"tasks": tasks} | ({"signatures": [str(path) for path in signed]} if signed else {})
+
+
+def _print_files(
+    folder: Path,
+    names: Files,
+    first: Bundle,
+    precision: Precision,
+    found: Mapping[str, Verification],
+) -> None:
+    """Name the files with their sizes, and how near to PyTorch each task is."""
+    from hgprompt_edge.artifacts.tasks.device_files import SUFFIX
+
     size = sum((folder / name).stat().st_size for name in names.names) / 1e6
-    first = contents[0]
-    how = "equal to" if precision is Precision.FP32 else "near"
     out.print(
         f"{folder}: {first.backbone}, {first.preprocessing.image_size} px, {size:.1f} MB; "
         f"{names.default} has {first.task} folded in",
         soft_wrap=True,
     )
-    for file, checked in zip(files, found.values(), strict=True):
+    how = "equal to" if precision is Precision.FP32 else "near"
+    for name, checked in found.items():
+        file = folder / f"{name}{SUFFIX}"
         out.print(
             f"{file}: {file.stat().st_size / 1000:.0f} KB, {how} PyTorch on {checked.images} "
             f"images (largest difference {checked.max_abs_diff:.1e}, bound {checked.bound:.1e})",
             soft_wrap=True,
         )
-    if adapt:
-        _print_adapt(folder)
-    for signature in signatures:
-        out.print(f"{signature}: signed with {sign}", soft_wrap=True)
-    print_next("predict", "--model", folder, "--task", first.task, "IMAGE...")
 
 
 def _check_there(folder: Path, names: Files, precision: Precision) -> None:
@@ -213,6 +232,19 @@ def _print_adapt(folder: Path) -> None:
         "task",
         soft_wrap=True,
     )
+
+
+def _check_tasks(folder: Path, contents: Sequence[Bundle]) -> None:
+    """Refuse a folder with other tasks than these: they would be left on another backbone."""
+    from hgprompt_edge.artifacts.tasks.device_files import task_paths
+
+    others = set(task_paths(folder)) - {bundle.task for bundle in contents}
+    if others:
+        add = command_line("device", "add", folder, "BUNDLE")
+        raise UserError(
+            f"--output {folder}: serves {some(sorted(others))}, too; name all bundles, another "
+            f"folder, or add one with `{add}`"
+        )
 
 
 def _check_options(context: typer.Context, folder: Path, bundles: int) -> None:
