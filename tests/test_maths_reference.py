@@ -240,6 +240,16 @@ def test_int8_models_tell_by_their_own_features(shapes: Path, more: tuple[str, .
     assert np.all(noise)
 
 
+def test_a_rate_that_no_image_can_be_held_against_is_said(shapes: Path, tmp_path: Path) -> None:
+    model, noise = tmp_path / "plain.onnx", str(shapes / "noise0.png")
+    backbone = make_backbone()
+    export_onnx(of(backbone, ("deep",)), backbone, model)  # a bundle of before: no reference
+    asked = run("predict", "--model", str(model), noise, "--false-alarms", "1")
+    assert asked.exit_code == 0
+    assert "does not know what its own images look like at the weights in force" in asked.stderr
+    assert "does not know" not in run("predict", "--model", str(model), noise).stderr
+
+
 def test_the_rate_of_false_alarms_and_the_confidence_are_options(shapes: Path) -> None:
     noise = str(shapes / "noise0.png")
     assert not predicted(shapes, "--false-alarms", "0", noise)[0]["unknown"]

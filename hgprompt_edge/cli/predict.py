@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 @reports_errors
 def predict(
+    context: typer.Context,
     model: Annotated[
         Path, typer.Option(help="Model that `hgedge export` wrote: .onnx, .xml, a device folder.")
     ],
@@ -108,7 +109,7 @@ def predict(
     predictors = tasks_of(opened, model, task)
     predictor = predictors[0]
     limits = Limits(false_alarms / 100, min_confidence / 100)
-    note_limits(predictors, limits)
+    note_limits(predictors, limits, asked=options.is_given(context, "false_alarms"))
     if watch is not None:
         if len(predictors) > 1:
             raise UserError("--watch: serves one task; give one --task")

@@ -125,10 +125,15 @@ def tasks_of(predictor: Predictor, model: Path, names: Sequence[str] | None) -> 
     return [predictor]
 
 
-def note_limits(predictors: Sequence[Predictor], limits: Limits) -> None:
-    """Say where no image can be called unknown at the rate that is asked for."""
+def note_limits(predictors: Sequence[Predictor], limits: Limits, *, asked: bool) -> None:
+    """Say where no image can be called unknown at the rate, or at any, if that was `asked` for."""
     for predictor in predictors:
         reference = predictor.reference
+        if reference is None and asked and limits.false_alarms:
+            note(
+                f"{predictor.path}: does not know what its own images look like at the weights in "
+                "force, so it calls none unknown; fit and export it again, or undo what was learned"
+            )
         images = 0 if reference is None else len(reference.held_out.scores)
         if images and 0 < limits.false_alarms < 1 / (1 + images):
             note(
