@@ -164,6 +164,11 @@ def first_line(error: BaseException, limit: int = 120) -> str:
     return (lines[0][:limit].rstrip(".:; ") if lines else "") or type(error).__name__
 
 
+def os_reason(error: OSError) -> str:
+    """Say why the system refused something, for the brackets of a sentence."""
+    return (error.strerror or str(error)).lower()
+
+
 def some(names: Sequence[str]) -> str:
     """Join names, the first few and how many there are."""
     shown = ", ".join(names[:SHOWN])

@@ -20,7 +20,7 @@ import safetensors
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from hgprompt_edge.errors import FileError, brief
+from hgprompt_edge.errors import FileError, brief, os_reason
 
 Array = npt.NDArray[np.generic]
 
@@ -275,6 +275,6 @@ def _not_written(path: Path, error: OSError) -> FileError:
     elif error.errno == errno.ENOENT:
         problem = f"the folder {path.parent} does not exist; make it or choose another one"
     else:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         problem = f"cannot be written ({reason}); choose another output path"
     return FileError(path, problem)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hgprompt_edge.errors import ParameterError
+from hgprompt_edge.errors import ParameterError, os_reason
 from hgprompt_edge.paths import why_not
 
 PASSPHRASE = "HGEDGE_KEY_PASSPHRASE"
@@ -101,7 +101,7 @@ def _read(path: Path, parameter: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise ParameterError(parameter, path, f"cannot be read ({reason}); check it") from error
 
 

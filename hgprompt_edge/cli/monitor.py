@@ -27,7 +27,7 @@ from hgprompt_edge.cli.shared.opened import one_task
 from hgprompt_edge.cli.shared.parameters import as_options
 from hgprompt_edge.cli.shared.progress import progress_bar
 from hgprompt_edge.cli.shared.stopped import term_as_ctrl_c
-from hgprompt_edge.errors import FileError, UserError
+from hgprompt_edge.errors import FileError, UserError, os_reason
 
 if TYPE_CHECKING:
     from hgprompt_edge.adapt.closed_loop import ClosedLoop, Step
@@ -128,7 +128,7 @@ def _forget(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise FileError(path, f"cannot be removed ({reason}); remove it yourself") from error
     note(f"{path}: removed; the monitor has seen nothing")
 

@@ -27,7 +27,7 @@ from hgprompt_edge.artifacts.tasks.task_bank import pack_task_bank
 from hgprompt_edge.artifacts.tasks.task_file import FORMAT as TASK_FORMAT
 from hgprompt_edge.artifacts.tasks.task_file import write_task
 from hgprompt_edge.backbones.backbone import Backbone
-from hgprompt_edge.errors import CheckError, FileError
+from hgprompt_edge.errors import CheckError, FileError, os_reason
 from hgprompt_edge.export.device_graphs import Graphs, OnnxGraphs
 from hgprompt_edge.export.device_quantized import Quantize, Quantized
 from hgprompt_edge.export.device_sources import (
@@ -254,7 +254,7 @@ def _made(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise FileError(folder, f"cannot be made ({reason}); name another folder") from error
     try:
         yield

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hgprompt_edge.errors import FileError
+from hgprompt_edge.errors import FileError, os_reason
 from hgprompt_edge.images.image_names import (
     HEIF_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -120,7 +120,7 @@ def subfolders(folder: Path) -> list[Path]:
     try:
         found = sorted(path for path in folder.iterdir() if path.is_dir())
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise FileError(folder, f"cannot be read ({reason}); name a folder") from error
     return [path for path in found if why_not_folder(path.name) is None]
 
@@ -215,7 +215,7 @@ class _Walk:
             with os.scandir(folder) as entries:
                 found = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
+            reason = os_reason(error)
             self.left_out.append(LeftOut(str(folder), f"a folder that cannot be read ({reason})"))
             return
         yield from found

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hgprompt_edge.errors import FileError, MismatchError
+from hgprompt_edge.errors import FileError, MismatchError, os_reason
 from hgprompt_edge.files import sync
 
 FORMAT = 1
@@ -173,7 +173,7 @@ def explained(path: Path) -> Iterator[None]:
         reason = next((REASONS[key] for key in REASONS if key in text), f"unusable ({text})")
         raise FileError(path, reason) from error
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise FileError(
             path, f"cannot be made or opened ({reason}); name another state folder"
         ) from error

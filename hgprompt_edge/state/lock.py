@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from hgprompt_edge.errors import FileError
+from hgprompt_edge.errors import FileError, os_reason
 
 STATE = "name a state folder that can be written"
 ADVICE = {
@@ -54,7 +54,7 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
                 f"another `hgedge {what}` is using it ({_holder(pid)}); wait for it or stop it",
             ) from error
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
+            reason = os_reason(error)
             raise FileError(folder, f"cannot be locked ({reason}); {ADVICE[what]}") from error
         try:
             yield

@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from hgprompt_edge.errors import FileError, brief
+from hgprompt_edge.errors import FileError, brief, os_reason
 from hgprompt_edge.files import check_format, write_bytes
 from hgprompt_edge.images.preprocess import CROP
 from hgprompt_edge.state.version import Figures, Floats, Version, classes_digest
@@ -170,7 +170,7 @@ def read_update(path: Path) -> Update:
         with path.open("rb") as file:
             data = file.read(LIMIT + 1)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise FileError(path, f"cannot be read ({reason}); check the path") from error
     if len(data) > LIMIT:
         raise FileError(

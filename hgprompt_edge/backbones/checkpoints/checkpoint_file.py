@@ -17,7 +17,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from hgprompt_edge.errors import ParameterError, UserError, first_line
+from hgprompt_edge.errors import ParameterError, UserError, first_line, os_reason
 
 CONTAINERS = ("teacher", "model", "state_dict")
 """Entries under which training code keeps the weights, the first that is there is taken."""
@@ -77,7 +77,7 @@ def _first_bytes(path: Path) -> bytes:
         with path.open("rb") as stream:
             start = stream.read(64)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise _bad(path, f"cannot be read ({reason}); check the path") from error
     if not start:
         raise _bad(path, "is empty; copy or download it again")

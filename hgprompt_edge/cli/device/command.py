@@ -13,7 +13,6 @@ from hgprompt_edge.cli.device.folder import (
     check_not_default,
     drop_unused_prompts,
     opened,
-    paths_of,
     read_task_of,
 )
 from hgprompt_edge.cli.device.listing import list_tasks
@@ -22,7 +21,7 @@ from hgprompt_edge.cli.shared.console import note, out, print_next, reports_erro
 from hgprompt_edge.cli.shared.inputs import find_images_of
 from hgprompt_edge.cli.shared.kept_state import state_kept
 from hgprompt_edge.cli.shared.progress import working
-from hgprompt_edge.errors import CheckError, UserError, some
+from hgprompt_edge.errors import CheckError, UserError, os_reason, some
 
 app = typer.Typer(
     help="Add, remove, list or convert the tasks of a device folder.", no_args_is_help=True
@@ -90,13 +89,14 @@ def remove(
 ) -> None:
     """Remove a task's file; the one that is folded into the default model stays."""
     from hgprompt_edge.artifacts.signature import signature_path
+    from hgprompt_edge.artifacts.tasks.device_files import task_paths
     from hgprompt_edge.runtime.learned import state_path
     from hgprompt_edge.runtime.watching.monitor_file import FILE as MONITOR
     from hgprompt_edge.state.history import FILE
     from hgprompt_edge.state.lock import only_one
 
     facts, _ = opened(folder)
-    paths = paths_of(folder)
+    paths = task_paths(folder)
     if task not in paths:
         raise UserError(f"{folder}: has no task {task} ({some(list(paths)) or 'none'}); name one")
     check_not_default(folder, task, facts)
@@ -105,7 +105,7 @@ def remove(
             paths[task].unlink()
             signature_path(paths[task]).unlink(missing_ok=True)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
+            reason = os_reason(error)
             raise UserError(
                 f"{paths[task]}: cannot be removed ({reason}); check the folder"
             ) from error

@@ -54,13 +54,6 @@ def default_of(folder: Path) -> str:
     return (files_of(folder) or ONNX).default
 
 
-def paths_of(folder: Path) -> dict[str, Path]:
-    """Tasks of a device folder by name."""
-    from hgprompt_edge.artifacts.tasks.device_files import task_paths
-
-    return task_paths(folder)
-
-
 def read_task_of(path: Path, folder: Path, facts: BackboneFacts, width: int) -> TaskFile:
     """Read a task that fits the backbone of the folder, or refuse it."""
     from hgprompt_edge.runtime.device_folder import folder_graph, read_fitting

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from hgprompt_edge.cli.device.adapters import Folder
-from hgprompt_edge.cli.device.folder import default_of, opened, paths_of, read_task_of
+from hgprompt_edge.cli.device.folder import default_of, opened, read_task_of
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import (
     EXIT_BAD_INPUT,
@@ -29,10 +29,12 @@ if TYPE_CHECKING:
 @reports_errors
 def list_tasks(folder: Folder, json: options.Json = False) -> None:
     """Print the tasks: classes, folded prompts, size, origin; exit code 2 if one is broken."""
+    from hgprompt_edge.artifacts.tasks.device_files import task_paths
+
     facts, width = opened(folder)
     default = facts.default if (folder / default_of(folder)).exists() else ""
     rows = []
-    for name, path in paths_of(folder).items():
+    for name, path in task_paths(folder).items():
         found: TaskFile | UserError
         try:
             found = read_task_of(path, folder, facts, width)

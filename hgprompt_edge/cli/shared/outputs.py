@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from hgprompt_edge.errors import UserError
+from hgprompt_edge.errors import UserError, os_reason
 from hgprompt_edge.paths import why_not
 
 
@@ -15,7 +15,7 @@ def check_writable(folder: Path, option: str) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         message = f"{option}: cannot write to the folder {folder} ({reason}); choose another one"
         raise UserError(message) from error
 

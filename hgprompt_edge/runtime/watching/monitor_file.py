@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.errors import FileError, brief
+from hgprompt_edge.errors import FileError, brief, os_reason
 from hgprompt_edge.files import DAMAGE, write_bytes
 from hgprompt_edge.maths.drift.direction import Direction
 from hgprompt_edge.maths.drift.martingale import ALL, Capital
@@ -90,7 +90,7 @@ def write_monitor(path: Path, monitor: Monitor) -> None:
     try:
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise FileError(
             path.parent,
             f"cannot be made ({reason}); name another folder with `state`",
@@ -129,7 +129,7 @@ def read_monitor(path: Path, reference: Reference) -> Monitor:
             )
         return from_state(reference, document)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise FileError(path, f"cannot be read ({reason}); check the path") from error
     except DAMAGE as error:
         raise FileError(path, f"damaged ({brief(error)}); {AGAIN}") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hgprompt_edge.errors import BatchMemoryError, FileError
+from hgprompt_edge.errors import BatchMemoryError, FileError, os_reason
 from hgprompt_edge.images.preprocess import UnreadableImageError, read_image
 from hgprompt_edge.maths.reference import Reference
 from hgprompt_edge.runtime.learned import open_history, state_folder
@@ -171,7 +171,7 @@ def only_monitor(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise FileError(
             path.parent, f"cannot be made ({reason}); name another folder with `state`"
         ) from error
