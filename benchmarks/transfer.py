@@ -4,17 +4,20 @@
     python benchmarks/transfer.py --only-report        # docs/results/transfer.md from the rows
 
 At most 400 training (a fifth of them validates) and 400 test images a target, with `--per-class 5`
-five images a class; no source of the target's family. A cell is a target and a seed; the seed draws
-the training images and everything random in the methods. Its rows go to a file of their own in
-`--work` as it ends, so that several processes (`--part 1/2`, `--part 2/2`) can share the cells; all
-are gathered into benchmarks/results/transfer.json.
+five images a class; no source of the target's family. With `--protocol "each source"` the targets
+are the tasks of the bank's own prompts, each with the prompts of other families.
+
+A cell is a target and a seed; the seed draws the training images and everything random in the
+methods. Its rows go to a file of their own in `--work` as it ends, so that several processes
+(`--part 1/2`, `--part 2/2`) can share the cells; all are gathered into
+benchmarks/results/transfer.json.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from helps.transfer_report import METHODS, RESULTS, report
+from helps.transfer_report import EACH_SOURCE, METHODS, OTHER_FAMILIES, RESULTS, report
 from hgprompt_edge import read_bank
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.compare.run import compare
@@ -23,7 +26,7 @@ from hgprompt_edge.prompts.bank import PromptBank
 from shared.pages import write_page
 from shared.rows import Rows, add_rows
 from shared.study import Options, cells_of, known_rows, run_study, study_parser
-from shared.targets import BACKBONE, fastest_backbone, load_target
+from shared.targets import BACKBONE, SOURCE_TASKS, fastest_backbone, load_target
 
 KEYS = ("backbone", "protocol", "task", "seed", "per_class", "image_size", "method")
 """Rows of the same values of these are of the same run."""
@@ -34,13 +37,20 @@ ORDER = (
     *("grocery81", "cifar100", "pacs-cartoon", "pacs-art-painting", "fresh-path"),
 )
 """All groups early, so that a run that is cut short has some of each."""
+PROTOCOLS = {
+    OTHER_FAMILIES: ORDER,
+    EACH_SOURCE: tuple(name for names in SOURCE_TASKS.values() for name in names),
+}
 
 
 def main() -> None:
-    parser = study_parser(__doc__, ORDER, (0, 1, 2), ".transfer")
+    parser = study_parser(__doc__, (), (0, 1, 2), ".transfer")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default=OTHER_FAMILIES)
     parser.add_argument("--per-class", type=int, help="training images a class; else 400 in all")
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
-    run_study(parser.parse_args(), run, RESULTS, KEYS)
+    options = parser.parse_args()
+    options.targets = options.targets or PROTOCOLS[options.protocol]
+    run_study(options, run, RESULTS, KEYS)
     write_page("transfer", report())
 
 
@@ -54,7 +64,7 @@ def run(options: Options) -> None:
         if not wanted:
             continue
         task = load_target(name, backbone.preprocessing, options.data, seed, options.per_class)
-        rows = run_cell(task, backbone, bank, seed, options.per_class, wanted)
+        rows = run_cell(task, backbone, bank, seed, options, wanted)
         add_rows(options.work / ("_".join(map(str, cell)) + ".json"), *rows)
 
 
@@ -63,19 +73,19 @@ def run_cell(
     backbone: Backbone,
     bank: PromptBank,
     seed: int,
-    per_class: int | None,
+    options: Options,
     methods: Sequence[str],
 ) -> Rows:
     _, results = compare(bank, backbone, task, methods=methods, seed=seed)
     return [
         {
             "backbone": BACKBONE,
-            "protocol": "other families",
+            "protocol": options.protocol,
             "task": task.name,
             "family": task.family,
             "seed": seed,
             "image_size": backbone.image_size,
-            "per_class": per_class,
+            "per_class": options.per_class,
             "train": len(task.train) + len(task.validation),
             "test": len(task.test),
             "method": result.method,

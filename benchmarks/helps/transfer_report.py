@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from shared.intervals import bootstrap
 from shared.pages import fill, listed, table
 from shared.rows import Rows, distinct, mean_of, read_rows, results_file, select
-from shared.targets import GROUPS, TEST, TRAIN
+from shared.targets import GROUPS, SOURCE_TASKS, TEST, TRAIN
 
+OTHER_FAMILIES, EACH_SOURCE = "other families", "each source"
+"""Protocols: targets whose families have no prompt in the bank; the tasks of its own prompts."""
 RESULTS = results_file("transfer")
 METHODS = {
     "none": "no prompt",
@@ -36,6 +38,7 @@ CLAIMS = (
     ("three_folded", "none"),
     ("three_folded", "prediction_average"),
 )
+Groups = Mapping[str, Sequence[str]]
 FEW = """
 ## {count} training images a class
 
@@ -45,11 +48,32 @@ FEW = """
 
 {differences}
 """
+SOURCES = """
+
+## Each source's task as the target
+
+The second protocol: {described}. The tasks of the bank's own prompts, each with the prompts of \
+other families. The images that judge are others than the prompts were trained on, but the bank \
+was built with these tasks in view.
+
+{accuracies}
+
+{differences}
+"""
+UNIONS = {
+    "natural": ("natural",),
+    "specialised": ("specialised",),
+    "structured": ("structured",),
+    "specialised and structured": ("specialised", "structured"),
+    "all": tuple(GROUPS),
+}
+SOURCE_UNIONS = {**{name: (name,) for name in SOURCE_TASKS}, "all": tuple(SOURCE_TASKS)}
 
 
 def report() -> str:
-    """Make the page: accuracies, and differences with intervals; again for few images a class."""
-    rows = read_rows(RESULTS)
+    """Make the page: accuracies and differences; for few images, too, and each source's task."""
+    rows = select(read_rows(RESULTS), protocol=OTHER_FAMILIES)
+    sources = select(read_rows(RESULTS), protocol=EACH_SOURCE)
     many = select(rows, per_class=None)
     few = [
         FEW.format(
@@ -69,6 +93,18 @@ def report() -> str:
         accuracies=accuracies(many),
         differences=differences(many),
         few="".join(few).rstrip("\n"),
+        sources=each_source(sources).rstrip("\n"),
+    )
+
+
+def each_source(rows: Rows) -> str:
+    """Section of the second protocol, where it has rows."""
+    if not rows:
+        return ""
+    return SOURCES.format(
+        described=described(rows),
+        accuracies=accuracies(rows, SOURCE_TASKS),
+        differences=differences(rows, SOURCE_TASKS, SOURCE_UNIONS),
     )
 
 
@@ -78,7 +114,7 @@ def described(rows: Rows) -> str:
     return f"{targets} targets, seed{'s' * (len(seeds) > 1)} {listed(seeds)}"
 
 
-def accuracies(rows: Rows) -> str:
+def accuracies(rows: Rows, groups: Groups = GROUPS) -> str:
     """Table of the targets, in the order of the groups, by the methods that were run."""
     methods = [name for name in METHODS if select(rows, method=name)]
     return table(
@@ -89,29 +125,27 @@ def accuracies(rows: Rows) -> str:
                 len(distinct(found, "seed")),
                 *(f"{100 * mean(found, name, method):.1f}" for method in methods),
             )
-            for group, names in GROUPS.items()
+            for group, names in groups.items()
             for name in names
             if (found := select(rows, task=name))
         ),
     )
 
 
-def differences(rows: Rows) -> str:
+def differences(rows: Rows, groups: Groups = GROUPS, unions: Groups = UNIONS) -> str:
     """Table of `CLAIMS`, by group and in all."""
     methods = {row["method"] for row in rows}
-    unions = {
-        "natural": ("natural",),
-        "specialised": ("specialised",),
-        "structured": ("structured",),
-        "specialised and structured": ("specialised", "structured"),
-        "all": tuple(GROUPS),
-    }
     return table(
         ("difference", *unions),
         (
             (
                 f"{METHODS[one]} - {METHODS[other]}",
-                *(difference(rows, union, one, other) for union in unions.values()),
+                *(
+                    difference(
+                        rows, [name for group in union for name in groups[group]], one, other
+                    )
+                    for union in unions.values()
+                ),
             )
             for one, other in CLAIMS
             if methods >= {one, other}
@@ -124,10 +158,10 @@ def mean(rows: Rows, task: str, method: str) -> float:
     return mean_of(select(rows, task=task, method=method), "accuracy")
 
 
-def difference(rows: Rows, groups: Sequence[str], one: str, other: str) -> str:
-    """Mean difference in points over families with its interval."""
+def difference(rows: Rows, names: Sequence[str], one: str, other: str) -> str:
+    """Mean difference in points over the families of the named targets, with its interval."""
     families: dict[str, list[float]] = {}
-    for name in (name for group in groups for name in GROUPS[group]):
+    for name in names:
         found = select(rows, task=name)
         if found:
             gain = 100 * (mean(rows, name, one) - mean(rows, name, other))

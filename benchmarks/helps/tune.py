@@ -242,9 +242,7 @@ def cells(rows: Rows, start: str) -> Iterator[str]:
 def claimed(rows: Rows, one: str, other: str) -> str:
     """Difference over the targets that have both readings."""
     both = [{row["task"] for row in select(rows, method=each)} for each in (one, other)]
-    return difference(
-        [r for r in rows if r["task"] in both[0] & both[1]], tuple(GROUPS), one, other
-    )
+    return difference(rows, sorted(both[0] & both[1]), one, other)
 
 
 def claim(method: str) -> str:

@@ -11,6 +11,7 @@ from hgprompt_edge import load_backbone, load_task
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fastest import choose_compute
 from hgprompt_edge.data import Images, Task
+from hgprompt_edge.data.generated import KINDS
 from hgprompt_edge.images.picture_hash import join
 from hgprompt_edge.images.preprocess import Preprocessing
 from shared.fresh_tasks import FRESH, load_fresh
@@ -25,6 +26,9 @@ GROUPS = {
     "specialised": ("neu-cls", "magnetic-tile", "deeppcb", "trashnet", "pneumonia-mnist"),
     "structured": ("chars34-scene", *FRESH),
 }
+"""Targets whose families have no prompt in the bank."""
+SOURCE_TASKS = {"real": ("sign-language-digits", "gtsrb"), "generated": tuple(KINDS)}
+"""Tasks of the bank's own prompts: each is a target of the prompts of other families."""
 
 
 def fastest_backbone() -> Backbone:
@@ -42,10 +46,11 @@ def load_target(
     training and validation images; the test images are always the same.
     """
     fresh = name in FRESH
+    folder = None if name in KINDS else data / name
     task = (
         load_fresh(name, preprocessing, seed)
         if fresh
-        else load_task(name, preprocessing, data=data / name, seed=seed)
+        else load_task(name, preprocessing, data=folder, seed=seed)
     )
     if fresh and per_class is None:
         return task
