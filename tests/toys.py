@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,3 +73,18 @@ def make_task(
     train, validation, test = (whole.subset(part) for part in parts)
     classes = tuple(f"class{i}" for i in range(CLASSES))
     return Task("toy", family, classes, train, validation, test, True, (), "digest")
+
+
+def with_labels(
+    task: Task, change: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
+) -> Task:
+    """Relabel the training, validation and test images."""
+    parts = {
+        name: replace(part, labels=change(part.labels.copy()))
+        for name, part in (
+            ("train", task.train),
+            ("validation", task.validation),
+            ("test", task.test),
+        )
+    }
+    return replace(task, **parts)

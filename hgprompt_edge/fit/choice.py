@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scipy.stats import t as student
 
 from hgprompt_edge.artifacts.bundle import Row
+from hgprompt_edge.artifacts.folded import MAX_FOLDED
 from hgprompt_edge.fit.algorithm import uniform_weights
 from hgprompt_edge.fit.judge import Candidate, Judge
 from hgprompt_edge.heads.best_head import averaged_losses
@@ -48,12 +49,15 @@ class Decision:
         Index of the row that is shipped.
     best_source
         Index of the source that holds out best.
+    pool
+        What several folded prompts are taken from, first the best way to use one.
     """
 
     candidates: tuple[Candidate, ...]
     rows: tuple[Row, ...]
     kept: int
     best_source: int
+    pool: tuple[Candidate, ...]
 
     @property
     def chosen(self) -> Candidate:
@@ -85,16 +89,30 @@ def decide(
     ]
     rows = [judge.measure(candidate) for candidate in candidates]
     kept = never_worse(rows, judge.images, len(judge.task.validation), len(sources))
+    single = candidates[kept]
+    pool = [single, *(each for each in (none, *sources, candidates[-1]) if each is not single)]
     if folded > 1:
-        pool = [candidates[kept]]
-        pool += [each for each in (none, *sources, candidates[-1]) if each is not candidates[kept]]
         several = fold_more(judge, pool, folded)
         if several.more:
             candidates.append(several)
             rows.append(judge.measure(several))
             if _gain(rows[kept], rows[-1]) > 0:
                 kept = len(rows) - 1
-    return Decision(tuple(candidates), tuple(rows), kept, best)
+    return Decision(tuple(candidates), tuple(rows), kept, best, tuple(pool))
+
+
+def with_more_prompts(judge: Judge, decision: Decision, folded: int) -> dict[int, Row]:
+    """Rows of more folded prompts than `folded` that hold out better than what is kept.
+
+    By the number of prompts. They need no pass of an image: the features of all sources are there.
+    """
+    several = fold_more(judge, decision.pool, MAX_FOLDED)
+    found = {}
+    for count in range(folded + 1, 1 + len(several.parts)):
+        row = judge.measure(replace(several, more=several.more[: count - 1]))
+        if _gain(decision.rows[decision.kept], row) > 0:
+            found[count] = row
+    return found
 
 
 def source_candidates(bank: PromptBank) -> list[Candidate]:

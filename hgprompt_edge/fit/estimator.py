@@ -27,7 +27,7 @@ from hgprompt_edge.fit.algorithm import (
 )
 from hgprompt_edge.fit.assemble import make_bundle
 from hgprompt_edge.fit.checks import check_bank, check_validation, leave_out_family
-from hgprompt_edge.fit.choice import Decision, decide
+from hgprompt_edge.fit.choice import Decision, decide, with_more_prompts
 from hgprompt_edge.fit.judge import Judge
 from hgprompt_edge.heads.best_head import HeadKind
 from hgprompt_edge.maths.head import Head
@@ -79,6 +79,8 @@ class HGPrompt(BaseEstimator):  # type: ignore[misc]
         Sources of the task's own family.
     table_ : tuple of Row
         No prompt, best source, uniform, learned and, where several prompts hold out better, folded.
+    more_prompts_ : dict of int to Row
+        More folded prompts that hold out better than what is kept, by their number.
     head_ : Head
         The best one for the kept row, fitted on training and validation images; of several folded
         prompts the first one's.
@@ -108,6 +110,7 @@ class HGPrompt(BaseEstimator):  # type: ignore[misc]
     best_source_: str
     left_out_: tuple[str, ...]
     table_: tuple[Row, ...]
+    more_prompts_: dict[int, Row]
     head_: Head
     objective_: dict[str, Any]
     history_: list[dict[str, Any]]
@@ -175,6 +178,8 @@ class HGPrompt(BaseEstimator):  # type: ignore[misc]
         judge = Judge(store, task, self.head, self.seed)
         report("heads", 0, 0)
         decision = decide(judge, bank, self.weights_, self.folded)
+        deep = bank.mode != SHALLOW
+        self.more_prompts_ = with_more_prompts(judge, decision, self.folded) if deep else {}
         self.choice_ = decision.chosen.method
         self.best_source_ = bank.names[decision.best_source]
         exact = judge.exact()

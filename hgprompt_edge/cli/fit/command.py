@@ -216,10 +216,9 @@ def fit(
             draw_fit(fitted, images, mixer.history_, figure)
         if fitted.pooling != vit.pooling:
             cost = extra_cost(vit.with_pooling(fitted.pooling), images.train.pixels)
-    left_out = mixer.left_out_ if mixer else ()
     seconds = time.perf_counter() - start
     if json:
-        document = document_of(fitted, left_out, images, path, figure, seconds)
+        document = document_of(fitted, mixer, images, path, figure, seconds)
         document |= leaks_document(leaks)
         document["pooling"] = {**vars(pooling), "cost": round(cost, 3)}
         document["resize"] = resize_document(fitted.preprocessing, images, rules)
@@ -229,7 +228,7 @@ def fit(
     else:
         if rules is not None:
             print_resize(rules)
-        print_fit(fitted, left_out, pooling, images, path, figure, worths, cost, seconds, verbose)
+        print_fit(fitted, mixer, pooling, images, path, figure, worths, cost, seconds, verbose)
 
 
 def _check_plain(context: typer.Context, sources: str | None, backbone: Backbone) -> None:

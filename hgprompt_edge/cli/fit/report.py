@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hgprompt_edge.artifacts.bank_entries import TUNED
 from hgprompt_edge.cli.condition import worth_table
 from hgprompt_edge.cli.shared.console import drawn, out, print_next
-from hgprompt_edge.cli.shared.fit_table import print_result
+from hgprompt_edge.cli.shared.fit_table import print_result, row_of
 from hgprompt_edge.cli.shared.left_out import of_task
 
 if TYPE_CHECKING:
-    from hgprompt_edge.artifacts.bundle import Bundle
+    from hgprompt_edge.artifacts.bundle import Bundle, Row
     from hgprompt_edge.data import Task
     from hgprompt_edge.features.pooling import Pooling
+    from hgprompt_edge.fit.estimator import HGPrompt
     from hgprompt_edge.training.condition_prompts import Worth
+
+LATENCY = {2: 1.8, 3: 2.5}
+"""Of so many folded prompts, as ratios to one: batch 1, `dinov2-small` (docs/guide/compare.md)."""
 
 
 def document_of(
     bundle: Bundle,
-    left_out: tuple[str, ...],
+    mixer: HGPrompt | None,
     images: Task,
     path: Path,
     figure: Path | None,
     seconds: float,
 ) -> dict[str, Any]:
-    """Make the JSON document of a fit."""
+    """Make the JSON document of a fit; without prompts there is no `mixer`."""
+    more = mixer.more_prompts_ if mixer else {}
     learned = bundle.learned_mix
     by_layer = dict(zip(learned.names, learned.values.tolist(), strict=True))
     return {
         "task": images.name,
         "images": _counts(images),
         **of_task(images),
-        "left_out": list(left_out),
+        "left_out": list(mixer.left_out_) if mixer else [],
         "learned_weights": learned.named_shares,
         "learned_weights_by_layer": by_layer if learned.by_layer else None,
         "weights": bundle.mix.named_shares,
         "objective": bundle.objective,
         "table": [vars(row) for row in bundle.table],
         "choice": bundle.choice,
+        "more_prompts": [{"folded": count, **vars(row)} for count, row in more.items()],
         "bundle": str(path),
         "figure": figure and str(figure),
         "seconds": round(seconds, 2),
@@ -47,7 +55,7 @@ def document_of(
 
 def print_fit(
     bundle: Bundle,
-    left_out: tuple[str, ...],
+    mixer: HGPrompt | None,
     pooling: Pooling,
     images: Task,
     path: Path,
@@ -60,11 +68,15 @@ def print_fit(
     """Print what was fitted on what, what is kept, where it is, and what to run next."""
     counts = ", ".join(f"{count} {name}" for name, count in _counts(images).items())
     out.print(f"{images.name}: {len(images.classes)} classes; {counts} images", soft_wrap=True)
-    if left_out:
-        out.print(f"left out, same family as the target: {', '.join(left_out)}")
+    if mixer and mixer.left_out_:
+        out.print(f"left out, same family as the target: {', '.join(mixer.left_out_)}")
     if pooling.name != "token" and pooling.gain:
         out.print(_pooling_line(pooling, cost), soft_wrap=True)
     print_result(bundle, images, verbose)
+    if mixer and bundle.choice != TUNED:
+        more = more_prompts_line(mixer.more_prompts_, row_of(bundle, bundle.choice))
+        if more:
+            out.print(more, soft_wrap=True)
     if worths:
         out.print(worth_table(worths))
     written = f"{path}, {figure}" if figure else f"{path}"
@@ -74,6 +86,16 @@ def print_fit(
         path,
         *(("--adapt",) if any(worth.kept for worth in worths) else ("--format", "onnx")),
     )
+
+
+def more_prompts_line(more: Mapping[int, Row], kept: Row) -> str:
+    """Say what more folded prompts would bring, and cost; empty where they bring nothing."""
+    better = {n: row for n, row in more.items() if row.val_accuracy > kept.val_accuracy}
+    if not better:
+        return ""
+    found = ", ".join(f"--folded {n} {100 * row.val_accuracy:.1f} %" for n, row in better.items())
+    latency = " and ".join(f"{LATENCY[count]:g}" for count in better)
+    return f"held out with more prompts: {found}, at about {latency} times the latency"
 
 
 def _pooling_line(pooling: Pooling, cost: float) -> str:

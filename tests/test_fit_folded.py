@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from small_vits import make_backbone
+from toys import make_bank, make_task, noise_tokens, with_labels
+
+from hgprompt_edge.artifacts.bundle import Row
+from hgprompt_edge.backbones.backbone import Backbone
+from hgprompt_edge.backbones.forward import extract_features
+from hgprompt_edge.cli.fit.report import more_prompts_line
+from hgprompt_edge.cli.shared.fit_table import kept_line
+from hgprompt_edge.features.cached import FeatureStore
+from hgprompt_edge.fit.choice import (
+    decide,
+    fold_more,
+    least_gain,
+    source_candidates,
+)
+from hgprompt_edge.fit.estimator import HGPrompt
+from hgprompt_edge.fit.judge import Judge
+from hgprompt_edge.heads.heads import (
+    logits_of,
+)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return make_backbone()
+
+
+def test_the_average_of_two_prompts_is_what_the_table_says(backbone: Backbone) -> None:
+    tokens = noise_tokens(4)
+    task = make_task(backbone, tokens[1])
+    judge = Judge(FeatureStore(backbone), task)
+    one, two = source_candidates(make_bank(backbone, tokens))[:2]
+    both = replace(one, more=(two,))
+    probabilities = [
+        logits_of(
+            judge.training_head(each.tokens),
+            extract_features(backbone, task.validation.pixels, each.tokens),
+        ).softmax(1)
+        for each in (one, two)
+    ]
+    average = (probabilities[0] + probabilities[1]) / 2
+    row = judge.measure(both)
+    expected = (average.argmax(1).numpy() == task.validation.labels).mean()
+    assert row.val_accuracy == pytest.approx(expected)
+    assert row.cross_log_loss is not None
+    same = judge.measure(replace(one, more=(one,)))
+    assert same.cross_log_loss == pytest.approx(judge.measure(one).cross_log_loss)
+
+
+def test_the_prompts_that_average_best_are_folded_and_kept_where_they_gain(
+    backbone: Backbone,
+) -> None:
+    tokens = noise_tokens(5)
+    task = make_task(backbone, tokens[1])
+    bank = make_bank(backbone, tokens)
+    judge = Judge(FeatureStore(backbone), task)
+    one = decide(judge, bank, np.full(5, 0.2))
+    three = decide(judge, bank, np.full(5, 0.2), folded=3)
+    assert three.rows[:4] == one.rows
+    first, second, _ = three.candidates[-1].parts
+    assert first.weights.tolist() == one.chosen.weights.tolist()
+    held_out = judge.measure(three.candidates[-1]).cross_log_loss
+    assert held_out is not None
+    for other in source_candidates(bank):  # no other third prompt averages better
+        if not any(np.array_equal(other.weights, part.weights) for part in (first, second)):
+            loss = judge.measure(replace(first, more=(second, other))).cross_log_loss
+            assert loss is not None
+            assert loss >= held_out - 1e-12
+    before = one.rows[one.kept].cross_log_loss
+    assert before is not None
+    assert three.kept == (4 if held_out < before else one.kept)
+    lonely = fold_more(judge, [one.candidates[0]], 3)
+    assert lonely.more == ()
+
+
+@pytest.mark.parametrize("folded", [1, 2])
+def test_what_more_prompts_would_keep_is_known_beforehand(backbone: Backbone, folded: int) -> None:
+    bank = make_bank(backbone, noise_tokens(6))
+    # No prompt helps, so that an average of several holds out better than any of them.
+    task = with_labels(make_task(backbone), np.random.default_rng(0).permutation)
+    now = HGPrompt(steps=1, folded=folded).fit(bank, backbone, task)
+    kept, found = now.table_[-1] if now.choice_ == "folded" else now.table_[0], now.more_prompts_
+    for more in range(folded + 1, 4):
+        fitted = HGPrompt(steps=1, folded=more).fit(bank, backbone, task)
+        (row,) = (row for row in fitted.table_ if row.method == "folded")
+        assert row.cross_log_loss is not None
+        assert kept.cross_log_loss is not None
+        assert (more in found) == (row.cross_log_loss < kept.cross_log_loss)
+        if more in found:
+            assert found[more] == replace(row, test_accuracy=None)
+    assert found or folded == 2
+    assert now.choice_ in ("none", "folded")
+
+
+def test_with_shallow_prompts_no_more_are_offered(backbone: Backbone) -> None:
+    tokens = noise_tokens(3, layers=1)
+    task = make_task(backbone, tokens[1])
+    assert HGPrompt(steps=1).fit(make_bank(backbone, tokens), backbone, task).more_prompts_ == {}
+
+
+@pytest.mark.parametrize(("beyond", "said"), [(-0.1, True), (0.1, False)])
+def test_several_prompts_that_gain_by_chance_are_said_to_do_so(
+    backbone: Backbone, beyond: float, said: bool
+) -> None:
+    bank, task = make_bank(backbone, noise_tokens(6)), make_task(backbone)
+    shuffled = with_labels(task, np.random.default_rng(0).permutation)
+    bundle = HGPrompt(steps=1, folded=2).fit(bank, backbone, shuffled).bundle_
+    words = "195 images do not show that they are better than no prompt"
+    assert bundle.choice == "folded"
+    assert words in kept_line(bundle, shuffled)  # meaningless labels
+    *others, kept = bundle.table
+    assert others[0].cross_log_loss is not None
+    loss = others[0].cross_log_loss - (least_gain(6) + beyond) / 195
+    table = (*others, replace(kept, cross_log_loss=loss))
+    assert (words in kept_line(replace(bundle, table=table), shuffled)) is said
+
+
+def test_what_more_prompts_hold_out_is_said_with_their_latency() -> None:
+    kept, two, three = (Row("", accuracy, 0.5) for accuracy in (0.75, 0.8, 0.8167))
+    assert more_prompts_line({2: two, 3: three}, kept) == (
+        "held out with more prompts: --folded 2 80.0 %, --folded 3 81.7 %, at about 1.8 and 2.5 "
+        "times the latency"
+    )
+    assert more_prompts_line({3: three}, kept).endswith(
+        ": --folded 3 81.7 %, at about 2.5 times the latency"
+    )
+    assert more_prompts_line({2: kept}, kept) == "", (
+        "the log-loss falls, and no image more is right"
+    )
+    assert more_prompts_line({}, kept) == ""
