@@ -17,6 +17,8 @@ from rich.progress import Progress
 from small_vits import make_backbone
 from toys import make_bank, make_task, noise_tokens
 
+from hgprompt_edge.backbones.compute import Compute
+from hgprompt_edge.backbones.fastest import Choice, Passes
 from hgprompt_edge.backbones.image_count import watch_images
 from hgprompt_edge.cli.shared import console, progress
 from hgprompt_edge.cli.shared.progress import Stages
@@ -82,6 +84,15 @@ def counted() -> Iterator[list[int]]:
         yield passed
 
 
+def total(passes: Passes) -> int:
+    return passes.chosen + passes.exact
+
+
+def test_passes_in_float32_take_their_own_time() -> None:
+    choice = Choice(Compute(precision="bfloat16"), images_per_second=100, exact_per_second=25)
+    assert choice.seconds(Passes(chosen=600, exact=300)) == pytest.approx(2 + 4)
+
+
 def test_the_estimates_are_what_passes() -> None:
     backbone = make_backbone()
     bank = make_bank(backbone, noise_tokens(4))
@@ -90,19 +101,20 @@ def test_the_estimates_are_what_passes() -> None:
     with counted() as passed:
         HGPrompt(steps=steps, cache=False).fit(bank, backbone, task)
     # What passes back is one pass here and two in the estimate.
-    assert sum(passed) == pytest.approx(fit_passes(task, bank, steps) - steps * train, rel=0.25)
+    estimate = total(fit_passes(task, bank, steps)) - steps * train
+    assert sum(passed) == pytest.approx(estimate, rel=0.25)
 
     recipe = Recipe(epochs=4, batch_size=75, keep_last=True)
     with counted() as passed:
         train_from(bank.tokens[0], backbone, task, recipe)
     row = 2 * (train + len(task.validation)) + len(task.test)
-    assert sum(passed) == pytest.approx(tune_passes(task, 4) - row - 4 * train, rel=0.25)
+    assert sum(passed) == pytest.approx(total(tune_passes(task, 4)) - row - 4 * train, rel=0.25)
 
     budget = Budget(steps=2, evaluations=9, spot_steps=2, tune_steps=3, batch_size=75)
     with pytest.MonkeyPatch.context() as patch, counted() as passed:
         patch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
         compare(bank, backbone, task, budget=budget, cache=False)
-    estimate = compare_passes(task, bank, tuple(METHODS), budget)
+    estimate = total(compare_passes(task, bank, tuple(METHODS), budget))
     assert 0.5 * estimate < sum(passed) < 1.2 * estimate
 
 
@@ -179,7 +191,7 @@ def test_only_what_resumes_says_so(
     monkeypatch.chdir(tmp_path)
     class_folders(tmp_path / "mine", 5)
     monkeypatch.setattr(f"hgprompt_edge.{broken}", interrupted)
-    monkeypatch.setattr("hgprompt_edge.compare.estimate.compare_passes", lambda *_: 1)
+    monkeypatch.setattr("hgprompt_edge.compare.estimate.compare_passes", lambda *_: Passes(1))
     result = run(*words.split())
     assert result.exit_code == 130
     further = "; the same command goes on from here" if resumes else ""

@@ -25,15 +25,42 @@ CLEARLY = 0.8
 
 
 @dataclass(frozen=True)
+class Passes:
+    """Passes of single images, of which a training image takes three.
+
+    Attributes
+    ----------
+    chosen
+        In the precision that was chosen.
+    exact
+        In float32, whatever was chosen.
+    """
+
+    chosen: int = 0
+    exact: int = 0
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(self.chosen + other.chosen, self.exact + other.exact)
+
+
+@dataclass(frozen=True)
 class Choice:
-    """How images run, and how many a second ran forward and back in the trial."""
+    """How images run, and how many a second ran forward and back in the trial.
+
+    Attributes
+    ----------
+    exact_per_second
+        In float32; the same rate where float32 was not tried.
+    """
 
     compute: Compute
     images_per_second: float
+    exact_per_second: float
 
-    def seconds(self, passes: float) -> float:
-        """Time for passes of single images, of which a training image takes three."""
-        return passes / (3 * self.images_per_second)
+    def seconds(self, passes: Passes) -> float:
+        """Time for these passes."""
+        chosen, exact = 3 * self.images_per_second, 3 * self.exact_per_second
+        return passes.chosen / chosen + passes.exact / exact
 
     def __str__(self) -> str:
         """Return it as a command reports it."""
@@ -102,33 +129,36 @@ def _on_cpu(backbone: Backbone, precision: str) -> Choice:
     threads = usable_threads()
     wide = Compute(threads=threads)
     trial = partial(_seconds, backbone, images=CPU_IMAGES * threads)
-    best, seconds = _fastest_precision(wide, precision, trial)
+    best, seconds, exact = _fastest_precision(wide, precision, trial)
     if threads > 1:
         narrow = replace(best, workers=threads, threads=1)
         found = trial(narrow)
         # Of near equals the workers: threads of one operator wait for each other on shared cores.
         if found <= 1.05 * seconds:
+            exact *= found / seconds
             best, seconds = narrow, found
-    return Choice(best, CPU_IMAGES * threads / seconds)
+    images = CPU_IMAGES * threads
+    return Choice(best, images / seconds, images / exact)
 
 
 def _on(backbone: Backbone, device: str, precision: str) -> Choice:
     compute = Compute(device, micro_batch=DEVICE_MICRO_BATCH)
     trial = partial(_seconds, backbone, images=DEVICE_MICRO_BATCH)
-    best, seconds = _fastest_precision(compute, precision, trial)
-    return Choice(best, DEVICE_MICRO_BATCH / seconds)
+    best, seconds, exact = _fastest_precision(compute, precision, trial)
+    return Choice(best, DEVICE_MICRO_BATCH / seconds, DEVICE_MICRO_BATCH / exact)
 
 
 def _fastest_precision(
     compute: Compute, precision: str, trial: partial[float]
-) -> tuple[Compute, float]:
+) -> tuple[Compute, float, float]:
+    """Return what is fastest, its seconds, and those of the precision that was tried first."""
     names = PRECISIONS[1:] if precision == "auto" else (precision,)
     found = [(each, trial(each)) for each in (replace(compute, precision=name) for name in names)]
     best, seconds = found[0]
     for other, took in found[1:]:
         if took < CLEARLY * seconds:
             best, seconds = other, took
-    return best, seconds
+    return best, seconds, found[0][1]
 
 
 def _seconds(backbone: Backbone, compute: Compute, images: int) -> float:

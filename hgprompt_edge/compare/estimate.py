@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hgprompt_edge.backbones.fastest import Passes
 from hgprompt_edge.compare.contest import Budget
+from hgprompt_edge.compare.run import KEPT
 from hgprompt_edge.data import Task
 from hgprompt_edge.prompts.bank import PromptBank
 from hgprompt_edge.training.tune import epochs_for
@@ -17,26 +19,26 @@ ROWS = 4
 """Of the table of `fit`: no prompt, best source, uniform, learned."""
 
 
-def fit_passes(task: Task, bank: PromptBank | None, steps: int) -> int:
+def fit_passes(task: Task, bank: PromptBank | None, steps: int) -> Passes:
     """Image passes of a fit: features of each prompt, the steps, each row of the table anew.
 
     The last are in float32, whatever the steps are computed in.
     """
     train, held_out, test = len(task.train), len(task.validation), len(task.test)
     if bank is None:
-        return train + held_out + test
+        return Passes(exact=train + held_out + test)
     prompts = len(bank.basis) + 2  # the uniform mix, no prompt
     table = ROWS * (train + held_out + test)
-    return prompts * (train + held_out) + steps * 3 * train + table
+    return Passes(prompts * (train + held_out) + steps * 3 * train, table)
 
 
-def tune_passes(task: Task, epochs: int) -> int:
+def tune_passes(task: Task, epochs: int) -> Passes:
     """Image passes of training a prompt, evaluated at the end, and of its row in the table."""
     train, held_out = len(task.train), len(task.validation)
-    return 3 * epochs * train + 3 * (train + held_out) + len(task.test)
+    return Passes(3 * epochs * train, 3 * (train + held_out) + len(task.test))
 
 
-def compare_passes(task: Task, bank: PromptBank, methods: Sequence[str], budget: Budget) -> int:
+def compare_passes(task: Task, bank: PromptBank, methods: Sequence[str], budget: Budget) -> Passes:
     """Image passes of a comparison. Methods share what they need alike: it is counted once."""
     train, sources = len(task.train), len(bank.prompts)
     spot, tune = (
@@ -51,11 +53,13 @@ def compare_passes(task: Task, bank: PromptBank, methods: Sequence[str], budget:
         "gradient_free": train * budget.evaluations,
         "soup": train * sources,
         "prediction_average": sources * len(task.test),
-        "tune": tune_passes(task, tune),
-        "vpt_scratch": ascent + 2 * tune_passes(task, tune),
+        "tune": 3 * tune * train,
+        "vpt_scratch": ascent + 6 * tune * train,
     }
     total = (len(bank.basis) + 2) * (train + len(task.validation))
     total += sum(own.get(method, 0) for method in methods)
     if learned & set(methods):
         total += ascent
-    return total + len(methods) * (len(task.validation) + len(task.test))
+    total += len(methods) * (len(task.validation) + len(task.test))
+    exact = train + len(task.validation) + len(task.test)
+    return Passes(total, exact if KEPT in methods else 0)

@@ -25,6 +25,7 @@ from hgprompt_edge.errors import CheckError, UserError
 
 if TYPE_CHECKING:
     from hgprompt_edge.backbones.backbone import Backbone
+    from hgprompt_edge.backbones.fastest import Passes
     from hgprompt_edge.cli.shared.options import DeviceName, PrecisionName
     from hgprompt_edge.prompts.bank import PromptBank
 
@@ -195,7 +196,7 @@ def print_next(*words: str | Path) -> None:
 
 
 def fastest(
-    backbone: Backbone, device: DeviceName, precision: PrecisionName, passes: float = 0
+    backbone: Backbone, device: DeviceName, precision: PrecisionName, passes: Passes | None = None
 ) -> Backbone:
     """Let images run through the backbone in the fastest way that is allowed, and say which.
 
