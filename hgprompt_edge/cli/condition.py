@@ -94,7 +94,7 @@ def condition(
 
     from hgprompt_edge.backbones.fastest import check_device
     from hgprompt_edge.backbones.fitted import backbone_of
-    from hgprompt_edge.training.condition_prompts import tune_conditions
+    from hgprompt_edge.training.condition_prompts import check_conditions, tune_conditions
     from hgprompt_edge.training.condition_trainer import ConditionRecipe
 
     check_device(device.value)
@@ -103,6 +103,7 @@ def condition(
     with progress_bar() as report:
         images = found.load(fitted.preprocessing, progress=partial(report, "reading images"))
         note_left_out(images.unreadable, images.left_out)
+        check_conditions(fitted, images, names)
         recipe = ConditionRecipe(epochs=epochs, seed=fitted.seed)
         state = condition_state(path, fitted.task)
         if state.exists():

@@ -84,6 +84,7 @@ def tune(
     from hgprompt_edge.backbones.fastest import check_device
     from hgprompt_edge.backbones.fitted import backbone_of
     from hgprompt_edge.compare.estimate import tune_passes
+    from hgprompt_edge.fit.checks import check_same_images
     from hgprompt_edge.training.tune import tuning_recipe
 
     check_device(device.value)
@@ -93,6 +94,7 @@ def tune(
         images = found.load(backbone.preprocessing, progress=partial(report, "reading images"))
         note_left_out(images.unreadable, images.left_out)
         leaks = note_leaks(images)
+        check_same_images(fitted, images)
         recipe = tuning_recipe(
             images, fitted.seed, steps=steps, batch_size=batch_size, learning_rate=learning_rate
         )

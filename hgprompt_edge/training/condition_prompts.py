@@ -134,7 +134,7 @@ def tune_conditions(
     """
     check_one_prompt(bundle, "condition")
     recipe = recipe or ConditionRecipe(seed=bundle.seed)
-    _check(bundle, task, names)
+    check_conditions(bundle, task, names)
     backbone = as_fitted(bundle, backbone)
     start = starting_tokens(bundle, backbone)
     exact = backbone.in_precision("float32")
@@ -270,7 +270,14 @@ class _Judge:
         return right.astype(np.float64)
 
 
-def _check(bundle: Bundle, task: Task, names: Sequence[str]) -> None:
+def check_conditions(bundle: Bundle, task: Task, names: Sequence[str]) -> None:
+    """Refuse what condition prompts cannot be trained for, as `tune_conditions` does.
+
+    Raises
+    ------
+    UserError
+        As there, but for the backbone.
+    """
     check_names(names)
     if bundle.mode != DEEP:
         raise UserError(
