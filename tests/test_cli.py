@@ -238,7 +238,7 @@ def test_compare_and_tune(workplace: Path, tmp_path: Path, monkeypatch: pytest.M
     methods = "none,uniform,soup,hgprompt,tune"
     compared = run("compare", *images, "--methods", methods, "--tune-steps", "1")
     assert compared.exit_code == 0, compared.stderr
-    assert "learned mix, then tuned" in compared.stdout
+    assert "kept by fit, then tuned" in compared.stdout
     document = json.loads((tmp_path / "mine.compare.json").read_text())
     assert [row["method"] for row in document["rows"]] == methods.split(",")
     assert (tmp_path / "mine.compare.png").read_bytes().startswith(b"\x89PNG")

@@ -137,7 +137,7 @@ def test_image_passes(compared: tuple[Contest, dict[str, Result]]) -> None:
     assert passes["gradient_free"] >= BUDGET.evaluations * train
     # Sources and no prompt; each step forward and back; the end.
     assert passes["h_only"] == (SOURCES + 1 + 3 * BUDGET.steps + 1) * train
-    assert passes["tune"] == passes["hgprompt"] + 3 * epochs_for(3, train, 75) * train
+    assert passes["tune"] == passes["hgprompt_guarded"] + 3 * epochs_for(3, train, 75) * train
     assert abs(passes["vpt_scratch"] - passes["tune"]) <= 1.5 * train
     assert passes["hgprompt_guarded"] > passes["hgprompt"]
 

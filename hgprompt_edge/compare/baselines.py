@@ -172,14 +172,19 @@ def decision(contest: Contest, folded: int) -> Decision:
 
 
 def tune(contest: Contest) -> Plan:
-    """Train the target's own prompt from the learned mix on."""
-    mixed = contest.run("hgprompt").plan.candidate
+    """Train the target's own prompt as `fit --tune` does, whatever validation says of it.
+
+    From what `fit` keeps, or from the learned mix where that is no prompt.
+    """
+    start = contest.run("hgprompt_guarded").plan.candidate
+    if start.tokens is None:
+        start = contest.run("hgprompt").plan.candidate
     epochs = epochs_for(
         contest.budget.tune_steps, len(contest.task.train), contest.recipe.batch_size
     )
     recipe = replace(contest.recipe, epochs=epochs)
-    trained = contest.train(mixed.tokens, recipe)
-    candidate = replace(mixed, tokens=trained.tokens)
+    trained = contest.train(start.tokens, recipe)
+    candidate = replace(start, tokens=trained.tokens)
     return Plan(candidate, 3 * epochs * len(contest.task.train))
 
 

@@ -28,7 +28,7 @@ TITLES = {
     "hgprompt_guarded": "kept by fit",
     "two_folded": "two folded prompts",
     "three_folded": "three folded prompts",
-    "tune": "learned mix, then tuned",
+    "tune": "kept by fit, then tuned",
     "vpt_scratch": "VPT from scratch",
 }
 OURS = {"hgprompt", "hgprompt_guarded", "two_folded", "three_folded", "tune"}
