@@ -26,7 +26,7 @@ from hgprompt_edge.data import Task
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.fit.algorithm import uniform_weights
-from hgprompt_edge.fit.choice import Proof
+from hgprompt_edge.fit.choice import FRESH_CONFIDENCE, Proof
 from hgprompt_edge.fit.estimator import HGPrompt
 from hgprompt_edge.fit.judge import Candidate, Judge
 from hgprompt_edge.heads.heads import logits_of
@@ -260,6 +260,15 @@ def test_few_images_do_not_prove_what_many_do() -> None:
     assert not Proof(9.0, math.inf, 1.0, 1).holds
 
 
+def test_a_fresh_fit_needs_no_proof_but_an_expected_gain() -> None:
+    better = Proof(0.1, 0.08, 0.0, 80)
+    assert better.exceeds(FRESH_CONFIDENCE)
+    assert not better.holds
+    assert not replace(better, gain=-0.001).exceeds(FRESH_CONFIDENCE)
+    assert not replace(better, accuracy_gain=-1 / 80).exceeds(FRESH_CONFIDENCE)
+    assert not replace(better, error=math.inf, images=1).exceeds(FRESH_CONFIDENCE)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_with_permuted_labels_tune_keeps_nothing(
     backbone: Backbone, planted: tuple[Bundle, Task], seed: int
@@ -321,7 +330,7 @@ def test_a_step_of_fewer_images_than_classes_is_refused(
     with pytest.raises(UserError, match="`batch_size=2`"):
         tuning_recipe(task, 0, batch_size=2)
     many = replace(task, classes=tuple(f"class{i}" for i in range(500)))
-    assert tuning_recipe(many, 0).batch_size == 500
+    assert tuning_recipe(many, 0).batch_size == 2500, "five a class"
     labels = np.arange(len(task.train))
     lonely = replace(task, train=replace(task.train, labels=labels))
     with pytest.raises(UserError, match="`task='toy'`: no class has two training images"):

@@ -54,11 +54,11 @@ def compare(
         typer.Option(
             help="Only these, separated by commas: none, best_source, uniform, spot, h_only, "
             "alignment_only, gradient_free, soup, prediction_average, hgprompt, hgprompt_guarded, "
-            "two_folded, three_folded, tune, vpt_scratch.",
+            "two_folded, three_folded, tune, tune_guarded, vpt_scratch.",
             show_default=False,
         ),
     ] = None,
-    tune_steps: Annotated[int, typer.Option(min=1, help="Training steps of tune.")] = 20,
+    tune_steps: Annotated[int, typer.Option(min=1, help="Training steps of tune.")] = 60,
     seed: options.Seed = 0,
     device: options.Device = options.DeviceName.AUTO,
     precision: options.Precision = options.PrecisionName.AUTO,

@@ -45,7 +45,7 @@ def tune(
         int | None,
         typer.Option(
             min=16,
-            help="Images a step (default: 400, or as many as there are classes).",
+            help="Images a step (default: 160, or five a class if these are more).",
             show_default=False,
         ),
     ] = None,
@@ -85,6 +85,7 @@ def tune(
     from hgprompt_edge.backbones.fitted import backbone_of
     from hgprompt_edge.compare.estimate import tune_passes
     from hgprompt_edge.fit.checks import check_same_images
+    from hgprompt_edge.fit.choice import CONFIDENCE
     from hgprompt_edge.training.tune import tuning_recipe
 
     check_device(device.value)
@@ -99,7 +100,7 @@ def tune(
             images, fitted.seed, steps=steps, batch_size=batch_size, learning_rate=learning_rate
         )
         backbone = fastest(backbone, device, precision, tune_passes(images, recipe.epochs))
-        tuning = train_further(fitted, backbone, images, recipe, path, report)
+        tuning = train_further(fitted, backbone, images, recipe, CONFIDENCE, path, report)
     write_bundle(path, tuning.bundle)
     write_left_out(images, path)
     tuning_state(path, fitted).unlink(missing_ok=True)

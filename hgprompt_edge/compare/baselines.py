@@ -22,7 +22,14 @@ from hgprompt_edge.fit.algorithm import (
     learn_weights,
     uniform_weights,
 )
-from hgprompt_edge.fit.choice import Decision, choose, decide, source_candidates
+from hgprompt_edge.fit.choice import (
+    FRESH_CONFIDENCE,
+    Decision,
+    choose,
+    decide,
+    prove,
+    source_candidates,
+)
 from hgprompt_edge.fit.choice import best_source as best_of
 from hgprompt_edge.fit.judge import Candidate
 from hgprompt_edge.heads.heads import cross_fitted_log_loss
@@ -172,7 +179,7 @@ def decision(contest: Contest, folded: int) -> Decision:
 
 
 def tune(contest: Contest) -> Plan:
-    """Train the target's own prompt as `fit --tune` does, whatever validation says of it.
+    """Train the target's own prompt as `fit` with tuning does, whatever validation says of it.
 
     From what `fit` keeps, or from the learned mix where that is no prompt.
     """
@@ -186,6 +193,13 @@ def tune(contest: Contest) -> Plan:
     trained = contest.train(start.tokens, recipe)
     candidate = replace(start, tokens=trained.tokens)
     return Plan(candidate, 3 * epochs * len(contest.task.train))
+
+
+def tune_guarded(contest: Contest) -> Plan:
+    """Do as `fit` with tuning: the tuned prompt where held-out images speak for it."""
+    kept, tuned = (contest.run(name).plan.candidate for name in ("hgprompt_guarded", "tune"))
+    better = prove(contest.judge.exact(), kept, tuned).exceeds(FRESH_CONFIDENCE)
+    return Plan(tuned if better else kept)
 
 
 def vpt_scratch(contest: Contest) -> Plan:
@@ -214,6 +228,7 @@ METHODS: dict[str, Callable[[Contest], Plan]] = {
     "two_folded": two_folded,
     "three_folded": three_folded,
     "tune": tune,
+    "tune_guarded": tune_guarded,
     "vpt_scratch": vpt_scratch,
 }
 

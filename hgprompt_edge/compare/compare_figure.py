@@ -29,9 +29,10 @@ TITLES = {
     "two_folded": "two folded prompts",
     "three_folded": "three folded prompts",
     "tune": "kept by fit, then tuned",
+    "tune_guarded": "kept by fit with tuning",
     "vpt_scratch": "VPT from scratch",
 }
-OURS = {"hgprompt", "hgprompt_guarded", "two_folded", "three_folded", "tune"}
+OURS = {"hgprompt", "hgprompt_guarded", "two_folded", "three_folded", "tune", "tune_guarded"}
 
 
 def draw_comparison(

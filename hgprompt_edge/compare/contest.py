@@ -19,7 +19,8 @@ from hgprompt_edge.prompts.bank import PromptBank
 from hgprompt_edge.prompts.mixing import mix, on_basis
 from hgprompt_edge.prompts.prompt import Floats
 from hgprompt_edge.training.prompt_tuning import Recipe, Trained
-from hgprompt_edge.training.tune import BATCH_SIZE, LEARNING_RATE, train_from
+from hgprompt_edge.training.tune import BATCH_SIZE, LEARNING_RATE, train_from, usual_batch
+from hgprompt_edge.training.tune import STEPS as TUNE_STEPS
 
 Weights = npt.NDArray[np.float64]
 
@@ -44,7 +45,7 @@ class Budget:
     steps: int = STEPS
     evaluations: int = 40
     spot_steps: int = 10
-    tune_steps: int = 20
+    tune_steps: int = TUNE_STEPS
     batch_size: int = BATCH_SIZE
     learning_rate: float = LEARNING_RATE
 
@@ -122,7 +123,7 @@ class Contest:
         """How prompts of the target are trained; `epochs` is up to the method."""
         budget = self.budget
         return Recipe(
-            batch_size=max(budget.batch_size, len(self.task.classes)),
+            batch_size=usual_batch(len(self.task.classes), budget.batch_size),
             learning_rate=budget.learning_rate,
             init_seed=self.bank.prompts[0].init_seed or 0,
             tokens=self.bank.tokens.shape[2],

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from hgprompt_edge.backbones.fastest import Passes
 from hgprompt_edge.compare.contest import Budget
-from hgprompt_edge.compare.run import KEPT
+from hgprompt_edge.compare.run import SHIPPED
 from hgprompt_edge.data import Task
 from hgprompt_edge.prompts.bank import PromptBank
-from hgprompt_edge.training.tune import epochs_for
+from hgprompt_edge.training.tune import epochs_for, usual_batch
 
 ROWS = 4
 """Of the table of `fit`: no prompt, best source, uniform, learned."""
@@ -42,24 +42,26 @@ def compare_passes(task: Task, bank: PromptBank, methods: Sequence[str], budget:
     """Image passes of a comparison. Methods share what they need alike: it is counted once."""
     train, sources = len(task.train), len(bank.prompts)
     spot, tune = (
-        epochs_for(steps, train, budget.batch_size)
+        epochs_for(steps, train, usual_batch(len(task.classes), budget.batch_size))
         for steps in (budget.spot_steps, budget.tune_steps)
     )
     ascent = 3 * train * budget.steps + train
-    learned = {"hgprompt", "hgprompt_guarded", "two_folded", "three_folded", "tune", "vpt_scratch"}
+    tuned = {"tune", "tune_guarded"}
+    learned = {"hgprompt", "hgprompt_guarded", "two_folded", "three_folded", "vpt_scratch"} | tuned
     own = {
         "spot": 3 * spot * train,
         "h_only": ascent,
         "gradient_free": train * budget.evaluations,
         "soup": train * sources,
         "prediction_average": sources * len(task.test),
-        "tune": 3 * tune * train,
         "vpt_scratch": ascent + 6 * tune * train,
     }
     total = (len(bank.basis) + 2) * (train + len(task.validation))
     total += sum(own.get(method, 0) for method in methods)
     if learned & set(methods):
         total += ascent
+    if tuned & set(methods):
+        total += 3 * tune * train
     total += len(methods) * (len(task.validation) + len(task.test))
     exact = train + len(task.validation) + len(task.test)
-    return Passes(total, exact if KEPT in methods else 0)
+    return Passes(total, exact * len(SHIPPED & set(methods)))

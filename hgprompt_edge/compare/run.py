@@ -21,8 +21,8 @@ from hgprompt_edge.prompts.bank import PromptBank
 from hgprompt_edge.prompts.mixing import effective_sources, source_shares
 
 RESAMPLES = 2000
-KEPT = "hgprompt_guarded"
-"""The method whose row is what `fit` ships."""
+SHIPPED = {"hgprompt_guarded", "tune_guarded"}
+"""Rows that are what `fit` ships without and with tuning, measured in float32 as there."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def measure(contest: Contest, method: str, done: Done) -> Result:
     What `fit` would ship is measured in float32, as `fit` does.
     """
     task, candidate = contest.task, done.plan.candidate
-    judge = contest.judge.exact() if method == KEPT else contest.judge
+    judge = contest.judge.exact() if method in SHIPPED else contest.judge
     row = judge.on_validation(candidate)
     correct = np.zeros(0, dtype=bool)
     if len(task.test):

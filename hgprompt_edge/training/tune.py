@@ -18,14 +18,14 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.fit.assemble import token_logits
 from hgprompt_edge.fit.checks import check_batch, check_same_images
-from hgprompt_edge.fit.choice import Proof, prove
+from hgprompt_edge.fit.choice import CONFIDENCE, Proof, prove
 from hgprompt_edge.fit.judge import Candidate, Judge
 from hgprompt_edge.prompts.mixing import mix
 from hgprompt_edge.prompts.prompt import Floats
 from hgprompt_edge.training.prompt_tuning import PromptTrainer, Recipe, Trained
 
-STEPS, BATCH_SIZE, LEARNING_RATE = 60, 400, 5e-3
-"""Of `tune`, where nothing else is asked for."""
+STEPS, BATCH_SIZE, PER_CLASS, LEARNING_RATE = 60, 160, 5, 5e-3
+"""Of `tune`, where nothing else is asked for; a batch has at least `PER_CLASS` images a class."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,14 @@ class Tuning:
         The tuned prompt, whatever was kept.
     proof
         The tuned prompt against what the bundle kept before.
+    kept
+        Whether the tuned prompt is in force now.
     """
 
     bundle: Bundle
     trained: Trained
     proof: Proof
+    kept: bool
 
 
 def tune(
@@ -53,6 +56,7 @@ def tune(
     task: Task,
     recipe: Recipe,
     *,
+    confidence: float = CONFIDENCE,
     state: Path | None = None,
     report: Callable[[int, int], None] | None = None,
     resumed: Callable[[], None] | None = None,
@@ -60,7 +64,7 @@ def tune(
     """Train the bundle's prompt on the task; the bundle that comes back has one more row.
 
     The tuned prompt takes the place of what was kept only if validation images, none of which
-    trained it or chose its epoch, prove that it is better (`choice.Proof`). Condition prompts and
+    trained it or chose its epoch, show that it is better (`choice.Proof`). Condition prompts and
     what devices learned are of the prompt before and do not outlive it.
 
     Parameters
@@ -68,6 +72,9 @@ def tune(
     recipe
         Its `mode`, `tokens` and `flips` are overruled by the bundle and the task, and the last
         epoch is kept: validation is to judge, so it must not choose.
+    confidence
+        One-sided, at which they must show it: `CONFIDENCE` where the bundle may be in use,
+        `FRESH_CONFIDENCE` where it has only just been fitted.
     state
         File that an interrupted training resumes from; removed at the end by the caller.
     resumed
@@ -91,14 +98,15 @@ def tune(
     before = Candidate(bundle.choice, bundle.prompt, bundle.weights.astype(np.float64))
     tuned = Candidate(TUNED, trained.tokens, weights.astype(np.float64))
     proof = prove(judge, before, tuned)
-    if not proof.holds and bundle.choice == TUNED:
+    kept = proof.exceeds(confidence)
+    if not kept and bundle.choice == TUNED:
         # The one row `tuned` of the table stays that of the prompt in force.
-        return Tuning(bundle, trained, proof)
+        return Tuning(bundle, trained, proof, kept)
     (head,) = judge.final_heads(tuned)
     row = judge.on_test(judge.on_validation(tuned), tuned, (head,))
     table = (*(_as_compared(r, judge, before) for r in bundle.table if r.method != TUNED), row)
-    if not proof.holds:
-        return Tuning(replace(bundle, table=table), trained, proof)
+    if not kept:
+        return Tuning(replace(bundle, table=table), trained, proof, kept)
     head = head.as_float32()
     replaced = replace(
         _without_the_old_prompts(bundle),
@@ -111,7 +119,7 @@ def tune(
         reference=judge.reference(tuned),
         probe_logits=token_logits(backbone, bundle.probe_images, trained.tokens, head),
     )
-    return Tuning(replaced, trained, proof)
+    return Tuning(replaced, trained, proof, kept)
 
 
 def tuning_recipe(
@@ -127,14 +135,14 @@ def tuning_recipe(
     Parameters
     ----------
     batch_size
-        None: 400, or as many as there are classes.
+        None: `usual_batch`.
 
     Raises
     ------
     UserError
         The task has more classes than a batch has images.
     """
-    batch_size = batch_size or max(BATCH_SIZE, len(task.classes))
+    batch_size = batch_size or usual_batch(len(task.classes))
     check_batch(task, batch_size)
     return Recipe(
         epochs=epochs_for(steps, len(task.train), batch_size),
@@ -177,6 +185,11 @@ def train_from(
         start,
         task.digest,
     ).run(report, resumed)
+
+
+def usual_batch(classes: int, least: int = BATCH_SIZE) -> int:
+    """Images a step: enough of each class that heads of three folds know them all."""
+    return max(least, PER_CLASS * classes)
 
 
 def epochs_for(steps: int, images: int, batch_size: int) -> int:

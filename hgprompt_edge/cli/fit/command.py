@@ -104,7 +104,7 @@ def fit(
         typer.Option(
             "--tune",
             help="Then train the prompt on the task, as `hgedge tune` does; it is kept if held-out "
-            "images prove it better.",
+            "images speak for it.",
         ),
     ] = False,
     conditions: Annotated[
@@ -145,6 +145,7 @@ def fit(
     from hgprompt_edge.compare.estimate import fit_passes, tune_passes
     from hgprompt_edge.features.pooling import extra_cost
     from hgprompt_edge.fit.checks import leave_out_family
+    from hgprompt_edge.fit.choice import FRESH_CONFIDENCE
     from hgprompt_edge.fit.estimator import HGPrompt
     from hgprompt_edge.fit.figure import draw_fit
     from hgprompt_edge.fit.plain import fit_head
@@ -190,7 +191,7 @@ def fit(
         path = output or Path(f"{images.name}{SUFFIX}")
         tuning: Tuning | None = None
         if recipe:
-            tuning = train_further(fitted, vit, images, recipe, path, report)
+            tuning = train_further(fitted, vit, images, recipe, FRESH_CONFIDENCE, path, report)
             fitted = tuning.bundle
             if not keep_sources:
                 fitted = replace(fitted, source_tokens=None)

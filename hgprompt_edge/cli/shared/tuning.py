@@ -19,11 +19,18 @@ if TYPE_CHECKING:
 
 
 def train_further(
-    fitted: Bundle, backbone: Backbone, images: Task, recipe: Recipe, path: Path, report: Report
+    fitted: Bundle,
+    backbone: Backbone,
+    images: Task,
+    recipe: Recipe,
+    confidence: float,
+    path: Path,
+    report: Report,
 ) -> Tuning:
     """Train the prompt of a bundle that goes to `path`, from its state file where there is one.
 
-    Says on stderr what did not outlive the prompt before.
+    It is kept where held-out images show at this confidence that it is better. Says on stderr what
+    did not outlive the prompt before.
     """
     from hgprompt_edge.artifacts.bank_entries import TUNED
     from hgprompt_edge.training.tune import tune
@@ -34,11 +41,12 @@ def train_further(
         backbone,
         images,
         recipe,
+        confidence=confidence,
         state=state,
         report=lambda done, total: report("epochs", done, total),
         resumed=lambda: note(f"resuming from {state}"),
     )
-    if fitted.choice == TUNED and not tuning.proof.holds:
+    if fitted.choice == TUNED and not tuning.kept:
         note(f"the prompt is as before: {unproven(tuning.proof.images, 'the one trained further')}")
     _note_dropped(fitted, tuning.bundle, path)
     return tuning
@@ -51,8 +59,7 @@ def tuning_state(path: Path, bundle: Bundle) -> Path:
 
 def tuning_document(tuning: Tuning) -> dict[str, Any]:
     """Epochs, and the proof by which the prompt was kept or not, for `--json`."""
-    proof = tuning.proof
-    return {"epochs": tuning.trained.epoch, **vars(proof), "kept": proof.holds}
+    return {"epochs": tuning.trained.epoch, **vars(tuning.proof), "kept": tuning.kept}
 
 
 def _note_dropped(fitted: Bundle, tuned: Bundle, path: Path) -> None:
