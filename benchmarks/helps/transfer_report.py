@@ -24,6 +24,8 @@ METHODS = {
     "hgprompt_guarded": "kept by fit",
     "two_folded": "two folded",
     "three_folded": "three folded",
+    "tune": "tuned",
+    "tune_guarded": "kept by fit --tune",
 }
 CLAIMS = (
     ("best_source", "none"),
@@ -37,6 +39,10 @@ CLAIMS = (
     ("two_folded", "prediction_average"),
     ("three_folded", "none"),
     ("three_folded", "prediction_average"),
+    ("tune_guarded", "none"),
+    ("tune_guarded", "hgprompt_guarded"),
+    ("tune_guarded", "prediction_average"),
+    ("tune_guarded", "three_folded"),
 )
 Groups = Mapping[str, Sequence[str]]
 FEW = """
@@ -123,7 +129,7 @@ def accuracies(rows: Rows, groups: Groups = GROUPS) -> str:
             (
                 f"{name} ({group})",
                 len(distinct(found, "seed")),
-                *(f"{100 * mean(found, name, method):.1f}" for method in methods),
+                *(percent(select(found, method=method)) for method in methods),
             )
             for group, names in groups.items()
             for name in names
@@ -153,23 +159,30 @@ def differences(rows: Rows, groups: Groups = GROUPS, unions: Groups = UNIONS) ->
     )
 
 
-def mean(rows: Rows, task: str, method: str) -> float:
-    """Mean accuracy over the seeds."""
-    return mean_of(select(rows, task=task, method=method), "accuracy")
+def percent(rows: Rows) -> str:
+    """Mean accuracy over the seeds in percent; empty without rows."""
+    return f"{100 * mean_of(rows, 'accuracy'):.1f}" if rows else ""
 
 
 def difference(rows: Rows, names: Sequence[str], one: str, other: str) -> str:
-    """Mean difference in points over the families of the named targets, with its interval."""
+    """Mean difference in points over the families of the named targets, with its interval.
+
+    Of the seeds that both methods have.
+    """
     families: dict[str, list[float]] = {}
     for name in names:
         found = select(rows, task=name)
-        if found:
-            gain = 100 * (mean(rows, name, one) - mean(rows, name, other))
-            families.setdefault(found[0]["family"] or name, []).append(gain)
+        gains = [
+            100 * (row["accuracy"] - same["accuracy"])
+            for row in select(found, method=one)
+            for same in select(found, method=other, seed=row["seed"])
+        ]
+        if gains:
+            families.setdefault(found[0]["family"] or name, []).append(float(np.mean(gains)))
     if not families:
         return ""
-    gains = [float(np.mean(values)) for values in families.values()]
-    if len(gains) < 3:
-        return f"{np.mean(gains):+.1f} ({len(gains)} families)"
-    low, high = bootstrap(gains)
-    return f"{np.mean(gains):+.1f} ({low:+.1f} to {high:+.1f}; {len(gains)} families)"
+    means = [float(np.mean(values)) for values in families.values()]
+    if len(means) < 3:
+        return f"{np.mean(means):+.1f} ({len(means)} families)"
+    low, high = bootstrap(means)
+    return f"{np.mean(means):+.1f} ({low:+.1f} to {high:+.1f}; {len(means)} families)"
