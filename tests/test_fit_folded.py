@@ -10,7 +10,7 @@ from toys import make_bank, make_task, noise_tokens, with_labels
 from hgprompt_edge.artifacts.bundle import Row
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.forward import extract_features
-from hgprompt_edge.cli.fit.report import more_prompts_line
+from hgprompt_edge.cli.fit.report import gain_more_line
 from hgprompt_edge.cli.shared.fit_table import kept_line
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.fit.choice import (
@@ -121,16 +121,23 @@ def test_several_prompts_that_gain_by_chance_are_said_to_do_so(
     assert (words in kept_line(replace(bundle, table=table), shuffled)) is said
 
 
-def test_what_more_prompts_hold_out_is_said_with_their_latency() -> None:
-    kept, two, three = (Row("", accuracy, 0.5) for accuracy in (0.75, 0.8, 0.8167))
-    assert more_prompts_line({2: two, 3: three}, kept) == (
-        "held out with more prompts: --folded 2 80.0 %, --folded 3 81.7 %, at about 1.8 and 2.5 "
-        "times the latency"
+def test_what_could_gain_more_is_said_with_its_latency(backbone: Backbone) -> None:
+    bank, task = make_bank(backbone, noise_tokens(2)), make_task(backbone)
+    bundle = HGPrompt(steps=0).fit(bank, backbone, task).bundle_
+    none, two, three = (Row("none", accuracy, 0.5) for accuracy in (0.75, 0.8, 0.8167))
+    bundle = replace(bundle, choice="none", table=(none,))
+    tune = "to gain more: --tune trains the prompt itself"
+    assert gain_more_line(bundle, {}) == tune
+    assert gain_more_line(bundle, {2: none}) == tune, "only the log-loss falls"
+    assert gain_more_line(bundle, {2: two, 3: three}) == (
+        f"{tune}; held out, --folded 2 80.0 %, --folded 3 81.7 % at about 1.8 and 2.5 times the "
+        "latency"
     )
-    assert more_prompts_line({3: three}, kept).endswith(
-        ": --folded 3 81.7 %, at about 2.5 times the latency"
+    (second,) = bundle.folded
+    folded = replace(bundle, more=(second,))
+    assert gain_more_line(folded, {3: three}) == (
+        "to gain more: held out, --folded 3 81.7 % at about 2.5 times the latency"
     )
-    assert more_prompts_line({2: kept}, kept) == "", (
-        "the log-loss falls, and no image more is right"
-    )
-    assert more_prompts_line({}, kept) == ""
+    assert gain_more_line(folded, {}) == ""
+    tuned = replace(bundle, table=(none, replace(none, method="tuned")))
+    assert gain_more_line(tuned, {2: two}) == ""

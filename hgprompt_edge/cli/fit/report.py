@@ -73,10 +73,8 @@ def print_fit(
     if pooling.name != "token" and pooling.gain:
         out.print(_pooling_line(pooling, cost), soft_wrap=True)
     print_result(bundle, images, verbose)
-    if mixer and bundle.choice != TUNED:
-        more = more_prompts_line(mixer.more_prompts_, row_of(bundle, bundle.choice))
-        if more:
-            out.print(more, soft_wrap=True)
+    if mixer and (more := gain_more_line(bundle, mixer.more_prompts_)):
+        out.print(more, soft_wrap=True)
     if worths:
         out.print(worth_table(worths))
     written = f"{path}, {figure}" if figure else f"{path}"
@@ -88,14 +86,18 @@ def print_fit(
     )
 
 
-def more_prompts_line(more: Mapping[int, Row], kept: Row) -> str:
-    """Say what more folded prompts would bring, and cost; empty where they bring nothing."""
-    better = {n: row for n, row in more.items() if row.val_accuracy > kept.val_accuracy}
-    if not better:
+def gain_more_line(bundle: Bundle, more: Mapping[int, Row]) -> str:
+    """Say what could be tried next and what it would cost on the device; else an empty text."""
+    if any(row.method == TUNED for row in bundle.table):
         return ""
-    found = ", ".join(f"--folded {n} {100 * row.val_accuracy:.1f} %" for n, row in better.items())
-    latency = " and ".join(f"{LATENCY[count]:g}" for count in better)
-    return f"held out with more prompts: {found}, at about {latency} times the latency"
+    kept = row_of(bundle, bundle.choice)
+    ways = [] if bundle.more else ["--tune trains the prompt itself"]
+    better = {n: row for n, row in more.items() if row.val_accuracy > kept.val_accuracy}
+    if better:
+        held_out = [f"--folded {n} {100 * row.val_accuracy:.1f} %" for n, row in better.items()]
+        latency = " and ".join(f"{LATENCY[count]:g}" for count in better)
+        ways.append(f"held out, {', '.join(held_out)} at about {latency} times the latency")
+    return f"to gain more: {'; '.join(ways)}" if ways else ""
 
 
 def _pooling_line(pooling: Pooling, cost: float) -> str:
