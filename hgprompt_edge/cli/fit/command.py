@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hgprompt_edge.cli.condition import condition_names, condition_state, why_left_out
+from hgprompt_edge.cli.condition import condition_names
+from hgprompt_edge.cli.fit.carry_out import Plan, carry_out, pooling_cost
 from hgprompt_edge.cli.fit.report import document_of, print_fit
 from hgprompt_edge.cli.shared import options
-from hgprompt_edge.cli.shared.console import fastest, note, print_json, reports_errors, resumes
+from hgprompt_edge.cli.shared.console import note, print_json, reports_errors, resumes
 from hgprompt_edge.cli.shared.inputs import bank_and_backbone, find_images
-from hgprompt_edge.cli.shared.leaks import leaks_document, note_leaks, write_sheet
-from hgprompt_edge.cli.shared.left_out import note_left_out, write_left_out
 from hgprompt_edge.cli.shared.progress import progress_bar, working
-from hgprompt_edge.cli.shared.resize import (
-    check_resize,
-    note_cut_away,
-    print_resize,
-    resize_document,
-    resized,
-)
+from hgprompt_edge.cli.shared.resize import check_resize
 from hgprompt_edge.cli.shared.server import load_pytorch, needs_server
-from hgprompt_edge.cli.shared.tuning import train_further, tuning_document, tuning_state
 
 if TYPE_CHECKING:
     from hgprompt_edge.backbones.backbone import Backbone
-    from hgprompt_edge.fit.estimator import HGPrompt
-    from hgprompt_edge.training.condition_prompts import Worth
-    from hgprompt_edge.training.tune import Tuning
+    from hgprompt_edge.prompts.bank import PromptBank
 
 
 OF_A_BANK = {"lam", "steps", "folded", "keep_sources"}
@@ -121,115 +108,74 @@ def fit(
     json: options.Json = False,
 ) -> None:
     """Learn how to mix the source prompts, fit a head, write one bundle and a figure."""
-    from hgprompt_edge.artifacts.bundle_file import SUFFIX, write_bundle
     from hgprompt_edge.cli.shared.outputs import check_output
-    from hgprompt_edge.data.conditions import check_names
-    from hgprompt_edge.errors import UserError
-    from hgprompt_edge.prompts.prompt import SHALLOW
 
     start = time.perf_counter()
-    if tune and folded > 1:
-        raise UserError(
-            f"--tune: trains one prompt, but --folded {folded} may keep several; leave out one of "
-            "the options"
-        )
+    _check_together(tune, folded)
     check_output(output, "--output")
-    wanted = [] if conditions is None else condition_names(conditions)
-    if conditions is not None:
-        check_names(wanted)
+    wanted = _wanted(conditions)
     found = find_images(task, data, seed=seed, download=download, group_by_hash=group_by_hash)
     check_resize(resize, found)
     load_pytorch()
 
     from hgprompt_edge.backbones.fastest import check_device
-    from hgprompt_edge.compare.estimate import fit_passes, tune_passes
-    from hgprompt_edge.features.pooling import extra_cost
-    from hgprompt_edge.fit.checks import leave_out_family
-    from hgprompt_edge.fit.choice import FRESH_CONFIDENCE
-    from hgprompt_edge.fit.estimator import HGPrompt
-    from hgprompt_edge.fit.figure import draw_fit
-    from hgprompt_edge.fit.plain import fit_head
-    from hgprompt_edge.training.condition_prompts import tune_conditions
-    from hgprompt_edge.training.tune import tuning_recipe
 
     check_device(device.value)
     bank, vit = bank_and_backbone(sources, backbone, checkpoint, image_size, preprocessing)
     if bank is None:
         _check_plain(context, sources, vit)
-    if wanted and bank is not None and (not keep_sources or bank.mode == SHALLOW):
-        why = "--no-keep-sources" if not keep_sources else "shallow prompts"
-        raise UserError(
-            "--conditions: a device mixes them with the bundle's deep source prompts, and with "
-            f"{why} there are none; leave one of the two out"
-        )
+    elif wanted:
+        _check_conditions(bank, keep_sources)
+    plan = Plan(
+        lam, steps, folded, head.value, seed, keep_sources, tune, wanted, resize, device, precision
+    )
     with progress_bar() as report:
-        vit, rules = resized(vit, resize, found, device, precision, head.value, seed, report)
-        images = found.load(vit.preprocessing, progress=partial(report, "reading images"))
-        note_left_out(images.unreadable, images.left_out)
-        if resize is None:
-            note_cut_away(images)
-        leaks = note_leaks(images)
-        recipe = tuning_recipe(images, seed) if tune else None
-        usable = bank and leave_out_family(bank, images)[0]
-        passes = fit_passes(images, usable, steps)
-        if recipe is not None:
-            passes += tune_passes(images, recipe.epochs)
-        vit = fastest(vit, device, precision, passes)
-        mixer: HGPrompt | None = None
-        if bank is None:
-            fitted, pooling = fit_head(vit, images, head=head.value, seed=seed, progress=report)
-        else:
-            mixer = HGPrompt(
-                lam=lam,
-                steps=steps,
-                folded=folded,
-                head=head.value,
-                seed=seed,
-                keep_sources=keep_sources or tune,  # tuning starts from their mix
-            ).fit(bank, vit, images, progress=report)
-            fitted, pooling = mixer.bundle_, mixer.pooling_
-        path = output or Path(f"{images.name}{SUFFIX}")
-        tuning: Tuning | None = None
-        if recipe:
-            tuning = train_further(fitted, vit, images, recipe, FRESH_CONFIDENCE, path, report)
-            fitted = tuning.bundle
-            if not keep_sources:
-                fitted = replace(fitted, source_tokens=None)
-        state = condition_state(path, images.name)
-        worths: tuple[Worth, ...] = ()
-        if wanted:
-            fitted, worths = tune_conditions(
-                fitted, vit, images, wanted, report=report, state=state
-            )
-    for sentence in why_left_out(worths):
-        note(f"left out: {sentence}")
-    write_bundle(path, fitted)
-    write_left_out(images, path)
-    write_sheet(images, leaks, path)
-    if tuning:
-        tuning_state(path, fitted).unlink(missing_ok=True)
-    if wanted:
-        shutil.rmtree(state, ignore_errors=True)
-    figure, cost = None, 0.0
+        done, vit = carry_out(plan, found, bank, vit, output, report)
+    done.write()
     with working("drawing"):
-        if mixer is not None:
-            figure = path.with_suffix(".png")
-            draw_fit(fitted, images, mixer.history_, figure)
-        if fitted.pooling != vit.pooling:
-            cost = extra_cost(vit.with_pooling(fitted.pooling), images.train.pixels)
+        figure = done.draw()
+        cost = pooling_cost(done.bundle, vit, done.images)
     seconds = time.perf_counter() - start
     if json:
-        document = document_of(fitted, mixer, images, path, figure, seconds)
-        document |= leaks_document(leaks)
-        document["pooling"] = {**vars(pooling), "cost": round(cost, 3)}
-        document["resize"] = resize_document(fitted.preprocessing, images, rules)
-        if tuning:
-            document["tuning"] = tuning_document(tuning)
-        print_json({**document, "conditions": [asdict(worth) for worth in worths]})
+        print_json(document_of(done, figure, cost, seconds))
     else:
-        if rules is not None:
-            print_resize(rules)
-        print_fit(fitted, mixer, pooling, images, path, figure, worths, cost, seconds, verbose)
+        print_fit(done, figure, cost, seconds, verbose)
+
+
+def _check_together(tune: bool, folded: int) -> None:
+    """Refuse options that exclude each other."""
+    from hgprompt_edge.errors import UserError
+
+    if tune and folded > 1:
+        raise UserError(
+            f"--tune: trains one prompt, but --folded {folded} may keep several; leave out one of "
+            "the options"
+        )
+
+
+def _wanted(conditions: str | None) -> tuple[str, ...]:
+    """Names of the conditions that were asked for; unknown ones are refused."""
+    from hgprompt_edge.data.conditions import check_names
+
+    if conditions is None:
+        return ()
+    wanted = condition_names(conditions)
+    check_names(wanted)
+    return tuple(wanted)
+
+
+def _check_conditions(bank: PromptBank, keep_sources: bool) -> None:
+    """Refuse condition prompts where a device would have nothing to mix them with."""
+    from hgprompt_edge.errors import UserError
+    from hgprompt_edge.prompts.prompt import SHALLOW
+
+    if keep_sources and bank.mode != SHALLOW:
+        return
+    why = "shallow prompts" if keep_sources else "--no-keep-sources"
+    raise UserError(
+        f"--conditions: a device mixes them with the bundle's deep source prompts, and with {why} "
+        "there are none; leave one of the two out"
+    )
 
 
 def _check_plain(context: typer.Context, sources: str | None, backbone: Backbone) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,32 +11,28 @@ from hgprompt_edge.artifacts.bank_entries import TUNED
 from hgprompt_edge.cli.condition import worth_table
 from hgprompt_edge.cli.shared.console import drawn, out, print_next
 from hgprompt_edge.cli.shared.fit_table import print_result, row_of
+from hgprompt_edge.cli.shared.leaks import leaks_document
 from hgprompt_edge.cli.shared.left_out import of_task
+from hgprompt_edge.cli.shared.resize import print_resize, resize_document
+from hgprompt_edge.cli.shared.tuning import tuning_document
 
 if TYPE_CHECKING:
     from hgprompt_edge.artifacts.bundle import Bundle, Row
+    from hgprompt_edge.cli.fit.carry_out import Done
     from hgprompt_edge.data import Task
     from hgprompt_edge.features.pooling import Pooling
-    from hgprompt_edge.fit.estimator import HGPrompt
-    from hgprompt_edge.training.condition_prompts import Worth
 
 LATENCY = {2: 1.8, 3: 2.5}
 """Of so many folded prompts, as ratios to one: batch 1, `dinov2-small` (docs/guide/compare.md)."""
 
 
-def document_of(
-    bundle: Bundle,
-    mixer: HGPrompt | None,
-    images: Task,
-    path: Path,
-    figure: Path | None,
-    seconds: float,
-) -> dict[str, Any]:
-    """Make the JSON document of a fit; without prompts there is no `mixer`."""
+def document_of(done: Done, figure: Path | None, cost: float, seconds: float) -> dict[str, Any]:
+    """Make the JSON document of a fit; `cost` is that of its pooling."""
+    bundle, images, mixer = done.bundle, done.images, done.mixer
     more = mixer.more_prompts_ if mixer else {}
     learned = bundle.learned_mix
     by_layer = dict(zip(learned.names, learned.values.tolist(), strict=True))
-    return {
+    document = {
         "task": images.name,
         "images": _counts(images),
         **of_task(images),
@@ -47,25 +44,23 @@ def document_of(
         "table": [vars(row) for row in bundle.table],
         "choice": bundle.choice,
         "more_prompts": [{"folded": count, **vars(row)} for count, row in more.items()],
-        "bundle": str(path),
+        "bundle": str(done.path),
         "figure": figure and str(figure),
         "seconds": round(seconds, 2),
+        **leaks_document(done.leaks),
+        "pooling": {**vars(done.pooling), "cost": round(cost, 3)},
+        "resize": resize_document(bundle.preprocessing, images, done.rules),
     }
+    if done.tuning:
+        document["tuning"] = tuning_document(done.tuning)
+    return {**document, "conditions": [asdict(worth) for worth in done.worths]}
 
 
-def print_fit(
-    bundle: Bundle,
-    mixer: HGPrompt | None,
-    pooling: Pooling,
-    images: Task,
-    path: Path,
-    figure: Path | None,
-    worths: tuple[Worth, ...],
-    cost: float,
-    seconds: float,
-    verbose: bool,
-) -> None:
+def print_fit(done: Done, figure: Path | None, cost: float, seconds: float, verbose: bool) -> None:
     """Print what was fitted on what, what is kept, where it is, and what to run next."""
+    bundle, images, mixer, pooling = done.bundle, done.images, done.mixer, done.pooling
+    if done.rules is not None:
+        print_resize(done.rules)
     counts = ", ".join(f"{count} {name}" for name, count in _counts(images).items())
     out.print(f"{images.name}: {len(images.classes)} classes; {counts} images", soft_wrap=True)
     if mixer and mixer.left_out_:
@@ -75,14 +70,14 @@ def print_fit(
     print_result(bundle, images, verbose)
     if mixer and (more := gain_more_line(bundle, mixer.more_prompts_)):
         out.print(more, soft_wrap=True)
-    if worths:
-        out.print(worth_table(worths))
-    written = f"{path}, {figure}" if figure else f"{path}"
+    if done.worths:
+        out.print(worth_table(done.worths))
+    written = f"{done.path}, {figure}" if figure else f"{done.path}"
     out.print(f"{written} ({seconds:.0f} s)", soft_wrap=True)
     print_next(
         "export",
-        path,
-        *(("--adapt",) if any(worth.kept for worth in worths) else ("--format", "onnx")),
+        done.path,
+        *(("--adapt",) if any(worth.kept for worth in done.worths) else ("--format", "onnx")),
     )
 
 
