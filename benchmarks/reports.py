@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fast import speed_report
-from helps import adapt_report, heads, transfer_report
+from helps import adapt_report, heads, transfer_report, tune
 from safe import leaks_report, unknown
 from shared.pages import write_page
 from shared.study import make_parser
@@ -22,9 +22,10 @@ REPORTS: dict[str, Callable[[], str]] = {
     "heads": heads.report,
     "monitor": monitor.report,
     "transfer": transfer_report.report,
+    "tune": tune.report,
     "unknown": unknown.report,
 }
-"""Pages of docs/results by name. Those of `tune` and `image_sizes` join them with their rows."""
+"""Pages of docs/results by name. That of `image_sizes` joins them with its rows."""
 
 
 def main() -> None:
