@@ -45,7 +45,7 @@ def tune(
         int | None,
         typer.Option(
             min=16,
-            help="Images a step (default: 160, or five a class if these are more).",
+            help="Images a step (default: 160, or four a class if these are more).",
             show_default=False,
         ),
     ] = None,

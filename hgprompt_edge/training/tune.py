@@ -24,7 +24,7 @@ from hgprompt_edge.prompts.mixing import mix
 from hgprompt_edge.prompts.prompt import Floats
 from hgprompt_edge.training.prompt_tuning import PromptTrainer, Recipe, Trained
 
-STEPS, BATCH_SIZE, PER_CLASS, LEARNING_RATE = 60, 160, 5, 5e-3
+STEPS, BATCH_SIZE, PER_CLASS, LEARNING_RATE = 60, 160, 4, 5e-3
 """Of `tune`, where nothing else is asked for; a batch has at least `PER_CLASS` images a class."""
 
 
@@ -188,7 +188,7 @@ def train_from(
 
 
 def usual_batch(classes: int, least: int = BATCH_SIZE) -> int:
-    """Images a step: enough of each class that heads of three folds know them all."""
+    """Images a step: enough that each of the four folds can have one of each class."""
     return max(least, PER_CLASS * classes)
 
 
