@@ -49,7 +49,7 @@ def tune(
             show_default=False,
         ),
     ] = None,
-    learning_rate: Annotated[float, typer.Option(min=1e-6, help="AdamW's step size.")] = 5e-3,
+    learning_rate: Annotated[float, typer.Option(min=1e-6, help="AdamW's step size.")] = 1e-2,
     checkpoint: options.Checkpoint = None,
     device: options.Device = options.DeviceName.AUTO,
     precision: options.Precision = options.PrecisionName.AUTO,

@@ -24,7 +24,7 @@ from hgprompt_edge.prompts.mixing import mix
 from hgprompt_edge.prompts.prompt import Floats
 from hgprompt_edge.training.prompt_tuning import PromptTrainer, Recipe, Trained
 
-STEPS, BATCH_SIZE, PER_CLASS, LEARNING_RATE = 60, 160, 4, 5e-3
+STEPS, BATCH_SIZE, PER_CLASS, LEARNING_RATE = 60, 160, 4, 1e-2
 """Of `tune`, where nothing else is asked for; a batch has at least `PER_CLASS` images a class."""
 
 
