@@ -1,4 +1,4 @@
-"""The main job on real pictures: source prompts -> fit -> fold -> ONNX -> predictions.
+"""The main job on real pictures: source prompts -> fit -> tune -> fold -> ONNX -> predictions.
 
 Six kinds of defects on circuit boards, 300 pictures to learn from, with the default backbone and
 the five prompts of its bank that are about structure. Everything that is made goes to ./demo.
@@ -22,6 +22,7 @@ from hgprompt_edge import (
     load_task,
     models,
     read_bank,
+    tune,
     write_bundle,
 )
 from hgprompt_edge.artifacts.bundle import ROW_TITLES
@@ -29,7 +30,9 @@ from hgprompt_edge.backbones.fastest import choose_compute
 from hgprompt_edge.backbones.forward import features_token, normalize
 from hgprompt_edge.cli.shared.console import out, prepare_output, print_next
 from hgprompt_edge.cli.shared.progress import progress_bar
+from hgprompt_edge.fit.choice import FRESH_CONFIDENCE
 from hgprompt_edge.fit.figure import draw_fit
+from hgprompt_edge.training.tune import tuning_recipe
 
 OUT = Path("demo")
 SOURCES = (
@@ -39,6 +42,8 @@ SOURCES = (
     "gtsrb",
     "sign-language-digits",
 )
+STEPS = 30
+"""Of tuning: half of what `hgedge fit --tune` takes, for a demo that ends soon."""
 
 
 def main() -> None:
@@ -54,7 +59,14 @@ def main() -> None:
     out.print(f"fitting {len(bank.prompts)} prompts of {bank.backbone} to {task.name}: {counts}")
     with progress_bar() as report:
         mixer = HGPrompt(seed=0).fit(bank, backbone, task, progress=report)
-    bundle = mixer.bundle_
+        bundle = tune(
+            mixer.bundle_,
+            backbone,
+            task,
+            tuning_recipe(task, seed=0, steps=STEPS),
+            confidence=FRESH_CONFIDENCE,
+            report=lambda done, epochs: report("epochs", done, epochs),
+        ).bundle
     write_bundle(OUT / "circuit-boards.hgbundle", bundle)
     draw_fit(bundle, task, mixer.history_, OUT / "circuit-boards.png")
 
