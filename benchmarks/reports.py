@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fast import speed_report
-from helps import adapt_report, heads, transfer_report, tune
+from helps import adapt_report, heads, image_sizes, transfer_report, tune
 from safe import leaks_report, unknown
 from shared.pages import write_page
 from shared.study import make_parser
@@ -20,12 +20,13 @@ REPORTS: dict[str, Callable[[], str]] = {
     "copies": leaks_report.report,
     "day": day.report,
     "heads": heads.report,
+    "image_sizes": image_sizes.report,
     "monitor": monitor.report,
     "transfer": transfer_report.report,
     "tune": tune.report,
     "unknown": unknown.report,
 }
-"""Pages of docs/results by name. That of `image_sizes` joins them with its rows."""
+"""Pages of docs/results by name."""
 
 
 def main() -> None:

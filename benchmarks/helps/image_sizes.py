@@ -114,7 +114,7 @@ def report() -> str:
         "image_sizes",
         rows=len(rows),
         backbone=BACKBONE,
-        seeds=listed(distinct(rows, "seed")),
+        seeds=f"seed{'s' * (len(distinct(rows, 'seed')) > 1)} {listed(distinct(rows, 'seed'))}",
         train=TRAIN,
         test=TEST,
         width=f"{np.mean([100 * (row['high'] - row['low']) / 2 for row in rows]):.1f}",
