@@ -30,7 +30,6 @@ from hgprompt_edge.backbones.fastest import choose_compute
 from hgprompt_edge.backbones.forward import features_token, normalize
 from hgprompt_edge.cli.shared.console import out, prepare_output, print_next
 from hgprompt_edge.cli.shared.progress import progress_bar
-from hgprompt_edge.fit.choice import FRESH_CONFIDENCE
 from hgprompt_edge.fit.figure import draw_fit
 from hgprompt_edge.training.tune import tuning_recipe
 
@@ -64,7 +63,7 @@ def main() -> None:
             backbone,
             task,
             tuning_recipe(task, seed=0, steps=STEPS),
-            confidence=FRESH_CONFIDENCE,
+            fresh=True,
             report=lambda done, epochs: report("epochs", done, epochs),
         ).bundle
     write_bundle(OUT / "circuit-boards.hgbundle", bundle)

@@ -229,7 +229,7 @@ def test_a_start_of_other_prompts_is_told_of(
         assert "untrained: not the start of cifar10" in result.stderr
 
 
-EXCEEDS = "hgprompt_edge.fit.choice.Proof.exceeds"
+HOLDS = "hgprompt_edge.fit.choice.Proof.holds"
 
 
 def test_compare_and_tune(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +260,7 @@ def test_compare_and_tune(workplace: Path, tmp_path: Path, monkeypatch: pytest.M
     prepare(tmp_path / "mine.hgbundle")
     words = ("tune", "mine.hgbundle", "--data", str(data), "--steps", "1", "--batch-size", "16")
     for holds in (False, True):
-        monkeypatch.setattr(EXCEEDS, lambda *_, holds=holds: holds)
+        monkeypatch.setattr(HOLDS, holds)
         again = run(*words)
         assert again.exit_code == 0, again.stderr
         table, *_ = again.stdout.partition("kept: ")
@@ -273,7 +273,7 @@ def test_compare_and_tune(workplace: Path, tmp_path: Path, monkeypatch: pytest.M
         assert "next: hgedge export mine.tuned.hgbundle" in again.stdout
         left_out = "before: the condition prompts; run `hgedge condition mine.tuned.hg"
         assert (left_out in again.stderr) == holds
-    monkeypatch.setattr(EXCEEDS, lambda *_: False)
+    monkeypatch.setattr(HOLDS, False)
     further = run("tune", "mine.tuned.hgbundle", *words[2:])
     assert "as before: 10 held-out images do not show that the one trained" in further.stderr
     assert "kept: tuned, " in further.stdout
@@ -306,7 +306,8 @@ def test_fit_and_tune_in_one_command_goes_on_after_an_interruption(
     words = f"fit --tune --sources {workplace / 'prompts'} --data {data} --steps 0 --json".split()
     words.append("--no-keep-sources")
     # Nothing is in use yet, so no proof is asked for.
-    monkeypatch.setattr(EXCEEDS, lambda _, confidence: confidence == 0.5)
+    monkeypatch.setattr("hgprompt_edge.fit.choice.Proof.pays", True)
+    monkeypatch.setattr(HOLDS, False)
     with monkeypatch.context() as patch:
         patch.setattr("hgprompt_edge.cli.fit.command.progress_bar", interrupted)
         assert run(*words).exit_code == 130

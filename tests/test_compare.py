@@ -26,7 +26,7 @@ from hgprompt_edge.data import Task
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.fit.algorithm import uniform_weights
-from hgprompt_edge.fit.choice import FRESH_CONFIDENCE, Proof
+from hgprompt_edge.fit.choice import Proof
 from hgprompt_edge.fit.estimator import HGPrompt
 from hgprompt_edge.fit.judge import Candidate, Judge
 from hgprompt_edge.heads.heads import logits_of
@@ -260,13 +260,25 @@ def test_few_images_do_not_prove_what_many_do() -> None:
     assert not Proof(9.0, math.inf, 1.0, 1).holds
 
 
-def test_a_fresh_fit_needs_no_proof_but_an_expected_gain() -> None:
+def test_a_fresh_fit_needs_no_proof_but_the_gain_that_any_prompt_needs() -> None:
     better = Proof(0.1, 0.08, 0.0, 80)
-    assert better.exceeds(FRESH_CONFIDENCE)
+    assert better.pays
     assert not better.holds
-    assert not replace(better, gain=-0.001).exceeds(FRESH_CONFIDENCE)
-    assert not replace(better, accuracy_gain=-1 / 80).exceeds(FRESH_CONFIDENCE)
-    assert not replace(better, error=math.inf, images=1).exceeds(FRESH_CONFIDENCE)
+    assert not replace(better, gain=-0.1).pays
+    assert not replace(better, gain=2 / 80).pays
+    assert not replace(better, images=20).pays, "as much on a quarter of the images"
+    assert not replace(better, accuracy_gain=-1 / 80).pays
+
+
+def test_a_fresh_fit_keeps_what_a_bundle_in_use_does_not(
+    planted: tuple[Bundle, Task], backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Proof, "holds", False)
+    bundle, task = planted
+    assert tune(bundle, backbone, task, RECIPE).bundle.choice == "none"
+    fresh = tune(bundle, backbone, task, RECIPE, fresh=True)
+    assert fresh.kept
+    assert fresh.bundle.choice == TUNED
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -277,7 +289,8 @@ def test_with_permuted_labels_tune_keeps_nothing(
     rng = np.random.default_rng(seed)
     parts = [replace(p, labels=rng.permutation(p.labels)) for p in (task.train, task.validation)]
     shuffled = replace(task, train=parts[0], validation=parts[1])
-    assert tune(bundle, backbone, shuffled, RECIPE).bundle.choice == "none"
+    for fresh in (False, True):
+        assert tune(bundle, backbone, shuffled, RECIPE, fresh=fresh).bundle.choice == "none"
 
 
 def prepared(bundle: Bundle) -> Bundle:

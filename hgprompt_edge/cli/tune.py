@@ -85,7 +85,6 @@ def tune(
     from hgprompt_edge.backbones.fitted import backbone_of
     from hgprompt_edge.compare.estimate import tune_passes
     from hgprompt_edge.fit.checks import check_same_images
-    from hgprompt_edge.fit.choice import CONFIDENCE
     from hgprompt_edge.training.tune import tuning_recipe
 
     check_device(device.value)
@@ -100,7 +99,7 @@ def tune(
             images, fitted.seed, steps=steps, batch_size=batch_size, learning_rate=learning_rate
         )
         backbone = fastest(backbone, device, precision, tune_passes(images, recipe.epochs))
-        tuning = train_further(fitted, backbone, images, recipe, CONFIDENCE, path, report)
+        tuning = train_further(fitted, backbone, images, recipe, path, report)
     write_bundle(path, tuning.bundle)
     write_left_out(images, path)
     tuning_state(path, fitted).unlink(missing_ok=True)

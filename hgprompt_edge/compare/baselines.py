@@ -23,7 +23,6 @@ from hgprompt_edge.fit.algorithm import (
     uniform_weights,
 )
 from hgprompt_edge.fit.choice import (
-    FRESH_CONFIDENCE,
     Decision,
     choose,
     decide,
@@ -198,8 +197,7 @@ def tune(contest: Contest) -> Plan:
 def tune_guarded(contest: Contest) -> Plan:
     """Do as `fit` with tuning: the tuned prompt where held-out images speak for it."""
     kept, tuned = (contest.run(name).plan.candidate for name in ("hgprompt_guarded", "tune"))
-    better = prove(contest.judge.exact(), kept, tuned).exceeds(FRESH_CONFIDENCE)
-    return Plan(tuned if better else kept)
+    return Plan(tuned if prove(contest.judge.exact(), kept, tuned).pays else kept)
 
 
 def vpt_scratch(contest: Contest) -> Plan:

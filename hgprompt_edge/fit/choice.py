@@ -30,8 +30,6 @@ permuted labels the best of 16 gains up to 8 nats (python benchmarks permuted)."
 
 CONFIDENCE = 0.95
 """One-sided, of the proof that what replaces something that works is better."""
-FRESH_CONFIDENCE = 0.5
-"""The same where nothing is in use yet, as in a fresh `fit`: better in expectation (METHOD 6)."""
 
 
 def least_gain(sources: int) -> float:
@@ -222,6 +220,14 @@ class Proof:
     def holds(self) -> bool:
         """Whether log-loss falls beyond chance, by Student's t, and accuracy does not fall."""
         return self.exceeds(CONFIDENCE)
+
+    @property
+    def pays(self) -> bool:
+        """Whether it is enough where nothing is in use yet: the gain that `fit` asks of a prompt.
+
+        `MIN_GAIN` over all images together, so that a handful of them decides nothing by chance.
+        """
+        return self.images * self.gain > MIN_GAIN and self.accuracy_gain >= 0
 
     def exceeds(self, confidence: float) -> bool:
         """Whether it holds at another one-sided confidence."""

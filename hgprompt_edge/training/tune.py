@@ -18,7 +18,7 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.fit.assemble import token_logits
 from hgprompt_edge.fit.checks import check_batch, check_same_images
-from hgprompt_edge.fit.choice import CONFIDENCE, Proof, prove
+from hgprompt_edge.fit.choice import Proof, prove
 from hgprompt_edge.fit.judge import Candidate, Judge
 from hgprompt_edge.prompts.mixing import mix
 from hgprompt_edge.prompts.prompt import Floats
@@ -56,7 +56,7 @@ def tune(
     task: Task,
     recipe: Recipe,
     *,
-    confidence: float = CONFIDENCE,
+    fresh: bool = False,
     state: Path | None = None,
     report: Callable[[int, int], None] | None = None,
     resumed: Callable[[], None] | None = None,
@@ -72,9 +72,9 @@ def tune(
     recipe
         Its `mode`, `tokens` and `flips` are overruled by the bundle and the task, and the last
         epoch is kept: validation is to judge, so it must not choose.
-    confidence
-        One-sided, at which they must show it: `CONFIDENCE` where the bundle may be in use,
-        `FRESH_CONFIDENCE` where it has only just been fitted.
+    fresh
+        The bundle has only just been fitted: the gain that `fit` asks of a prompt is enough
+        (`Proof.pays`), and no proof is needed.
     state
         File that an interrupted training resumes from; removed at the end by the caller.
     resumed
@@ -98,7 +98,7 @@ def tune(
     before = Candidate(bundle.choice, bundle.prompt, bundle.weights.astype(np.float64))
     tuned = Candidate(TUNED, trained.tokens, weights.astype(np.float64))
     proof = prove(judge, before, tuned)
-    kept = proof.exceeds(confidence)
+    kept = proof.pays if fresh else proof.holds
     if not kept and bundle.choice == TUNED:
         # The one row `tuned` of the table stays that of the prompt in force.
         return Tuning(bundle, trained, proof, kept)

@@ -192,9 +192,7 @@ def _tuned(
     report: Report,
 ) -> Tuning:
     """Train the prompt itself; sources that only tuning needed go."""
-    from hgprompt_edge.fit.choice import FRESH_CONFIDENCE
-
-    tuning = train_further(bundle, backbone, images, recipe, FRESH_CONFIDENCE, path, report)
+    tuning = train_further(bundle, backbone, images, recipe, path, report, fresh=True)
     if plan.keep_sources:
         return tuning
     return replace(tuning, bundle=replace(tuning.bundle, source_tokens=None))

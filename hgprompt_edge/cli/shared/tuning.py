@@ -23,14 +23,14 @@ def train_further(
     backbone: Backbone,
     images: Task,
     recipe: Recipe,
-    confidence: float,
     path: Path,
     report: Report,
+    *,
+    fresh: bool = False,
 ) -> Tuning:
     """Train the prompt of a bundle that goes to `path`, from its state file where there is one.
 
-    It is kept where held-out images show at this confidence that it is better. Says on stderr what
-    did not outlive the prompt before.
+    `fresh`: as of `tune`. Says on stderr what did not outlive the prompt before.
     """
     from hgprompt_edge.artifacts.bank_entries import TUNED
     from hgprompt_edge.training.tune import tune
@@ -41,7 +41,7 @@ def train_further(
         backbone,
         images,
         recipe,
-        confidence=confidence,
+        fresh=fresh,
         state=state,
         report=lambda done, total: report("epochs", done, total),
         resumed=lambda: note(f"resuming from {state}"),
