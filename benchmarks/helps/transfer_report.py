@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy.stats import norm
 
 from shared.intervals import bootstrap
 from shared.pages import fill, listed, table
@@ -98,6 +99,7 @@ def report() -> str:
         test=TEST,
         accuracies=accuracies(many),
         differences=differences(many),
+        worse=worse(many),
         few="".join(few).rstrip("\n"),
         sources=each_source(sources).rstrip("\n"),
     )
@@ -156,6 +158,30 @@ def differences(rows: Rows, groups: Groups = GROUPS, unions: Groups = UNIONS) ->
             for one, other in CLAIMS
             if methods >= {one, other}
         ),
+    )
+
+
+def worse(rows: Rows) -> str:
+    """Say where what `fit` keeps is below no prompt, and whether any of that is beyond chance.
+
+    One-sided tests of two proportions, a target each. Rows do not say which images were right; a
+    paired test would be sharper. The smallest probability times their number is Holm's first step.
+    """
+    below, chances = [], []
+    for name in distinct(rows, "task"):
+        none, kept = (select(rows, task=name, method=m) for m in ("none", "hgprompt_guarded"))
+        before, after = (mean_of(found, "accuracy") for found in (none, kept))
+        both = (before + after) / 2
+        error = np.sqrt(2 * both * (1 - both) / none[0]["test"])
+        chances.append(float(norm.sf((before - after) / error)))
+        if after < before:
+            below.append((100 * (before - after), name))
+    least = min(1.0, min(chances) * len(chances))
+    count, (points, name) = len(chances), max(below, default=(0.0, "none"))
+    return (
+        f"What `fit` keeps is below no prompt on {len(below)} of {count} targets, at most by "
+        f"{points:.1f} points ({name}). Smallest probability that this is chance (two proportions, "
+        f"unpaired, corrected for {count} targets by Holm): {least:.2f}."
     )
 
 
