@@ -130,13 +130,13 @@ def test_what_could_gain_more_is_said_with_its_latency(backbone: Backbone) -> No
     assert gain_more_line(bundle, {}) == tune
     assert gain_more_line(bundle, {2: none}) == tune, "only the log-loss falls"
     assert gain_more_line(bundle, {2: two, 3: three}) == (
-        f"{tune}; held out, --folded 2 80.0 %, --folded 3 81.7 % at about 1.8 and 2.5 times the "
-        "latency"
+        f"{tune}; --folded 2 reaches 80.0 %, --folded 3 81.7 % on held-out images, at about 1.8 "
+        "and 2.5 times the latency"
     )
     (second,) = bundle.folded
     folded = replace(bundle, more=(second,))
     assert gain_more_line(folded, {3: three}) == (
-        "to gain more: held out, --folded 3 81.7 % at about 2.5 times the latency"
+        "to gain more: --folded 3 reaches 81.7 % on held-out images, at about 2.5 times the latency"
     )
     assert gain_more_line(folded, {}) == ""
     tuned = replace(bundle, table=(none, replace(none, method="tuned")))

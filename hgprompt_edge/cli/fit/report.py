@@ -89,9 +89,11 @@ def gain_more_line(bundle: Bundle, more: Mapping[int, Row]) -> str:
     ways = [] if bundle.more else ["--tune trains the prompt itself"]
     better = {n: row for n, row in more.items() if row.val_accuracy > kept.val_accuracy}
     if better:
-        held_out = [f"--folded {n} {100 * row.val_accuracy:.1f} %" for n, row in better.items()]
+        first, *others = better
+        reached = f"--folded {first} reaches {100 * better[first].val_accuracy:.1f} %"
+        reached += "".join(f", --folded {n} {100 * better[n].val_accuracy:.1f} %" for n in others)
         latency = " and ".join(f"{LATENCY[count]:g}" for count in better)
-        ways.append(f"held out, {', '.join(held_out)} at about {latency} times the latency")
+        ways.append(f"{reached} on held-out images, at about {latency} times the latency")
     return f"to gain more: {'; '.join(ways)}" if ways else ""
 
 
