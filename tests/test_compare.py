@@ -26,6 +26,7 @@ from hgprompt_edge.data import Task
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.fit.algorithm import uniform_weights
+from hgprompt_edge.fit.checks import can_train
 from hgprompt_edge.fit.choice import Proof
 from hgprompt_edge.fit.estimator import HGPrompt
 from hgprompt_edge.fit.judge import Candidate, Judge
@@ -348,6 +349,7 @@ def test_a_step_of_fewer_images_than_classes_is_refused(
     lonely = replace(task, train=replace(task.train, labels=labels))
     with pytest.raises(UserError, match="`task='toy'`: no class has two training images"):
         tuning_recipe(lonely, 0, batch_size=200)
+    assert (can_train(task), can_train(lonely)) == (True, False), "`fit` recommends no tuning"
 
 
 def test_without_a_chosen_prompt_tune_starts_at_the_learned_mix(fitted: HGPrompt) -> None:

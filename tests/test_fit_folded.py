@@ -127,17 +127,18 @@ def test_what_could_gain_more_is_said_with_its_latency(backbone: Backbone) -> No
     none, two, three = (Row("none", accuracy, 0.5) for accuracy in (0.75, 0.8, 0.8167))
     bundle = replace(bundle, choice="none", table=(none,))
     tune = "to gain more: --tune trains the prompt itself"
-    assert gain_more_line(bundle, {}) == tune
-    assert gain_more_line(bundle, {2: none}) == tune, "only the log-loss falls"
-    assert gain_more_line(bundle, {2: two, 3: three}) == (
+    assert gain_more_line(bundle, {}, True) == tune
+    assert gain_more_line(bundle, {}, False) == "", "no prompt can be trained on these images"
+    assert gain_more_line(bundle, {2: none}, True) == tune, "only the log-loss falls"
+    assert gain_more_line(bundle, {2: two, 3: three}, True) == (
         f"{tune}; --folded 2 reaches 80.0 %, --folded 3 81.7 % on held-out images, at about 1.8 "
         "and 2.5 times the latency"
     )
     (second,) = bundle.folded
     folded = replace(bundle, more=(second,))
-    assert gain_more_line(folded, {3: three}) == (
+    assert gain_more_line(folded, {3: three}, False) == (
         "to gain more: --folded 3 reaches 81.7 % on held-out images, at about 2.5 times the latency"
     )
-    assert gain_more_line(folded, {}) == ""
+    assert gain_more_line(folded, {}, False) == ""
     tuned = replace(bundle, table=(none, replace(none, method="tuned")))
-    assert gain_more_line(tuned, {2: two}) == ""
+    assert gain_more_line(tuned, {2: two}, True) == ""

@@ -113,6 +113,11 @@ def check_same_images(bundle: Bundle, task: Task) -> None:
     )
 
 
+def can_train(task: Task) -> bool:
+    """Whether a prompt can be trained on the task: a class has two training images."""
+    return bool(np.bincount(task.train.labels).max(initial=0) > 1)
+
+
 def check_batch(task: Task, batch_size: int) -> None:
     """Refuse batches in which a head could not tell the classes apart.
 
@@ -124,15 +129,14 @@ def check_batch(task: Task, batch_size: int) -> None:
     UserError
         More classes than images a batch, or no class with two training images.
     """
-    counts = np.bincount(task.train.labels)
-    if counts.max(initial=0) < 2:
+    if not can_train(task):
         raise ParameterError(
             "task",
             task.name,
             "no class has two training images, so that no prompt can be trained on them; add "
             "images",
         )
-    classes = int((counts > 0).sum())
+    classes = len(np.unique(task.train.labels))
     if batch_size < classes:
         raise ParameterError(
             "batch_size",

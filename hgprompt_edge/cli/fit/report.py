@@ -58,6 +58,8 @@ def document_of(done: Done, figure: Path | None, cost: float, seconds: float) ->
 
 def print_fit(done: Done, figure: Path | None, cost: float, seconds: float, verbose: bool) -> None:
     """Print what was fitted on what, what is kept, where it is, and what to run next."""
+    from hgprompt_edge.fit.checks import can_train
+
     bundle, images, mixer, pooling = done.bundle, done.images, done.mixer, done.pooling
     if done.rules is not None:
         print_resize(done.rules)
@@ -68,7 +70,8 @@ def print_fit(done: Done, figure: Path | None, cost: float, seconds: float, verb
     if pooling.name != "token" and pooling.gain:
         out.print(_pooling_line(pooling, cost), soft_wrap=True)
     print_result(bundle, images, verbose)
-    if mixer and (more := gain_more_line(bundle, mixer.more_prompts_)):
+    can_tune = can_train(images) and not bundle.more
+    if mixer and (more := gain_more_line(bundle, mixer.more_prompts_, can_tune)):
         out.print(more, soft_wrap=True)
     if done.worths:
         out.print(worth_table(done.worths))
@@ -81,12 +84,12 @@ def print_fit(done: Done, figure: Path | None, cost: float, seconds: float, verb
     )
 
 
-def gain_more_line(bundle: Bundle, more: Mapping[int, Row]) -> str:
+def gain_more_line(bundle: Bundle, more: Mapping[int, Row], can_tune: bool) -> str:
     """Say what could be tried next and what it would cost on the device; else an empty text."""
     if any(row.method == TUNED for row in bundle.table):
         return ""
     kept = row_of(bundle, bundle.choice)
-    ways = [] if bundle.more else ["--tune trains the prompt itself"]
+    ways = ["--tune trains the prompt itself"] if can_tune else []
     better = {n: row for n, row in more.items() if row.val_accuracy > kept.val_accuracy}
     if better:
         first, *others = better
