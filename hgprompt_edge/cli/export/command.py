@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import os
-import time
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from hgprompt_edge.cli.export.choices import SUFFIXES, Format, Precision, Weights
+from hgprompt_edge.cli.export.choices import Format, Precision, Weights
 from hgprompt_edge.cli.export.device import FOLDER, export_folder
-from hgprompt_edge.cli.export.report import int8_document, print_file, print_others, print_trials
-from hgprompt_edge.cli.export.write import (
-    files_to_sign,
-    note_no_statistics,
-    remove_old,
-    write_float,
-    write_int8,
-)
+from hgprompt_edge.cli.export.one_file import Plan, export_file
 from hgprompt_edge.cli.shared import options
-from hgprompt_edge.cli.shared.console import note, out, print_json, print_next, reports_errors
-from hgprompt_edge.cli.shared.inputs import find_images_of
-from hgprompt_edge.cli.shared.kept_state import state_kept
-from hgprompt_edge.cli.shared.progress import working
+from hgprompt_edge.cli.shared.console import note, reports_errors
 from hgprompt_edge.cli.shared.server import needs_server
 from hgprompt_edge.errors import UserError
-from hgprompt_edge.paths import check_storable
-
-if TYPE_CHECKING:
-    from hgprompt_edge.export.int8.quantize import Int8
 
 
 @reports_errors
@@ -120,18 +104,10 @@ def export(
     json: options.Json = False,
 ) -> None:
     """Fold prompt and head into the frozen ViT and write one verified model file."""
-    from hgprompt_edge.artifacts.bank_entries import has_prompts
-    from hgprompt_edge.artifacts.bundle_file import read_bundle
-    from hgprompt_edge.artifacts.signature import check_signer
-    from hgprompt_edge.artifacts.signature import sign as sign_model
-    from hgprompt_edge.cli.shared.outputs import check_output
-    from hgprompt_edge.files import sha256_file
-
-    bundle = bundles[0] if bundles else None
+    _check_options(file_format, precision, opset)
+    _check_int8_alone(context, precision)
     place = None if output is None else Path(output)
     if len(bundles or ()) > 1 or _is_folder(output):
-        _check_options(file_format, precision, opset)
-        _check_int8_alone(context, precision)
         export_folder(
             context,
             bundles or [_newest()],
@@ -149,76 +125,25 @@ def export(
             json=json,
         )
         return
-    _check_options(file_format, precision, opset)
-    _check_int8_alone(context, precision)
-    runtime = adapt or weights is Weights.RUNTIME
-    if runtime and precision is Precision.INT8 and file_format is Format.OPENVINO:
-        raise UserError(
-            f"{'--adapt' if adapt else '--weights runtime'}: int8 models of OpenVINO have the mix "
-            "folded in; use --format onnx, or another precision"
-        )
-    if accuracy_control and (file_format, precision) != (Format.OPENVINO, Precision.INT8):
-        raise UserError(
-            "--accuracy-control: only for int8 OpenVINO models; add --format openvino --precision "
-            "int8 or leave it out"
-        )
-    start = time.perf_counter()
-    if sign is not None:
-        check_signer(sign)
-    bundle = bundle or _newest()
-    content, digest = read_bundle(bundle), sha256_file(bundle)
-    if not training_hashes:
-        content = replace(content, trained=None)
-    path = place or bundle.with_suffix(SUFFIXES[file_format])
-    if runtime:
-        note_no_statistics(bundle, content)
-    graph = adapt and has_prompts(content)
-    _check_name(path, file_format)
-    check_output(path, "--output")
-    kept = state_kept(path, content, adapts=runtime)
-    found = find_images_of(content, task, data) if precision is Precision.INT8 else None
-    with working("loading the backbone"):
-        from hgprompt_edge.backbones.fitted import backbone_of  # PyTorch takes seconds
-
-        backbone = backbone_of(content, checkpoint)
-    result: Int8 | None = None
-    if found is not None:
-        result = write_int8(
-            content,
-            backbone,
-            path,
-            found,
-            max_drop=max_drop,
-            accept_unproven=accept_unproven,
-            control=accuracy_control,
-            bundle_sha256=digest,
-            runtime_weights=runtime,
-            adapt=graph,
-        )
-        checked = result.verification
-    else:
-        with working("exporting"):
-            checked = write_float(content, backbone, path, precision, opset, digest, runtime, graph)
-    remove_old(path, runtime, graph)
-    if kept:
-        note(kept)
-    signatures = [sign_model(file, sign) for file in files_to_sign(path, graph)] if sign else []
-    seconds = time.perf_counter() - start
-    if json:
-        print_json(
-            {"model": str(path), "seconds": round(seconds, 2), **vars(checked)}
-            | {"folded_prompts": len(content.folded)}
-            | ({"signatures": [str(signature) for signature in signatures]} if sign else {})
-            | (int8_document(result) if result else {})
-        )
-        return
-    if result is not None:
-        print_trials(result, max_drop)
-    print_file(path, checked, precision, len(content.folded))
-    print_others(path, runtime, graph)
-    for signature in signatures:
-        out.print(f"{signature}: signed with {sign}", soft_wrap=True)
-    print_next("predict", "--model", path, "IMAGE...")
+    plan = Plan(
+        bundle=bundles[0] if bundles else _newest(),
+        output=place,
+        file_format=file_format,
+        precision=precision,
+        opset=opset,
+        runtime=adapt or weights is Weights.RUNTIME,
+        adapt=adapt,
+        task=task,
+        data=data,
+        max_drop=max_drop,
+        accept_unproven=accept_unproven,
+        control=accuracy_control,
+        training_hashes=training_hashes,
+        checkpoint=checkpoint,
+        sign=sign,
+    )
+    plan.check()
+    export_file(plan, json)
 
 
 def _newest() -> Path:
@@ -234,24 +159,6 @@ def _is_folder(output: str | None) -> bool:
     from hgprompt_edge.artifacts.tasks.device_files import graph_of
 
     return output is not None and (output.endswith(("/", os.sep)) or bool(graph_of(Path(output))))
-
-
-def _check_name(path: Path, file_format: Format) -> None:
-    """Refuse a folder, and a name that is not of the format: it may be the bundle's own."""
-    check_storable(str(path), "--output: the model")  # runtimes take UTF-8 alone
-    wanted = SUFFIXES[file_format]
-    if path.suffix == SUFFIXES[Format.OPENVINO] != wanted:
-        raise UserError(
-            f"--output {path}: {path.suffix} is for OpenVINO models; add --format openvino or "
-            f"choose a name that ends in {wanted}"
-        )
-    if path.is_dir():
-        raise UserError(f"--output {path}: a folder; name a file, as {path / f'NAME{wanted}'}")
-    if path.suffix != wanted:
-        kind = "an OpenVINO" if file_format is Format.OPENVINO else "an ONNX"
-        raise UserError(
-            f"--output {path}: the name of {kind} model ends in {wanted}; choose one that does"
-        )
 
 
 def _check_int8_alone(context: typer.Context, precision: Precision) -> None:

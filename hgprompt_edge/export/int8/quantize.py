@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,13 +21,13 @@ from hgprompt_edge.artifacts.metadata import PREFIX, parse_metadata, probe_count
 from hgprompt_edge.artifacts.model_digest import BLANK, FILE_SHA256, seal
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.data.task import Task
-from hgprompt_edge.errors import CheckError, FileError, MismatchError
+from hgprompt_edge.errors import CheckError
 from hgprompt_edge.export.bank_file import beside, make_bank, write_beside
 from hgprompt_edge.export.graph.body import attach_head, split_head
 from hgprompt_edge.export.graph.head import head_logits
 from hgprompt_edge.export.graph.inference import build_graph
-from hgprompt_edge.export.graph.rewrites import Attention, Rewrites
-from hgprompt_edge.export.int8.held_out import Features, features_of, graph_heads, hold_out
+from hgprompt_edge.export.int8.floating import FloatModel, in_float, search_control
+from hgprompt_edge.export.int8.held_out import HeldOut
 from hgprompt_edge.export.int8.measure import (
     held_against,
     on_test_images,
@@ -34,23 +35,22 @@ from hgprompt_edge.export.int8.measure import (
     own_reference,
     right_in_any_batch,
 )
-from hgprompt_edge.export.int8.schemes import Control, onnx_schemes, openvino_schemes
+from hgprompt_edge.export.int8.schemes import onnx_schemes, openvino_schemes
 from hgprompt_edge.export.int8.search import (
-    MIN_CALIBRATION,
     Judge,
     Report,
     calibration_images,
+    check_images,
     try_schemes,
 )
 from hgprompt_edge.export.int8.trials import Trial, refusal, takes, trial_of, unproven
 from hgprompt_edge.export.onnx_file import append_metadata, check_fits, describe
 from hgprompt_edge.export.openvino_file import add_metadata
-from hgprompt_edge.export.verify import Verification, at_initial, verify_mixes
+from hgprompt_edge.export.verify import Verification, verify_mixes
 from hgprompt_edge.files import atomic_paths
-from hgprompt_edge.fit.checks import check_same_images
-from hgprompt_edge.heads.best_head import fit_head
+from hgprompt_edge.maths.head import Head
+from hgprompt_edge.maths.paired import Paired
 from hgprompt_edge.maths.parity import TOLERANCES
-from hgprompt_edge.maths.softmax import softmax
 from hgprompt_edge.runtime.engines.openvino_engine import OpenVinoEngine, computes_bf16
 from hgprompt_edge.runtime.other_cpu import describe_cpu
 
@@ -143,147 +143,147 @@ def export_int8(
     check_fits(bundle, backbone, bundle.probe_images)
     is_ir = path.suffix == ".xml"
     files = (path.with_suffix(".bin"), path) if is_ir else (path,)
-    # Quantized, too, each runtime is fastest with its own way to take the prefix.
-    on = Rewrites(attention=Attention.PAST if is_ir else Attention.STANDARD)
     bank = make_bank(bundle, backbone) if runtime_weights else None
-    given = bank.inputs(bank.initial) if bank else {}
-    start = at_initial(bundle, backbone, bank) if bank else bundle
-    prompts = len(bundle.folded)
-    features = features_of(start, backbone, bank.share(bank.initial) if bank else 1.0)
-    held = hold_out(start, backbone, task, features, on)
-    if is_ir:
-        wanted = _control(start, backbone, task, features, on, max_drop) if control else None
-        schemes = openvino_schemes(backbone.depth, wanted, prompts)
-    else:
-        schemes = onnx_schemes(backbone.depth, given, prompts)
+    floating = in_float(bundle, backbone, task, bank, is_ir)
     with atomic_paths(*beside(path, bank, adapt), *files) as temporary:
-        written = temporary[-len(files) :]
-        # In a folder of its own: an output may have any name.
-        graph = Path(tempfile.mkdtemp(dir=temporary[-1].parent)) / "float.onnx"
         if bank is not None:
             write_beside(bundle, backbone, bank, temporary[: -len(files)])
-        body, heads = split_head(build_graph(start, backbone, on, bank))
-        ir.save(body, graph)
-        measure = functools.partial(held_against, held=held, given=given)
-        judge = Judge(measure, held.accuracy)
-        each, (compared,) = try_schemes(
-            schemes, graph, written, calibration_images(task), [judge], max_drop, report
-        )
-        tried = [trial for (trial,) in each]
-        proven = tried[-1].holds(max_drop)
-        if proven is False:
-            raise CheckError(refusal(path, held, tried, max_drop))
+        written = temporary[-len(files) :]
+        tried, compared, heads = _quantize(floating, written, control, max_drop, report)
+        proven = _check_loss(path, floating.held, tried, compared, max_drop, accept_unproven)
         needed = None if proven else compared.needed(-max_drop)
-        if not proven and not accept_unproven:
-            raise CheckError(unproven(path, held, tried[-1], max_drop, needed))
-        rounded = None
-        if is_ir and computes_bf16():
-            engine = OpenVinoEngine(temporary[-1], bf16=True, cache=False)
-            name = f"{tried[-1].scheme}, the rest in bfloat16"
-            rounded = trial_of(name, measure(engine), held.accuracy)
-        quantized = open_body(temporary[-1])
-        run = functools.partial(quantized.run, given=given)
-        test, test_images = on_test_images(
-            start,
-            task,
-            features,
-            lambda images: right_in_any_batch(
-                quantized, images, given, lambda x: head_logits(x, heads).argmax(1) == images.labels
-            ),
-        )
-        start = replace(start, reference=own_reference(run, start, task))
+        measured = _measure(floating, temporary[-1], heads, tried, proven, needed)
+        reference = own_reference(floating.run(temporary[-1]), floating.bundle, task)
         attach_head(temporary[-1], heads, adapt=bank is not None)
-        verification = verify_mixes(
-            open_body(temporary[-1]),
-            bundle,
-            backbone,
-            bundle.probe_images,
-            bank,
-            TOLERANCES["int8"],
-        )
-        if not verification.ok:
-            raise CheckError(f"{path}: the int8 model is broken ({verification}); nothing written")
-        images = bundle.probe_images[: probe_count(bundle.probe_images)]
+        verification = _verify(path, temporary[-1], floating, bundle)
         entries = {
-            **describe(start, bundle_sha256, bank),
-            f"{PREFIX}precision": "int8",
-            f"{PREFIX}bf16": json.dumps(takes(rounded, max_drop, accept_unproven)),
+            **describe(replace(floating.bundle, reference=reference), bundle_sha256, bank),
+            **_entries(measured, temporary[-1], floating, max_drop, accept_unproven),
             f"{PREFIX}verification": json.dumps(asdict(verification), sort_keys=True),
-            f"{PREFIX}quantization": json.dumps(
-                {
-                    "images": len(held.images),
-                    "accuracy_fp32": held.accuracy,
-                    "max_drop": max_drop,
-                    "proven": bool(proven),
-                    "tried": [asdict(trial) for trial in tried],
-                    "bf16": asdict(rounded) if rounded else None,
-                    "test": asdict(test) if test else None,
-                    "test_images": test_images,
-                    **describe_cpu(open_body(temporary[-1]), images, given),
-                }
-            ),
             FILE_SHA256: BLANK,
         }
         (add_metadata if is_ir else append_metadata)(temporary[-1], entries)
         seal(temporary[-1])
         parse_metadata(path, open_body(temporary[-1]).entries)
-    return Int8(
+    return Int8(**vars(measured), verification=verification)
+
+
+def _quantize(
+    floating: FloatModel,
+    files: Sequence[Path],
+    control: bool,
+    max_drop: float,
+    report: Report | None,
+) -> tuple[list[Trial], Paired, list[Head]]:
+    """Write the best quantized body; returns all trials, the pairs behind the last, the heads."""
+    depth, prompts = floating.backbone.depth, len(floating.bundle.folded)
+    if files[-1].suffix == ".xml":
+        schemes = openvino_schemes(
+            depth, search_control(floating, max_drop) if control else None, prompts
+        )
+    else:
+        schemes = onnx_schemes(depth, floating.given, prompts)
+    # In a folder of its own: an output may have any name.
+    graph = Path(tempfile.mkdtemp(dir=files[-1].parent)) / "float.onnx"
+    body, heads = split_head(
+        build_graph(floating.bundle, floating.backbone, floating.on, floating.bank)
+    )
+    ir.save(body, graph)
+    measure = functools.partial(held_against, held=floating.held, given=floating.given)
+    judge = Judge(measure, floating.held.accuracy)
+    images = calibration_images(floating.task)
+    each, (compared,) = try_schemes(schemes, graph, files, images, [judge], max_drop, report)
+    return [trial for (trial,) in each], compared, heads
+
+
+def _check_loss(
+    path: Path,
+    held: HeldOut,
+    tried: Sequence[Trial],
+    compared: Paired,
+    max_drop: float,
+    accept_unproven: bool,
+) -> bool:
+    """Refuse what loses too much, or is not proven to lose little; whether it is proven."""
+    holds = tried[-1].holds(max_drop)
+    if holds is False:
+        raise CheckError(refusal(path, held, tried, max_drop))
+    if not holds and not accept_unproven:
+        needed = compared.needed(-max_drop)
+        raise CheckError(unproven(path, held, tried[-1], max_drop, needed))
+    return bool(holds)
+
+
+def _measure(
+    floating: FloatModel,
+    body: Path,
+    heads: Sequence[Head],
+    tried: Sequence[Trial],
+    proven: bool,
+    needed: int | None,
+) -> Measured:
+    """Measure the body in bfloat16, too, where that is computed, and on test images."""
+    held, given = floating.held, floating.given
+    rounded = None
+    if body.suffix == ".xml" and computes_bf16():
+        engine = OpenVinoEngine(body, bf16=True, cache=False)
+        name = f"{tried[-1].scheme}, the rest in bfloat16"
+        rounded = trial_of(name, held_against(engine, held, given), held.accuracy)
+    quantized = open_body(body)
+    test, test_images = on_test_images(
+        floating.bundle,
+        floating.task,
+        floating.features,
+        lambda images: right_in_any_batch(
+            quantized, images, given, lambda x: head_logits(x, heads).argmax(1) == images.labels
+        ),
+    )
+    return Measured(
         tuple(tried),
         len(held.images),
         held.accuracy,
-        bool(proven),
+        proven,
         needed,
         rounded,
         test,
         test_images,
-        verification,
     )
 
 
-def _control(
-    bundle: Bundle,
-    backbone: Backbone,
-    task: Task,
-    features: Features,
-    on: Rewrites,
-    max_drop: float,
-) -> Control:
-    """Give NNCF's search the validation images, and heads that were fitted on the others."""
-    kind, classes = bundle.objective.get("head", "lda"), len(task.classes)
-    fitted = [
-        fit_head(features(task.train, one.prompt), task.train.labels, classes, bundle.seed, kind)
-        for one in bundle.folded
-    ]
-    judge = graph_heads(bundle, backbone, fitted, on)
-    return Control(task.validation, lambda f: softmax(head_logits(f, judge)), max_drop)
+def _verify(path: Path, written: Path, floating: FloatModel, bundle: Bundle) -> Verification:
+    """Hold the complete model against PyTorch, at several mixes where it takes them."""
+    verification = verify_mixes(
+        open_body(written),
+        bundle,
+        floating.backbone,
+        bundle.probe_images,
+        floating.bank,
+        TOLERANCES["int8"],
+    )
+    if not verification.ok:
+        raise CheckError(f"{path}: the int8 model is broken ({verification}); nothing written")
+    return verification
 
 
-def check_images(bundle: Bundle, task: Task) -> None:
-    """Refuse images that are not those of the fit, or too few to calibrate and to judge.
-
-    Raises
-    ------
-    UserError
-        As above.
-    """
-    where = task.data or task.name
-    if task.classes != bundle.classes:
-        raise MismatchError(
-            f"the bundle of {bundle.task}",
-            where,
-            f"its {len(bundle.classes)} classes are not the {len(task.classes)} of these images",
-            "give the images that it was fitted on",
-        )
-    check_same_images(bundle, task)
-    if len(task.train) < MIN_CALIBRATION:
-        raise FileError(
-            where,
-            f"{len(task.train)} training images, and int8 takes at least {MIN_CALIBRATION} to "
-            "calibrate; give more, or export in another precision",
-        )
-    if not len(task.validation):
-        raise FileError(
-            where,
-            "no validation images, and the accuracy of int8 is measured on them; add some, or "
-            "export in another precision",
-        )
+def _entries(
+    measured: Measured, written: Path, floating: FloatModel, max_drop: float, accept_unproven: bool
+) -> dict[str, str]:
+    """Make the entries of the model about its precision and what that costs."""
+    images = floating.bundle.probe_images[: probe_count(floating.bundle.probe_images)]
+    rounded, test = measured.bf16, measured.test
+    quantization = {
+        "images": measured.images,
+        "accuracy_fp32": measured.float_accuracy,
+        "max_drop": max_drop,
+        "proven": measured.proven,
+        "tried": [asdict(trial) for trial in measured.tried],
+        "bf16": asdict(rounded) if rounded else None,
+        "test": asdict(test) if test else None,
+        "test_images": measured.test_images,
+        **describe_cpu(open_body(written), images, floating.given),
+    }
+    return {
+        f"{PREFIX}precision": "int8",
+        f"{PREFIX}bf16": json.dumps(takes(rounded, max_drop, accept_unproven)),
+        f"{PREFIX}quantization": json.dumps(quantization),
+    }

@@ -11,10 +11,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.data.task import Task
+from hgprompt_edge.errors import FileError, MismatchError
 from hgprompt_edge.export.int8.measure import open_body
 from hgprompt_edge.export.int8.schemes import Scheme
 from hgprompt_edge.export.int8.trials import Trial, trial_of
+from hgprompt_edge.fit.checks import check_same_images
 from hgprompt_edge.maths.paired import Paired
 from hgprompt_edge.runtime.engines.engine import Engine
 
@@ -94,6 +97,37 @@ def calibration_images(task: Task, most: int = MAX_CALIBRATION) -> npt.NDArray[n
     """Training images `[n, S, S, 3]` that calibrate, at most so many."""
     order = np.random.default_rng(0).permutation(len(task.train))[:most]
     return task.train.pixels[np.sort(order)]
+
+
+def check_images(bundle: Bundle, task: Task) -> None:
+    """Refuse images that are not those of the fit, or too few to calibrate and to judge.
+
+    Raises
+    ------
+    UserError
+        As above.
+    """
+    where = task.data or task.name
+    if task.classes != bundle.classes:
+        raise MismatchError(
+            f"the bundle of {bundle.task}",
+            where,
+            f"its {len(bundle.classes)} classes are not the {len(task.classes)} of these images",
+            "give the images that it was fitted on",
+        )
+    check_same_images(bundle, task)
+    if len(task.train) < MIN_CALIBRATION:
+        raise FileError(
+            where,
+            f"{len(task.train)} training images, and int8 takes at least {MIN_CALIBRATION} to "
+            "calibrate; give more, or export in another precision",
+        )
+    if not len(task.validation):
+        raise FileError(
+            where,
+            "no validation images, and the accuracy of int8 is measured on them; add some, or "
+            "export in another precision",
+        )
 
 
 def _settled(trial: Trial, found: Paired, *, max_drop: float) -> bool:

@@ -21,8 +21,8 @@ from hgprompt_edge.export.graph.rewrites import Rewrites
 from hgprompt_edge.export.graph.tasks import head_tensors
 from hgprompt_edge.export.int8.held_out import Features, HeldOut, features_of, hold_out
 from hgprompt_edge.export.int8.measure import on_test_images, own_reference, right_in_any_batch
-from hgprompt_edge.export.int8.quantize import Measured, check_images
-from hgprompt_edge.export.int8.search import Judge
+from hgprompt_edge.export.int8.quantize import Measured
+from hgprompt_edge.export.int8.search import Judge, check_images
 from hgprompt_edge.export.int8.trials import Trial, refusal, unproven
 from hgprompt_edge.maths.head import Head
 from hgprompt_edge.maths.paired import Paired, paired
