@@ -104,11 +104,13 @@ def _prompts(folder: Path) -> None:
     whole = next(bank.iterdir()).read_bytes()
     tokens = np.full((8, 2, 192), np.nan, np.float32)
     flat = np.zeros((8, 192), np.float32)
-    for name in ("truncated", "gigabyte", "nan", "flat-prompt", "unnamed", "newer"):
+    for name in ("truncated", "gigabyte", "nan", "large", "flat-prompt", "unnamed", "newer"):
         (folder / name).mkdir()
     (folder / "truncated" / "a.safetensors").write_bytes(whole[:1000])
     (folder / "gigabyte" / "a.safetensors").write_bytes(struct.pack("<Q", 3 << 30) + b"{}")
     write_safetensors(folder / "nan" / "a.safetensors", {"prompt": tokens}, PROMPT)
+    large = np.full((8, 2, 192), 1e5, np.float32)
+    write_safetensors(folder / "large" / "a.safetensors", {"prompt": large}, PROMPT)
     write_safetensors(folder / "flat-prompt" / "a.safetensors", {"prompt": flat}, PROMPT)
     write_safetensors(folder / "unnamed" / "a.safetensors", {"weights": flat}, PROMPT)
     newer = {"format": "hgprompt.prompt/99"}

@@ -110,6 +110,12 @@ def test_the_estimates_are_what_passes() -> None:
     row = 2 * (train + len(task.validation)) + len(task.test)
     assert sum(passed) == pytest.approx(total(tune_passes(task, 4)) - row - 4 * train, rel=0.25)
 
+    with pytest.MonkeyPatch.context() as patch, counted() as passed:
+        patch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 8)
+        start.neutral_tokens(backbone, 3, DEEP, 1)
+        estimate = total(tune_passes(task, 4, from_scratch=True)) - total(tune_passes(task, 4))
+    assert 0.5 * estimate < sum(passed) < 1.2 * estimate
+
     budget = Budget(steps=2, evaluations=9, spot_steps=2, tune_steps=3, batch_size=75)
     with pytest.MonkeyPatch.context() as patch, counted() as passed:
         patch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)

@@ -224,6 +224,31 @@ def test_class_with_one_image_warns_in_official_splits(tmp_path: Path) -> None:
     assert (task.validation.labels == 1).sum() == 0
 
 
+def test_a_part_without_some_of_the_classes_warns(tmp_path: Path) -> None:
+    for part, labels in (("train", "abc"), ("val", "ab"), ("test", "a")):
+        for label in labels:
+            fill(tmp_path / part / label, 4)
+    with pytest.warns(UserWarning, match="part has no image of") as warned:
+        check(load_task(None, RULE, data=tmp_path))
+    assert [str(warning.message).partition(": ")[2] for warning in warned] == [
+        "the validation part has no image of c, so it cannot judge it",
+        "the test part has no image of b, c, so it says nothing about them",
+    ]
+
+
+@pytest.mark.parametrize("empty", ["test", "test/a", "val"])
+def test_a_part_without_images_is_told(tmp_path: Path, empty: str) -> None:
+    fill(tmp_path / "train" / "a", 10)
+    fill(tmp_path / "train" / "b", 10)
+    (tmp_path / empty).mkdir(parents=True)
+    part = empty.partition("/")[0]
+    told = f": {part} holds no images, so images of train take their place; put some there or"
+    with pytest.warns(UserWarning, match=told):
+        task = load_task(None, RULE, data=tmp_path)
+    check(task)
+    assert len(task.test) == 4
+
+
 def test_class_of_the_test_part_alone_is_refused(tmp_path: Path) -> None:
     for part, labels in (("train", "ab"), ("test", "abc")):
         for label in labels:

@@ -50,6 +50,7 @@ fit --task digits --sources a.jpg
 fit --task digits --sources truncated
 fit --task digits --sources gigabyte
 fit --task digits --sources nan
+fit --task digits --sources large
 fit --task digits --sources flat-prompt
 fit --task digits --sources unnamed
 fit --task digits --sources newer
@@ -72,6 +73,7 @@ fit --task digits --checkpoint wrong/x.safetensors
 fit --task digits --checkpoint code.pth
 fit --task digits --checkpoint unknown.pth
 fit --task digits --backbone tiny --sources none --lambda 0.1
+fit --task digits --lambda inf
 fit --task digits --conditions fire
 fit --task digits --conditions ,
 fit --task digits --conditions dark --no-keep-sources
@@ -86,11 +88,13 @@ fit --task digits --device gpu
 fit --task digits --backbone tiny --output file/a.hgbundle
 fit --task digits --backbone tiny --output nowhere/a.hgbundle
 fit --data mine --output empty
+fit --data mine --output a.png
 
 compare
 compare --task pest
 compare --data nowhere
 compare --task digits --methods none,best
+compare --task digits --methods ,
 compare --task digits --sources none
 compare --task digits --backbone tiny --sources none
 compare --task digits --backbone tiny --image-size 65
@@ -111,6 +115,7 @@ compare --task digits --image-sizes 64 --image-size 64
 compare --task digits --image-sizes 64 --sources none --backbone tiny
 compare --task digits --output nowhere/a.json
 compare --data mine --output empty
+compare --data mine --output a.png
 
 tune
 tune nowhere.hgbundle
@@ -127,8 +132,10 @@ tune tiny/no-checkpoint.hgbundle --data mine
 tune tiny/many.hgbundle --data many --batch-size 16
 tune tiny/pets.hgbundle --batch-size 1
 tune tiny/pets.hgbundle --learning-rate 0
+tune tiny/pets.hgbundle --learning-rate inf
 tune tiny/pets.hgbundle --data mine --output nowhere/a.hgbundle
 tune tiny/pets.hgbundle --output empty
+tune tiny/pets.hgbundle --output a.onnx
 
 condition
 condition nowhere.hgbundle

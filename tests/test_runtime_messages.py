@@ -225,6 +225,14 @@ def test_a_batch_that_is_too_large_names_the_option(
     assert "not enough memory; give fewer images at a time" in result.stderr
     assert run("bench", str(model), "--batch", str(10**12)).exit_code == 2
 
+    def of_pytorch(self: Predictor, pixels: np.ndarray) -> np.ndarray:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    monkeypatch.setattr(Predictor, "logits", of_pytorch)
+    result = run("bench", str(model))
+    assert result.exit_code == 2
+    assert "not enough memory; give fewer images at a time" in result.stderr
+
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
 @pytest.mark.parametrize("words", [[], ["--json"], ["--csv"]])

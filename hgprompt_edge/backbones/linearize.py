@@ -13,7 +13,8 @@ from torch import Tensor
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.compute import available_memory
 from hgprompt_edge.backbones.forward import features_prefix, normalize
-from hgprompt_edge.backbones.passes import in_parts, is_out_of_memory, part_slices, run_parts
+from hgprompt_edge.backbones.passes import in_parts, part_slices, run_parts
+from hgprompt_edge.errors import is_out_of_memory
 from hgprompt_edge.images.preprocess import Preprocessing
 
 Inputs = Callable[[slice], Tensor]

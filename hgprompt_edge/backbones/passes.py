@@ -22,7 +22,7 @@ from torch import nn
 
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.image_count import images_passed
-from hgprompt_edge.errors import ParameterError
+from hgprompt_edge.errors import ParameterError, is_out_of_memory
 
 T = TypeVar("T")
 Work = Callable[[VisionTransformer, slice], T]
@@ -106,13 +106,6 @@ def model_of(backbone: Backbone) -> VisionTransformer:
     pooled = copy.copy(models[key])  # the weights are shared
     pooled.global_pool = model.global_pool
     return pooled
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device or this machine has no memory left."""
-    text = str(error).lower()
-    known = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(words in text for words in known)
 
 
 def _halve(backbone: Backbone, size: int) -> None:

@@ -80,7 +80,7 @@ def compare(
     began = time.perf_counter()
     given = [option for name, option in IGNORED.items() if options.is_given(context, name)]
     sizes = parse_sizes(image_sizes, more_sizes, given)
-    check_output(output, "--output")
+    check_output(output, "--output", ".json")
     task_found = find_images(task, data, seed=seed, download=download, group_by_hash=group_by_hash)
     check_resize(resize, task_found)
     load_pytorch()
@@ -145,7 +145,9 @@ def _chosen(methods: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
 
     if methods is None:
         return known
-    names = tuple(name.strip() for name in methods.split(",") if name.strip())
+    names = tuple(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))
+    if not names:
+        raise UserError(f"--methods: names no method (known: {', '.join(known)})")
     for name in names:
         if name not in known:
             raise UserError(f"--methods {name}: no such method (known: {', '.join(known)})")

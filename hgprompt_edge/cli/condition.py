@@ -75,7 +75,7 @@ def condition(
     Interrupted, the same command goes on from there.
     """
     from hgprompt_edge.artifacts.bundle import check_one_prompt
-    from hgprompt_edge.artifacts.bundle_file import newest_bundle, read_bundle, write_bundle
+    from hgprompt_edge.artifacts.bundle_file import SUFFIX, newest_bundle, read_bundle, write_bundle
     from hgprompt_edge.cli.shared.outputs import check_output
     from hgprompt_edge.data.conditions import check_names
 
@@ -86,7 +86,7 @@ def condition(
     fitted = read_bundle(bundle)
     check_one_prompt(fitted, "condition")
     path = output or conditioned_path(bundle)
-    check_output(path, "--output")
+    check_output(path, "--output", SUFFIX)
     names = condition_names(conditions)
     check_names(names)
     found = find_images_of(fitted, task, data)

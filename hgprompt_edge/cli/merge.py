@@ -38,7 +38,10 @@ def merge(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Bundle file (default: BUNDLE.merged).", show_default=False
+            "--output",
+            "-o",
+            help="Bundle file (default: BUNDLE.merged.hgbundle).",
+            show_default=False,
         ),
     ] = None,
     json: options.Json = False,
@@ -55,7 +58,7 @@ def merge(
         path = newest_bundle(Path())
         note(f"merging into {path}, the newest bundle here")
     target = output or path.with_name(f"{path.stem.removesuffix('.merged')}.merged{SUFFIX}")
-    check_output(target, "--output")
+    check_output(target, "--output", SUFFIX)
     bundle = read_bundle(path)
     delivery = read_updates(files, bundle)
     refused = [as_options(sentence) for sentence in delivery.refused]

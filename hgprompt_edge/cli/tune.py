@@ -49,7 +49,9 @@ def tune(
             show_default=False,
         ),
     ] = None,
-    learning_rate: Annotated[float, typer.Option(min=1e-6, help="AdamW's step size.")] = 1e-2,
+    learning_rate: Annotated[
+        float, typer.Option(min=1e-6, max=10.0, help="AdamW's step size.")
+    ] = 1e-2,
     checkpoint: options.Checkpoint = None,
     device: options.Device = options.DeviceName.AUTO,
     precision: options.Precision = options.PrecisionName.AUTO,
@@ -76,7 +78,7 @@ def tune(
     fitted = read_bundle(bundle)
     check_one_prompt(fitted, "tune")
     path = output or bundle.with_name(f"{fitted.task}.tuned{SUFFIX}")
-    check_output(path, "--output")
+    check_output(path, "--output", SUFFIX)
 
     found = find_images_of(fitted, task, data)
     load_pytorch()
@@ -98,7 +100,8 @@ def tune(
         recipe = tuning_recipe(
             images, fitted.seed, steps=steps, batch_size=batch_size, learning_rate=learning_rate
         )
-        backbone = fastest(backbone, device, precision, tune_passes(images, recipe.epochs))
+        passes = tune_passes(images, recipe.epochs, from_scratch=not fitted.sources)
+        backbone = fastest(backbone, device, precision, passes)
         tuning = train_further(fitted, backbone, images, recipe, path, report)
     write_bundle(path, tuning.bundle)
     write_left_out(images, path)

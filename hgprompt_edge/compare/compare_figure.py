@@ -76,8 +76,11 @@ def _row(result: Result) -> AccuracyRow:
 
 def _draw_weights(axes: Axes, sources: Sequence[str], results: Sequence[Result]) -> None:
     mixed = [result for result in results if np.abs(result.weights).any()]
+    if not mixed:
+        axes.set_axis_off()
+        return
     table = np.array([result.weights for result in mixed]).reshape(len(mixed), len(sources))
-    limit = max(1.0, float(np.abs(table).max())) if table.size else 1.0
+    limit = max(1.0, float(np.abs(table).max()))
     axes.imshow(table, aspect="auto", cmap="RdBu", vmin=-limit, vmax=limit)
     for row, weights in enumerate(table):
         for column, weight in enumerate(weights):

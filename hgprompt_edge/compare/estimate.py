@@ -13,6 +13,7 @@ from hgprompt_edge.compare.contest import Budget
 from hgprompt_edge.compare.run import SHIPPED
 from hgprompt_edge.data import Task
 from hgprompt_edge.prompts.bank import PromptBank
+from hgprompt_edge.training import neutral_prompt
 from hgprompt_edge.training.tune import epochs_for, usual_batch
 
 ROWS = 4
@@ -32,10 +33,15 @@ def fit_passes(task: Task, bank: PromptBank | None, steps: int) -> Passes:
     return Passes(prompts * (train + held_out) + steps * 3 * train, table)
 
 
-def tune_passes(task: Task, epochs: int) -> Passes:
-    """Image passes of training a prompt, evaluated at the end, and of its row in the table."""
+def tune_passes(task: Task, epochs: int, from_scratch: bool = False) -> Passes:
+    """Image passes of training a prompt, evaluated at the end, and of its row in the table.
+
+    From scratch the neutral start comes first, where the cache has none: noise with and without it.
+    """
     train, held_out = len(task.train), len(task.validation)
-    return Passes(3 * epochs * train, 3 * (train + held_out) + len(task.test))
+    start = (3 + 1) * neutral_prompt.NEUTRAL_STEPS * neutral_prompt.NEUTRAL_BATCH
+    chosen = 3 * epochs * train + (start if from_scratch else 0)
+    return Passes(chosen, 3 * (train + held_out) + len(task.test))
 
 
 def compare_passes(task: Task, bank: PromptBank, methods: Sequence[str], budget: Budget) -> Passes:

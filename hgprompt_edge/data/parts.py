@@ -149,6 +149,7 @@ def check_classes(parts: Parts, labels: Indices, classes: tuple[str, ...]) -> No
 
 
 def _check_splits(parts: Parts, classes: tuple[str, ...]) -> None:
+    trained = {entry.label for entry in parts.train}
     for key, entries in (("validation", parts.validation), ("test", parts.test)):
         unknown = sorted({entry.label for entry in entries} - set(classes))
         if unknown:
@@ -156,6 +157,14 @@ def _check_splits(parts: Parts, classes: tuple[str, ...]) -> None:
                 parts.origin,
                 f"the {key} part holds {_some(unknown)}, of which the training part has no image; "
                 "add some or remove the class",
+            )
+        missing = sorted(trained - {entry.label for entry in entries})
+        if entries and missing:
+            says = "cannot judge" if key == "validation" else "says nothing about"
+            warnings.warn(
+                f"{parts.origin}: the {key} part has no image of {_some(missing)}, so it {says} "
+                f"{'them' if len(missing) > 1 else 'it'}",
+                stacklevel=4,
             )
     check_once((*parts.train, *parts.validation, *parts.test), parts.origin)
 

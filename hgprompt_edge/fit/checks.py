@@ -7,7 +7,7 @@ import numpy as np
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.data import Task
-from hgprompt_edge.errors import MismatchError, ParameterError
+from hgprompt_edge.errors import FileError, MismatchError, ParameterError
 from hgprompt_edge.prompts.bank import PromptBank
 
 
@@ -89,7 +89,7 @@ def check_validation(task: Task) -> None:
         Its validation part is empty.
     """
     if not len(task.validation):
-        raise ParameterError("task", task.name, "no validation images to choose by; add some")
+        raise FileError(task.data or task.name, "no validation images to choose by; add some")
 
 
 def check_same_images(bundle: Bundle, task: Task) -> None:
@@ -130,9 +130,8 @@ def check_batch(task: Task, batch_size: int) -> None:
         More classes than images a batch, or no class with two training images.
     """
     if not can_train(task):
-        raise ParameterError(
-            "task",
-            task.name,
+        raise FileError(
+            task.data or task.name,
             "no class has two training images, so that no prompt can be trained on them; add "
             "images",
         )

@@ -170,7 +170,7 @@ def read_bank(source: str | Path = models.DEFAULT, *, match: bool = True) -> Pro
         raise FileError(
             source,
             "the bank is empty, no *.safetensors in it; train one with `hgedge prompt train` or "
-            f"use the bundled one, '{models.DEFAULT}'",
+            f"use a bundled one ({', '.join(models.NAMES)})",
         )
     prompts = tuple(read_prompt(path) for path in paths)
     for path, prompt in zip(paths[1:], prompts[1:], strict=True):

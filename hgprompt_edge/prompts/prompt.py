@@ -32,6 +32,8 @@ SOURCE, START = "source", "start"
 
 DEEP, SHALLOW = "deep", "shallow"
 Floats = npt.NDArray[np.float32]
+MAX_TOKEN = float(np.finfo(np.float16).max)
+"""A bundle keeps its sources in float16."""
 Triple = tuple[float, float, float]
 
 
@@ -176,6 +178,13 @@ def _check_tensors(path: Path, tensors: dict[str, npt.NDArray[np.generic]]) -> N
             )
         if not np.isfinite(tensor).all():
             raise FileError(path, f"'{name}' holds NaN or inf; train the prompt again")
+    largest = float(np.abs(tensors["prompt"]).max())
+    if largest > MAX_TOKEN:
+        raise FileError(
+            path,
+            f"'prompt' holds a value of {largest:.1e}, beyond the {MAX_TOKEN:,.0f} of float16, in "
+            "which bundles keep it; train the prompt again",
+        )
 
 
 def _from_metadata(

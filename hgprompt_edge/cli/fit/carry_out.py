@@ -155,7 +155,7 @@ def _timed(
     usable = bank and leave_out_family(bank, images)[0]
     passes = fit_passes(images, usable, plan.steps)
     if recipe is not None:
-        passes += tune_passes(images, recipe.epochs)
+        passes += tune_passes(images, recipe.epochs, from_scratch=bank is None)
     return fastest(backbone, plan.device, plan.precision, passes)
 
 

@@ -65,7 +65,11 @@ def fit(
     lam: Annotated[
         float,
         typer.Option(
-            "--lambda", min=0.0, help="Weight of the gradient conflict.", rich_help_panel=METHOD
+            "--lambda",
+            min=0.0,
+            max=1000.0,
+            help="Weight of the gradient conflict.",
+            rich_help_panel=METHOD,
         ),
     ] = 0.003,
     head: Annotated[
@@ -108,11 +112,12 @@ def fit(
     json: options.Json = False,
 ) -> None:
     """Learn how to mix the source prompts, fit a head, write one bundle and a figure."""
+    from hgprompt_edge.artifacts.bundle_file import SUFFIX
     from hgprompt_edge.cli.shared.outputs import check_output
 
     start = time.perf_counter()
     _check_together(tune, folded)
-    check_output(output, "--output")
+    check_output(output, "--output", SUFFIX)
     wanted = _wanted(conditions)
     found = find_images(task, data, seed=seed, download=download, group_by_hash=group_by_hash)
     check_resize(resize, found)

@@ -26,6 +26,10 @@ LATENCY = {2: 1.8, 3: 2.5}
 """Of so many folded prompts, as ratios to one: batch 1, `dinov2-small` (docs/guide/compare.md)."""
 
 
+WORTH = 0.005
+"""Held-out accuracy that more folded prompts must gain to be mentioned: their latency is high."""
+
+
 def document_of(done: Done, figure: Path | None, cost: float, seconds: float) -> dict[str, Any]:
     """Make the JSON document of a fit; `cost` is that of its pooling."""
     bundle, images, mixer = done.bundle, done.images, done.mixer
@@ -58,20 +62,17 @@ def document_of(done: Done, figure: Path | None, cost: float, seconds: float) ->
 
 def print_fit(done: Done, figure: Path | None, cost: float, seconds: float, verbose: bool) -> None:
     """Print what was fitted on what, what is kept, where it is, and what to run next."""
-    from hgprompt_edge.fit.checks import can_train
-
     bundle, images, mixer, pooling = done.bundle, done.images, done.mixer, done.pooling
     if done.rules is not None:
         print_resize(done.rules)
-    counts = ", ".join(f"{count} {name}" for name, count in _counts(images).items())
+    counts = ", ".join(f"{count:,} {name}" for name, count in _counts(images).items())
     out.print(f"{images.name}: {len(images.classes)} classes; {counts} images", soft_wrap=True)
     if mixer and mixer.left_out_:
         out.print(f"left out, same family as the target: {', '.join(mixer.left_out_)}")
     if pooling.name != "token" and pooling.gain:
         out.print(_pooling_line(pooling, cost), soft_wrap=True)
     print_result(bundle, images, verbose)
-    can_tune = can_train(images) and not bundle.more
-    if mixer and (more := gain_more_line(bundle, mixer.more_prompts_, can_tune)):
+    if mixer and (more := gain_more_line(bundle, mixer.more_prompts_, could_tune(done))):
         out.print(more, soft_wrap=True)
     if done.worths:
         out.print(worth_table(done.worths))
@@ -84,13 +85,24 @@ def print_fit(done: Done, figure: Path | None, cost: float, seconds: float, verb
     )
 
 
+def could_tune(done: Done) -> bool:
+    """Whether `--tune` could be added to the command, and its prompt could gain enough."""
+    from hgprompt_edge.fit.checks import can_train
+    from hgprompt_edge.fit.choice import MIN_GAIN
+
+    kept, images = row_of(done.bundle, done.bundle.choice), done.images
+    asked = done.mixer is not None and done.mixer.folded > 1  # which tuning does not go with
+    left = len(images.validation) * kept.val_log_loss
+    return not asked and can_train(images) and left > MIN_GAIN
+
+
 def gain_more_line(bundle: Bundle, more: Mapping[int, Row], can_tune: bool) -> str:
     """Say what could be tried next and what it would cost on the device; else an empty text."""
     if any(row.method == TUNED for row in bundle.table):
         return ""
     kept = row_of(bundle, bundle.choice)
     ways = ["--tune trains the prompt itself"] if can_tune else []
-    better = {n: row for n, row in more.items() if row.val_accuracy > kept.val_accuracy}
+    better = {n: row for n, row in more.items() if row.val_accuracy - kept.val_accuracy > WORTH}
     if better:
         first, *others = better
         reached = f"--folded {first} reaches {100 * better[first].val_accuracy:.1f} %"

@@ -54,7 +54,9 @@ def train(
     tokens: Annotated[int, typer.Option(min=1, help="Prompt tokens a layer.")] = 50,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 120,
     batch_size: Annotated[int, typer.Option(min=16, help="Images a step.")] = 400,
-    learning_rate: Annotated[float, typer.Option(min=1e-6, help="AdamW's step size.")] = 1e-2,
+    learning_rate: Annotated[
+        float, typer.Option(min=1e-6, max=10.0, help="AdamW's step size.")
+    ] = 1e-2,
     init_seed: Annotated[
         int, typer.Option(help="Seed of the start; keep one for all prompts of a bank.")
     ] = 0,

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from hgprompt_edge.cli.shared.parameters import as_options
 from hgprompt_edge.cli.shared.text import AS_GIVEN, as_json, command_line, visible
-from hgprompt_edge.errors import CheckError, UserError
+from hgprompt_edge.errors import CheckError, UserError, is_out_of_memory
 
 if TYPE_CHECKING:
     from hgprompt_edge.backbones.backbone import Backbone
@@ -119,12 +119,13 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise
         except BrokenPipeError:  # the reader (`| head`) has what it wanted; typer ends quietly
             raise
-        except MemoryError:
-            fail(
-                "not enough memory; give fewer images at a time, or take a smaller model",
-                EXIT_BAD_INPUT,
-            )
         except Exception as error:
+            if is_out_of_memory(error):
+                fail(
+                    "not enough memory; give fewer images at a time, smaller ones, or a smaller "
+                    "model",
+                    EXIT_BAD_INPUT,
+                )
             # Of a stream: an error of a file names it.
             if isinstance(error, OSError) and not error.filename and error.errno in NO_SPACE:
                 _drop_output()

@@ -104,9 +104,8 @@ def _kept(bundle: Bundle, images: Task) -> str:
         why = ", as nothing holds out better" if len(rows) > 1 else ""
         return f"kept: {name}{why}"
     count = len(images.train) + len(images.validation)
-    return (
-        f"kept: {name}, as {count} images do not show that the {ROW_TITLES[best.method]} is better"
-    )
+    better = f"do not show that the {ROW_TITLES[best.method]} is better"
+    return f"kept: {name}, as {count:,} images {better}"
 
 
 def _within_chance(bundle: Bundle, none: Row, kept: Row, images: Task) -> str:
@@ -123,7 +122,7 @@ def _within_chance(bundle: Bundle, none: Row, kept: Row, images: Task) -> str:
 
 
 def sources_line(bundle: Bundle) -> str:
-    """Say which sources have the largest shares of the learned mix."""
+    """Name the best source, and those with the largest shares of the learned mix."""
     learned = bundle.learned_mix
     shares = learned.shares
     order = np.argsort(-shares, kind="stable")
@@ -132,7 +131,8 @@ def sources_line(bundle: Bundle) -> str:
     if len(named) < len(order):
         rest = 1 - float(shares[named].sum())
         parts.append(f"{len(order) - len(named)} others {100 * rest:.0f} %")
-    return f"learned mix: {', '.join(parts)}"
+    best = bundle.objective.get("best_source")  # bundles of before do not name it
+    return f"{f'best source: {best}; ' if best else ''}learned mix: {', '.join(parts)}"
 
 
 def weights_table(bundle: Bundle) -> Table:

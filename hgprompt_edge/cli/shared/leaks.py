@@ -46,7 +46,8 @@ def note_leaks(images: Task) -> Leaks | None:
     elif leaks.lookless > SAID_FROM * total:
         note(
             f"{images.name}: {leaks.lookless:,} of the {total:,} images are too small or too plain "
-            "to find near-copies; only exact copies of them were searched for"
+            "to find near-copies; only exact copies of them were searched for, and none of "
+            "pictures of one colour"
         )
     crossing = (
         (leaks.test, len(images.test), "test", "training or validation"),

@@ -46,7 +46,8 @@ def write_left_out(images: Task, bundle: Path) -> None:
     writer.writerows((item.name, item.reason) for item in items)
     # surrogateescape: names of files need not be UTF-8.
     write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
-    note(f"{path}: the {len(items):,} files that were not used, by name")
+    files = f"{len(items):,} files that were" if len(items) > 1 else "file that was"
+    note(f"{path}: the {files} not used, by name")
 
 
 def note_left_out(unreadable: Sequence[LeftOut], left_out: Sequence[LeftOut]) -> None:

@@ -20,8 +20,15 @@ def check_writable(folder: Path, option: str) -> None:
         raise UserError(message) from error
 
 
-def check_output(path: Path | None, option: str) -> None:
-    """Refuse, before hours of work, what cannot become a file; None: one in the current folder."""
-    if path is not None and path.is_dir():
-        raise UserError(f"{option} {path}: {why_not(path, 'file')}; name a file")
+def check_output(path: Path | None, option: str, suffix: str = "") -> None:
+    """Refuse, before hours of work, what cannot become a file; None: one in the current folder.
+
+    Also a name without the `suffix`: figures and states lie beside a result, under its name with
+    another one, and commands without a name look for it by the suffix.
+    """
+    if path is not None:
+        if path.is_dir():
+            raise UserError(f"{option} {path}: {why_not(path, 'file')}; name a file")
+        if path.suffix != suffix and suffix:
+            raise UserError(f"{option} {path}: choose a name that ends in {suffix}")
     check_writable(Path() if path is None else path.parent, option)

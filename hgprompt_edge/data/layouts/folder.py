@@ -116,6 +116,13 @@ def _split_folders(folder: Path, needed: Collection[str]) -> dict[str, Path] | N
         return None
     if others and not named and len(found) == 1:
         return None
+    for path in subfolders(folder):
+        if part_of(path.name) not in (None, *found) and not _has_images(path):
+            warnings.warn(
+                f"{folder}: {path.name} holds no images, so images of train take their place; put "
+                "some there or remove it",
+                stacklevel=2,
+            )
     if others:
         names = ", ".join(path.name for path in others)
         part = "train" if "train" in found else min(found)
