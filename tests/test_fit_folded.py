@@ -121,6 +121,17 @@ def test_several_prompts_that_gain_by_chance_are_said_to_do_so(
     assert (words in kept_line(replace(bundle, table=table), shuffled)) is said
 
 
+def test_a_kept_row_below_no_prompt_says_what_decided(backbone: Backbone) -> None:
+    bank, task = make_bank(backbone, noise_tokens(2)), make_task(backbone)
+    bundle = HGPrompt(steps=0).fit(bank, backbone, task).bundle_
+    none, kept = Row("none", 0.7, 0.6, 0.8), Row("learned", 0.75, 0.5, 0.762)
+    bundle = replace(bundle, choice="learned", table=(none, kept))
+    below = "kept: learned mix, 3.8 points below no prompt on test images"
+    assert kept_line(bundle, task) == f"{below}; its held-out log-loss is lower, and that decides"
+    bundle = replace(bundle, table=(none, replace(kept, test_accuracy=0.838)))
+    assert kept_line(bundle, task) == "kept: learned mix, +3.8 points over no prompt on test images"
+
+
 def test_what_could_gain_more_is_said_with_its_latency(backbone: Backbone) -> None:
     bank, task = make_bank(backbone, noise_tokens(2)), make_task(backbone)
     bundle = HGPrompt(steps=0).fit(bank, backbone, task).bundle_

@@ -95,9 +95,8 @@ def _kept(bundle: Bundle, images: Task) -> str:
         where, before, after = "held-out", none.val_accuracy, kept.val_accuracy
         if none.test_accuracy is not None and kept.test_accuracy is not None:
             where, before, after = "test", none.test_accuracy, kept.test_accuracy
-        gain = f"{100 * (after - before):+.1f} points"
         chance = _within_chance(bundle, none, kept, images)
-        return f"kept: {name}, {gain} over no prompt on {where} images{chance}"
+        return f"kept: {name}, {_gained(before, after, where)}{chance}"
     rows = [row for row in bundle.table if row.method != TUNED]
     best = rows[choose(rows)]
     if best is none:
@@ -106,6 +105,14 @@ def _kept(bundle: Bundle, images: Task) -> str:
     count = len(images.train) + len(images.validation)
     better = f"do not show that the {ROW_TITLES[best.method]} is better"
     return f"kept: {name}, as {count:,} images {better}"
+
+
+def _gained(before: float, after: float, where: str) -> str:
+    """Say how far the accuracy is over or below that without a prompt, and of the latter why."""
+    if after < before:
+        points = f"{100 * (before - after):.1f} points below no prompt on {where} images"
+        return f"{points}; its held-out log-loss is lower, and that decides"
+    return f"{100 * (after - before):+.1f} points over no prompt on {where} images"
 
 
 def _within_chance(bundle: Bundle, none: Row, kept: Row, images: Task) -> str:
