@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fast import speed_report
-from helps import adapt_report, heads, image_sizes, transfer_report, tune
+from helps import adapt_report, image_sizes, transfer_report, tune
+from method import heads, objective
 from safe import leaks_report, unknown
 from shared.pages import write_page
 from shared.study import make_parser
@@ -22,6 +23,7 @@ REPORTS: dict[str, Callable[[], str]] = {
     "heads": heads.report,
     "image_sizes": image_sizes.report,
     "monitor": monitor.report,
+    "objective": objective.report,
     "transfer": transfer_report.report,
     "tune": tune.report,
     "unknown": unknown.report,

@@ -17,14 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from helps.transfer_report import EACH_SOURCE, METHODS, OTHER_FAMILIES, RESULTS, report
+from helps.few_images import draw_few
+from helps.transfer_report import report
+from helps.transfer_rows import EACH_SOURCE, METHODS, OTHER_FAMILIES, RESULTS
 from hgprompt_edge import read_bank
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.compare.run import compare
 from hgprompt_edge.data import Task
 from hgprompt_edge.prompts.bank import PromptBank
 from shared.pages import write_page
-from shared.rows import Rows, add_rows
+from shared.rows import Rows, add_rows, read_rows, select
 from shared.study import Options, cells_of, known_rows, run_study, study_parser
 from shared.targets import BACKBONE, SOURCE_TASKS, fastest_backbone, load_target
 
@@ -51,6 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     options.targets = options.targets or PROTOCOLS[options.protocol]
     run_study(options, run, RESULTS, KEYS)
+    draw_few(select(read_rows(RESULTS), protocol=OTHER_FAMILIES))
     write_page("transfer", report())
 
 

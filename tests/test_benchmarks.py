@@ -26,12 +26,14 @@ BELOW = {
     "fast": {"shared", "fast"},
     "safe": {"shared", "safe", "helps"},
     "watch": {"shared", "watch"},
+    "method": {"shared", "method"},
     "helps": {"shared", "helps", "safe"},
 }
 """Rooms that a room may import; adapting is measured in two of them, on one page."""
 sys.path.insert(0, str(BENCHMARKS))
 
 from bundled import bank_tiny  # noqa: E402
+from method import objective  # noqa: E402
 from reports import REPORTS  # noqa: E402
 from shared.intervals import bootstrap  # noqa: E402
 from shared.pages import fill, table  # noqa: E402
@@ -164,3 +166,16 @@ def test_calls_take_turns_and_warm_up_first() -> None:
     rounds = ["".join(said[i : i + 3]) for i in range(0, len(said), 3)]
     assert [sorted(each) for each in rounds] == [["a", "b", "c"]] * 7
     assert len(set(rounds[2:])) > 1
+
+
+def test_the_study_of_the_objective_ranks_as_its_scores_do() -> None:
+    accuracies = (0.5, 0.6, 0.7, 0.8)
+    rows: list[dict[str, Any]] = [
+        {"candidate": f"source {i}", "accuracy": right, "test": 100, "log_loss": -i, "H": 7 - i}
+        for i, right in enumerate(accuracies)
+    ]
+    rows.append({"candidate": "mix 0", "accuracy": 0.9, "test": 100, "log_loss": -4, "H": 3})
+    assert objective.correlation("log_loss", rows) == pytest.approx(1), "less is better"
+    assert objective.correlation("H", rows) == pytest.approx(-1)
+    error = np.sqrt(0.65 * 0.35 / 100)
+    assert objective.span(rows) == pytest.approx(0.3 / error), "of the sources, without the mixes"

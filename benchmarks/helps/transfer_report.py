@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 from scipy.stats import norm
 
-from shared.intervals import bootstrap
+from helps.few_images import few_images
+from helps.transfer_rows import (
+    EACH_SOURCE,
+    METHODS,
+    OTHER_FAMILIES,
+    RESULTS,
+    Groups,
+    difference,
+    percent,
+)
 from shared.pages import fill, listed, table
-from shared.rows import Rows, distinct, mean_of, read_rows, results_file, select
+from shared.rows import Rows, distinct, mean_of, read_rows, select
 from shared.targets import GROUPS, SOURCE_TASKS, TEST, TRAIN
 
-OTHER_FAMILIES, EACH_SOURCE = "other families", "each source"
-"""Protocols: targets whose families have no prompt in the bank; the tasks of its own prompts."""
-RESULTS = results_file("transfer")
-METHODS = {
-    "none": "no prompt",
-    "best_source": "best source",
-    "uniform": "uniform",
-    "soup": "greedy soup",
-    "prediction_average": "all averaged (N passes)",
-    "hgprompt": "learned mix",
-    "hgprompt_guarded": "kept by fit",
-    "two_folded": "two folded",
-    "three_folded": "three folded",
-    "tune": "tuned",
-    "tune_guarded": "kept by fit --tune",
-}
 CLAIMS = (
     ("best_source", "none"),
     ("hgprompt", "best_source"),
@@ -45,16 +36,6 @@ CLAIMS = (
     ("tune_guarded", "prediction_average"),
     ("tune_guarded", "three_folded"),
 )
-Groups = Mapping[str, Sequence[str]]
-FEW = """
-## {count} training images a class
-
-{described}.
-
-{accuracies}
-
-{differences}
-"""
 SOURCES = """
 
 ## Each source's task as the target
@@ -82,16 +63,6 @@ def report() -> str:
     rows = select(read_rows(RESULTS), protocol=OTHER_FAMILIES)
     sources = select(read_rows(RESULTS), protocol=EACH_SOURCE)
     many = select(rows, per_class=None)
-    few = [
-        FEW.format(
-            count=count,
-            described=described(found),
-            accuracies=accuracies(found),
-            differences=differences(found),
-        )
-        for count in sorted({row["per_class"] for row in rows} - {None})
-        if (found := select(rows, per_class=count))
-    ]
     return fill(
         "transfer",
         described=described(many),
@@ -100,7 +71,7 @@ def report() -> str:
         accuracies=accuracies(many),
         differences=differences(many),
         worse=worse(many),
-        few="".join(few).rstrip("\n"),
+        few=few_images(rows).rstrip("\n"),
         sources=each_source(sources).rstrip("\n"),
     )
 
@@ -183,32 +154,3 @@ def worse(rows: Rows) -> str:
         f"{points:.1f} points ({name}). Smallest probability that this is chance (two proportions, "
         f"unpaired, corrected for {count} targets by Holm): {least:.2f}."
     )
-
-
-def percent(rows: Rows) -> str:
-    """Mean accuracy over the seeds in percent; empty without rows."""
-    return f"{100 * mean_of(rows, 'accuracy'):.1f}" if rows else ""
-
-
-def difference(rows: Rows, names: Sequence[str], one: str, other: str) -> str:
-    """Mean difference in points over the families of the named targets, with its interval.
-
-    Of the seeds that both methods have.
-    """
-    families: dict[str, list[float]] = {}
-    for name in names:
-        found = select(rows, task=name)
-        gains = [
-            100 * (row["accuracy"] - same["accuracy"])
-            for row in select(found, method=one)
-            for same in select(found, method=other, seed=row["seed"])
-        ]
-        if gains:
-            families.setdefault(found[0]["family"] or name, []).append(float(np.mean(gains)))
-    if not families:
-        return ""
-    means = [float(np.mean(values)) for values in families.values()]
-    if len(means) < 3:
-        return f"{np.mean(means):+.1f} ({len(means)} families)"
-    low, high = bootstrap(means)
-    return f"{np.mean(means):+.1f} ({low:+.1f} to {high:+.1f}; {len(means)} families)"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from helps.transfer_report import difference
+from helps.transfer_rows import difference
 from hgprompt_edge import read_bank
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.compare.contest import Contest
