@@ -14,6 +14,7 @@ it as its option (`cli.shared.parameters`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -176,7 +177,10 @@ def some(names: Sequence[str]) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device or this machine has no memory left."""
-    text = str(error).lower()
-    known = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(words in text for words in known)
+    """Whether an error says that a device or this machine has no memory left.
+
+    PyTorch and the runtimes have no type of their own for that.
+    """
+    known = r"out of memory|not enough memory|bad[ _]alloc|allocat\w* (\w+ )?memory"
+    said = re.search(known, str(error), re.IGNORECASE) is not None
+    return isinstance(error, MemoryError) or said

@@ -27,7 +27,7 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.fit.algorithm import uniform_weights
 from hgprompt_edge.fit.checks import can_train
-from hgprompt_edge.fit.choice import Proof
+from hgprompt_edge.fit.choice import Proof, prove
 from hgprompt_edge.fit.estimator import HGPrompt
 from hgprompt_edge.fit.judge import Candidate, Judge
 from hgprompt_edge.heads.heads import logits_of
@@ -269,6 +269,20 @@ def test_a_fresh_fit_needs_no_proof_but_the_gain_that_any_prompt_needs() -> None
     assert not replace(better, gain=2 / 80).pays
     assert not replace(better, images=20).pays, "as much on a quarter of the images"
     assert not replace(better, accuracy_gain=-1 / 80).pays
+
+
+@pytest.mark.parametrize(("seen", "covered"), [((0,), False), ((0, 2), True), ((0, 1, 2), True)])
+def test_images_of_one_class_prove_nothing(
+    backbone: Backbone, task: Task, bank: PromptBank, seen: tuple[int, ...], covered: bool
+) -> None:
+    """A prompt that says that class more often would always look better."""
+    rows = np.flatnonzero(np.isin(task.validation.labels, seen))
+    task = replace(task, validation=task.validation.subset(rows))
+    none, source = Candidate("none", None, np.zeros(1)), Candidate("", bank.tokens[0], np.ones(1))
+    proof = prove(Judge(FeatureStore(backbone, enabled=False), task), none, source)
+    assert proof.covered == covered
+    better = replace(proof, gain=9.0, error=0.1, accuracy_gain=0.0)
+    assert (better.pays, better.holds) == (covered, covered)
 
 
 def test_a_fresh_fit_keeps_what_a_bundle_in_use_does_not(

@@ -10,7 +10,7 @@ from toys import make_bank, make_task, noise_tokens, with_labels
 from hgprompt_edge.artifacts.bundle import Row
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.forward import extract_features
-from hgprompt_edge.cli.fit.report import gain_more_line
+from hgprompt_edge.cli.fit.report import could_tune, gain_more_line
 from hgprompt_edge.cli.shared.fit_table import kept_line
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.fit.choice import (
@@ -130,6 +130,19 @@ def test_a_kept_row_below_no_prompt_says_what_decided(backbone: Backbone) -> Non
     assert kept_line(bundle, task) == f"{below}; its held-out log-loss is lower, and that decides"
     bundle = replace(bundle, table=(none, replace(kept, test_accuracy=0.838)))
     assert kept_line(bundle, task) == "kept: learned mix, +3.8 points over no prompt on test images"
+
+
+def test_tuning_is_recommended_where_it_can_gain_enough(backbone: Backbone) -> None:
+    bank, task = make_bank(backbone, noise_tokens(2)), make_task(backbone)
+    bundle = HGPrompt(steps=0).fit(bank, backbone, task).bundle_
+    enough = 2.1 / len(task.validation)  # nats an image; 2 in all are asked of the tuned prompt
+    bundle = replace(bundle, choice="none", table=(Row("none", 0.9, enough),))
+    assert could_tune(bundle, task, 1)
+    assert not could_tune(bundle, task, 2), "`--folded` and `--tune` exclude each other"
+    sure = replace(bundle, table=(Row("none", 0.9, 0.9 * enough),))
+    assert not could_tune(sure, task, 1), "not even a perfect prompt would be kept"
+    lonely = replace(task, train=replace(task.train, labels=np.arange(len(task.train))))
+    assert not could_tune(bundle, lonely, 1), "no class has two training images"
 
 
 def test_what_could_gain_more_is_said_with_its_latency(backbone: Backbone) -> None:

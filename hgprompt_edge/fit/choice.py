@@ -209,12 +209,16 @@ class Proof:
         Change of the accuracy, in [-1, 1].
     images
         How many were compared.
+    covered
+        Whether they are of at least half of the classes that were trained on: those of one class
+        speak for whatever says that class more often.
     """
 
     gain: float
     error: float
     accuracy_gain: float
     images: int
+    covered: bool = True
 
     @property
     def holds(self) -> bool:
@@ -227,11 +231,12 @@ class Proof:
 
         `MIN_GAIN` over all images together, so that a handful of them decides nothing by chance.
         """
-        return self.images * self.gain > MIN_GAIN and self.accuracy_gain >= 0
+        enough = self.images * self.gain > MIN_GAIN
+        return self.covered and enough and self.accuracy_gain >= 0
 
     def exceeds(self, confidence: float) -> bool:
         """Whether it holds at another one-sided confidence."""
-        if self.images < 2 or self.accuracy_gain < 0:
+        if not self.covered or self.images < 2 or self.accuracy_gain < 0:
             return False
         return self.gain > float(student.ppf(confidence, self.images - 1)) * self.error
 
@@ -248,4 +253,8 @@ def prove(judge: Judge, works: Candidate, instead: Candidate) -> Proof:
     right = [float(np.mean(each.argmax(1) == labels)) for each in found]
     fall, count = before - after, len(labels)
     error = float(fall.std(ddof=1) / np.sqrt(count)) if count > 1 else math.inf
-    return Proof(float(fall.mean()), error, right[1] - right[0], count)
+    seen, trained = (
+        len(np.unique(part.labels)) for part in (judge.task.validation, judge.task.train)
+    )
+    covered = 2 * seen >= trained
+    return Proof(float(fall.mean()), error, right[1] - right[0], count, covered)

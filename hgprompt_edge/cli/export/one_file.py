@@ -19,6 +19,7 @@ from hgprompt_edge.cli.export.write import (
 from hgprompt_edge.cli.shared.console import note, out, print_json, print_next
 from hgprompt_edge.cli.shared.inputs import find_images_of
 from hgprompt_edge.cli.shared.kept_state import state_kept
+from hgprompt_edge.cli.shared.outputs import check_output
 from hgprompt_edge.cli.shared.progress import working
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.paths import check_storable
@@ -114,7 +115,6 @@ def _carry_out(plan: Plan) -> Written:
     from hgprompt_edge.artifacts.bank_entries import has_prompts
     from hgprompt_edge.artifacts.bundle_file import read_bundle
     from hgprompt_edge.artifacts.signature import check_signer, sign
-    from hgprompt_edge.cli.shared.outputs import check_output
 
     if plan.sign is not None:
         check_signer(plan.sign)
@@ -125,7 +125,6 @@ def _carry_out(plan: Plan) -> Written:
         note_no_statistics(plan.bundle, bundle)
     graph = plan.adapt and has_prompts(bundle)
     _check_name(path, plan.file_format)
-    check_output(path, "--output")
     kept = state_kept(path, bundle, adapts=plan.runtime)
     found = None
     if plan.precision is Precision.INT8:
@@ -205,8 +204,4 @@ def _check_name(path: Path, file_format: Format) -> None:
         )
     if path.is_dir():
         raise UserError(f"--output {path}: a folder; name a file, as {path / f'NAME{wanted}'}")
-    if path.suffix != wanted:
-        kind = "an OpenVINO" if file_format is Format.OPENVINO else "an ONNX"
-        raise UserError(
-            f"--output {path}: the name of {kind} model ends in {wanted}; choose one that does"
-        )
+    check_output(path, "--output", wanted)

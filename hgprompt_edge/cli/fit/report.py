@@ -26,7 +26,7 @@ LATENCY = {2: 1.8, 3: 2.5}
 """Of so many folded prompts, as ratios to one: batch 1, `dinov2-small` (docs/guide/compare.md)."""
 
 
-WORTH = 0.005
+LEAST_MENTIONED = 0.005
 """Held-out accuracy that more folded prompts must gain to be mentioned: their latency is high."""
 
 
@@ -72,7 +72,8 @@ def print_fit(done: Done, figure: Path | None, cost: float, seconds: float, verb
     if pooling.name != "token" and pooling.gain:
         out.print(_pooling_line(pooling, cost), soft_wrap=True)
     print_result(bundle, images, verbose)
-    if mixer and (more := gain_more_line(bundle, mixer.more_prompts_, could_tune(done))):
+    can_tune = mixer is not None and could_tune(bundle, images, mixer.folded)
+    if mixer and (more := gain_more_line(bundle, mixer.more_prompts_, can_tune)):
         out.print(more, soft_wrap=True)
     if done.worths:
         out.print(worth_table(done.worths))
@@ -85,15 +86,16 @@ def print_fit(done: Done, figure: Path | None, cost: float, seconds: float, verb
     )
 
 
-def could_tune(done: Done) -> bool:
-    """Whether `--tune` could be added to the command, and its prompt could gain enough."""
+def could_tune(bundle: Bundle, images: Task, folded: int) -> bool:
+    """Whether `--tune` could be added to the command, and its prompt could gain enough.
+
+    It does not go with `--folded`, and the whole log-loss may be less than what it must gain.
+    """
     from hgprompt_edge.fit.checks import can_train
     from hgprompt_edge.fit.choice import MIN_GAIN
 
-    kept, images = row_of(done.bundle, done.bundle.choice), done.images
-    asked = done.mixer is not None and done.mixer.folded > 1  # which tuning does not go with
-    left = len(images.validation) * kept.val_log_loss
-    return not asked and can_train(images) and left > MIN_GAIN
+    left = len(images.validation) * row_of(bundle, bundle.choice).val_log_loss
+    return folded == 1 and can_train(images) and left > MIN_GAIN
 
 
 def gain_more_line(bundle: Bundle, more: Mapping[int, Row], can_tune: bool) -> str:
@@ -102,7 +104,9 @@ def gain_more_line(bundle: Bundle, more: Mapping[int, Row], can_tune: bool) -> s
         return ""
     kept = row_of(bundle, bundle.choice)
     ways = ["--tune trains the prompt itself"] if can_tune else []
-    better = {n: row for n, row in more.items() if row.val_accuracy - kept.val_accuracy > WORTH}
+    better = {
+        n: row for n, row in more.items() if row.val_accuracy - kept.val_accuracy > LEAST_MENTIONED
+    }
     if better:
         first, *others = better
         reached = f"--folded {first} reaches {100 * better[first].val_accuracy:.1f} %"

@@ -138,8 +138,7 @@ def sources_line(bundle: Bundle) -> str:
     if len(named) < len(order):
         rest = 1 - float(shares[named].sum())
         parts.append(f"{len(order) - len(named)} others {100 * rest:.0f} %")
-    best = bundle.objective.get("best_source")  # bundles of before do not name it
-    return f"{f'best source: {best}; ' if best else ''}learned mix: {', '.join(parts)}"
+    return f"best source: {bundle.objective['best_source']}; learned mix: {', '.join(parts)}"
 
 
 def weights_table(bundle: Bundle) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from hgprompt_edge.errors import is_out_of_memory
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -63,7 +64,7 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the runtimes' errors have no common base
-        if re.search(r"bad[ _]alloc|allocat\w* (\w+ )?memory", str(error), re.IGNORECASE):
+        if is_out_of_memory(error):
             raise MemoryError(str(error)) from error
         raise
 
