@@ -67,6 +67,27 @@ def test_figures_in_prose_are_those_of_the_rows() -> None:
     assert f"killed a writing process {kills['kills']} times" in " ".join(guide.split())
 
 
+GAIN = r"[+-]\d+\.\d\s\([+-]\d+\.\d\sto\s[+-]\d+\.\d"
+
+
+def test_gains_in_the_readme_are_those_of_the_study() -> None:
+    readme = (ROOT / "README.md").read_text()
+    section = readme.partition("## Does it help?")[2].partition("\n## ")[0]
+    gains = [" ".join(gain.split()) for gain in re.findall(GAIN, section)]
+    assert len(gains) > 20
+    assert [gain for gain in gains if gain not in PAGES["transfer"].read_text()] == []
+
+
+def test_correlations_in_the_method_are_those_of_the_study() -> None:
+    method = (ROOT / "docs" / "method.md").read_text()
+    evidence = method.partition("**Evidence.** On 11 tasks")[2].partition("([all")[0]
+    found = re.findall(r"(-?\d\.\d\d)\s\((-?\d\.\d\d)\sto\s(-?\d\.\d\d)\)", evidence)
+    assert len(found) == 3
+    page = PAGES["objective"].read_text().replace("+", "")
+    for mean, low, high in found:
+        assert f"| {mean} | {low} to {high} |" in page
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_file_can_be_imported(path: Path) -> None:
     name = ".".join(path.relative_to(BENCHMARKS).with_suffix("").parts)
