@@ -53,6 +53,6 @@ def difference(rows: Rows, names: Sequence[str], one: str, other: str) -> str:
         return ""
     means = [float(np.mean(values)) for values in families.values()]
     if len(means) < 3:
-        return f"{np.mean(means):+.1f} ({len(means)} families)"
+        return f"{np.mean(means):+.1f} ({len(means)} {'family' if len(means) == 1 else 'families'})"
     low, high = bootstrap(means)
     return f"{np.mean(means):+.1f} ({low:+.1f} to {high:+.1f}; {len(means)} families)"

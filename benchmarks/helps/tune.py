@@ -29,7 +29,7 @@ from hgprompt_edge.training.prompt_tuning import PromptTrainer
 from shared.pages import fill, listed, table, write_page
 from shared.rows import Row, Rows, distinct, mean_of, read_rows, results_file, select, write_rows
 from shared.study import Options, cells_of, known_rows, run_study, study_parser
-from shared.targets import BACKBONE, GROUPS, fastest_backbone, load_target
+from shared.targets import BACKBONE, GROUPS, facts_of, fastest_backbone, load_target
 
 RESULTS = results_file("tune")
 KEYS = ("backbone", "task", "seed", "start", "epochs")
@@ -114,12 +114,7 @@ def run_cell(
 def about(task: Task, seed: int, start: str, found: dict[str, Result], method: str | None) -> Row:
     """Say what all readings of a run have in common; `fit_passes` is what the start has cost."""
     return {
-        "backbone": BACKBONE,
-        "task": task.name,
-        "family": task.family,
-        "seed": seed,
-        "train": len(task.train),
-        "test": len(task.test),
+        **facts_of(task, seed),
         "start": start,
         "no_prompt": found["none"].accuracy,
         "fit_passes": found[method].image_passes if method else 0,

@@ -33,7 +33,15 @@ from shared.intervals import bootstrap
 from shared.pages import fill, table, write_page
 from shared.rows import Row, Rows, add_rows, distinct, read_rows, results_file, select
 from shared.study import Options, cells_of, known_rows, run_study, study_parser
-from shared.targets import BACKBONE, SOURCE_TASKS, TEST, TRAIN, fastest_backbone, load_target
+from shared.targets import (
+    BACKBONE,
+    SOURCE_TASKS,
+    TEST,
+    TRAIN,
+    facts_of,
+    fastest_backbone,
+    load_target,
+)
 
 RESULTS = results_file("objective")
 KEYS = ("backbone", "task", "seed", "candidate")
@@ -76,12 +84,7 @@ def run_cell(task: Task, backbone: Backbone, bank: PromptBank, seed: int) -> Ite
         terms = objective.terms(store.features(pixels, candidate.tokens), shares)
         row = contest.judge.on_test(contest.judge.measure(candidate), candidate)
         yield {
-            "backbone": BACKBONE,
-            "task": task.name,
-            "family": task.family,
-            "seed": seed,
-            "train": len(task.train),
-            "test": len(task.test),
+            **facts_of(task, seed),
             "candidate": name,
             "J": terms.J,
             "H_d": terms.H_d,

@@ -15,6 +15,7 @@ from hgprompt_edge.data.generated import KINDS
 from hgprompt_edge.images.picture_hash import join
 from hgprompt_edge.images.preprocess import Preprocessing
 from shared.fresh_tasks import FRESH, load_fresh
+from shared.rows import Row
 
 BACKBONE = "dinov2-small"
 TRAIN, TEST = 400, 400
@@ -63,6 +64,18 @@ def load_target(
         held[rows[: max(1, round(len(rows) / 5))]] = len(rows) > 1
     train, validation = (drawn.subset(np.flatnonzero(mask)) for mask in (~held, held))
     return replace(task, train=train, validation=validation, test=even(task.test, TEST, 0))
+
+
+def facts_of(task: Task, seed: int) -> Row:
+    """Say in rows of a study what the target is, `train` without the images that validate."""
+    return {
+        "backbone": BACKBONE,
+        "task": task.name,
+        "family": task.family,
+        "seed": seed,
+        "train": len(task.train),
+        "test": len(task.test),
+    }
 
 
 def joined(one: Images, other: Images) -> Images:
