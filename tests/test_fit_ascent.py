@@ -12,12 +12,14 @@ from toys import CLASSES, make_bank, make_task, noise_tokens
 import hgprompt_edge.backbones.linearize as linearize_module
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.forward import features_token, normalize
-from hgprompt_edge.data import Task
+from hgprompt_edge.data import Images
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.fit.algorithm import ascend, learn_weights, starting_weights
 from hgprompt_edge.fit.alignment import variance_alignment
+from hgprompt_edge.fit.choice import source_candidates
 from hgprompt_edge.fit.estimator import HGPrompt
 from hgprompt_edge.fit.hscore import debiased_h_score, h_score
+from hgprompt_edge.fit.judge import Judge
 from hgprompt_edge.fit.objective import make_objective
 from hgprompt_edge.prompts.bank import PromptBank
 from hgprompt_edge.prompts.mixing import mix, source_shares
@@ -103,16 +105,16 @@ def test_the_gradient_equals_finite_differences_of_the_objective(backbone: Backb
         assert (up - down) / (2 * step) == pytest.approx(inner, rel=0.05, abs=2e-4)
 
 
-def test_the_ascent_begins_near_the_best_source_and_keeps_the_best_step(
+def test_the_ascent_begins_near_the_source_that_it_is_given_and_keeps_the_best_step(
     backbone: Backbone,
 ) -> None:
     tokens = noise_tokens(4)
     task = make_task(backbone, tokens[2])
     bank = make_bank(backbone, tokens)
     store = FeatureStore(backbone, enabled=False)
-    learned = learn_weights(store, task, bank, lam=0.0, steps=4, report=lambda *_: None)
-    assert learned.start == int(np.argmax(learned.scores))
-    np.testing.assert_allclose(learned.path[0].weights[learned.start], 0.75)
+    learned = learn_weights(store, task, bank, 1, lam=0.0, steps=4, report=lambda *_: None)
+    np.testing.assert_allclose(learned.path[0].weights[1], 0.75)
+    np.testing.assert_allclose(learned.path[0].weights[[0, 2, 3]], 0.25 / 3)
     values = [step.terms.J for step in learned.path]
     assert learned.terms.J == max(values) > values[0]
     np.testing.assert_allclose(learned.weights.sum(0), 1)
@@ -123,16 +125,36 @@ def test_the_ascent_begins_near_the_best_source_and_keeps_the_best_step(
         assert score == pytest.approx(float(expected) / (CLASSES - 1), rel=1e-6)
 
 
+def test_fit_begins_near_the_source_that_holds_out_best(backbone: Backbone) -> None:
+    tokens = noise_tokens(4, seed=6)
+    task = make_task(backbone, tokens[2])
+    bank = make_bank(backbone, tokens)
+    fitted = HGPrompt(steps=0).fit(bank, backbone, task)
+    judge = Judge(FeatureStore(backbone, enabled=False), task)
+    losses = [judge.measure(source).cross_log_loss for source in source_candidates(bank)]
+    assert None not in losses
+    best = int(np.argmin(losses))
+    assert fitted.best_source_ == bank.names[best]
+    scores = [fitted.objective_["scores"][name] for name in bank.names]
+    assert best != int(np.argmax(scores)), "the H-score would have taken another one"
+    np.testing.assert_allclose(fitted.weights_[best], 0.75)
+
+
 def train_for(
-    backbone: Backbone, task: Task, start: npt.NDArray[np.float32], steps: int = 40
+    backbone: Backbone,
+    parts: tuple[Images, ...],
+    start: npt.NDArray[np.float32],
+    steps: int = 40,
 ) -> npt.NDArray[np.float32]:
-    """Tune a prompt until the task's classes separate."""
-    x = normalize(torch.from_numpy(task.train.pixels), backbone.preprocessing)
+    """Tune a prompt until the classes of these images separate."""
+    pixels = np.concatenate([part.pixels for part in parts])
+    labels = np.concatenate([part.labels for part in parts])
+    x = normalize(torch.from_numpy(pixels), backbone.preprocessing)
     prompt = torch.from_numpy(start.copy()).requires_grad_(True)
     optimizer = torch.optim.Adam([prompt], lr=0.1)
     for _ in range(steps):
         features = features_token(backbone.model, x, prompt)
-        (-h_score(features, task.train.labels, 0.1)).backward()
+        (-h_score(features, labels, 0.1)).backward()
         optimizer.step()
         optimizer.zero_grad()
     return prompt.detach().numpy()
@@ -142,8 +164,10 @@ def train_for(
 def test_the_targets_own_prompt_wins_among_noise_prompts(backbone: Backbone, seed: int) -> None:
     tokens = noise_tokens(8, seed=seed)
     task = make_task(backbone)
-    tokens[3] = train_for(backbone, task, tokens[3])
+    everything = task.train, task.validation, task.test  # so that it also holds out best
+    tokens[3] = train_for(backbone, everything, tokens[3], steps=120)
     fitted = HGPrompt().fit(make_bank(backbone, tokens), backbone, task)
+    assert fitted.best_source_ == "source3"
     assert source_shares(fitted.weights_)[3] > 0.8
 
 
@@ -155,7 +179,7 @@ def with_start(bank: PromptBank, tokens: npt.NDArray[np.float32]) -> PromptBank:
 def test_a_share_of_the_start_is_learned_beside_the_sources(backbone: Backbone) -> None:
     tokens = noise_tokens(4)
     task = make_task(backbone)
-    start = train_for(backbone, task, tokens[3])
+    start = train_for(backbone, (task.train,), tokens[3])
     bank = with_start(make_bank(backbone, tokens[:3]), start)
     fitted = HGPrompt(steps=14).fit(bank, backbone, task)
     shares = source_shares(fitted.weights_)
@@ -181,7 +205,7 @@ def test_the_neutral_prompt_is_in_no_other_way_to_use_the_sources(backbone: Back
         for bank in (plain, with_start(plain, tokens[3]))
     )
     assert fitted.table_[:3] == expected.table_[:3]
-    assert fitted.objective_["start"] == expected.objective_["start"]
+    assert fitted.best_source_ == expected.best_source_
 
 
 def test_copies_of_one_source_give_the_result_of_one(backbone: Backbone) -> None:

@@ -20,7 +20,7 @@ from hgprompt_edge import read_bank
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.fit.algorithm import LAMBDA, learn_weights, uniform_weights
 from hgprompt_edge.fit.checks import leave_out_family
-from hgprompt_edge.fit.choice import decide
+from hgprompt_edge.fit.choice import best_source, decide
 from hgprompt_edge.fit.judge import Judge
 from shared.rows import add_rows, read_rows, results_file, select
 from shared.study import make_parser
@@ -58,11 +58,13 @@ def main() -> None:
             )
             learned = seed - options.first < options.learn
             weights = uniform_weights(len(bank.basis))
+            judge = Judge(store, shuffled, seed=seed)
             if learned:
+                start = best_source(judge, bank)
                 weights = learn_weights(
-                    store, shuffled, bank, lam=LAMBDA, seed=seed, report=lambda *_: None
+                    store, shuffled, bank, start, lam=LAMBDA, seed=seed, report=lambda *_: None
                 ).weights
-            decision = decide(Judge(store, shuffled, seed=seed), bank, weights, folded=2)
+            decision = decide(judge, bank, weights, folded=2)
             none = decision.rows[0].cross_log_loss or 0.0
             gains = {
                 row.method: round((none - (row.cross_log_loss or 0.0)) * len(labels), 3)

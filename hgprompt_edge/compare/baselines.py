@@ -48,8 +48,8 @@ def none(contest: Contest) -> Plan:
 
 def best_source(contest: Contest) -> Plan:
     """Take the one source that holds out best."""
-    sources = source_candidates(contest.bank)
-    return Plan(sources[best_of(contest.judge, sources)])
+    best = best_of(contest.judge, contest.bank)
+    return Plan(source_candidates(contest.bank)[best])
 
 
 def uniform(contest: Contest) -> Plan:
@@ -238,6 +238,7 @@ def learn(contest: Contest, lam: float | None = None) -> Learned:
         contest.store,
         contest.task,
         contest.bank,
+        best_of(contest.judge, contest.bank),
         lam=budget.lam if lam is None else lam,
         steps=budget.steps,
         seed=contest.seed,

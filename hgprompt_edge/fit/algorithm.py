@@ -61,15 +61,12 @@ class Learned:
     ----------
     scores
         `H_d / (K - 1)` of each prompt of the bank's basis, `[M]`.
-    start
-        Index of the source that the ascent began near.
     path
         The start and each step.
     """
 
     objective: Objective
     scores: tuple[float, ...]
-    start: int
     path: tuple[Step, ...]
 
     @property
@@ -98,6 +95,7 @@ def learn_weights(
     store: FeatureStore,
     task: Task,
     bank: PromptBank,
+    start: int,
     *,
     lam: float,
     steps: int = STEPS,
@@ -108,6 +106,8 @@ def learn_weights(
 
     Parameters
     ----------
+    start
+        Index of the source that the ascent begins near: the best one, see `choice.best_source`.
     lam
         `lambda`, the price of gradient conflict.
     steps
@@ -122,9 +122,8 @@ def learn_weights(
     objective = make_objective(store.features(pixels, None), labels, alignment, lam)
     with torch.no_grad():
         scores = tuple(float(objective.score(found)) for found in features)
-    start = int(np.argmax(scores[: len(sources)]))
     path = ascend(store, task, bank.basis_tokens, objective, start, steps, report)
-    return Learned(objective, scores, start, path)
+    return Learned(objective, scores, path)
 
 
 def ascend(

@@ -47,8 +47,6 @@ class Decision:
         No prompt, best source, uniform, learned and, where asked for, folded.
     kept
         Index of the row that is shipped.
-    best_source
-        Index of the source that holds out best.
     pool
         What several folded prompts are taken from, first the best way to use one.
     """
@@ -56,7 +54,6 @@ class Decision:
     candidates: tuple[Candidate, ...]
     rows: tuple[Row, ...]
     kept: int
-    best_source: int
     pool: tuple[Candidate, ...]
 
     @property
@@ -80,7 +77,7 @@ def decide(
     basis, sources = bank.basis_tokens, source_candidates(bank)
     none = Candidate("none", None, np.zeros(len(basis)))
     uniform = on_basis(uniform_weights(len(sources)), len(basis))
-    best = best_source(judge, sources)
+    best = best_source(judge, bank)
     candidates = [
         none,
         sources[best],
@@ -98,7 +95,7 @@ def decide(
             rows.append(judge.measure(several))
             if _gain(rows[kept], rows[-1]) > 0:
                 kept = len(rows) - 1
-    return Decision(tuple(candidates), tuple(rows), kept, best, tuple(pool))
+    return Decision(tuple(candidates), tuple(rows), kept, tuple(pool))
 
 
 def with_more_prompts(judge: Judge, decision: Decision, folded: int) -> dict[int, Row]:
@@ -124,11 +121,12 @@ def source_candidates(bank: PromptBank) -> list[Candidate]:
     ]
 
 
-def best_source(judge: Judge, sources: Sequence[Candidate]) -> int:
+def best_source(judge: Judge, bank: PromptBank) -> int:
     """Index of the source with the lowest cross-fitted log-loss.
 
     By validation where no image can be held out.
     """
+    sources = source_candidates(bank)
     losses = [judge.head_choice(source.tokens).log_loss for source in sources]
     if np.isfinite(losses).all():
         return int(np.argmin(losses))

@@ -27,7 +27,7 @@ from hgprompt_edge.fit.algorithm import (
 )
 from hgprompt_edge.fit.assemble import make_bundle
 from hgprompt_edge.fit.checks import check_bank, check_validation, leave_out_family
-from hgprompt_edge.fit.choice import Decision, decide, with_more_prompts
+from hgprompt_edge.fit.choice import Decision, best_source, decide, with_more_prompts
 from hgprompt_edge.fit.judge import Judge
 from hgprompt_edge.heads.best_head import HeadKind
 from hgprompt_edge.maths.head import Head
@@ -170,18 +170,20 @@ class HGPrompt(BaseEstimator):  # type: ignore[misc]
         self.pooling_ = choose_pooling(store, task, self.seed)
         store = store.with_pooling(self.pooling_.name)
         _extract(store, task, bank, report)
+        judge = Judge(store, task, self.head, self.seed)
+        report("best source", 0, 0)
+        best = best_source(judge, bank)
+        self.best_source_ = bank.names[best]
         learned = learn_weights(
-            store, task, bank, lam=self.lam, steps=self.steps, seed=self.seed, report=report
+            store, task, bank, best, lam=self.lam, steps=self.steps, seed=self.seed, report=report
         )
         self.weights_ = learned.weights
         self.history_ = learned.history
-        judge = Judge(store, task, self.head, self.seed)
         report("heads", 0, 0)
         decision = decide(judge, bank, self.weights_, self.folded)
         deep = bank.mode != SHALLOW
         self.more_prompts_ = with_more_prompts(judge, decision, self.folded) if deep else {}
         self.choice_ = decision.chosen.method
-        self.best_source_ = bank.names[decision.best_source]
         exact = judge.exact()
         heads = self._measure(exact, decision, report)
         self.head_ = heads[0]
@@ -239,7 +241,6 @@ class HGPrompt(BaseEstimator):  # type: ignore[misc]
             "pooling": asdict(self.pooling_),
             "steps": learned.best,
             "scores": dict(zip(names, learned.scores, strict=True)),
-            "start": bank.names[learned.start],
             "effective_sources": effective_sources(shares),
             "sources": len(bank.prompts),
             "best_source": self.best_source_,
