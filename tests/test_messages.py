@@ -429,9 +429,7 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 OTHERS = {
-    r"Usage: .*\nTry .*\n": "",
-    r"╭─ Error ─+╮\n((?:│.*│\n)+)╰─+╯": lambda box: " ".join(box[1].replace("│", "").split()),
-    r"(Invalid value for '.*?'): .*": r"\1: <reason>",
+    r"(invalid value for '.*?'): .*?; see": r"\1: <reason>; see",
     r"computing in .*": "computing in <how>",
     r"(not a readable parquet file|not a safetensors file) \(.*\);": r"\1 (<reason>);",
     r"timm id; did you mean .*\?": "timm id; did you mean <timm ids>?",

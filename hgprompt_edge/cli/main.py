@@ -20,6 +20,7 @@ from hgprompt_edge.cli.fit import fit
 from hgprompt_edge.cli.merge import merge
 from hgprompt_edge.cli.monitor import monitor
 from hgprompt_edge.cli.predict import predict
+from hgprompt_edge.cli.shared.commands import Commands
 from hgprompt_edge.cli.shared.console import prepare_output
 from hgprompt_edge.cli.tasks import tasks
 from hgprompt_edge.cli.tune import tune
@@ -28,6 +29,7 @@ from hgprompt_edge.cores import fewer_cores
 
 app = typer.Typer(
     name="hgedge",
+    cls=Commands,
     help="Combine visual prompts for a frozen ViT, fold them into one model, run it on a device.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
