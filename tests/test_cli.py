@@ -96,7 +96,10 @@ def test_fit_prints_one_json_document(tmp_path: Path, monkeypatch: pytest.Monkey
     np.testing.assert_allclose(np.sum(list(by_layer.values()), axis=0), 1, rtol=1e-6)
     shares = {name: np.mean(layers) for name, layers in by_layer.items()}
     assert shares == pytest.approx(document["learned_weights"])
-    assert "by layer" in run(*words.replace("--json", "--verbose").split()).stdout
+    shown = run(*words.replace("--json", "--verbose").split())
+    assert shown.exit_code == 0, shown.stderr
+    assert "by layer" in shown.stdout
+    assert f"from near {document['objective']['best_source']}, 3 steps" in shown.stdout
     first = (tmp_path / "mine.hgbundle").read_bytes()
     assert run(*words.split()).exit_code == 0
     assert (tmp_path / "mine.hgbundle").read_bytes() == first

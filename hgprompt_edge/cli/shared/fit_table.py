@@ -172,7 +172,7 @@ def objective_line(objective: dict[str, Any]) -> str:
     return (
         f"J {objective['J']:.3f}: H_d {objective['H_d']:.2f} over a noise floor of "
         f"{objective['floor']:.2f}, gradient conflict R {objective['R']:.3f}; from "
-        f"{objective['start']}, {objective['steps']} steps, effective sources "
+        f"near {objective['best_source']}, {objective['steps']} steps, effective sources "
         f"{objective['effective_sources']:.1f} of {objective['sources']}"
     )
 
