@@ -21,7 +21,6 @@ from test_device_folder import named, sources, tasks_of
 from test_export_folded import with_probe
 from test_runtime_verify import keys as keys
 
-from hgprompt_edge.artifacts.signature import sign, signature_path
 from hgprompt_edge.artifacts.tasks.task_file import CONTENT, read_task, write_task
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fitted import as_fitted
@@ -32,7 +31,6 @@ from hgprompt_edge.runtime.classifier import load
 from hgprompt_edge.runtime.device_folder import DeviceFolder
 from hgprompt_edge.runtime.prediction import Limits
 from hgprompt_edge.runtime.predictor import Predictor
-from hgprompt_edge.runtime.verify import verify_model
 from hgprompt_edge.runtime.watching.watch import watch
 
 
@@ -263,41 +261,3 @@ def test_watching_takes_the_limits_and_a_replaced_task(backbone: Backbone, copy:
     add_task(Source(Path("pets.hgbundle"), other), backbone, copy, facts)
     second, _ = next(seen)
     assert second.labels[0][0].startswith("new")
-
-
-def test_verifying_a_folder_takes_the_default_model_along(copy: Path) -> None:
-    for name in ("cars", "birds"):
-        (copy / f"{name}.hgtask").unlink()
-    default = copy / "default.onnx"
-    whole = default.read_bytes()
-    assert "default digest" in run("verify", str(copy)).stdout
-    for broken in (whole[: len(whole) // 2], whole.replace(b"pets", b"cats")):
-        default.write_bytes(broken)
-        result = run("verify", str(copy))
-        assert result.exit_code == 1
-        assert "does not pass (default digest)" in result.stderr
-    default.unlink()  # no task needs it
-    assert run("verify", str(copy)).exit_code == 0
-
-
-def test_a_signed_task_needs_its_signed_backbone(copy: Path, keys: tuple[Path, Path]) -> None:
-    private, public = keys
-    task, graph = copy / "cars.hgtask", copy / "backbone.onnx"
-    for path in (task, graph):
-        sign(path, private)
-    checks = verify_model(task, key=public)
-    assert [check.ok for check in checks if check.name == "signature"] == [True, True]
-    shutil.copy(signature_path(task), signature_path(graph))  # one of another file
-    checks = verify_model(task, key=public)
-    assert [check.ok for check in checks] == [True, False]  # and nothing was run
-
-
-def test_adding_a_task_takes_the_signature_of_the_old_one_away(
-    copy: Path, keys: tuple[Path, Path]
-) -> None:
-    sign(copy / "cars.hgtask", keys[0])
-    new = copy.parent / "new"
-    new.mkdir()
-    shutil.copy(copy / "cars.hgtask", new)
-    assert run("device", "add", str(copy), str(new / "cars.hgtask")).exit_code == 0
-    assert not signature_path(copy / "cars.hgtask").exists()
