@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import re
-from collections.abc import Iterator
+import signal
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -177,6 +180,12 @@ def interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
+def terminated(*_: object, **__: object) -> None:
+    """Be told to end, as systemd, docker and batch systems do."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+
 @pytest.mark.parametrize(
     ("words", "broken", "resumes"),
     [
@@ -187,16 +196,27 @@ def interrupted(*_: object, **__: object) -> None:
         ("verify m.onnx", "runtime.verify.verify_model", False),
     ],
 )
+@pytest.mark.parametrize(
+    "end",
+    [
+        interrupted,
+        pytest.param(
+            terminated,
+            marks=pytest.mark.skipif(os.name == "nt", reason="there, SIGTERM ends a process"),
+        ),
+    ],
+)
 def test_only_what_resumes_says_so(
     words: str,
     broken: str,
     resumes: bool,
+    end: Callable[..., None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     class_folders(tmp_path / "mine", 5)
-    monkeypatch.setattr(f"hgprompt_edge.{broken}", interrupted)
+    monkeypatch.setattr(f"hgprompt_edge.{broken}", end)
     monkeypatch.setattr("hgprompt_edge.compare.estimate.compare_passes", lambda *_: Passes(1))
     result = run(*words.split())
     assert result.exit_code == 130

@@ -26,7 +26,6 @@ from hgprompt_edge.cli.shared.monitored import EVERY, counts, document, mix_line
 from hgprompt_edge.cli.shared.opened import one_task
 from hgprompt_edge.cli.shared.parameters import as_options
 from hgprompt_edge.cli.shared.progress import progress_bar
-from hgprompt_edge.cli.shared.stopped import term_as_ctrl_c
 from hgprompt_edge.errors import FileError, UserError, os_reason
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def monitor(
         predictor.require_bank()
     # Whoever only asks what was found neither waits for a running monitor nor makes a folder.
     alone = only_monitor(path) if images or watch is not None or reset else nullcontext()
-    with term_as_ctrl_c(), alone:
+    with alone:
         if reset:
             _forget(path)
         found = read_monitor(path, reference)

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hgprompt_edge.cli.shared.parameters import as_options
+from hgprompt_edge.cli.shared.stopped import term_as_ctrl_c
 from hgprompt_edge.cli.shared.text import AS_GIVEN, as_json, command_line, visible
 from hgprompt_edge.errors import CheckError, UserError, is_out_of_memory
 
@@ -104,7 +105,8 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
         warnings.showwarning = _print_warning
         try:
             try:
-                return command(*args, **kwargs)
+                with term_as_ctrl_c():
+                    return command(*args, **kwargs)
             finally:
                 sys.stdout.flush()  # here, so that a full device is told as any other error
         except UserError as error:

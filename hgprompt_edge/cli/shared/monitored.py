@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hgprompt_edge.cli.shared.console import note
-from hgprompt_edge.cli.shared.stopped import term_as_ctrl_c
 
 if TYPE_CHECKING:
     from hgprompt_edge.runtime.prediction import Prediction
@@ -40,8 +39,6 @@ def monitors_of(predictors: Sequence[Predictor], state: Path | None) -> Iterator
     for predictor in predictors:
         watchable(predictor)  # before any folder is made
     with ExitStack() as stack:
-        if predictors:
-            stack.enter_context(term_as_ctrl_c())
         yield [stack.enter_context(watched(predictor, state)) for predictor in predictors]
 
 

@@ -1,4 +1,4 @@
-"""Commands that run until they are stopped end cleanly, whoever stops them."""
+"""Commands end cleanly, whoever stops them."""
 
 from __future__ import annotations
 
