@@ -28,8 +28,9 @@ from hgprompt_edge import (
 from hgprompt_edge.artifacts.bundle import ROW_TITLES
 from hgprompt_edge.backbones.fastest import choose_compute
 from hgprompt_edge.backbones.forward import features_token, normalize
-from hgprompt_edge.cli.shared.console import out, prepare_output, print_next
+from hgprompt_edge.cli.shared.console import duration, out, prepare_output, print_next
 from hgprompt_edge.cli.shared.progress import progress_bar
+from hgprompt_edge.compare.estimate import fit_passes, tune_passes
 from hgprompt_edge.fit.figure import draw_fit
 from hgprompt_edge.training.tune import tuning_recipe
 
@@ -49,20 +50,22 @@ def main() -> None:
     prepare_output()
     OUT.mkdir(exist_ok=True)
     backbone, bank = load_backbone(), read_bank()
-    choice = choose_compute(backbone)
-    out.print(str(choice))
-    backbone = backbone.with_compute(choice.compute)
     bank = replace(bank, prompts=tuple(p for p in bank.prompts if p.name in SOURCES))
     task = load_task("circuit-boards", backbone.preprocessing, data=models.pictures_folder())
+    mixer, recipe = HGPrompt(seed=0), tuning_recipe(task, seed=0, steps=STEPS)
+    choice = choose_compute(backbone)
+    passes = fit_passes(task, bank, mixer.steps) + tune_passes(task, recipe.epochs)
+    out.print(f"{choice}; {duration(choice.seconds(passes))}", soft_wrap=True)
+    backbone = backbone.with_compute(choice.compute)
     counts = f"{len(task.train) + len(task.validation)} pictures, {len(task.classes)} classes"
     out.print(f"fitting {len(bank.prompts)} prompts of {bank.backbone} to {task.name}: {counts}")
     with progress_bar() as report:
-        mixer = HGPrompt(seed=0).fit(bank, backbone, task, progress=report)
+        mixer.fit(bank, backbone, task, progress=report)
         bundle = tune(
             mixer.bundle_,
             backbone,
             task,
-            tuning_recipe(task, seed=0, steps=STEPS),
+            recipe,
             fresh=True,
             report=lambda done, epochs: report("epochs", done, epochs),
         ).bundle
