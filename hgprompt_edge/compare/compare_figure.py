@@ -32,7 +32,8 @@ TITLES = {
     "tune_guarded": "kept by fit with tuning",
     "vpt_scratch": "VPT from scratch",
 }
-OURS = {"hgprompt", "hgprompt_guarded", "two_folded", "three_folded", "tune", "tune_guarded"}
+SHIPPED = {"hgprompt_guarded", "two_folded", "three_folded", "tune_guarded"}
+"""What `fit` writes, as its options are."""
 
 
 def draw_comparison(
@@ -62,16 +63,16 @@ def _draw_accuracy(axes: Axes, results: Sequence[Result]) -> None:
     legend_below(axes)
     tested = any(result.accuracy is not None for result in results)
     part = "with 95 % interval" if tested else "on held-out images"
-    axes.set_title(f"accuracy in % {part}; bold: what hgedge ships")
+    axes.set_title(f"accuracy in % {part}; bold: what fit can ship")
 
 
 def _row(result: Result) -> AccuracyRow:
     """Test accuracy with its interval; without a test part the held-out one, which has none."""
-    title, ours = TITLES[result.method], result.method in OURS
+    title, shipped = TITLES[result.method], result.method in SHIPPED
     if result.accuracy is None or result.low is None or result.high is None:
         held_out = Proportion(*(result.val_accuracy,) * 3)
-        return AccuracyRow(title, held_out, None, ours)
-    return AccuracyRow(title, None, Proportion(result.accuracy, result.low, result.high), ours)
+        return AccuracyRow(title, held_out, None, shipped)
+    return AccuracyRow(title, None, Proportion(result.accuracy, result.low, result.high), shipped)
 
 
 def _draw_weights(axes: Axes, sources: Sequence[str], results: Sequence[Result]) -> None:
