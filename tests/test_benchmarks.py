@@ -200,3 +200,32 @@ def test_the_study_of_the_objective_ranks_as_its_scores_do() -> None:
     assert objective.correlation("H", rows) == pytest.approx(-1)
     error = np.sqrt(0.65 * 0.35 / 100)
     assert objective.span(rows) == pytest.approx(0.3 / error), "of the sources, without the mixes"
+
+
+def test_starts_are_compared_draw_by_draw() -> None:
+    def rows(seed: int, sources: str, accuracies: tuple[float, ...]) -> list[dict[str, Any]]:
+        draw = {"task": "a", "seed": seed, "per_class": 5}
+        return [
+            {**draw, "score": score, "source": source, "accuracy": right, "mix_accuracy": mixed}
+            for score, source, right, mixed in zip(
+                ("H_d", "log_loss"), sources, accuracies[:2], accuracies[2:], strict=True
+            )
+        ]
+
+    found = objective.starts(
+        [
+            *rows(0, "pq", (0.5, 0.6, 0.4, 0.7)),
+            *reversed(rows(1, "pp", (0.5, 0.5, 0.5, 0.5))),
+            *rows(2, "pr", (0.6, 0.5, 0.6, 0.5)),
+        ]
+    )
+    assert {name: found[name] for name in ("draws", "same", "better", "worse")} == {
+        "draws": 3,
+        "same": 1,
+        "better": 1,
+        "worse": 1,
+    }
+    text = str(found["starts"])
+    assert "| highest H_d | 53.3 % | 50.0 % |" in text
+    assert "| lowest log-loss | 53.3 % | 56.7 % |" in text
+    assert "+6.7 (-10.0 to +30.0)" in text, "the interval is of the paired differences"

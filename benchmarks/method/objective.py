@@ -30,7 +30,7 @@ from hgprompt_edge.fit.judge import Candidate
 from hgprompt_edge.fit.objective import make_objective
 from hgprompt_edge.prompts.bank import PromptBank
 from shared.intervals import bootstrap
-from shared.pages import fill, table, write_page
+from shared.pages import fill, listed, table, write_page
 from shared.rows import Row, Rows, add_rows, distinct, read_rows, results_file, select
 from shared.study import Options, cells_of, known_rows, run_study, study_parser
 from shared.targets import (
@@ -44,6 +44,8 @@ from shared.targets import (
 )
 
 RESULTS = results_file("objective")
+STARTS = results_file("start")
+"""Rows of benchmarks/method/start.py, which are on the same page."""
 KEYS = ("backbone", "task", "seed", "candidate")
 """Rows of the same values of these are of the same candidate."""
 TARGETS = tuple(name for names in SOURCE_TASKS.values() for name in names)
@@ -148,12 +150,46 @@ def report() -> str:
                 if (values := [ranked[name][score] for name in wide])
             ),
         ),
+        **starts(read_rows(STARTS)),
     )
 
 
-def interval(values: list[float]) -> str:
-    """Write the bootstrap interval over the targets; of fewer than three there is none."""
-    return "{:+.2f} to {:+.2f}".format(*bootstrap(values)) if len(values) > 2 else ""
+def starts(rows: Rows) -> dict[str, object]:
+    """Gaps of the page about the source that each of two scores takes, and the mix from there."""
+    draw = ("task", "seed", "per_class")
+    taken = [
+        {tuple(row[key] for key in draw): row for row in select(rows, score=score)}
+        for score in ("H_d", "log_loss")
+    ]
+    pairs = [[found[key] for found in taken] for key in taken[0]]
+    ways = {"source": "accuracy", "mix": "mix_accuracy"}
+    values = {
+        name: 100 * np.array([[row[way] for row in pair] for pair in pairs])
+        for name, way in ways.items()
+    }
+    gains = {name: found[:, 1] - found[:, 0] for name, found in values.items()}
+    lines = [
+        (title, *(f"{found[:, column].mean():.1f} %" for found in values.values()))
+        for column, title in enumerate(("highest H_d", "lowest log-loss"))
+    ]
+    differences = (f"{gain.mean():+.1f} ({interval(list(gain), 1)})" for gain in gains.values())
+    return {
+        "draws": len(pairs),
+        "same": sum(one["source"] == other["source"] for one, other in pairs),
+        "sets": listed(distinct(rows, "task")),
+        "counts": " or ".join(map(str, distinct(rows, "per_class"))),
+        "better": int((gains["mix"] > 0).sum()),
+        "worse": int((gains["mix"] < 0).sum()),
+        "starts": table(
+            ("start", "the source itself", "mix learned from there"),
+            [*lines, ("difference (95 % interval)", *differences)],
+        ),
+    }
+
+
+def interval(values: list[float], digits: int = 2) -> str:
+    """Write the bootstrap interval over targets or draws; of fewer than three there is none."""
+    return " to ".join(f"{end:+.{digits}f}" for end in bootstrap(values)) if len(values) > 2 else ""
 
 
 def mean_over_seeds(rows: Rows, measure: Callable[[Rows], float]) -> float:
