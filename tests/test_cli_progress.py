@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import os
 import re
-import signal
-import time
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -180,12 +180,6 @@ def interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-def terminated(*_: object, **__: object) -> None:
-    """Be told to end, as systemd, docker and batch systems do."""
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(60)
-
-
 @pytest.mark.parametrize(
     ("words", "broken", "resumes"),
     [
@@ -196,32 +190,57 @@ def terminated(*_: object, **__: object) -> None:
         ("verify m.onnx", "runtime.verify.verify_model", False),
     ],
 )
-@pytest.mark.parametrize(
-    "end",
-    [
-        interrupted,
-        pytest.param(
-            terminated,
-            marks=pytest.mark.skipif(os.name == "nt", reason="there, SIGTERM ends a process"),
-        ),
-    ],
-)
 def test_only_what_resumes_says_so(
     words: str,
     broken: str,
     resumes: bool,
-    end: Callable[..., None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     class_folders(tmp_path / "mine", 5)
-    monkeypatch.setattr(f"hgprompt_edge.{broken}", end)
+    monkeypatch.setattr(f"hgprompt_edge.{broken}", interrupted)
     monkeypatch.setattr("hgprompt_edge.compare.estimate.compare_passes", lambda *_: Passes(1))
     result = run(*words.split())
     assert result.exit_code == 130
     further = "; the same command goes on from here" if resumes else ""
     assert result.stderr.splitlines()[-1] == f"hgedge: interrupted{further}"
+
+
+STUCK = """
+import sys, time
+from hgprompt_edge.cli.main import main
+from hgprompt_edge.fit.estimator import HGPrompt
+
+def fit(*_, **__):
+    print("fitting", flush=True)
+    time.sleep(60)
+
+HGPrompt.fit = fit
+main()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there, SIGTERM ends a process at once")
+def test_sigterm_ends_a_command_as_ctrl_c_does(tmp_path: Path) -> None:
+    """As systemd, docker and batch systems send it."""
+    data, bank = class_folders(tmp_path / "mine"), small_bank(tmp_path / "bank")
+    words = ["fit", "--data", str(data), "--sources", str(bank)]
+    with subprocess.Popen(
+        [sys.executable, "-c", STUCK, *words],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HGEDGE_CACHE": str(tmp_path / "cache")},
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "fitting\n"
+        child.terminate()
+        _, messages = child.communicate()
+    assert child.returncode == 130
+    end = "hgedge: interrupted; the same command goes on from here"
+    assert messages.splitlines()[-1] == end
 
 
 def test_fit_says_how_long_it_will_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
