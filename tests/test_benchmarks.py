@@ -202,9 +202,11 @@ def test_the_study_of_the_objective_ranks_as_its_scores_do() -> None:
     assert objective.span(rows) == pytest.approx(0.3 / error), "of the sources, without the mixes"
 
 
-def test_starts_are_compared_draw_by_draw() -> None:
-    def rows(seed: int, sources: str, accuracies: tuple[float, ...]) -> list[dict[str, Any]]:
-        draw = {"task": "a", "seed": seed, "per_class": 5}
+def test_starts_are_compared_draw_by_draw_and_each_set_counts_once() -> None:
+    def rows(
+        task: str, seed: int, sources: str, accuracies: tuple[float, ...]
+    ) -> list[dict[str, Any]]:
+        draw = {"task": task, "seed": seed, "per_class": 5}
         return [
             {**draw, "score": score, "source": source, "accuracy": right, "mix_accuracy": mixed}
             for score, source, right, mixed in zip(
@@ -214,18 +216,20 @@ def test_starts_are_compared_draw_by_draw() -> None:
 
     found = objective.starts(
         [
-            *rows(0, "pq", (0.5, 0.6, 0.4, 0.7)),
-            *reversed(rows(1, "pp", (0.5, 0.5, 0.5, 0.5))),
-            *rows(2, "pr", (0.6, 0.5, 0.6, 0.5)),
+            *rows("a", 0, "pq", (0.5, 0.6, 0.4, 0.7)),
+            *reversed(rows("a", 1, "pp", (0.5, 0.5, 0.5, 0.5))),
+            *rows("b", 0, "pr", (0.6, 0.5, 0.6, 0.5)),
+            *rows("c", 0, "pr", (0.7, 0.6, 0.6, 0.7)),
         ]
     )
-    assert {name: found[name] for name in ("draws", "same", "better", "worse")} == {
-        "draws": 3,
+    assert {name: found[name] for name in ("draws", "same", "better", "worse", "by_set")} == {
+        "draws": 4,
         "same": 1,
-        "better": 1,
+        "better": 2,
         "worse": 1,
+        "by_set": "a +15.0, b -10.0, c +10.0",
     }
     text = str(found["starts"])
-    assert "| highest H_d | 53.3 % | 50.0 % |" in text
-    assert "| lowest log-loss | 53.3 % | 56.7 % |" in text
-    assert "+6.7 (-10.0 to +30.0)" in text, "the interval is of the paired differences"
+    assert "| highest H_d | 60.0 % | 55.0 % |" in text
+    assert "| lowest log-loss | 55.0 % | 60.0 % |" in text
+    assert "+5.0 (-10.0 to +15.0)" in text, "the interval is of paired differences, over sets"

@@ -25,6 +25,7 @@ from hgprompt_edge.compare.run import Result, bootstrap, compare
 from hgprompt_edge.data import Task
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.features.cached import FeatureStore
+from hgprompt_edge.figures.accuracies import AccuracyRow
 from hgprompt_edge.fit.algorithm import uniform_weights
 from hgprompt_edge.fit.checks import can_train
 from hgprompt_edge.fit.choice import Proof, prove
@@ -188,6 +189,25 @@ def test_the_figure_is_drawn(compared: tuple[Contest, dict[str, Result]], tmp_pa
     path = tmp_path / "comparison.png"
     draw_comparison("toy", contest.bank.names, tuple(results.values()), [], path)
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_bold_in_the_figure_is_only_what_fit_can_write(
+    compared: tuple[Contest, dict[str, Result]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contest, results = compared
+    drawn: list[AccuracyRow] = []
+    monkeypatch.setattr(
+        "hgprompt_edge.compare.compare_figure.draw_accuracies", lambda _, rows: drawn.extend(rows)
+    )
+    draw_comparison("toy", contest.bank.names, tuple(results.values()), [], tmp_path / "a.png")
+    assert len(drawn) == len(results)
+    bold = {row.title for row in drawn if row.bold}
+    assert bold == {
+        "kept by fit",
+        "two folded prompts",
+        "three folded prompts",
+        "kept by fit with tuning",
+    }
 
 
 # Tune

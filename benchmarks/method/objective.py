@@ -12,7 +12,7 @@ gathered into benchmarks/results/objective.json.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -155,40 +155,53 @@ def report() -> str:
 
 
 def starts(rows: Rows) -> dict[str, object]:
-    """Gaps of the page about the source that each of two scores takes, and the mix from there."""
+    """Gaps of the page about the source that each of two scores takes, and the mix from there.
+
+    Draws of a set share its test images, so a set counts once.
+    """
     draw = ("task", "seed", "per_class")
     taken = [
         {tuple(row[key] for key in draw): row for row in select(rows, score=score)}
         for score in ("H_d", "log_loss")
     ]
-    pairs = [[found[key] for found in taken] for key in taken[0]]
-    ways = {"source": "accuracy", "mix": "mix_accuracy"}
-    values = {
-        name: 100 * np.array([[row[way] for row in pair] for pair in pairs])
-        for name, way in ways.items()
-    }
-    gains = {name: found[:, 1] - found[:, 0] for name, found in values.items()}
+    pairs = [tuple(found[key] for found in taken) for key in taken[0]]
+    sets = distinct(rows, "task")
+    source, mix = (
+        100 * np.array([mean_of(pairs, name, way) for name in sets])
+        for way in ("accuracy", "mix_accuracy")
+    )
+    gains = [last["mix_accuracy"] - first["mix_accuracy"] for first, last in pairs]
     lines = [
-        (title, *(f"{found[:, column].mean():.1f} %" for found in values.values()))
+        (title, *(f"{values[:, column].mean():.1f} %" for values in (source, mix)))
         for column, title in enumerate(("highest H_d", "lowest log-loss"))
     ]
-    differences = (f"{gain.mean():+.1f} ({interval(list(gain), 1)})" for gain in gains.values())
+    differences = [list(values[:, 1] - values[:, 0]) for values in (source, mix)]
+    cells = (f"{np.mean(values):+.1f} ({interval(values, 1)})" for values in differences)
     return {
         "draws": len(pairs),
-        "same": sum(one["source"] == other["source"] for one, other in pairs),
-        "sets": listed(distinct(rows, "task")),
+        "same": sum(first["source"] == last["source"] for first, last in pairs),
+        "sets": listed(sets),
         "counts": " or ".join(map(str, distinct(rows, "per_class"))),
-        "better": int((gains["mix"] > 0).sum()),
-        "worse": int((gains["mix"] < 0).sum()),
+        "better": sum(gain > 0 for gain in gains),
+        "worse": sum(gain < 0 for gain in gains),
+        "by_set": listed(
+            f"{name} {gain:+.1f}" for name, gain in zip(sets, differences[1], strict=True)
+        ),
         "starts": table(
             ("start", "the source itself", "mix learned from there"),
-            [*lines, ("difference (95 % interval)", *differences)],
+            [*lines, ("difference (95 % interval)", *cells)],
         ),
     }
 
 
+def mean_of(pairs: Sequence[tuple[Row, Row]], task: str, way: str) -> list[float]:
+    """Mean accuracy over the draws of a set, with the first and with the second start."""
+    found = [[row[way] for row in pair] for pair in pairs if pair[0]["task"] == task]
+    return list(np.mean(found, 0))
+
+
 def interval(values: list[float], digits: int = 2) -> str:
-    """Write the bootstrap interval over targets or draws; of fewer than three there is none."""
+    """Write the bootstrap interval over targets or data sets; of fewer than three there is none."""
     return " to ".join(f"{end:+.{digits}f}" for end in bootstrap(values)) if len(values) > 2 else ""
 
 

@@ -32,8 +32,8 @@ TITLES = {
     "tune_guarded": "kept by fit with tuning",
     "vpt_scratch": "VPT from scratch",
 }
-SHIPPED = {"hgprompt_guarded", "two_folded", "three_folded", "tune_guarded"}
-"""What `fit` writes, as its options are."""
+FROM_FIT = {"hgprompt_guarded", "two_folded", "three_folded", "tune_guarded"}
+"""Rows of what `fit` can write, by its options."""
 
 
 def draw_comparison(
@@ -68,7 +68,7 @@ def _draw_accuracy(axes: Axes, results: Sequence[Result]) -> None:
 
 def _row(result: Result) -> AccuracyRow:
     """Test accuracy with its interval; without a test part the held-out one, which has none."""
-    title, shipped = TITLES[result.method], result.method in SHIPPED
+    title, shipped = TITLES[result.method], result.method in FROM_FIT
     if result.accuracy is None or result.low is None or result.high is None:
         held_out = Proportion(*(result.val_accuracy,) * 3)
         return AccuracyRow(title, held_out, None, shipped)
