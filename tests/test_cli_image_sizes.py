@@ -28,6 +28,7 @@ def test_sizes_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert max(map(len, [header, *rows[:-1]])) <= 80
     assert [row.split()[0] for row in rows[:8]] == ["64"] * 4 + ["72"] * 4
     assert "the mix is learned at 64 px" in result.stderr
+    assert "training images/s; this takes " in result.stderr
     document = json.loads((tmp_path / "mine.sizes.json").read_text())
     assert document["learned_at"] == 64
     assert [(row["image_size"], row["folded"]) for row in document["rows"]] == [

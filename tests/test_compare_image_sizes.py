@@ -19,7 +19,9 @@ from toys import make_bank, make_task, noise_tokens
 
 from hgprompt_edge.backbones.backbone import Backbone, wrap_backbone
 from hgprompt_edge.backbones.forward import features_token, normalize
+from hgprompt_edge.backbones.image_count import watch_images
 from hgprompt_edge.compare.contest import Budget
+from hgprompt_edge.compare.estimate import sizes_passes
 from hgprompt_edge.compare.image_sizes import Point, measure_sizes
 from hgprompt_edge.compare.image_sizes_figure import draw_image_sizes
 from hgprompt_edge.compare.latency import (
@@ -121,6 +123,26 @@ def test_at_the_banks_size_points_are_rows_of_compare(points, compared) -> None:
         )
         assert point.val_accuracy == result.val_accuracy
         assert point.passes == result.inference_passes
+
+
+def test_the_estimate_is_what_passes(
+    backbones: dict[int, Backbone], bank: PromptBank, task: Task
+) -> None:
+    home, both = [], []
+    for sizes, passed in (({HOME}, home), ({HOME, LARGE}, both)):
+        of_sizes = {size: backbones[size] for size in sizes}
+        with watch_images(passed.append):
+            measure_sizes(bank, of_sizes, loader(task), budget=BUDGET, cache=False)
+    found = {
+        size: sizes_passes(task, bank, backbones[HOME], {HOME, size}, BUDGET)
+        for size in (HOME, LARGE)
+    }
+    # What passes back is one pass here and two in the estimate.
+    at_home = found[HOME].chosen + found[HOME].exact - 2 * BUDGET.steps * len(task.train)
+    assert sum(home) == pytest.approx(at_home, rel=0.4)
+    assert found[LARGE].chosen == found[HOME].chosen
+    at_large = (found[LARGE].exact - found[HOME].exact) / (LARGE / HOME) ** 2
+    assert sum(both) - sum(home) == pytest.approx(at_large, rel=0.5)
 
 
 def test_at_another_size_the_same_prompts_get_heads_of_their_own(

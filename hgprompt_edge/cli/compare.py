@@ -85,7 +85,7 @@ def compare(
     check_resize(resize, task_found)
     load_pytorch()
 
-    from hgprompt_edge.backbones.fastest import check_device
+    from hgprompt_edge.backbones.fastest import check_device, choose_compute
     from hgprompt_edge.compare.baselines import METHODS, learn
     from hgprompt_edge.compare.compare_figure import draw_comparison
     from hgprompt_edge.compare.contest import Budget
@@ -100,8 +100,8 @@ def compare(
     if sizes:
         name = backbone if sources is None else backbone or bank.backbone
         backbones = load_sizes(sizes, vit, name, checkpoint, resize and resize.value)
-        compute = fastest(vit, device, precision).compute
-        compare_sizes(bank, backbones, compute, task_found.load, output, seed, json)
+        choice = choose_compute(vit, device.value, precision.value)
+        compare_sizes(bank, backbones, choice, task_found.load, output, seed, json)
         return
     with progress_bar() as report:
         images = task_found.load(vit.preprocessing, progress=partial(report, "reading images"))

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from hgprompt_edge.cli.shared.console import note, out, print_json
+from hgprompt_edge.cli.shared.console import duration, note, out, print_json
 from hgprompt_edge.cli.shared.progress import progress_bar
 from hgprompt_edge.cli.shared.text import as_json
 from hgprompt_edge.errors import UserError
 
 if TYPE_CHECKING:
     from hgprompt_edge.backbones.backbone import Backbone
-    from hgprompt_edge.backbones.compute import Compute
+    from hgprompt_edge.backbones.fastest import Choice
     from hgprompt_edge.compare.image_sizes import Point
     from hgprompt_edge.data import Task
     from hgprompt_edge.images.preprocess import Preprocessing
@@ -115,7 +115,7 @@ def load_sizes(
 def compare_sizes(
     bank: PromptBank,
     backbones: Mapping[int, Backbone],
-    compute: Compute,
+    choice: Choice,
     load: Callable[..., Task],
     output: Path | None,
     seed: int,
@@ -126,27 +126,40 @@ def compare_sizes(
     Parameters
     ----------
     backbones
-        By image size; images run through them as `compute` says.
+        By image size, that of the bank among them.
+    choice
+        How images run through them.
     load
         Reads the images for a preprocessing, as `FoundTask.load`.
     """
+    from hgprompt_edge.compare.contest import Budget
+    from hgprompt_edge.compare.estimate import sizes_passes
     from hgprompt_edge.compare.image_sizes import measure_sizes
     from hgprompt_edge.compare.image_sizes_figure import draw_image_sizes
     from hgprompt_edge.files import write_bytes
+    from hgprompt_edge.fit.checks import leave_out_family
     from hgprompt_edge.runtime.cpu import cpu_name
 
     began = time.perf_counter()
     tasks: list[str] = []
+    budget = Budget()
     with progress_bar() as report:
 
         def read(rule: Preprocessing) -> Task:
             name = f"reading images at {rule.image_size} px"
             task = load(rule, progress=lambda done, total: report(name, done, total))
+            if not tasks:
+                home = backbones[bank.image_size]
+                usable, _ = leave_out_family(bank, task)
+                passes = sizes_passes(task, usable, home, backbones.keys(), budget)
+                note(f"{choice}; {duration(choice.seconds(passes))}")
             tasks.append(task.name)
             return task
 
-        running = {size: backbone.with_compute(compute) for size, backbone in backbones.items()}
-        points = measure_sizes(bank, running, read, seed=seed, progress=report)
+        running = {
+            size: backbone.with_compute(choice.compute) for size, backbone in backbones.items()
+        }
+        points = measure_sizes(bank, running, read, budget=budget, seed=seed, progress=report)
     path = output or Path(f"{tasks[0]}.sizes.json")
     document = {
         "task": tasks[0],

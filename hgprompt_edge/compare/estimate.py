@@ -6,8 +6,10 @@ come on top, and what the cache holds comes off.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from hgprompt_edge.artifacts.folded import MAX_FOLDED
+from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.fastest import Passes
 from hgprompt_edge.compare.contest import Budget
 from hgprompt_edge.compare.run import SHIPPED
@@ -71,3 +73,28 @@ def compare_passes(task: Task, bank: PromptBank, methods: Sequence[str], budget:
     total += len(methods) * (len(task.validation) + len(task.test))
     exact = train + len(task.validation) + len(task.test)
     return Passes(total, exact * len(SHIPPED & set(methods)))
+
+
+def sizes_passes(
+    task: Task, bank: PromptBank, backbone: Backbone, sizes: Collection[int], budget: Budget
+) -> Passes:
+    """Image passes of comparing image sizes, in passes at the bank's own size.
+
+    Parameters
+    ----------
+    backbone
+        At the bank's size.
+    sizes
+        All image sizes. Elsewhere than at home no prompt and the folded prompts run, and a pass
+        counts as many times as an image has more tokens.
+    """
+    shipped = ("none", "hgprompt_guarded", "two_folded", "three_folded")
+    home = compare_passes(task, bank, shipped, budget)
+    images = len(task.train) + len(task.validation) + len(task.test)
+    own = _tokens(backbone, bank.image_size)
+    elsewhere = sum(_tokens(backbone, size) / own for size in sizes if size != bank.image_size)
+    return home + Passes(exact=round((1 + MAX_FOLDED) * images * elsewhere))
+
+
+def _tokens(backbone: Backbone, size: int) -> int:
+    return (size // backbone.patch_size) ** 2
