@@ -20,8 +20,11 @@ PROMPT_TOKENS = 50
 CPU_IMAGES = 8
 """Images of a trial for each thread; an accelerator takes its micro-batch."""
 TRIALS = 2
+PRODUCTS = 3
 CLEARLY = 0.8
 """bfloat16 has to take at most this share of float32's time, else its rounding is not worth it."""
+EMULATED = 2.0
+"""A product in bfloat16 that takes so many times float32's is emulated; with units it is faster."""
 
 
 @dataclass(frozen=True)
@@ -153,12 +156,35 @@ def _fastest_precision(
 ) -> tuple[Compute, float, float]:
     """Return what is fastest, its seconds, and those of the precision that was tried first."""
     names = PRECISIONS[1:] if precision == "auto" else (precision,)
+    if precision == "auto" and compute.device == "cpu" and not _multiplies_bfloat16():
+        names = names[:1]
     found = [(each, trial(each)) for each in (replace(compute, precision=name) for name in names)]
     best, seconds = found[0]
     for other, took in found[1:]:
         if took < CLEARLY * seconds:
             best, seconds = other, took
     return best, seconds, found[0][1]
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether this CPU may multiply bfloat16 faster than float32: one product shows it.
+
+    A CPU without such units emulates them, and a trial of the whole backbone took 27 times as long
+    as in float32.
+    """
+    exact = _product_seconds(torch.float32)
+    return _product_seconds(torch.bfloat16) < EMULATED * exact
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    """Shortest time for one matrix product of the size that an image of a ViT-S needs."""
+    rows, weights = torch.ones(64, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)
+    times = []
+    for _ in range(1 + PRODUCTS):
+        began = time.perf_counter()
+        rows @ weights
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
 
 
 def _seconds(backbone: Backbone, compute: Compute, images: int) -> float:
