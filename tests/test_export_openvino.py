@@ -23,6 +23,7 @@ from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.errors import CheckError, UserError
 from hgprompt_edge.export import openvino_file
 from hgprompt_edge.export.graph.body import attach_head
+from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.export.openvino_file import Precision, add_metadata, export_openvino
 from hgprompt_edge.features.cache import cache_size, clear_cache
 from hgprompt_edge.maths.head import Head
@@ -362,13 +363,30 @@ def test_openvino_that_is_not_installed_names_the_extra(
     assert not (exported / "pets.xml").exists()
 
 
+def test_nobody_is_told_of_an_export(tmp_path: Path, bundle: Bundle, backbone: Backbone) -> None:
+    """OpenVINO's converter and NNCF report their use, and leave an identity in the home folder."""
+    pytest.importorskip("nncf")
+    export_onnx(bundle, backbone, tmp_path / "m.onnx")
+    code = (
+        "from hgprompt_edge.runtime.engines.openvino_engine import import_openvino\n"
+        "import_openvino().convert_model('m.onnx')\n"
+        "from nncf.telemetry.wrapper import NNCFTelemetryStub, telemetry\n"
+        "assert isinstance(telemetry, NNCFTelemetryStub)"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {**os.environ, "HOME": str(home)}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)
+    assert not list(home.iterdir())
+
+
 def test_a_graph_that_openvino_does_not_convert(
     tmp_path: Path, bundle: Bundle, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: Any) -> None:
+    def refuse(*_: Any) -> None:
         raise RuntimeError("Check failed:\nOpenVINO does not support: Attention")
 
-    monkeypatch.setattr(openvino_file.import_openvino(), "convert_model", refuse)
+    monkeypatch.setattr(openvino_file.import_openvino().Core, "read_model", refuse)
     with pytest.raises(CheckError, match=r"does not convert the graph .*Attention.*upgrade it"):
         export_openvino(bundle, backbone, tmp_path / "m.xml")
     assert not list(tmp_path.iterdir())

@@ -111,7 +111,7 @@ def convert(ov: Any, graph: ir.Model, beside: Path) -> Any:
     onnx_path = beside.with_suffix(".onnx")
     ir.save(graph, onnx_path)
     try:
-        return ov.convert_model(onnx_path)
+        return ov.Core().read_model(onnx_path)
     except RuntimeError as error:
         version = ov.__version__.partition("-")[0]
         raise CheckError(

@@ -20,6 +20,7 @@ from hgprompt_edge.data.task import Images
 from hgprompt_edge.errors import MissingPackageError
 from hgprompt_edge.export.int8.pairs import bound_pairs
 from hgprompt_edge.export.ir_file import save_ir
+from hgprompt_edge.runtime.engines.openvino_engine import import_openvino
 
 Pixels = npt.NDArray[np.uint8]
 Given = Mapping[str, npt.NDArray[np.float32]]
@@ -201,8 +202,8 @@ def _nncf(
     given: Fed,
     control: Control | None = None,
 ) -> None:
+    ov = import_openvino()
     import nncf
-    import openvino as ov
     from nncf.quantization.advanced_parameters import (
         AdvancedQuantizationParameters,
         AdvancedSmoothQuantParameters,

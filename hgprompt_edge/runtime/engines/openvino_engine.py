@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from queue import LifoQueue
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 from hgprompt_edge.artifacts.ir_weights import ir_weights, wanted_weights
 from hgprompt_edge.artifacts.metadata import PREFIX
@@ -146,9 +147,15 @@ def _runtime() -> str:
 
 
 def import_openvino() -> Any:
-    """Return the module `openvino`, or say where it comes from."""
+    """Return the module `openvino`, or say where it comes from.
+
+    OpenVINO's converter and NNCF report to their makers that they are used, and leave an identity
+    in the home folder, unless the package that does so is missing: it is hidden from them.
+    """
     if find_spec("openvino") is None:
         raise MissingPackageError("an OpenVINO model", "openvino", "openvino")
+    modules = cast(dict[str, Any], sys.modules)
+    modules.setdefault("openvino_telemetry", None)
     import openvino
 
     return openvino
