@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import class_folders, run, small_bank
+from toys import shorten_start
 
 from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.cli.condition import condition
@@ -19,7 +20,7 @@ from hgprompt_edge.training.condition_trainer import ConditionRecipe, ConditionT
 @pytest.fixture
 def fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with images in `mine` and their bundle."""
-    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
+    shorten_start(monkeypatch)
     monkeypatch.chdir(tmp_path)
     bank, data = small_bank(tmp_path / "bank"), class_folders(tmp_path / "mine")
     result = run(*f"fit --sources {bank} --data {data} --steps 0".split())
@@ -79,7 +80,7 @@ def test_json_and_another_file(fitted: Path) -> None:
 def test_fit_trains_them_and_names_the_next_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
+    shorten_start(monkeypatch)
     monkeypatch.setattr(ConditionRecipe, "__init__", one_epoch(ConditionRecipe.__init__))
     monkeypatch.chdir(tmp_path)
     bank, data = small_bank(tmp_path / "bank"), class_folders(tmp_path / "mine")

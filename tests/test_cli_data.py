@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from command_line import class_folders, hgedge, photo, run, small_bank
+from toys import shorten_start
 
 from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
 
@@ -56,7 +57,7 @@ def test_data_and_options_are_checked_before_the_backbone_is_loaded(
 def test_a_bundle_finds_its_images_again_and_notices_what_changed(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
+    shorten_start(monkeypatch)
     fit = run(*FIT.split(), "--data", "mine", "--task", "pets")
     assert fit.exit_code == 0, fit.stderr
     assert "pets is a local task: the images in" in fit.stderr

@@ -9,6 +9,7 @@ import pytest
 from command_line import run, small_bank
 from pictures import scene
 from PIL import Image, ImageOps
+from toys import shorten_start
 
 from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.cli.shared.inputs import find_images_of
@@ -21,7 +22,7 @@ FIT = ("fit", "--sources", "bank", "--steps", "0")
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a test part of which two pictures a class are in the training part, too."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
+    shorten_start(monkeypatch)
     small_bank(tmp_path / "bank")
     for k, label in enumerate(("dots", "lines", "ring")):
         for part, count in (("train", 8), ("test", 3)):

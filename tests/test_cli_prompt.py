@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from command_line import class_folders, run, small_bank
+from toys import shorten_start
 
 from hgprompt_edge.prompts.bank import read_bank, write_start
 from hgprompt_edge.prompts.prompt import write_prompt
@@ -35,9 +36,9 @@ def test_prompt_show_of_several_init_seeds_needs_no_scipy(
 def test_prompt_train_writes_a_prompt_that_fit_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
+    shorten_start(monkeypatch)
     monkeypatch.chdir(tmp_path)
-    data = class_folders(tmp_path / "mine", 20)
+    data = class_folders(tmp_path / "mine", 10)
     options = "--tokens 2 --epochs 1 --batch-size 16 --all-images"
     words = f"prompt train --backbone tiny --data {data} {options}"
     result = run(*words.split())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from command_line import class_folders, run, small_bank
 from PIL import Image, ImageDraw
+from toys import shorten_start
 
 from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.images.preprocess import read_image
@@ -115,7 +116,7 @@ def test_the_pixels_of_the_prompts_may_be_named(here: Path) -> None:
 
 
 def test_pixels_that_are_not_normalised(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
+    shorten_start(monkeypatch)
     words = f"{FIT} --sources none --preprocessing none --resize letterbox -o raw.hgbundle"
     assert run(*words.split()).exit_code == 0
     rule = read_bundle(Path("raw.hgbundle")).preprocessing

@@ -120,7 +120,7 @@ def test_a_name_that_is_not_utf_8_is_predicted(model: Path, tmp_path: Path, enco
 
 
 def test_what_a_terminal_lacks_is_drawn_in_ascii(tmp_path: Path) -> None:
-    data, bank = class_folders(tmp_path / "mine"), small_bank(tmp_path / "bank")
+    data, bank = class_folders(tmp_path / "mine", 4), small_bank(tmp_path / "bank", 1)
     (data / "Birman").rename(data / "gr\u00fcn \u4e2d")
     words = f"fit --data {data} --sources {bank} --steps 0 --verbose".split()
     result = hgedge(tmp_path, *words, PYTHONIOENCODING="ascii")

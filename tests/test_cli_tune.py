@@ -14,6 +14,7 @@ import pytest
 from command_line import class_folders, run
 from test_cli import commands as commands
 from test_cli import workplace as workplace
+from toys import shorten_start
 from typer.main import get_command
 
 from hgprompt_edge.artifacts.bundle import ROW_TITLES
@@ -26,10 +27,10 @@ HOLDS = "hgprompt_edge.fit.choice.Proof.holds"
 
 
 def test_compare_and_tune(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
+    shorten_start(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HGEDGE_CACHE", str(workplace / "cache"))
-    data = class_folders(tmp_path / "mine", 20)
+    data = class_folders(tmp_path / "mine", 10)
     images = f"--sources {workplace / 'prompts'} --data {data}".split()
     methods = "none,uniform,soup,hgprompt,tune"
     compared = run("compare", *images, "--methods", methods, "--tune-steps", "1")
@@ -61,14 +62,14 @@ def test_compare_and_tune(workplace: Path, tmp_path: Path, monkeypatch: pytest.M
         assert titles == ["", *list(ROW_TITLES.values())[:4], "tuned"]
         assert "held-out images" in table
         assert ("kept: tuned, " in again.stdout) == holds
-        doubt = "10 held-out images do not show that the tuned prompt is better"
+        doubt = "5 held-out images do not show that the tuned prompt is better"
         assert (doubt in again.stdout) != holds
         assert "next: hgedge export mine.tuned.hgbundle" in again.stdout
         left_out = "before: the condition prompts; run `hgedge condition mine.tuned.hg"
         assert (left_out in again.stderr) == holds
     monkeypatch.setattr(HOLDS, False)
     further = run("tune", "mine.tuned.hgbundle", *words[2:])
-    assert "as before: 10 held-out images do not show that the one trained" in further.stderr
+    assert "as before: 5 held-out images do not show that the one trained" in further.stderr
     assert "kept: tuned, " in further.stdout
 
 

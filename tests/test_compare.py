@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_vits import make_backbone
-from toys import make_bank, make_task, noise_tokens
+from toys import make_bank, make_task, noise_tokens, shorten_start
 
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.compare.baselines import METHODS
@@ -46,7 +46,7 @@ def task(backbone: Backbone, bank: PromptBank) -> Task:
 @pytest.fixture(scope="module")
 def compared(backbone: Backbone, bank: PromptBank, task: Task) -> tuple[Contest, dict[str, Result]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
+        shorten_start(patch)
         contest, results = compare(bank, backbone, task, budget=BUDGET, cache=False)
     return contest, {result.method: result for result in results}
 

@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from small_vits import make_backbone, make_bundle
-from toys import make_task, pixels_of
+from toys import make_task, pixels_of, shorten_digits
 from typer.testing import CliRunner, Result
 
 from hgprompt_edge.adapt.learner import ForwardLearner
@@ -525,6 +525,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hgprompt_edge import load_backbone, load_task
 
     monkeypatch.chdir(tmp_path)
+    shorten_digits(monkeypatch)
     backbone = load_backbone("tiny")
     task = load_task("digits", backbone.preprocessing)
     bundle = make_bundle(backbone, "none", classes=len(task.classes))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from small_vits import TOKENS, make_backbone
+from toys import shorten_start
 
 import hgprompt_edge.features.cached as module
 from hgprompt_edge.backbones.forward import extract_features, features_token, normalize
@@ -135,7 +136,7 @@ def test_clear_and_size() -> None:
 def test_starts_and_what_a_kill_left_are_counted_evicted_and_cleared(
     private_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
+    shorten_start(monkeypatch)
     backbone = make_backbone()
     used, unused = (neutral_tokens(backbone, count, "deep", 0) for count in (2, 3))
     left = private_cache / "features" / ".half.safetensors.tmp"

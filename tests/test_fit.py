@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 from small_vits import make_backbone, token_logits
-from toys import make_bank, make_task, noise_tokens
+from toys import make_bank, make_task, noise_tokens, shorten_digits
 
 import hgprompt_edge.features.cached as features_module
 from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
@@ -199,7 +199,8 @@ def test_parameters_are_checked(options) -> None:
         HGPrompt(**options).fit(PromptBank(()), make_backbone(), None)  # type: ignore[arg-type]
 
 
-def test_the_example_of_the_docstring_runs() -> None:
+def test_the_example_of_the_docstring_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten_digits(monkeypatch)
     failed, tried = doctest.testmod(estimator)
     assert (failed, tried > 0) == (0, True)
 

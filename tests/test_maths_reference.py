@@ -175,7 +175,7 @@ def test_copies_are_held_out_together() -> None:
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model of dots and lines, on which its own images are told from others."""
     folder = tmp_path_factory.mktemp("unknown")
-    class_folders(folder / "data", per_class=60)
+    class_folders(folder / "data", per_class=40)
     data, bundle = str(folder / "data"), str(folder / "shapes.hgbundle")
     options = ("--data", data, "--backbone", "tiny", "--task", "shapes", "-o", bundle)
     fit = run("fit", *options)

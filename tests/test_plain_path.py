@@ -14,6 +14,7 @@ from command_line import PETS, class_folders, photo, run
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from test_cli_condition import one_epoch
+from toys import shorten_start
 
 from hgprompt_edge import read_bundle
 from hgprompt_edge.adapt.guard.unlabelled import judge_bias
@@ -176,7 +177,7 @@ def test_the_bias_follows_a_large_shift_of_images_of_all_classes_only() -> None:
 def test_condition_prompts_and_tune_start_from_scratch_without_prompts(
     adaptable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
+    shorten_start(monkeypatch)
     monkeypatch.setattr(ConditionRecipe, "__init__", one_epoch(ConditionRecipe.__init__))
     monkeypatch.chdir(tmp_path)
     shutil.copy(adaptable / "mine.hgbundle", tmp_path)

@@ -13,6 +13,7 @@ from command_line import run, small_bank
 from pictures import scene
 from PIL import ImageOps
 from small_vits import make_backbone, make_bundle
+from toys import shorten_start
 
 from hgprompt_edge.artifacts.bundle import Bundle
 from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
@@ -120,7 +121,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fitted")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
+        shorten_start(patch)
         small_bank(folder / "bank")
         for k, label in enumerate(("dots", "ring")):
             for part, count in (("train", 6), ("test", 3)):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from toys import shorten_start
 
 from hgprompt_edge.backbones.backbone import Backbone, wrap_backbone
 from hgprompt_edge.backbones.compute import Compute
@@ -50,6 +51,7 @@ def make_trainer(backbone: Backbone, state: Path | None, **changes: object) -> P
         part,
         (task.validation.pixels, task.validation.labels),
         state,
+        start=initial_tokens(backbone, 3, "deep", 0).numpy(),
     )
 
 
@@ -116,7 +118,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tiny: Backbone, tmp_path
 def test_a_training_on_other_images_starts_over(
     tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
+    shorten_start(monkeypatch)
     task, everything = (load_task("digits", tiny.preprocessing, limit=n) for n in (60, 120))
     more = images_beyond(task, everything)
     resumed: list[str] = []
@@ -206,7 +208,7 @@ def test_many_images_come_in_passes_and_again_in_another_order() -> None:
 def test_all_images_train_the_prompt_and_none_of_the_test(
     tiny: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
+    shorten_start(monkeypatch)
     task, everything = (load_task("digits", tiny.preprocessing, limit=n) for n in (100, None))
     more = images_beyond(task, everything)
     assert len(more) == 900
@@ -218,7 +220,7 @@ def test_all_images_train_the_prompt_and_none_of_the_test(
 def test_without_validation_images_the_last_epoch_alone_can_be_kept(
     tiny: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
+    shorten_start(monkeypatch)
     task = load_task("digits", tiny.preprocessing, limit=60)
     task = replace(task, validation=task.validation.subset([]))
     recipe = Recipe(tokens=2, epochs=1, batch_size=40)

@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
+from sklearn import datasets
+from sklearn.utils import Bunch
 from small_vits import TOKENS
 
 from hgprompt_edge.backbones.backbone import Backbone
@@ -18,6 +21,19 @@ from hgprompt_edge.prompts.bank import PromptBank
 from hgprompt_edge.prompts.prompt import Prompt
 
 CLASSES = 3
+
+
+def shorten_start(patch: pytest.MonkeyPatch) -> None:
+    """Make a neutral start in two steps of four images, where its worth does not matter."""
+    patch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
+    patch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_BATCH", 4)
+
+
+def shorten_digits(patch: pytest.MonkeyPatch, count: int = 300) -> None:
+    """Let the task digits have its first images only."""
+    found = datasets.load_digits()
+    few = Bunch(**{**found, "images": found.images[:count], "target": found.target[:count]})
+    patch.setattr(datasets, "load_digits", lambda: few)
 
 
 def noise_tokens(count: int, layers: int = 2, seed: int = 0) -> npt.NDArray[np.float32]:
