@@ -61,7 +61,7 @@ def test_every_shrinkage_of_the_path_equals_scikit_learns(n: int, solver: str) -
         reference = LinearDiscriminantAnalysis(solver=solver, shrinkage=rho)
         reference.fit(scaler.transform(x), y)
         expected = centred(reference.decision_function(scaler.transform(new)))
-        found = centred(path.logits(projected, rho))
+        found = centred(path.logits(projected, (rho,))[0])
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -82,7 +82,7 @@ def test_the_path_equals_one_head_at_a_time(
     new, _ = rows(20, width, classes, seed=1)
     path = LdaPath(x, y, classes + 1)  # one class has no rows
     weight, bias = lda(x, y, classes + 1, rho)
-    found = path.logits(path.project(new), rho)[:, :classes]
+    found = path.logits(path.project(new), (rho,))[0, :, :classes]
     expected = (new @ weight.T + bias)[:, :classes]
     if path.ledoit_wolf < 1e-6 and rho is None and n <= width + classes:
         return  # singular: any answer is rounding noise

@@ -155,13 +155,13 @@ def lda_choices(
         for seed in seeds
         for rows, fit in divide(y, seed)
     ]
-    projected = [path.project(x[rows]) for rows, path, _ in parts]
+    held_out = [
+        (rows, known_logits(path.logits(path.project(x[rows]), shrinkages), present))
+        for rows, path, present in parts
+    ]
     choices, scale = [], 1.0
-    for rho in shrinkages:
-        logits = [
-            (rows, known_logits(path.logits(z, rho), present))
-            for (rows, path, present), z in zip(parts, projected, strict=True)
-        ]
+    for place, rho in enumerate(shrinkages):
+        logits = [(rows, of_all[place]) for rows, of_all in held_out]
         scale, losses = _score(logits, y, scale)
         choices.append(HeadChoice("lda", rho, scale, losses, tuple(logits)))
     return choices
@@ -183,15 +183,14 @@ def _logistic_choices(x: Tensor, y: Tensor, num_classes: int, seed: int) -> list
 
 def _score(parts: Sequence[_Part], y: Tensor, start: float = 1.0) -> tuple[float, Tensor]:
     """Best inverse temperature of held-out logits, and the loss of each row at it, `[n]`."""
-    total, times = torch.zeros(len(y), dtype=torch.float64), torch.zeros(len(y))
+    total = torch.zeros(len(y), dtype=torch.float64)
     if not parts:
-        return 1.0, total / times
-    labels = torch.cat([y[rows] for rows, _ in parts])
-    scale = calibration_scale(torch.cat([logits for _, logits in parts]), labels, start)
-    for rows, logits in parts:
-        total[rows] += functional.cross_entropy(scale * logits, y[rows], reduction="none")
-        times[rows] += 1
-    return scale, total / times
+        return 1.0, total / 0
+    rows = torch.cat([rows.nonzero()[:, 0] for rows, _ in parts])
+    logits = torch.cat([logits for _, logits in parts])
+    scale = calibration_scale(logits, y[rows], start)
+    total.index_add_(0, rows, functional.cross_entropy(scale * logits, y[rows], reduction="none"))
+    return scale, total / rows.bincount(minlength=len(y))
 
 
 def _best(choices: Sequence[HeadChoice]) -> HeadChoice:

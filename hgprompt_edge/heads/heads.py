@@ -239,8 +239,8 @@ def present_classes(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def known_logits(logits: Tensor, present: Tensor) -> Tensor:
-    """Logits `[m, K]` with mean zero over the classes that are `present [K]`, the others out."""
-    logits = logits - logits[:, present].mean(1, keepdim=True)
+    """Logits `[..., K]` with mean zero over the classes that are `present [K]`, the others out."""
+    logits = logits - logits[..., present].mean(-1, keepdim=True)
     # Finite, so that 0 probability times it is 0.
     return torch.where(present, logits, -1e30)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -63,13 +65,14 @@ class LdaPath:
         projected: Tensor = z @ self._axes
         return projected
 
-    def logits(self, projected: Tensor, shrinkage: float | None) -> Tensor:
-        """Logits `[m, K]` of projected rows `[m, R]`; None: Ledoit-Wolf's shrinkage.
+    def logits(self, projected: Tensor, shrinkages: Sequence[float | None]) -> Tensor:
+        """Logits `[S, m, K]` of projected rows `[m, R]`; None: Ledoit-Wolf's shrinkage.
 
         Not calibrated; classes without rows are not sunk.
         """
-        rho = self.ledoit_wolf if shrinkage is None else shrinkage
+        values = [self.ledoit_wolf if rho is None else rho for rho in shrinkages]
+        rho = torch.tensor(values, dtype=torch.float64)[:, None, None]
         weight = self._means / ((1 - rho) * self._variance + (rho + 1e-14) * self._target)
-        bias = self._prior - 0.5 * (weight * self._means).sum(1)
-        logits: Tensor = projected @ weight.T + bias
+        bias = self._prior - 0.5 * (weight * self._means).sum(-1)  # [S, K]
+        logits: Tensor = projected @ weight.mT + bias[:, None]
         return logits
