@@ -37,7 +37,7 @@ def photo(path: Path, hue: int, seed: int) -> None:
     Image.fromarray(pixels.astype(np.uint8)).save(path, quality=95)
 
 
-def class_folders(folder: Path, per_class: int = 12) -> Path:
+def class_folders(folder: Path, per_class: int = 8) -> Path:
     for hue, name in enumerate(PETS):
         for index in range(per_class):
             photo(folder / name / f"{index}.jpg", hue, index)
@@ -47,7 +47,7 @@ def class_folders(folder: Path, per_class: int = 12) -> Path:
 def pets_archive(folder: Path) -> None:
     """Lay out images as the Oxford-IIIT Pet archive does."""
     base = folder / "oxford-iiit-pet"
-    for part, numbers in (("trainval", range(1, 11)), ("test", range(11, 15))):
+    for part, numbers in (("trainval", range(1, 9)), ("test", range(9, 13))):
         lines = []
         for hue, name in enumerate(PETS):
             for i in numbers:

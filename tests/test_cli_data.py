@@ -71,7 +71,7 @@ def test_a_bundle_finds_its_images_again_and_notices_what_changed(
     assert read_bundle(here / "pets.tuned.hgbundle").data == bundle.data
     quantize = "export ../pets.hgbundle --precision int8"
     found = run(*quantize.split())
-    assert "23 training images, and int8 takes at least 32" in found.stderr
+    assert "15 training images, and int8 takes at least 32" in found.stderr
     assert "does not fit" not in found.stderr
 
     shutil.copytree(here / "mine", here / "copy")

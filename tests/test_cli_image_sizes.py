@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hgprompt_edge.cli.image_sizes import parse_sizes
+from hgprompt_edge.compare.contest import Budget
 
 
 def test_sizes_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hgprompt_edge.compare.contest.Budget", partial(Budget, steps=1))
     images = (
         f"--sources {small_bank(tmp_path / 'bank')} --data {class_folders(tmp_path / 'mine', 10)}"
     )

@@ -101,7 +101,7 @@ def test_fit_names_what_it_did_not_use(tmp_path: Path, monkeypatch: pytest.Monke
     result = run(*"fit --backbone tiny --sources none --data mine --json".split())
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
-    assert sum(document["images"].values()) == 35
+    assert sum(document["images"].values()) == 23
     unreadable = {
         "file": f"{PETS[0]}/3.jpg",
         "reason": "not a readable image (unknown format)",

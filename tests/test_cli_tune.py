@@ -21,6 +21,7 @@ from hgprompt_edge.artifacts.bundle import ROW_TITLES
 from hgprompt_edge.artifacts.bundle_file import read_bundle, write_bundle
 from hgprompt_edge.cli.main import app
 from hgprompt_edge.compare.baselines import METHODS
+from hgprompt_edge.compare.contest import Budget
 from hgprompt_edge.training.tune import tuning_recipe
 
 HOLDS = "hgprompt_edge.fit.choice.Proof.holds"
@@ -28,6 +29,7 @@ HOLDS = "hgprompt_edge.fit.choice.Proof.holds"
 
 def test_compare_and_tune(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shorten_start(monkeypatch)
+    monkeypatch.setattr("hgprompt_edge.compare.contest.Budget", partial(Budget, steps=1))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HGEDGE_CACHE", str(workplace / "cache"))
     data = class_folders(tmp_path / "mine", 10)

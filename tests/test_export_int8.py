@@ -525,7 +525,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hgprompt_edge import load_backbone, load_task
 
     monkeypatch.chdir(tmp_path)
-    shorten_digits(monkeypatch)
+    shorten_digits(monkeypatch, 180)
     backbone = load_backbone("tiny")
     task = load_task("digits", backbone.preprocessing)
     bundle = make_bundle(backbone, "none", classes=len(task.classes))

@@ -200,7 +200,7 @@ def test_parameters_are_checked(options) -> None:
 
 
 def test_the_example_of_the_docstring_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    shorten_digits(monkeypatch)
+    shorten_digits(monkeypatch, 120)
     failed, tried = doctest.testmod(estimator)
     assert (failed, tried > 0) == (0, True)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from command_line import class_folders, run
+from command_line import class_folders, run, small_bank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -177,7 +177,8 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unknown")
     class_folders(folder / "data", per_class=40)
     data, bundle = str(folder / "data"), str(folder / "shapes.hgbundle")
-    options = ("--data", data, "--backbone", "tiny", "--task", "shapes", "-o", bundle)
+    bank = str(small_bank(folder / "bank", 1))
+    options = ("--data", data, "--sources", bank, "--steps", "0", "--task", "shapes", "-o", bundle)
     fit = run("fit", *options)
     assert fit.exit_code == 0, fit.stderr
     export = run("export", bundle, "-o", str(folder / "shapes.onnx"))

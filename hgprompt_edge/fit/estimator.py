@@ -96,7 +96,7 @@ class HGPrompt(BaseEstimator):  # type: ignore[misc]
     --------
     >>> from hgprompt_edge import HGPrompt, load_backbone, load_task, read_bank
     >>> backbone = load_backbone("tiny")
-    >>> task = load_task("digits", backbone.preprocessing, limit=100)
+    >>> task = load_task("digits", backbone.preprocessing, limit=60)
     >>> mixer = HGPrompt(steps=1, seed=0).fit(read_bank("tiny"), backbone, task)
     >>> [row.method for row in mixer.table_]
     ['none', 'best_source', 'uniform', 'learned']
