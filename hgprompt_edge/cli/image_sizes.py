@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from hgprompt_edge.cli.shared.console import duration, note, out, print_json
+from hgprompt_edge.cli.shared.console import note, note_choice, out, print_json
 from hgprompt_edge.cli.shared.progress import progress_bar
 from hgprompt_edge.cli.shared.text import as_json
 from hgprompt_edge.errors import UserError
@@ -152,7 +152,7 @@ def compare_sizes(
                 home = backbones[bank.image_size]
                 usable, _ = leave_out_family(bank, task)
                 passes = sizes_passes(task, usable, home, backbones.keys(), budget)
-                note(f"{choice}; {duration(choice.seconds(passes))}")
+                note_choice(choice, passes)
             tasks.append(task.name)
             return task
 

@@ -26,7 +26,7 @@ from hgprompt_edge.errors import CheckError, UserError, is_out_of_memory
 
 if TYPE_CHECKING:
     from hgprompt_edge.backbones.backbone import Backbone
-    from hgprompt_edge.backbones.fastest import Passes
+    from hgprompt_edge.backbones.fastest import Choice, Passes
     from hgprompt_edge.cli.shared.options import DeviceName, PrecisionName
     from hgprompt_edge.prompts.bank import PromptBank
 
@@ -208,9 +208,14 @@ def fastest(
     from hgprompt_edge.backbones.fastest import choose_compute
 
     choice = choose_compute(backbone, device.value, precision.value)
+    note_choice(choice, passes)
+    return backbone.with_compute(choice.compute)
+
+
+def note_choice(choice: Choice, passes: Passes | None) -> None:
+    """Say how images run and, with the passes that are needed, about how long it takes."""
     takes = f"; {duration(choice.seconds(passes))}" if passes else ""
     note(f"{choice}{takes}")
-    return backbone.with_compute(choice.compute)
 
 
 def duration(seconds: float) -> str:
