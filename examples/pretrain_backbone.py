@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from hgprompt_edge.backbones.fastest import product_seconds
 from hgprompt_edge.files import atomic_path, write_bytes
 
 PATCH_SHARES = ((0.5, 0.4), (0.8, 0.65), (1.0, 1.0))
@@ -180,19 +181,10 @@ def training_state(out: Path) -> Path:
 def fastest_precision() -> str:
     """Return `bfloat16` where this CPU multiplies matrices clearly faster in it, else `float32`.
 
-    CPUs without bfloat16 units emulate it, at a loss, and the flags alone do not tell, so a
-    matrix product of a ViT's size is timed both ways.
+    CPUs without bfloat16 units emulate it, at a loss, and the flags alone do not tell.
     """
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.ones(512, 192, dtype=dtype), torch.ones(192, 768, dtype=dtype)
-        times = []
-        for _ in range(8):
-            began = time.perf_counter()
-            _ = a @ b
-            times.append(time.perf_counter() - began)
-        seconds[dtype] = min(times)
-    return "bfloat16" if seconds[torch.bfloat16] < 0.67 * seconds[torch.float32] else "float32"
+    faster = product_seconds(torch.bfloat16) < 0.67 * product_seconds(torch.float32)
+    return "bfloat16" if faster else "float32"
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], float]:
 
     monkeypatch.setattr(fastest_module, "_seconds", seconds)
     products = {torch.float32: 1.0, torch.bfloat16: 0.5}
-    monkeypatch.setattr(fastest_module, "_product_seconds", products.__getitem__)
+    monkeypatch.setattr(fastest_module, "product_seconds", products.__getitem__)
     return table
 
 
@@ -70,7 +70,7 @@ def test_emulated_bfloat16_is_not_tried(
 ) -> None:
     """Trials took 90 s of a fit on a CPU with AVX2."""
     products = {torch.float32: 1.0, torch.bfloat16: 3.0}
-    monkeypatch.setattr(fastest_module, "_product_seconds", products.__getitem__)
+    monkeypatch.setattr(fastest_module, "product_seconds", products.__getitem__)
     timed |= {("float32", 1): 1.0, ("float32", 4): 0.9}
     assert choose_compute(backbone, "cpu").compute == Compute(precision="float32", workers=4)
 

@@ -172,11 +172,11 @@ def _multiplies_bfloat16() -> bool:
     A CPU without such units emulates them, and a trial of the whole backbone took 27 times as long
     as in float32.
     """
-    exact = _product_seconds(torch.float32)
-    return _product_seconds(torch.bfloat16) < EMULATED * exact
+    exact = product_seconds(torch.float32)
+    return product_seconds(torch.bfloat16) < EMULATED * exact
 
 
-def _product_seconds(dtype: torch.dtype) -> float:
+def product_seconds(dtype: torch.dtype) -> float:
     """Shortest time for one matrix product of the size that an image of a ViT-S needs."""
     rows, weights = torch.ones(64, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)
     times = []
