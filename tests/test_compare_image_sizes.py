@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_vits import TOKENS, make_backbone
+from small_vits import make_backbone
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from toys import make_bank, make_task, noise_tokens
@@ -24,12 +24,6 @@ from hgprompt_edge.compare.contest import Budget
 from hgprompt_edge.compare.estimate import sizes_passes
 from hgprompt_edge.compare.image_sizes import Point, measure_sizes
 from hgprompt_edge.compare.image_sizes_figure import draw_image_sizes
-from hgprompt_edge.compare.latency import (
-    Deployed,
-    features_together,
-    milliseconds,
-    stack_prefixes,
-)
 from hgprompt_edge.compare.run import compare
 from hgprompt_edge.data import Images, Task
 from hgprompt_edge.errors import UserError
@@ -288,33 +282,6 @@ def test_other_backbones_are_refused(
     ):
         with pytest.raises(ValueError, match="must be those of the bank"):
             measure_sizes(bank, wrong, loader(small), cache=False)
-
-
-@pytest.mark.parametrize("family", ["tanh gelu", "registers", "class token and patches"])
-def test_prompts_in_one_batch_give_the_features_of_each(family: str) -> None:
-    backbone = make_backbone(family)
-    size, rng = backbone.image_size, np.random.default_rng(0)
-    shape = (3, backbone.depth, TOKENS, backbone.embed_dim)
-    prompts = torch.from_numpy(rng.normal(size=shape).astype(np.float32))
-    image = torch.from_numpy(rng.normal(size=(1, 3, size, size)).astype(np.float32))
-    with torch.inference_mode():
-        stacked = stack_prefixes(backbone.model, list(prompts))
-        found = features_together(backbone.model, image, stacked)
-        expected = [features_token(backbone.model, image, prompt)[0] for prompt in prompts]
-    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
-
-
-def test_every_mixture_of_passes_is_timed(backbones: dict[int, Backbone]) -> None:
-    deep, shallow = noise_tokens(1)[0], noise_tokens(1, layers=1)[0]
-    ways = [
-        Deployed(backbones[HOME], prompts)
-        for prompts in ((None,), (deep,), (deep, None), (deep, deep, deep), (shallow,))
-    ]
-    threads = torch.get_num_threads()
-    times = milliseconds(ways, rounds=3)
-    assert len(times) == len(ways)
-    assert min(times) > 0
-    assert torch.get_num_threads() == threads
 
 
 def test_the_figure_has_the_same_bytes_again(points, tmp_path: Path) -> None:
