@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from small_vits import TOKENS, make_backbone
 from toys import noise_tokens
 
+from hgprompt_edge.backbones.compute import Compute
 from hgprompt_edge.backbones.forward import features_token
-from hgprompt_edge.compare.latency import Deployed, features_together, milliseconds, stack_prefixes
+from hgprompt_edge.compare.latency import (
+    Deployed,
+    extra_cost,
+    features_together,
+    milliseconds,
+    stack_prefixes,
+)
 
 
 @pytest.mark.parametrize("family", ["tanh gelu", "registers", "class token and patches"])
@@ -38,3 +48,19 @@ def test_every_mixture_of_passes_is_timed() -> None:
     assert len(times) == len(ways)
     assert min(times) > 0
     assert torch.get_num_threads() == threads
+
+
+def test_what_a_pooling_costs_is_timed_as_a_device_runs_it() -> None:
+    backbone = make_backbone().with_compute(Compute(precision="bfloat16", workers=2))
+    seen = set()
+
+    def note(_block: object, inputs: Any) -> None:
+        seen.add((inputs[0].dtype, inputs[0].shape[0], threading.get_ident()))
+
+    # The clock is that of the calling thread: what workers compute would cost nothing.
+    hook = backbone.model.blocks[0].norm1.register_forward_pre_hook(note)
+    try:
+        assert np.isfinite(extra_cost(backbone.with_pooling("both")))
+    finally:
+        hook.remove()
+    assert seen == {(torch.float32, 1, threading.get_ident())}

@@ -25,7 +25,7 @@ from hgprompt_edge.errors import UserError
 from hgprompt_edge.export.onnx_file import export_onnx
 from hgprompt_edge.export.verify import reference_logits
 from hgprompt_edge.features.cached import FeatureStore
-from hgprompt_edge.features.pooling import choose_pooling, extra_cost
+from hgprompt_edge.features.pooling import choose_pooling
 from hgprompt_edge.fit.estimator import HGPrompt
 from hgprompt_edge.runtime.predictor import Predictor
 
@@ -128,11 +128,6 @@ def test_another_pooling_is_chosen_only_where_the_labels_need_it() -> None:
     other = choose_pooling(FeatureStore(backbone), make_task(backbone.with_pooling("avg")))
     assert other.name in ("avg", "both")
     assert other.gain > other.error > 0
-
-
-def test_what_a_pooling_costs_is_measured_against_the_backbones_own() -> None:
-    backbone = make_backbone().with_pooling("both")
-    assert np.isfinite(extra_cost(backbone, pixels_of(4)))
 
 
 def test_a_task_that_needs_the_patches_goes_from_fit_to_a_model_with_them(tmp_path: Path) -> None:

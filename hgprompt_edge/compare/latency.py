@@ -22,7 +22,8 @@ from hgprompt_edge.backbones.forward import (
 )
 from hgprompt_edge.features.cached import Tokens
 
-ROUNDS = 15
+ROUNDS, COST_ROUNDS = 15, 40
+"""More where the difference is a few percent."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,16 @@ def milliseconds(deployed: Sequence[Deployed], rounds: int = ROUNDS) -> list[flo
     finally:
         torch.set_num_threads(threads)
     return [1000 * float(np.median(times)) for times in spent]
+
+
+def extra_cost(backbone: Backbone) -> float:
+    """Share of time that the backbone's pooling adds to the pass of one image.
+
+    Against the first of its `poolings`.
+    """
+    ways = backbone.with_pooling(backbone.poolings[0]), backbone
+    own, pooled = milliseconds([Deployed(way, (None,)) for way in ways], COST_ROUNDS)
+    return pooled / own - 1
 
 
 def _run(deployed: Deployed) -> Callable[[], Tensor]:

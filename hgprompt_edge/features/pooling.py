@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from hgprompt_edge.backbones.backbone import Backbone
-from hgprompt_edge.backbones.forward import extract_features
 from hgprompt_edge.data import Task
-from hgprompt_edge.features.cached import FeatureStore, Pixels
+from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.heads.best_head import choose_head
 from hgprompt_edge.heads.heads import Labels
-
-TIMED_IMAGES, ROUNDS = 8, 10
 
 
 @dataclass(frozen=True)
@@ -75,25 +69,3 @@ def best_pooling(
         if gain > max(error, best.gain):
             best = Pooling(name, gain, error)
     return best
-
-
-def extra_cost(backbone: Backbone, pixels: Pixels) -> float:
-    """Share of time that the backbone's pooling adds to a forward pass on this machine.
-
-    Against the first of its `poolings`, on a few of the images `[n, S, S, 3]`, in turns: the ratio
-    of the fastest rounds. In the processor's time of one thread, since other processes on a shared
-    machine would change the ratio of wall times by more than what is measured.
-    """
-    own, images = backbone.with_pooling(backbone.poolings[0]), pixels[:TIMED_IMAGES]
-    seconds: tuple[list[float], list[float]] = ([], [])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for _ in range(ROUNDS):
-            for each, times in zip((own, backbone), seconds, strict=True):
-                began = time.thread_time()
-                extract_features(each, images, None)
-                times.append(time.thread_time() - began)
-    finally:
-        torch.set_num_threads(threads)
-    return min(seconds[1]) / min(seconds[0]) - 1

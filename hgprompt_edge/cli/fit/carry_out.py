@@ -136,13 +136,13 @@ def carry_out(
     return Done(bundle, images, path, mixer, pooling, tuning, worths, rules, leaks), backbone
 
 
-def pooling_cost(bundle: Bundle, backbone: Backbone, images: Task) -> float:
+def pooling_cost(bundle: Bundle, backbone: Backbone) -> float:
     """By what share the bundle's pooling lengthens a pass of the backbone."""
-    from hgprompt_edge.features.pooling import extra_cost
+    from hgprompt_edge.compare.latency import extra_cost
 
     if bundle.pooling == backbone.pooling:
         return 0.0
-    return extra_cost(backbone.with_pooling(bundle.pooling), images.train.pixels)
+    return extra_cost(backbone.with_pooling(bundle.pooling))
 
 
 def _timed(

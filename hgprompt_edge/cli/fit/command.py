@@ -139,7 +139,7 @@ def fit(
     done.write()
     with working("drawing"):
         figure = done.draw()
-        cost = pooling_cost(done.bundle, vit, done.images)
+        cost = pooling_cost(done.bundle, vit)
     seconds = time.perf_counter() - start
     if json:
         print_json(document_of(done, figure, cost, seconds))
