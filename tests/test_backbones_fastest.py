@@ -15,12 +15,6 @@ from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.compute import Compute, usable_threads
 from hgprompt_edge.backbones.fastest import choose_compute
 
-ROUNDING = 1e-5
-"""Largest relative difference of float32 results by one worker and by several."""
-HALF = 0.05
-"""Largest relative difference of bfloat16 features and gradients from float32 ones."""
-TWO = Compute(workers=2, micro_batch=16)
-
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
