@@ -30,6 +30,7 @@ CLAIMS = (
     ("hgprompt", "prediction_average"),
     ("two_folded", "prediction_average"),
     ("three_folded", "none"),
+    ("three_folded", "best_source"),
     ("three_folded", "prediction_average"),
     ("tune_guarded", "none"),
     ("tune_guarded", "hgprompt_guarded"),
