@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import scene
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from hgprompt_edge.images.decode import open_image
-from hgprompt_edge.images.near_pairs import NEAR_BITS, near_pairs, near_pairs_within
+from hgprompt_edge.images.near_pairs import DRAWN_BITS, NEAR_BITS, near_pairs, near_pairs_within
 from hgprompt_edge.images.picture_hash import FLAT, HASH_BYTES, Hashes, hash_picture, join, stack
 
 
@@ -93,13 +93,58 @@ def test_flat_striped_spotted_and_tiny_pictures_have_no_look() -> None:
     assert hash_picture(scene(0, (32, 32))).look
 
 
+def drawing(seed: int, ink: str = "black", paper: str = "white") -> Image.Image:
+    """Draw a spot with a few corners, about as large as all others and at the same place."""
+    rng = np.random.default_rng(seed)
+    angles = np.sort(rng.uniform(0, 2 * np.pi, 9))
+    corners = 80 + rng.uniform(22, 34, (9, 1)) * np.stack([np.sin(angles), np.cos(angles)], 1)
+    image = Image.new("RGB", (160, 160), paper)
+    ImageDraw.Draw(image).polygon([tuple(corner) for corner in corners], fill=ink)
+    return image
+
+
+@pytest.mark.parametrize("colours", [("black", "white"), ("white", "black"), ("red", "navy")])
+def test_drawings_at_one_place_are_no_near_copies_but_their_copies_are(
+    colours: tuple[str, str],
+) -> None:
+    imagehash = pytest.importorskip("imagehash")
+    drawings = [drawing(seed, *colours) for seed in range(20)]
+    distances = [
+        imagehash.phash(one, hash_size=16) - imagehash.phash(other, hash_size=16)
+        for one in drawings
+        for other in drawings
+        if one is not other
+    ]
+    assert min(distances) <= NEAR_BITS  # so near are they that photographs would be near-copies
+    hashes = stack([hash_picture(one) for one in drawings])
+    assert hashes.looks.any(1).all()
+    assert hashes.plain.all()
+    assert not [pair for block in near_pairs_within(hashes) for pair in zip(*block, strict=True)]
+    for kind in ("jpeg", "half", "mirrored", "mirrored jpeg", "dark"):
+        found = stack([hash_picture(copies(one)[kind]) for one in drawings])
+        pairs = [pair for block in near_pairs(found, hashes) for pair in zip(*block, strict=True)]
+        assert [pair[:2] for pair in pairs] == [(i, i) for i in range(20)], kind
+
+
+def test_a_plain_ground_is_told_by_the_first_bit_alone() -> None:
+    imagehash = pytest.importorskip("imagehash")
+    for image, plain in ((drawing(0), True), (scene(0), False)):
+        side = (64, 64)
+        grey = image.resize(side, Image.Resampling.BILINEAR, reducing_gap=2.0).convert("L")
+        theirs = imagehash.phash(grey, hash_size=16).hash.ravel()
+        ours = np.unpackbits(np.frombuffer(hash_picture(image).look, np.uint8)).astype(bool)
+        assert theirs[0]
+        assert ours[0] != plain
+        assert (theirs[1:] == ours[1:]).all()
+
+
 def random_hashes(count: int, seed: int, lookless: bool = False) -> Hashes:
     """Hashes of which some are close to each other, and some have no look."""
     rng = np.random.default_rng(seed)
     looks = rng.integers(1, 256, (count, HASH_BYTES), dtype=np.uint8)
     for i in range(1, count, 3):
         flips = np.zeros(8 * HASH_BYTES, np.uint8)
-        flips[rng.permutation(len(flips))[: rng.integers(25, 55)]] = 1
+        flips[rng.permutation(len(flips))[: rng.integers(5, 55)]] = 1
         looks[i] = looks[i - 1] ^ np.packbits(flips)
     mirrored = np.roll(looks, 1, axis=0)
     if lookless:
@@ -119,7 +164,8 @@ def expected(first: Hashes, second: Hashes) -> set[tuple[int, int, int]]:
                 least = min(
                     bits(rows[i], second.looks[j]) for rows in (first.looks, first.mirrored)
                 )
-                if least <= NEAR_BITS:
+                drawn = min(first.looks[i][0], second.looks[j][0]) < 128
+                if least <= (DRAWN_BITS if drawn else NEAR_BITS):
                     found.add((i, j, least))
     return found
 

@@ -15,6 +15,10 @@ NEAR_BITS = 40
 photographs differ in 80 or more, but signs and hands, all alike, in 46 and more. docs/copies.md has
 what this finds and what it takes for a copy."""
 
+DRAWN_BITS = 20
+"""The same if one of them has a plain ground. Different spots, or guitars, drawn at the same place
+differ in 26 and more; drawings that were saved again, resized or mirrored in up to 14."""
+
 ROWS, COLUMNS = 512, 4096
 """Distances of a block are 8 MB of float32."""
 
@@ -42,7 +46,8 @@ def near_pairs(queries: Hashes, others: Hashes, limit: int = NEAR_BITS) -> Itera
         some = rows[top : top + ROWS]
         straight, mirrored = _signs(queries.looks[some]), _signs(queries.mirrored[some])
         for left in range(0, len(columns), COLUMNS):
-            yield _near(straight, mirrored, others, some, columns[left : left + COLUMNS], limit)
+            found = _near(straight, mirrored, others, some, columns[left : left + COLUMNS], limit)
+            yield _judged(found, queries, others)
 
 
 def near_pairs_within(hashes: Hashes, limit: int = NEAR_BITS) -> Iterator[Pairs]:
@@ -54,7 +59,7 @@ def near_pairs_within(hashes: Hashes, limit: int = NEAR_BITS) -> Iterator[Pairs]
         for left in range(top, len(rows), COLUMNS):
             found = _near(straight, mirrored, hashes, some, rows[left : left + COLUMNS], limit)
             once = found.first < found.second
-            yield Pairs(*(array[once] for array in found))
+            yield _judged(Pairs(*(array[once] for array in found)), hashes, hashes)
 
 
 def _near(
@@ -71,6 +76,13 @@ def _near(
     first, second = np.nonzero(agree >= 8 * HASH_BYTES - 2 * limit)
     bits = (8 * HASH_BYTES - agree[first, second].astype(np.int64)) // 2
     return Pairs(rows[first], columns[second], bits)
+
+
+def _judged(found: Pairs, queries: Hashes, others: Hashes) -> Pairs:
+    """Leave out pairs on a plain ground that differ in too many bits for that."""
+    drawn = queries.plain[found.first] | others.plain[found.second]
+    near = ~drawn | (found.bits <= DRAWN_BITS)
+    return Pairs(*(array[near] for array in found))
 
 
 def _signs(looks: Bytes) -> npt.NDArray[np.float32]:

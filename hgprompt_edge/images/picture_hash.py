@@ -38,6 +38,11 @@ LEAST_SPREAD = 0.06
 mean of their fourth power, 1/3 for noise and about as much in photographs. With less, the contrast
 is that of a few spots or lines on a plain ground, and the hash says where they are and not what."""
 
+PLAIN_GROUND, SAME_LEVEL = 0.8, 1 / 32
+"""A drawing has a plain ground: more than this part of its small grey picture deviates from the
+median by less than a 32nd of what lies between its darkest and brightest pixel. Two drawings at one
+place have many equal bits, so that fewer may differ (`near_pairs`)."""
+
 FLAT = 0
 """The digest of a picture of one colour, which is a copy of nothing."""
 
@@ -53,7 +58,8 @@ class PictureHash(NamedTuple):
         Of the decoded pixels and their size, 64 bits; `FLAT` for a picture of one colour.
     look, mirrored
         `HASH_BYTES` bytes; empty where the picture shows too little (`LEAST_SIDE`,
-        `LEAST_CONTRAST`, `LEAST_SPREAD`), or ImageHash is not installed.
+        `LEAST_CONTRAST`, `LEAST_SPREAD`), or ImageHash is not installed. The first bit is 0 in
+        pictures on a plain ground, else 1.
     """
 
     digest: int
@@ -79,6 +85,11 @@ class Hashes:
 
     def __len__(self) -> int:
         return len(self.digests)
+
+    @property
+    def plain(self) -> npt.NDArray[np.bool_]:
+        """Whether a picture has a plain ground, `[n]` bool."""
+        return self.looks[:, 0] < 128
 
     def subset(self, indices: npt.ArrayLike) -> Hashes:
         """Those hashes, in the order of `indices [m]` (int64)."""
@@ -150,7 +161,16 @@ def _library() -> Any:
 
 
 def _look(library: Any, grey: Image.Image) -> bytes:
-    return np.packbits(library.phash(grey, hash_size=HASH_SIDE).hash).tobytes()
+    bits = library.phash(grey, hash_size=HASH_SIDE).hash.copy()
+    # No wave exceeds the mean of pixels that are not negative, so this bit is always 1.
+    bits[0, 0] = not _plain_ground(grey)
+    return np.packbits(bits).tobytes()
+
+
+def _plain_ground(grey: Image.Image) -> bool:
+    pixels = np.asarray(grey, np.float32)
+    near = np.abs(pixels - np.median(pixels)) < SAME_LEVEL * np.ptp(pixels)
+    return bool(near.mean() > PLAIN_GROUND)
 
 
 def _shows_enough(grey: Image.Image) -> bool:
