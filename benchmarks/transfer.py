@@ -5,7 +5,8 @@
 
 At most 400 training (a fifth of them validates) and 400 test images a target, with `--per-class 5`
 five images a class; no source of the target's family. With `--protocol "each source"` the targets
-are the tasks of the bank's own prompts, each with the prompts of other families.
+are the tasks of the bank's own prompts, each with the prompts of other families. `--methods` names
+further ways to mix (`h_only spot ...`), `--backbone tiny` the toy.
 
 A cell is a target and a seed; the seed draws the training images and everything random in the
 methods. Its rows go to a file of their own in `--work` as it ends, so that several processes
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 
 from helps.few_images import draw_few
 from helps.transfer_report import report
-from helps.transfer_rows import EACH_SOURCE, METHODS, OTHER_FAMILIES, RESULTS
+from helps.transfer_rows import EACH_SOURCE, OTHER_FAMILIES, RESULTS, USUAL
 from hgprompt_edge import read_bank
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.compare.run import compare
@@ -28,7 +29,7 @@ from hgprompt_edge.prompts.bank import PromptBank
 from shared.pages import write_page
 from shared.rows import Rows, add_rows, read_rows, select
 from shared.study import Options, cells_of, known_rows, run_study, study_parser
-from shared.targets import BACKBONE, SOURCE_TASKS, fastest_backbone, load_target
+from shared.targets import BACKBONE, SOURCE_TASKS, TOY, fastest_backbone, load_target
 
 KEYS = ("backbone", "protocol", "task", "seed", "per_class", "image_size", "method")
 """Rows of the same values of these are of the same run."""
@@ -49,20 +50,21 @@ def main() -> None:
     parser = study_parser(__doc__, (), (0, 1, 2), ".transfer")
     parser.add_argument("--protocol", choices=PROTOCOLS, default=OTHER_FAMILIES)
     parser.add_argument("--per-class", type=int, help="training images a class; else 400 in all")
-    parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--methods", nargs="*", default=list(USUAL))
+    parser.add_argument("--backbone", choices=(BACKBONE, TOY), default=BACKBONE)
     options = parser.parse_args()
     options.targets = options.targets or PROTOCOLS[options.protocol]
     run_study(options, run, RESULTS, KEYS)
-    draw_few(select(read_rows(RESULTS), protocol=OTHER_FAMILIES))
+    draw_few(select(read_rows(RESULTS), protocol=OTHER_FAMILIES, backbone=BACKBONE))
     write_page("transfer", report())
 
 
 def run(options: Options) -> None:
-    bank, backbone = read_bank(BACKBONE), fastest_backbone()
-    keys = ("task", "seed", "per_class", "method")
+    bank, backbone = read_bank(options.backbone), fastest_backbone(options.backbone)
+    keys = ("backbone", "task", "seed", "per_class", "method")
     known = {tuple(row[key] for key in keys) for row in known_rows(options, RESULTS)}
     for name, seed in cells_of(options):
-        cell = name, seed, options.per_class
+        cell = options.backbone, name, seed, options.per_class
         wanted = [each for each in options.methods if (*cell, each) not in known]
         if not wanted:
             continue
@@ -82,7 +84,7 @@ def run_cell(
     _, results = compare(bank, backbone, task, methods=methods, seed=seed)
     return [
         {
-            "backbone": BACKBONE,
+            "backbone": options.backbone,
             "protocol": options.protocol,
             "task": task.name,
             "family": task.family,

@@ -10,14 +10,16 @@ from helps.transfer_rows import (
     EACH_SOURCE,
     METHODS,
     OTHER_FAMILIES,
+    OTHER_MIXES,
     RESULTS,
+    USUAL,
     Groups,
     difference,
     percent,
 )
 from shared.pages import fill, listed, table
 from shared.rows import Rows, distinct, mean_of, read_rows, select
-from shared.targets import GROUPS, SOURCE_TASKS, TEST, TRAIN
+from shared.targets import BACKBONE, GROUPS, SOURCE_TASKS, TEST, TOY, TRAIN
 
 CLAIMS = (
     ("best_source", "none"),
@@ -25,6 +27,7 @@ CLAIMS = (
     ("hgprompt", "none"),
     ("hgprompt", "uniform"),
     ("hgprompt", "soup"),
+    *(("hgprompt", other) for other in OTHER_MIXES),
     ("hgprompt_guarded", "none"),
     ("hgprompt_guarded", "best_source"),
     ("hgprompt", "prediction_average"),
@@ -56,21 +59,23 @@ UNIONS = {
     "specialised and structured": ("specialised", "structured"),
     "all": tuple(GROUPS),
 }
+SIGNIFICANT = 0.05
 SOURCE_UNIONS = {**{name: (name,) for name in SOURCE_TASKS}, "all": tuple(SOURCE_TASKS)}
 
 
 def report() -> str:
     """Make the page: accuracies and differences; for few images, too, and each source's task."""
-    rows = select(read_rows(RESULTS), protocol=OTHER_FAMILIES)
-    sources = select(read_rows(RESULTS), protocol=EACH_SOURCE)
-    many = select(rows, per_class=None)
+    both = read_rows(RESULTS)
+    rows = select(both, protocol=OTHER_FAMILIES, backbone=BACKBONE)
+    sources = select(both, protocol=EACH_SOURCE, backbone=BACKBONE)
+    many, toy = select(rows, per_class=None), select(both, backbone=TOY)
     return fill(
         "transfer",
         described=described(many),
         train=TRAIN,
         test=TEST,
         accuracies=accuracies(many),
-        differences=differences(many),
+        differences=differences(many, toy=toy),
         worse=worse(many),
         few=few_images(rows).rstrip("\n"),
         sources=each_source(sources).rstrip("\n"),
@@ -96,7 +101,7 @@ def described(rows: Rows) -> str:
 
 def accuracies(rows: Rows, groups: Groups = GROUPS) -> str:
     """Table of the targets, in the order of the groups, by the methods that were run."""
-    methods = [name for name in METHODS if select(rows, method=name)]
+    methods = [name for name in USUAL if select(rows, method=name)]
     return table(
         ("target", "seeds", *(METHODS[name] for name in methods)),
         (
@@ -112,20 +117,23 @@ def accuracies(rows: Rows, groups: Groups = GROUPS) -> str:
     )
 
 
-def differences(rows: Rows, groups: Groups = GROUPS, unions: Groups = UNIONS) -> str:
-    """Table of `CLAIMS`, by group and in all."""
+def differences(
+    rows: Rows, groups: Groups = GROUPS, unions: Groups = UNIONS, toy: Rows | None = None
+) -> str:
+    """Table of `CLAIMS`, by group and in all; on the `toy` backbone in all only."""
     methods = {row["method"] for row in rows}
+    columns = {
+        title: [name for group in union for name in groups[group]]
+        for title, union in unions.items()
+    }
+    everything = [name for names in groups.values() for name in names]
     return table(
-        ("difference", *unions),
+        ("difference", *columns, *([f"`{TOY}`, all"] if toy else [])),
         (
             (
                 f"{METHODS[one]} - {METHODS[other]}",
-                *(
-                    difference(
-                        rows, [name for group in union for name in groups[group]], one, other
-                    )
-                    for union in unions.values()
-                ),
+                *(difference(rows, names, one, other) for names in columns.values()),
+                *([difference(toy, everything, one, other)] if toy else []),
             )
             for one, other in CLAIMS
             if methods >= {one, other}
@@ -150,8 +158,9 @@ def worse(rows: Rows) -> str:
             below.append((100 * (before - after), name))
     least = min(1.0, min(chances) * len(chances))
     count, (points, name) = len(chances), max(below, default=(0.0, "none"))
+    verdict = "None is" if least >= SIGNIFICANT else "Some are"
     return (
         f"What `fit` keeps is below no prompt on {len(below)} of {count} targets, at most by "
-        f"{points:.1f} points ({name}). Smallest probability that this is chance (two proportions, "
-        f"unpaired, corrected for {count} targets by Holm): {least:.2f}."
+        f"{points:.1f} points ({name}). {verdict} significant: the smallest p-value (two "
+        f"proportions, unpaired, corrected for {count} targets by Holm) is {least:.2f}."
     )

@@ -14,7 +14,7 @@ OTHER_FAMILIES, EACH_SOURCE = "other families", "each source"
 RESULTS = results_file("transfer")
 Groups = Mapping[str, Sequence[str]]
 """Names of targets by group."""
-METHODS = {
+USUAL = {
     "none": "no prompt",
     "best_source": "best source",
     "uniform": "uniform",
@@ -27,6 +27,14 @@ METHODS = {
     "tune": "tuned",
     "tune_guarded": "kept by fit --tune",
 }
+"""Ways that every target is measured with, the tuned ones on some."""
+OTHER_MIXES = {
+    "h_only": "mix without R",
+    "alignment_only": "least R",
+    "spot": "SPoT",
+    "gradient_free": "LoraHub",
+}
+METHODS = {**USUAL, **OTHER_MIXES}
 
 
 def percent(rows: Rows) -> str:

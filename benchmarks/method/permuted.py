@@ -2,10 +2,10 @@
 
     python benchmarks permuted --data ../shared/assets/datasets     # resumes; ten minutes a set
 
-400 images of a set that is not reported, their labels permuted. A row is a permutation: the gain in
-nats over no prompt, summed over all images, of the best source, the uniform mix, the learned mix
-(with `--learn`, for the first permutations) and two folded prompts, and what `fit --folded 2` would
-keep.
+400 images of a set on which choices are made, their labels permuted. A row is a permutation: the
+gain in nats over no prompt, summed over all images, of the best source, the uniform mix, the
+learned mix (with `--learn`, for the first permutations) and two folded prompts, and what `fit
+--folded 2` would keep.
 """
 
 from __future__ import annotations

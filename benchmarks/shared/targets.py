@@ -17,7 +17,7 @@ from hgprompt_edge.images.preprocess import Preprocessing
 from shared.fresh_tasks import FRESH, load_fresh
 from shared.rows import Row
 
-BACKBONE = "dinov2-small"
+BACKBONE, TOY = "dinov2-small", "tiny"
 TRAIN, TEST = 400, 400
 GROUPS = {
     "natural": (
@@ -32,9 +32,9 @@ SOURCE_TASKS = {"real": ("sign-language-digits", "gtsrb"), "generated": tuple(KI
 """Tasks of the bank's own prompts: each is a target of the prompts of other families."""
 
 
-def fastest_backbone() -> Backbone:
+def fastest_backbone(name: str = BACKBONE) -> Backbone:
     """Load the backbone in the precision in which this machine is fastest."""
-    backbone = load_backbone(BACKBONE)
+    backbone = load_backbone(name)
     return backbone.with_compute(choose_compute(backbone).compute)
 
 

@@ -40,10 +40,10 @@ class HGPrompt(BaseEstimator):  # type: ignore[misc]
     """Mix source prompts so that the target's features separate and the sources agree.
 
     Maximises `J = H_d / (K - 1) - lambda R` (METHOD eq. 6) through the frozen backbone, from near
-    the source with the highest `H_d`, with a weight for each prompt and layer; the neutral prompt
-    that the sources started from is one of them where the bank holds it. No prompt, the best
-    source, the uniform mix and the learned mix are compared on held-out images, and the best is
-    kept if it gains enough over no prompt (`choice.decide`).
+    the source with the lowest cross-fitted log-loss, with a weight for each prompt and layer; the
+    neutral prompt that the sources started from is one of them where the bank holds it. No prompt,
+    the best source, the uniform mix and the learned mix are compared on held-out images, and the
+    best is kept if it gains enough over no prompt (`choice.decide`).
 
     An estimator of scikit-learn as far as parameters go: `get_params`, `set_params` and `clone`
     work, and `fit` checks them. It is fitted on a bank, a backbone and a task.

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from hgprompt_edge.data import Task
     from hgprompt_edge.features.pooling import Pooling
 
-LATENCY = {2: 1.8, 3: 2.5}
-"""Of so many folded prompts, as ratios to one: batch 1, `dinov2-small` (docs/guide/compare.md)."""
+LATENCY = {2: 1.8, 3: 2.6}
+"""Of so many folded prompts, as ratios to one on `dinov2-small` (docs/results/image_sizes.md)."""
 
 
 LEAST_MENTIONED = 0.005
