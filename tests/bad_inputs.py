@@ -48,6 +48,7 @@ PROMPT = {"format": "hgprompt.prompt/1"}
 def make_bad_inputs(folder: Path) -> None:
     """Fill `folder`; every path in the commands is relative to it."""
     (folder / "empty").mkdir()
+    (folder / "blocked.png").mkdir()
     (folder / "file").write_text("")
     photo(folder / "a.jpg", 0, 0)
     (folder / "broken.jpg").write_bytes(b"not an image")

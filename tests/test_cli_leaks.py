@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from toys import shorten_start
 
 from hgprompt_edge.artifacts.bundle_file import read_bundle
 from hgprompt_edge.cli.shared.inputs import find_images_of
+from hgprompt_edge.compare.contest import Budget
 from hgprompt_edge.images.preprocess import Preprocessing
 
 FIT = ("fit", "--sources", "bank", "--steps", "0")
@@ -72,6 +74,21 @@ def test_compare_and_tune_say_so_and_json_names_all(here: Path) -> None:
         "same": True,
     }
     assert "6 of the 15 test images are copies" in said(compared.stderr)
+
+
+def test_comparing_image_sizes_says_so_once_and_names_files_that_cannot_be_read(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hgprompt_edge.compare.contest.Budget", partial(Budget, steps=0))
+    (here / "d" / "train" / "dots" / "broken.png").write_text("no picture")
+    sizes = ("--image-sizes", "64", "72")
+    compared = run("compare", "--sources", "bank", "--data", "d", "--json", *sizes)
+    assert compared.exit_code == 0, compared.output
+    document = json.loads(compared.stdout)
+    assert len(document["leaks"]["test"]) == 6
+    assert [row["file"] for row in document["unreadable"]] == ["train/dots/broken.png"]
+    assert said(compared.stderr).count("6 of the 15 test images are copies") == 1
+    assert said(compared.stderr).count("skipped train/dots/broken.png") == 1
 
 
 def test_without_copies_nothing_is_said_and_an_old_sheet_goes(here: Path) -> None:

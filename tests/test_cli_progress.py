@@ -123,7 +123,7 @@ def test_the_estimates_are_what_passes() -> None:
     with pytest.MonkeyPatch.context() as patch, counted() as passed:
         patch.setattr("hgprompt_edge.training.neutral_prompt.NEUTRAL_STEPS", 2)
         compare(bank, backbone, task, budget=budget, cache=False)
-    estimate = total(compare_passes(task, bank, tuple(METHODS), budget))
+        estimate = total(compare_passes(task, bank, tuple(METHODS), budget))
     assert 0.5 * estimate < sum(passed) < 1.2 * estimate
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from small_vits import make_backbone
 from toys import make_bank, make_task, noise_tokens, shorten_start
 
@@ -13,7 +14,7 @@ from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.compare.baselines import METHODS
 from hgprompt_edge.compare.compare_figure import TITLES, draw_comparison
 from hgprompt_edge.compare.contest import Budget, Contest
-from hgprompt_edge.compare.run import Result, bootstrap, compare
+from hgprompt_edge.compare.run import Result, accuracy_of, compare
 from hgprompt_edge.data import Task
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.features.cached import FeatureStore
@@ -157,17 +158,18 @@ def test_without_validation_images_nothing_is_compared(
         compare(bank, backbone, task, methods=("none",), cache=False)
 
 
-def test_bootstrap_covers_the_mean() -> None:
-    rng = np.random.default_rng(0)
-    inside = 0
-    for seed in range(200):
-        mean, low, high = bootstrap(rng.random(150) < 0.7, seed)
-        assert mean is not None
-        assert low is not None
-        assert high is not None
-        inside += low <= 0.7 <= high
-    assert 0.9 <= inside / 200 <= 0.99
-    assert bootstrap(np.zeros(0, dtype=bool)) == (None, None, None)
+@pytest.mark.parametrize(("right", "images"), [(0, 1), (1, 1), (150, 150), (105, 150)])
+def test_intervals_are_those_of_scipy_also_where_all_or_none_are_right(
+    right: int, images: int
+) -> None:
+    accuracy, low, high = accuracy_of(np.arange(images) < right)
+    expected = binomtest(right, images).proportion_ci(method="wilson")
+    assert accuracy == right / images
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_without_test_images_there_is_no_accuracy() -> None:
+    assert accuracy_of(np.zeros(0, dtype=bool)) == (None, None, None)
 
 
 def test_the_figure_is_drawn(compared: tuple[Contest, dict[str, Result]], tmp_path: Path) -> None:

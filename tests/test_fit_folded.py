@@ -12,7 +12,7 @@ from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.forward import extract_features
 from hgprompt_edge.cli.fit.report import could_tune, gain_more_line
 from hgprompt_edge.cli.shared.fit_table import kept_line
-from hgprompt_edge.features.cached import FeatureStore
+from hgprompt_edge.features.cached import FeatureStore, digest
 from hgprompt_edge.fit.choice import (
     decide,
     fold_more,
@@ -132,6 +132,31 @@ def test_a_kept_row_below_no_prompt_says_what_decided(backbone: Backbone) -> Non
     assert kept_line(bundle, task) == "kept: learned mix, +3.8 points over no prompt on test images"
 
 
+def test_no_prompt_that_holds_out_worse_says_what_decided(backbone: Backbone) -> None:
+    bank, task = make_bank(backbone, noise_tokens(2)), make_task(backbone)
+    bundle = HGPrompt(steps=0).fit(bank, backbone, task).bundle_
+    none, learned = Row("none", 0.7, 0.5, 0.7), Row("learned", 0.75, 0.6, 0.7)
+    bundle = replace(bundle, choice="none", table=(none, learned))
+    decided = "as its held-out log-loss is the lowest, and that decides"
+    assert kept_line(bundle, task) == f"kept: no prompt, {decided}"
+    bundle = replace(bundle, table=(none, replace(learned, val_accuracy=0.7)))
+    assert kept_line(bundle, task) == "kept: no prompt, as nothing holds out better"
+
+
+@pytest.mark.parametrize("sources", [(0,), (0, 0), (0, 1, 1, 0)])
+def test_equal_prompts_are_folded_once(backbone: Backbone, sources: tuple[int, ...]) -> None:
+    tokens = noise_tokens(2)
+    bank, task = make_bank(backbone, tokens[list(sources)]), make_task(backbone, tokens[0])
+    judge = Judge(FeatureStore(backbone), task)
+    decision = decide(judge, bank, np.eye(len(bank.basis))[0], folded=3)  # the mix is a source, too
+    kept_alone = decide(judge, bank, np.eye(len(bank.basis))[0]).chosen
+    pool = [digest(each.tokens) for each in decision.pool]
+    assert len(set(pool)) == len(pool) == 1 + len(set(sources))  # no prompt, each source once
+    assert pool[0] == digest(kept_alone.tokens)
+    folded = [digest(part.tokens) for part in decision.chosen.parts]
+    assert len(set(folded)) == len(folded)
+
+
 def test_tuning_is_recommended_where_it_can_gain_enough(backbone: Backbone) -> None:
     bank, task = make_bank(backbone, noise_tokens(2)), make_task(backbone)
     bundle = HGPrompt(steps=0).fit(bank, backbone, task).bundle_
@@ -164,5 +189,8 @@ def test_what_could_gain_more_is_said_with_its_latency(backbone: Backbone) -> No
         "to gain more: --folded 3 reaches 81.7 % on held-out images, at about 2.6 times the latency"
     )
     assert gain_more_line(folded, {}, False) == ""
+    assert gain_more_line(bundle, {2: three, 3: two}, False) == (
+        "to gain more: --folded 2 reaches 81.7 % on held-out images, at about 1.8 times the latency"
+    ), "a third prompt that holds out worse only costs time"
     tuned = replace(bundle, table=(none, replace(none, method="tuned")))
     assert gain_more_line(tuned, {2: two}, True) == ""

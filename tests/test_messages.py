@@ -24,6 +24,7 @@ fit --task dsprites-locations
 fit --task pets
 fit --task retinopathy
 fit --task a/b --data mine
+fit --task .. --data mine
 fit --task m\udcfcll --data mine
 fit --data nowhere
 fit --data file
@@ -45,6 +46,9 @@ fit --task cifar100 --data hf:uoft-cs/cifar100
 fit --task generated-count --group-by-hash
 fit --task generated-count --backbone tiny --resize squash
 fit --task digits --sources nowhere
+fit --task digits --sources ''
+fit --task digits --output blocked.hgbundle
+compare --task digits --output blocked.json
 fit --task digits --sources empty
 fit --task digits --sources a.jpg
 fit --task digits --sources truncated

@@ -74,7 +74,7 @@ def compare(
     json: options.Json = False,
 ) -> None:
     """Compare ways to use the sources on one task: a table, a JSON file and a figure."""
-    from hgprompt_edge.cli.shared.outputs import check_output
+    from hgprompt_edge.cli.shared.outputs import check_output, check_way
     from hgprompt_edge.files import write_bytes
 
     began = time.perf_counter()
@@ -82,6 +82,9 @@ def compare(
     sizes = parse_sizes(image_sizes, more_sizes, given)
     check_output(output, "--output", ".json")
     task_found = find_images(task, data, seed=seed, download=download, group_by_hash=group_by_hash)
+    name = "sizes" if sizes else "compare"
+    path = output or Path(f"{task_found.name}.{name}.json")
+    check_way(path, (".png",))
     check_resize(resize, task_found)
     load_pytorch()
 
@@ -96,12 +99,12 @@ def compare(
     check_device(device.value)
     chosen = _chosen(methods, tuple(METHODS))
     found, vit = bank_and_backbone(sources, backbone, checkpoint, image_size)
-    bank, vit = needs_bank(found, vit), vit.with_rule(resize and resize.value)
+    bank, vit = needs_bank(found, vit, sources), vit.with_rule(resize and resize.value)
     if sizes:
-        name = backbone if sources is None else backbone or bank.backbone
-        backbones = load_sizes(sizes, vit, name, checkpoint, resize and resize.value)
+        its = backbone if sources is None else backbone or bank.backbone
+        backbones = load_sizes(sizes, vit, its, checkpoint, resize and resize.value)
         choice = choose_compute(vit, device.value, precision.value)
-        compare_sizes(bank, backbones, choice, task_found.load, output, seed, json)
+        compare_sizes(bank, backbones, choice, task_found.load, path, seed, json, began)
         return
     with progress_bar() as report:
         images = task_found.load(vit.preprocessing, progress=partial(report, "reading images"))
@@ -120,7 +123,6 @@ def compare(
             seed=seed,
             progress=lambda _, done, total: report("methods", done, total),
         )
-    path = output or Path(f"{images.name}.compare.json")
     names = [prompt.name for prompt in contest.bank.basis]
     document = {
         "task": images.name,

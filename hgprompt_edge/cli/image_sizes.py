@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from hgprompt_edge.cli.shared.console import note, note_choice, out, print_json
+from hgprompt_edge.cli.shared.leaks import leaks_document, note_leaks
+from hgprompt_edge.cli.shared.left_out import note_left_out, of_task
 from hgprompt_edge.cli.shared.progress import progress_bar
 from hgprompt_edge.cli.shared.text import as_json
 from hgprompt_edge.errors import UserError
@@ -117,9 +119,10 @@ def compare_sizes(
     backbones: Mapping[int, Backbone],
     choice: Choice,
     load: Callable[..., Task],
-    output: Path | None,
+    path: Path,
     seed: int,
     json: bool,
+    began: float,
 ) -> None:
     """Measure, write the JSON file and the figure, print the table.
 
@@ -131,6 +134,8 @@ def compare_sizes(
         How images run through them.
     load
         Reads the images for a preprocessing, as `FoundTask.load`.
+    began
+        When the command did, by `time.perf_counter`.
     """
     from hgprompt_edge.compare.contest import Budget
     from hgprompt_edge.compare.estimate import sizes_passes
@@ -140,8 +145,8 @@ def compare_sizes(
     from hgprompt_edge.fit.checks import leave_out_family
     from hgprompt_edge.runtime.cpu import cpu_name
 
-    began = time.perf_counter()
     tasks: list[str] = []
+    said: dict[str, Any] = {}
     budget = Budget()
     with progress_bar() as report:
 
@@ -153,6 +158,8 @@ def compare_sizes(
                 usable, _ = leave_out_family(bank, task)
                 passes = sizes_passes(task, usable, home, backbones.keys(), budget)
                 note_choice(choice, passes)
+                note_left_out(task.unreadable, task.left_out)
+                said.update(of_task(task), **leaks_document(note_leaks(task)))
             tasks.append(task.name)
             return task
 
@@ -160,7 +167,6 @@ def compare_sizes(
             size: backbone.with_compute(choice.compute) for size, backbone in backbones.items()
         }
         points = measure_sizes(bank, running, read, budget=budget, seed=seed, progress=report)
-    path = output or Path(f"{tasks[0]}.sizes.json")
     document = {
         "task": tasks[0],
         "seed": seed,
@@ -172,7 +178,7 @@ def compare_sizes(
     figure = path.with_suffix(".png")
     draw_image_sizes(tasks[0], points, figure)
     if json:
-        print_json({**document, "figure": str(figure)})
+        print_json({**document, **said, "figure": str(figure)})
         return
     out.print(_table(points))
     out.print("latency: one image, one thread of this CPU, float32; ratio to the first row")

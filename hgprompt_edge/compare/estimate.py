@@ -41,8 +41,7 @@ def tune_passes(task: Task, epochs: int, from_scratch: bool = False) -> Passes:
     From scratch the neutral start comes first, where the cache has none: noise with and without it.
     """
     train, held_out = len(task.train), len(task.validation)
-    start = (3 + 1) * neutral_prompt.NEUTRAL_STEPS * neutral_prompt.NEUTRAL_BATCH
-    chosen = 3 * epochs * train + (start if from_scratch else 0)
+    chosen = 3 * epochs * train + (_neutral_start() if from_scratch else 0)
     return Passes(chosen, 3 * (train + held_out) + len(task.test))
 
 
@@ -70,6 +69,8 @@ def compare_passes(task: Task, bank: PromptBank, methods: Sequence[str], budget:
         total += ascent
     if tuned & set(methods):
         total += 3 * tune * train
+    if {"spot", "vpt_scratch"} & set(methods) and bank.start is None:
+        total += _neutral_start()
     total += len(methods) * (len(task.validation) + len(task.test))
     exact = train + len(task.validation) + len(task.test)
     return Passes(total, exact * len(SHIPPED & set(methods)))
@@ -94,6 +95,11 @@ def sizes_passes(
     own = _tokens(backbone, bank.image_size)
     elsewhere = sum(_tokens(backbone, size) / own for size in sizes if size != bank.image_size)
     return home + Passes(exact=round((1 + MAX_FOLDED) * images * elsewhere))
+
+
+def _neutral_start() -> int:
+    """Image passes of computing the neutral start where neither bank nor cache has it."""
+    return (3 + 1) * neutral_prompt.NEUTRAL_STEPS * neutral_prompt.NEUTRAL_BATCH
 
 
 def _tokens(backbone: Backbone, size: int) -> int:

@@ -17,7 +17,7 @@ from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.compare.baselines import decision
 from hgprompt_edge.compare.contest import Budget, Contest
 from hgprompt_edge.compare.latency import Deployed, milliseconds
-from hgprompt_edge.compare.run import bootstrap, prepare
+from hgprompt_edge.compare.run import accuracy_of, prepare
 from hgprompt_edge.data import Task
 from hgprompt_edge.errors import UserError
 from hgprompt_edge.features.cached import FeatureStore, digest
@@ -51,8 +51,8 @@ class Point:
     val_accuracy
         Of heads fitted on the training part.
     accuracy, low, high
-        On the test part, of heads fitted on training and validation images, and its 95 % bootstrap
-        interval over the test images; None without a test part.
+        On the test part, of heads fitted on training and validation images, and its 95 % interval
+        (Wilson's); None without a test part.
     correct
         `[n]` bool: which test images are classified right, for paired comparisons.
     milliseconds
@@ -136,7 +136,7 @@ def measure_sizes(
         found[size] = _elsewhere(backbone, load, ways, shown, home, seed, cache)
     if progress:
         progress("image sizes", len(found), len(backbones))
-    return _points([way for size in sorted(found) for way in found[size]], seed)
+    return _points([way for size in sorted(found) for way in found[size]])
 
 
 def _ways(contest: Contest) -> list[Candidate]:
@@ -179,7 +179,7 @@ def _elsewhere(
     return _measure(store, task, ways, seed)
 
 
-def _points(measured: Sequence[_Measured], seed: int) -> tuple[Point, ...]:
+def _points(measured: Sequence[_Measured]) -> tuple[Point, ...]:
     """Time all ways in turns; those that run the same have one time."""
     keys = [_key(each.deployed) for each in measured]
     deployed = {key: each.deployed for key, each in zip(keys, measured, strict=True)}
@@ -197,7 +197,7 @@ def _points(measured: Sequence[_Measured], seed: int) -> tuple[Point, ...]:
                 len(each.deployed.prompts),
                 backbone.pooling,
                 each.val_accuracy,
-                *bootstrap(each.correct, seed),
+                *accuracy_of(each.correct),
                 each.correct,
                 times[key],
                 times[key] / reference,

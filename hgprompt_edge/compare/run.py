@@ -17,10 +17,10 @@ from hgprompt_edge.features.pooling import choose_pooling
 from hgprompt_edge.fit.algorithm import Progress
 from hgprompt_edge.fit.checks import check_bank, check_validation, leave_out_family
 from hgprompt_edge.fit.judge import Judge
+from hgprompt_edge.maths.proportions import wilson
 from hgprompt_edge.prompts.bank import PromptBank
 from hgprompt_edge.prompts.mixing import effective_sources, source_shares
 
-RESAMPLES = 2000
 SHIPPED = {"hgprompt_guarded", "tune_guarded"}
 """Rows that are what `fit` ships without and with tuning, measured in float32 as there."""
 
@@ -35,7 +35,7 @@ class Result:
         Of a head fitted on the training part.
     accuracy, low, high
         On the test part, of a head fitted on training and validation images, and its 95 %
-        bootstrap interval over the test images; None without a test part.
+        interval (Wilson's); None without a test part.
     correct
         `[n]` bool: which test images it gets right, for paired comparisons.
     weights
@@ -133,7 +133,7 @@ def measure(contest: Contest, method: str, done: Done) -> Result:
     correct = np.zeros(0, dtype=bool)
     if len(task.test):
         correct = judge.correct(candidate, judge.final_heads(candidate), task.test)
-    accuracy, low, high = bootstrap(correct, contest.seed)
+    accuracy, low, high = accuracy_of(correct)
     weights = np.mean([source_shares(part.weights) for part in candidate.parts], axis=0)
     shares = np.abs(weights[: len(contest.bank.prompts)])
     return Result(
@@ -151,14 +151,11 @@ def measure(contest: Contest, method: str, done: Done) -> Result:
     )
 
 
-def bootstrap(
-    values: npt.NDArray[np.bool_] | npt.NDArray[np.float64], seed: int = 0
+def accuracy_of(
+    correct: npt.NDArray[np.bool_],
 ) -> tuple[float | None, float | None, float | None]:
-    """Mean of `values [n]` and its 95 % percentile interval over resamples; None without any."""
-    if not len(values):
+    """Accuracy over `correct [n]` and its 95 % interval, as `fit` gives it; None without images."""
+    if not len(correct):
         return None, None, None
-    rng = np.random.default_rng(seed)
-    rows = rng.integers(0, len(values), (RESAMPLES, len(values)))
-    means = values.astype(np.float64)[rows].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
+    found = wilson(int(correct.sum()), len(correct))
+    return found.value, found.low, found.high

@@ -164,7 +164,7 @@ def find_task(
         The name is unknown or a path, the data is missing or not usable; see the readers and
         `build_task`.
     """
-    if task is not None and (not task or Path(task).name != task):
+    if task is not None and (task in ("", "..") or Path(task).name != task):
         raise ParameterError(
             "task",
             task,

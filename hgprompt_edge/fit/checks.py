@@ -48,11 +48,14 @@ def check_same_weights(bank: PromptBank, backbone: Backbone) -> None:
         They are others.
     """
     if bank.backbone_sha256 != backbone.sha256:
+        advice = f"use the backbone {bank.backbone}"
+        if bank.backbone == backbone.name:
+            advice = "give its weights with `checkpoint`"
         raise _misfit(
             backbone,
             f"its prompts were trained on the weights {bank.backbone_sha256[:12]} of "
             f"{bank.backbone}, not {backbone.sha256[:12]}",
-            f"use the backbone {bank.backbone}, or train prompts for this one",
+            f"{advice}, or train prompts for this one",
         )
 
 

@@ -17,6 +17,7 @@ from scipy.stats import t as student
 
 from hgprompt_edge.artifacts.bundle import Row
 from hgprompt_edge.artifacts.folded import MAX_FOLDED
+from hgprompt_edge.features.cached import digest
 from hgprompt_edge.fit.algorithm import uniform_weights
 from hgprompt_edge.fit.judge import Candidate, Judge
 from hgprompt_edge.heads.best_head import averaged_losses
@@ -25,8 +26,8 @@ from hgprompt_edge.prompts.mixing import mix, on_basis
 
 MIN_GAIN, SELECTION = 2.0, 3.0
 """Nats over all held-out images that a prompt must gain over no prompt: prior odds of exp(2), and
-more the more sources there are to choose from, since the best of many gains by chance. With
-permuted labels the best of 16 gains up to 8 nats (python benchmarks permuted)."""
+more the more sources there are to choose from, since the best of many gains by chance: with
+permuted labels the best of 16 up to 8 nats in 36 draws (METHOD 6)."""
 
 CONFIDENCE = 0.95
 """One-sided, of the proof that what replaces something that works is better."""
@@ -87,7 +88,7 @@ def decide(
     rows = [judge.measure(candidate) for candidate in candidates]
     kept = never_worse(rows, judge.images, len(judge.task.validation), len(sources))
     single = candidates[kept]
-    pool = [single, *(each for each in (none, *sources, candidates[-1]) if each is not single)]
+    pool = _distinct([single, none, *sources, candidates[-1]])
     if folded > 1:
         several = fold_more(judge, pool, folded)
         if several.more:
@@ -96,6 +97,14 @@ def decide(
             if _gain(rows[kept], rows[-1]) > 0:
                 kept = len(rows) - 1
     return Decision(tuple(candidates), tuple(rows), kept, tuple(pool))
+
+
+def _distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Leave out prompts that equal an earlier one: averaged with it, they only cost time."""
+    found: dict[str, Candidate] = {}
+    for each in candidates:
+        found.setdefault(digest(each.tokens), each)
+    return list(found.values())
 
 
 def with_more_prompts(judge: Judge, decision: Decision, folded: int) -> dict[int, Row]:

@@ -103,11 +103,10 @@ def carry_out(
     found: FoundTask,
     bank: PromptBank | None,
     backbone: Backbone,
-    output: Path | None,
+    path: Path,
     report: Report,
 ) -> tuple[Done, Backbone]:
     """Fit as planned; the backbone that comes back is the one that the images ran through."""
-    from hgprompt_edge.artifacts.bundle_file import SUFFIX
     from hgprompt_edge.training.condition_prompts import tune_conditions
     from hgprompt_edge.training.tune import tuning_recipe
 
@@ -122,7 +121,6 @@ def carry_out(
     recipe = tuning_recipe(images, plan.seed) if plan.tune else None
     backbone = _timed(plan, bank, backbone, images, recipe)
     bundle, pooling, mixer = _mixed(plan, bank, backbone, images, report)
-    path = output or Path(f"{images.name}{SUFFIX}")
     tuning: Tuning | None = None
     if recipe:
         tuning = _tuned(plan, bundle, backbone, images, recipe, path, report)

@@ -16,6 +16,8 @@ from hgprompt_edge.cli.fit.report import document_of, print_fit
 from hgprompt_edge.cli.shared import options
 from hgprompt_edge.cli.shared.console import note, print_json, reports_errors, resumes
 from hgprompt_edge.cli.shared.inputs import bank_and_backbone, find_images
+from hgprompt_edge.cli.shared.leaks import SUFFIX as COPIES
+from hgprompt_edge.cli.shared.left_out import SUFFIX as LEFT_OUT
 from hgprompt_edge.cli.shared.progress import progress_bar, working
 from hgprompt_edge.cli.shared.resize import check_resize
 from hgprompt_edge.cli.shared.server import load_pytorch, needs_server
@@ -113,13 +115,15 @@ def fit(
 ) -> None:
     """Learn how to mix the source prompts, fit a head, write one bundle and a figure."""
     from hgprompt_edge.artifacts.bundle_file import SUFFIX
-    from hgprompt_edge.cli.shared.outputs import check_output
+    from hgprompt_edge.cli.shared.outputs import check_output, check_way
 
     start = time.perf_counter()
     _check_together(tune, folded)
     check_output(output, "--output", SUFFIX)
     wanted = _wanted(conditions)
     found = find_images(task, data, seed=seed, download=download, group_by_hash=group_by_hash)
+    path = output or Path(f"{found.name}{SUFFIX}")
+    check_way(path, (".png", COPIES, LEFT_OUT))
     check_resize(resize, found)
     load_pytorch()
 
@@ -135,7 +139,7 @@ def fit(
         lam, steps, folded, head.value, seed, keep_sources, tune, wanted, resize, device, precision
     )
     with progress_bar() as report:
-        done, vit = carry_out(plan, found, bank, vit, output, report)
+        done, vit = carry_out(plan, found, bank, vit, path, report)
     done.write()
     with working("drawing"):
         figure = done.draw()

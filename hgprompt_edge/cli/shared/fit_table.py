@@ -100,8 +100,11 @@ def _kept(bundle: Bundle, images: Task) -> str:
     rows = [row for row in bundle.table if row.method != TUNED]
     best = rows[choose(rows)]
     if best is none:
-        why = ", as nothing holds out better" if len(rows) > 1 else ""
-        return f"kept: {name}{why}"
+        if len(rows) == 1:
+            return f"kept: {name}"
+        if any(row.val_accuracy > none.val_accuracy for row in rows):
+            return f"kept: {name}, as its held-out log-loss is the lowest, and that decides"
+        return f"kept: {name}, as nothing holds out better"
     count = len(images.train) + len(images.validation)
     better = f"do not show that the {ROW_TITLES[best.method]} is better"
     return f"kept: {name}, as {count:,} images {better}"

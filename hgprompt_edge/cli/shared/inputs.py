@@ -138,6 +138,8 @@ def _read_both(
     """
     from hgprompt_edge.prompts.bank import read_bank
 
+    if sources == "":
+        raise UserError("--sources: the name is empty; name a folder of prompts, or leave it out")
     bank = None if sources in (None, NO_BANK) else read_bank(str(sources))
 
     from hgprompt_edge.backbones.load import load_backbone
@@ -173,7 +175,7 @@ def bundled_bank_of(backbone: Backbone) -> PromptBank | None:
     return None
 
 
-def needs_bank(bank: PromptBank | None, backbone: Backbone) -> PromptBank:
+def needs_bank(bank: PromptBank | None, backbone: Backbone, sources: str | None) -> PromptBank:
     """Refuse to go on without a bank.
 
     Raises
@@ -181,6 +183,8 @@ def needs_bank(bank: PromptBank | None, backbone: Backbone) -> PromptBank:
     UserError
         There is none.
     """
+    if bank is None and sources == NO_BANK:
+        raise UserError(f"--sources {NO_BANK}: there would be nothing to compare; leave it out")
     if bank is None:
         raise UserError(
             f"--sources: there are no bundled prompts for {backbone.name} at "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from hgprompt_edge.errors import UserError, os_reason
@@ -32,3 +33,11 @@ def check_output(path: Path | None, option: str, suffix: str = "") -> None:
         if path.suffix != suffix and suffix:
             raise UserError(f"{option} {path}: choose a name that ends in {suffix}")
     check_writable(Path() if path is None else path.parent, option)
+
+
+def check_way(path: Path, beside: Sequence[str]) -> None:
+    """Refuse, before hours of work, folders where a result goes and what lies `beside` it."""
+    for each in (path, *(path.with_suffix(suffix) for suffix in beside)):
+        if each.is_dir():
+            why = why_not(each, "file")
+            raise UserError(f"{each}: {why}; rename it, or choose another --output")
