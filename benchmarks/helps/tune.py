@@ -204,10 +204,21 @@ def report() -> str:
         seeds=listed(distinct(rows, "seed")),
         rate=f"{RATE:g}",
         epochs=EPOCHS,
+        mix=f"{mean_of(select(rows, start='learned'), 'fit_passes'):,.0f}",
+        best=f"{mean_of(select(rows, start='best_source'), 'fit_passes'):,.0f}",
+        scratch=f"{3 * mean_of(select(rows, start='scratch', share=1.0), 'training_passes'):,.0f}",
         accuracies=table(
-            ("target", "no prompt", "from", "start", "training passes of 1", *SHARES.values()),
             (
-                (name, *cells(found, start))
+                "target",
+                "seeds",
+                "no prompt",
+                "from",
+                "start",
+                "training passes of 1",
+                *SHARES.values(),
+            ),
+            (
+                (name, len(distinct(found, "seed")), *cells(found, start))
                 for name in tasks
                 for start in STARTS
                 if (found := select(rows, task=name, start=start))

@@ -9,6 +9,7 @@ from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.data import Task
 from hgprompt_edge.errors import FileError, MismatchError, ParameterError
 from hgprompt_edge.prompts.bank import PromptBank
+from hgprompt_edge.prompts.prompt import SHALLOW
 
 
 def check_bank(bank: PromptBank, backbone: Backbone) -> None:
@@ -37,6 +38,22 @@ def check_bank(bank: PromptBank, backbone: Backbone) -> None:
     if layers not in (1, backbone.depth):
         raise _misfit(backbone, f"its prompts have {layers} layers, not {backbone.depth}", use)
     check_same_weights(bank, backbone)
+
+
+def check_folded(bank: PromptBank, folded: int) -> None:
+    """Refuse several folded prompts of a shallow bank.
+
+    Raises
+    ------
+    ParameterError
+        More than one was asked for.
+    """
+    if folded > 1 and bank.mode == SHALLOW:
+        raise ParameterError(
+            "folded",
+            None,
+            "several folded prompts need deep prompts, and these are shallow; take 1",
+        )
 
 
 def check_same_weights(bank: PromptBank, backbone: Backbone) -> None:

@@ -13,7 +13,6 @@ from hgprompt_edge.artifacts.bundle import Bundle, Row
 from hgprompt_edge.artifacts.folded import MAX_FOLDED
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.data import Task
-from hgprompt_edge.errors import ParameterError
 from hgprompt_edge.features.cached import FeatureStore
 from hgprompt_edge.features.pooling import Pooling, choose_pooling
 from hgprompt_edge.fit.algorithm import (
@@ -26,7 +25,12 @@ from hgprompt_edge.fit.algorithm import (
     uniform_weights,
 )
 from hgprompt_edge.fit.assemble import make_bundle
-from hgprompt_edge.fit.checks import check_bank, check_validation, leave_out_family
+from hgprompt_edge.fit.checks import (
+    check_bank,
+    check_folded,
+    check_validation,
+    leave_out_family,
+)
 from hgprompt_edge.fit.choice import Decision, best_source, decide, with_more_prompts
 from hgprompt_edge.fit.judge import Judge
 from hgprompt_edge.heads.best_head import HeadKind
@@ -156,14 +160,9 @@ class HGPrompt(BaseEstimator):  # type: ignore[misc]
         self._check_params()
         report = progress or _silent
         check_bank(bank, backbone)
+        check_folded(bank, self.folded)
         check_validation(task)
         bank, self.left_out_ = leave_out_family(bank, task)
-        if self.folded > 1 and bank.mode == SHALLOW:
-            raise ParameterError(
-                "folded",
-                None,
-                "several folded prompts need deep prompts, and these are shallow; take 1",
-            )
         backbone = backbone.normalized(bank.normalization)
         store = FeatureStore(backbone, enabled=self.cache)
         report("pooling", 0, 0)

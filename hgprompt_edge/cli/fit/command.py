@@ -128,13 +128,15 @@ def fit(
     load_pytorch()
 
     from hgprompt_edge.backbones.fastest import check_device
+    from hgprompt_edge.fit.checks import check_folded
 
     check_device(device.value)
     bank, vit = bank_and_backbone(sources, backbone, checkpoint, image_size, preprocessing)
     if bank is None:
         _check_plain(context, sources, vit)
-    elif wanted:
-        _check_conditions(bank, keep_sources)
+    else:
+        check_folded(bank, folded)
+        _check_conditions(wanted, bank, keep_sources)
     plan = Plan(
         lam, steps, folded, head.value, seed, keep_sources, tune, wanted, resize, device, precision
     )
@@ -173,12 +175,12 @@ def _wanted(conditions: str | None) -> tuple[str, ...]:
     return tuple(wanted)
 
 
-def _check_conditions(bank: PromptBank, keep_sources: bool) -> None:
+def _check_conditions(wanted: tuple[str, ...], bank: PromptBank, keep_sources: bool) -> None:
     """Refuse condition prompts where a device would have nothing to mix them with."""
     from hgprompt_edge.errors import UserError
     from hgprompt_edge.prompts.prompt import SHALLOW
 
-    if keep_sources and bank.mode != SHALLOW:
+    if not wanted or (keep_sources and bank.mode != SHALLOW):
         return
     why = "shallow prompts" if keep_sources else "--no-keep-sources"
     raise UserError(

@@ -93,13 +93,16 @@ def bank_and_backbone(
     Raises
     ------
     UserError
-        As of `_read_both`, or the prompts were trained on other pixels than these.
+        As of `_read_both` and `check_bank`, or the prompts were trained on other pixels than these.
     """
+    from hgprompt_edge.fit.checks import check_bank
+
     with working("loading the backbone"):
         bank, vit = _read_both(sources, backbone, checkpoint, image_size)
     note_backbone(vit)
     if bank is None:
         return None, normalized_as(vit, pixels)[0]
+    check_bank(bank, vit)
     wanted, own = normalized_as(vit, pixels)[0], vit.normalized(bank.normalization)
     if pixels is not None and wanted.normalization != own.normalization:
         raise UserError(
