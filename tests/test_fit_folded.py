@@ -11,7 +11,7 @@ from hgprompt_edge.artifacts.bundle import Row
 from hgprompt_edge.backbones.backbone import Backbone
 from hgprompt_edge.backbones.forward import extract_features
 from hgprompt_edge.cli.fit.report import could_tune, gain_more_line
-from hgprompt_edge.cli.shared.fit_table import kept_line
+from hgprompt_edge.cli.shared.fit_table import easy_line, kept_line
 from hgprompt_edge.features.cached import FeatureStore, digest
 from hgprompt_edge.fit.choice import (
     decide,
@@ -130,6 +130,23 @@ def test_a_kept_row_below_no_prompt_says_what_decided(backbone: Backbone) -> Non
     assert kept_line(bundle, task) == f"{below}; its held-out log-loss is lower, and that decides"
     bundle = replace(bundle, table=(none, replace(kept, test_accuracy=0.838)))
     assert kept_line(bundle, task) == "kept: learned mix, +3.8 points over no prompt on test images"
+
+
+@pytest.mark.parametrize(
+    ("held", "test", "said"), [(0.9, 0.5, True), (0.9, 0.85, False), (0.5, 0.9, False)]
+)
+def test_held_out_images_that_are_too_easy_are_reported(
+    backbone: Backbone, held: float, test: float, said: bool
+) -> None:
+    bank, task = make_bank(backbone, noise_tokens(2)), make_task(backbone)
+    bundle = HGPrompt(steps=0).fit(bank, backbone, task).bundle_
+    bundle = replace(bundle, choice="none", table=(Row("none", held, 0.5, test),))
+    shown = {"held": f"{100 * held:.1f}", "test": f"{100 * test:.1f}"}
+    words = "held-out images are easier than test images ({held} against {test} %)"
+    assert easy_line(bundle, task).startswith(words.format(**shown)) is said
+    assert bool(easy_line(bundle, task)) is said
+    untested = replace(bundle, table=(Row("none", held, 0.5),))
+    assert easy_line(untested, task) == ""
 
 
 def test_no_prompt_that_holds_out_worse_says_what_decided(backbone: Backbone) -> None:

@@ -61,6 +61,8 @@ def interval(accuracy: float, images: int) -> str:
 def print_result(bundle: Bundle, images: Task, verbose: bool = False) -> None:
     """Print the table, what is kept and why, and which sources matter."""
     out.print(accuracy_table(bundle, images, verbose))
+    if too_easy := easy_line(bundle, images):
+        out.print(too_easy, soft_wrap=True)
     if len(bundle.table) > 1:
         out.print(kept_line(bundle, images), soft_wrap=True)
     if bundle.sources:
@@ -68,6 +70,30 @@ def print_result(bundle: Bundle, images: Task, verbose: bool = False) -> None:
     if bundle.sources and verbose:
         out.print(weights_table(bundle))
         out.print(objective_line(bundle.objective), soft_wrap=True)
+
+
+def easy_line(bundle: Bundle, images: Task) -> str:
+    """Say where held-out images are easier than test images beyond chance; else an empty text.
+
+    Asked of no prompt, which held-out images did not choose: its 95 % intervals do not overlap.
+    """
+    none = row_of(bundle, "none")
+    if none.test_accuracy is None or not len(images.validation):
+        return ""
+    held, test = (
+        wilson(min(share * count, count), count)
+        for share, count in (
+            (none.val_accuracy, len(images.validation)),
+            (none.test_accuracy, len(images.test)),
+        )
+    )
+    if held.low <= test.high:
+        return ""
+    return (
+        f"held-out images are easier than test images ({100 * held.value:.1f} against "
+        f"{100 * test.value:.1f} %), so expect what test images say; where pictures of one scene "
+        "train and validate, a column `group` in labels.csv keeps them together"
+    )
 
 
 def kept_line(bundle: Bundle, images: Task) -> str:
