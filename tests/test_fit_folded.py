@@ -147,6 +147,7 @@ def test_held_out_images_that_are_too_easy_are_reported(
     assert bool(easy_line(bundle, task)) is said
     untested = replace(bundle, table=(Row("none", held, 0.5),))
     assert easy_line(untested, task) == ""
+    assert easy_line(bundle, replace(task, test=task.test.subset([]))) == ""
 
 
 def test_no_prompt_that_holds_out_worse_says_what_decided(backbone: Backbone) -> None:

@@ -121,8 +121,9 @@ def report() -> str:
     return fill(
         "objective",
         backbone=BACKBONE,
-        targets=len(found),
-        all=len(TARGETS),
+        targets=f"all {len(found)}"
+        if len(found) == len(TARGETS)
+        else f"{len(found)} of the {len(TARGETS)}",
         train=TRAIN,
         test=TEST,
         mixes=MIXES,

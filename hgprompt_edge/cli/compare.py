@@ -82,8 +82,7 @@ def compare(
     sizes = parse_sizes(image_sizes, more_sizes, given)
     check_output(output, "--output", ".json")
     task_found = find_images(task, data, seed=seed, download=download, group_by_hash=group_by_hash)
-    name = "sizes" if sizes else "compare"
-    path = output or Path(f"{task_found.name}.{name}.json")
+    path = output or Path(f"{task_found.name}.{'sizes' if sizes else 'compare'}.json")
     check_way(path, (".png",))
     check_resize(resize, task_found)
     load_pytorch()
@@ -101,8 +100,8 @@ def compare(
     found, vit = bank_and_backbone(sources, backbone, checkpoint, image_size)
     bank, vit = needs_bank(found, vit, sources), vit.with_rule(resize and resize.value)
     if sizes:
-        its = backbone if sources is None else backbone or bank.backbone
-        backbones = load_sizes(sizes, vit, its, checkpoint, resize and resize.value)
+        name = backbone if sources is None else backbone or bank.backbone
+        backbones = load_sizes(sizes, vit, name, checkpoint, resize and resize.value)
         choice = choose_compute(vit, device.value, precision.value)
         compare_sizes(bank, backbones, choice, task_found.load, path, seed, json, began)
         return

@@ -88,7 +88,7 @@ class Hashes:
 
     @property
     def plain(self) -> npt.NDArray[np.bool_]:
-        """Whether a picture has a plain ground, `[n]` bool."""
+        """Whether a picture has a plain ground, `[n]` bool; means nothing without a look."""
         return self.looks[:, 0] < 128
 
     def subset(self, indices: npt.ArrayLike) -> Hashes:

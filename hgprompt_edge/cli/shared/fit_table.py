@@ -11,7 +11,7 @@ from rich.table import Table
 from hgprompt_edge.artifacts.bank_entries import TUNED
 from hgprompt_edge.artifacts.bundle import ROW_TITLES
 from hgprompt_edge.cli.shared.console import out
-from hgprompt_edge.maths.proportions import wilson
+from hgprompt_edge.maths.proportions import Proportion, wilson
 
 if TYPE_CHECKING:
     from hgprompt_edge.artifacts.bundle import Bundle, Row
@@ -55,7 +55,11 @@ def interval(accuracy: float, images: int) -> str:
 
     Parts of images count, where one is looked at several times.
     """
-    return str(wilson(min(accuracy * images, images), images))
+    return str(_proportion(accuracy, images))
+
+
+def _proportion(accuracy: float, images: int) -> Proportion:
+    return wilson(min(accuracy * images, images), images)
 
 
 def print_result(bundle: Bundle, images: Task, verbose: bool = False) -> None:
@@ -78,15 +82,10 @@ def easy_line(bundle: Bundle, images: Task) -> str:
     Asked of no prompt, which held-out images did not choose: its 95 % intervals do not overlap.
     """
     none = row_of(bundle, "none")
-    if none.test_accuracy is None or not len(images.validation):
+    if none.test_accuracy is None or not len(images.validation) or not len(images.test):
         return ""
-    held, test = (
-        wilson(min(share * count, count), count)
-        for share, count in (
-            (none.val_accuracy, len(images.validation)),
-            (none.test_accuracy, len(images.test)),
-        )
-    )
+    held = _proportion(none.val_accuracy, len(images.validation))
+    test = _proportion(none.test_accuracy, len(images.test))
     if held.low <= test.high:
         return ""
     return (
